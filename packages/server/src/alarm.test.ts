@@ -22,7 +22,7 @@ class Rig {
   }
 }
 
-test('the alarm ticks at the deadline, also after the deadline has moved', () => {
+test('the alarm ticks at the deadline, even after the deadline has changed', () => {
   const rig = new Rig()
   const startMs = Date.now()
   rig.nextDeadline = startMs + 100

@@ -4,7 +4,7 @@ import { MEMORY_BYTES_MIN, MemoryGauge, PROCESS_METER, sharesOf } from './memory
 const MIB = 1 << 20
 const RUNTIME_MIB = 80
 
-/** A heap with MiB in use and MiB of garbage. */
+/** A heap, with its use and its garbage in MiB. */
 class Heap {
   used = 0
   garbage = 0
@@ -53,13 +53,13 @@ describe('a gauge of 1,000 MiB', () => {
     expect(heap.collections).toBeLessThanOrEqual(10)
     heap.used = 900
     expect(one.look(20_000)).toBe(true)
-    // All of it is garbage, but only a collection can tell.
+    // All of it is garbage, but only a collection can show that.
     heap.used = 0
     heap.garbage = 900
     expect(one.look(20_050)).toBe(false)
     expect(one.look(21_000)).toBe(true)
     expect(one.isFull).toBe(false)
-    // Shortly after a collection the share of garbage is unknown, so only the budget itself counts.
+    // Shortly after a collection the share of garbage is unknown, so memory is full only above the whole budget.
     heap.garbage = 900
     expect(one.look(21_050)).toBe(false)
     heap.garbage = 1_000
@@ -83,7 +83,7 @@ test('the meter reads without a free file descriptor', () => {
 test('the meter of the process counts buffers until they are collected', () => {
   PROCESS_METER.collect()
   const before = PROCESS_METER.read()
-  // In a separate function: a register of this one could keep the buffer reachable.
+  // This is a separate function, because a register of the outer function could keep the buffer reachable.
   const hold = (): void => {
     const held = new Uint8Array(64 * MIB).fill(1)
     expect(PROCESS_METER.read() - before).toBeGreaterThan(60 * MIB)
@@ -91,7 +91,7 @@ test('the meter of the process counts buffers until they are collected', () => {
   }
   hold()
   PROCESS_METER.collect()
-  // A collection frees buffers in the background, and the next one waits for that.
+  // A collection frees buffers in the background, and the next collection waits until they are freed.
   PROCESS_METER.collect()
   expect(PROCESS_METER.read() - before).toBeLessThan(16 * MIB)
 })

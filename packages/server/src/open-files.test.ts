@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest'
 import { connectionsFor, openFilesMax } from './open-files.js'
 
-test('connections leave 256 files to the rest of the broker, or half of a very low limit', () => {
+test('connections leave 256 files for the rest of the broker, or half of a very low limit', () => {
   expect(connectionsFor(10_000, undefined)).toBe(10_000)
   expect(connectionsFor(10_000, 1_048_576)).toBe(10_000)
   expect(connectionsFor(10_000, 10_256)).toBe(10_000)

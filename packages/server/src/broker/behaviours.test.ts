@@ -21,7 +21,7 @@ describe('limits', () => {
     const bench = await opened({ maxMessages: 6, overflow: 'drop-oldest' })
     const priorities = [3, 0, 0, 1, 0, 1]
     await bench.publish(priorities.map((priority) => ({ priority })))
-    // The worker holds 0, which has the highest priority, and 3.
+    // The worker holds message 0, which has the highest priority, and message 3.
     const worker = bench.consume(2)
     await bench.settle()
     expect(worker.offsets).toEqual([0, 3])
@@ -36,12 +36,13 @@ describe('limits', () => {
     expect(dropped).toEqual([1, 2, 4, 5])
     expect(bench.info()).toMatchObject({ leased: 2, ready: 4, dropped: 4 })
     expect(bench.broker.catalog.queue(Q).stateOf(3)).toBe('leased')
-    // Scheduled messages make room as ready ones do.
+    // Scheduled messages are dropped in the same way as ready ones.
     await bench.publish([{ delayMs: HOUR }])
     expect(bench.info()).toMatchObject({ leased: 2, ready: 3, scheduled: 1, dropped: 5 })
     await bench.publish(many(4, () => ({ priority: 4 })))
     expect(bench.info()).toMatchObject({ leased: 2, ready: 4, scheduled: 0, dropped: 9 })
-    // Dropping all unleased messages would not make enough room: none is dropped, and the error is retryable.
+    // Dropping all messages that are not leased would not make enough room, so none is dropped, and the error is
+    // retryable.
     expect(() => bench.put(many(5))).toThrow(failing('QUEUE_FULL', true))
     await bench.settle()
     expect(bench.info()).toMatchObject({ leased: 2, ready: 4, dropped: 9 })
@@ -50,7 +51,7 @@ describe('limits', () => {
     bench.broker.audit()
   })
 
-  it('turn the oldest messages into dead letters, which keep their attempts', async () => {
+  it('turn the oldest messages into dead letters that keep their attempts', async () => {
     const bench = await opened({ maxMessages: 2, overflow: 'dead-letter', maxDeliveries: 3 })
     await bench.publish(many(2))
     const worker = bench.consume(1)
@@ -63,7 +64,7 @@ describe('limits', () => {
       if (restarts) await bench.crash()
       expect(bench.info()).toMatchObject({ dead: 2, ready: 2, scheduled: 0, dropped: 0 })
       const queue = bench.broker.catalog.queue(Q)
-      // 3 is the number of a death by overflow.
+      // The number 3 means a death by overflow.
       expect(queue.deadAt(0)).toMatchObject({ death: 3, attempts: 1, reason: '' })
       expect(queue.deadAt(1)).toMatchObject({ death: 3, attempts: 0 })
       expect(await bench.order()).toEqual([2, 3])
@@ -88,8 +89,8 @@ describe('limits', () => {
     },
   )
 
-  // With a retryable error, such a batch would be sent again until the queue is empty.
-  it('refuse a batch that is too large with a final error, also if the queue is not empty', async () => {
+  // If the error were retryable, the producer would send such a batch again until the queue is empty.
+  it('refuse a batch that is too large with a final error, even if the queue is not empty', async () => {
     const bench = await opened({ maxMessages: 3 })
     await bench.publish([{}])
     expect(() => bench.put(many(4))).toThrow(failing('QUEUE_FULL', false))
@@ -125,7 +126,7 @@ describe('a message that replaces', () => {
         baseOffset: 0,
         duplicates: undefined,
       })
-      // Replaces a scheduled message, then a ready one.
+      // The first publish replaces a scheduled message, and the second a ready one.
       expect(await bench.publish([one('a')])).toEqual({ baseOffset: 1, duplicates: own([0, 1]) })
       expect(await bench.publish([{}, one('a')])).toEqual({ baseOffset: 2, duplicates: own([1, 3]) })
       expect(bench.info()).toMatchObject({
@@ -136,7 +137,7 @@ describe('a message that replaces', () => {
         published: 4,
       })
       expect(await bench.order()).toEqual([2, 3])
-      // By default the older message is kept: this one is a duplicate of the newest.
+      // Without `replaces` the older message is kept, so this one is a duplicate of the newest message.
       expect(await bench.publish([{ id: 'a' }])).toEqual({ baseOffset: 4, duplicates: own([0, 3]) })
       bench.broker.audit()
     })
@@ -150,12 +151,12 @@ describe('a message that replaces', () => {
       worker.settle(0, OUTCOME.ack)
       await bench.settle()
       const after = await bench.publish([one('a')])
-      // Only a window remembers the ids of finished messages.
+      // Only a window remembers the ids of messages that are gone.
       expect(after.duplicates).toEqual(unique === 'window' ? own([0, 0]) : undefined)
       bench.broker.audit()
     })
 
-    it(`is replaced by a later message of its batch, with unique ${unique}`, async () => {
+    it(`can be replaced by a later message of its batch, with unique ${unique}`, async () => {
       const bench = await opened(options)
       await bench.publish([{ id: 'a', delayMs: HOUR }])
       expect(await bench.publish([one('a'), { id: 'b' }, one('a'), { id: 'a' }, one('b')])).toEqual({
@@ -167,7 +168,7 @@ describe('a message that replaces', () => {
       bench.broker.audit()
     })
 
-    it(`gets the same answer after a crash, and is one entry, with unique ${unique}`, async () => {
+    it(`gets the same answer after a crash, and is in one entry with its facts, with unique ${unique}`, async () => {
       const bench = await new Bench({ keepsSnapshots: true }).open()
       bench.ensure(options)
       await bench.publish([{ id: 'a', delayMs: HOUR }])
@@ -198,7 +199,7 @@ describe('a message that replaces', () => {
       })
       expect(bench.broker.catalog.queue(Q).stateOf(3)).toBe('scheduled')
       bench.broker.audit()
-      // At any crash point one of the messages exists, never two and never none.
+      // After a crash at any point exactly one of the messages exists.
       for (const log of bench.snapshots) {
         await bench.restart(log)
         if (bench.broker.catalog.list('', 1).queues.length === 0) continue
@@ -234,7 +235,7 @@ describe('a batch that follows a refused one', () => {
   const send = (bench: Bench, number: number, follows: number, unanswered: number, options = {}): unknown =>
     bench.send(batchOf([options], number, follows), Q, undefined, unanswered)
 
-  it('is refused, and so are those that follow it, until it is sent again and follows none', async () => {
+  it('is refused, and so are the batches after it, until it is sent again as one that follows no other', async () => {
     const bench = await new Bench().open()
     bench.ensure({ maxMessages: 1 })
     send(bench, 1, 0, 0)
@@ -245,12 +246,12 @@ describe('a batch that follows a refused one', () => {
     expect(() => bench.atomic(step(5, 3), 4)).toThrow(earlierRefused)
     send(bench, 6, 0, 5)
     expect(bench.info()).toMatchObject({ published: 2 })
-    // A retryable refusal is not final: each batch is checked again when it is sent again.
+    // After a retryable refusal, each batch is checked again when it is sent again.
     send(bench, 2, 0, 1)
     send(bench, 3, 1, 2)
     expect(() => send(bench, 7, 3, 6)).toThrow(earlierRefused)
     expect(bench.info()).toMatchObject({ published: 4 })
-    // The producer has all answers, so batch 4 counts no longer.
+    // The producer has received all answers, so the refusal of batch 4 is forgotten.
     send(bench, 8, 4, 0)
     await bench.settle()
   })
@@ -276,7 +277,7 @@ describe('ids', () => {
     await bench.pass(5_000)
     await bench.publish([{ id: 'c' }])
     expect(() => bench.put([{ id: 'd' }])).toThrow(failing('DEDUP_FULL', true))
-    // A known id and a message without one are not refused.
+    // A message with a known id and a message without an id are not refused.
     expect((await bench.publish([{ id: 'a' }, {}])).duplicates).toEqual(new Map([[0, 0]]))
     await bench.crash()
     expect(() => bench.put([{ id: 'd' }])).toThrow(failing('DEDUP_FULL', true))
@@ -321,7 +322,7 @@ describe('ids', () => {
       dueMs: at,
     })
     await bench.settle()
-    // The id left the window long ago, but the delayed message is still found by it.
+    // The id is no longer in the window, but the delayed message is still found by its id.
     await bench.crash()
     const again = { ...byId('later'), delayMs: undefined, atMs: at + 1_000 }
     expect(bench.broker.operator.reschedule(again)).toEqual({ offset: 0, dueMs: at + 1_000 })
@@ -338,7 +339,7 @@ describe('ids', () => {
 })
 
 describe('keys', () => {
-  it('pass a failed message once `onFail` is skip, and wait behind it once it is block again', async () => {
+  it('overtake a failed message once `onFail` is skip, and wait for it once `onFail` is block again', async () => {
     const bench = await opened({ onFail: 'block' })
     await bench.publish([{ key: 'k' }, { key: 'k' }, { key: 'k' }, { key: 'other' }])
     const worker = bench.consume(1)
@@ -354,7 +355,7 @@ describe('keys', () => {
     await bench.crash()
     expect(await bench.order()).toEqual([3])
     bench.broker.audit()
-    // Due again, it precedes the messages without an attempt.
+    // When the failed message is due again, it precedes the messages that were never delivered.
     await bench.pass(HOUR)
     const again = bench.consume()
     await bench.settle()
@@ -362,7 +363,7 @@ describe('keys', () => {
     bench.broker.audit()
   })
 
-  it('give way to a message of higher priority that becomes eligible with the delivery before theirs', async () => {
+  it('let a message of higher priority precede them if the previous delivery makes it eligible', async () => {
     const bench = await opened({ keyConcurrency: 2 })
     await bench.publish([
       { key: 'a', priority: 5 },
@@ -395,19 +396,20 @@ describe('keys', () => {
     bench.broker.audit()
   })
 
-  it('make the next message eligible when its predecessor expires, however late that is noticed', async () => {
+  it('make the next message eligible when its predecessor expires, however late the expiry is processed', async () => {
     const bench = await opened()
     await bench.publish([{ key: 'k', ttlMs: 1_000 }])
     await bench.pass(100)
     await bench.publish([{ key: 'k' }])
-    // No command looks at the queue, and no timer runs.
+    // No command reads the queue in the meantime, and no timer runs.
     bench.now += 500
     await bench.publish([{}])
     bench.now += 300
     await bench.publish([{}])
     bench.now += 5_000
     await bench.publish([{}])
-    // 0 expired at 1,000; 1 is eligible since then, 2 since 600, 3 since 900, 4 since 5,900.
+    // Message 0 expired at 1,000, and 1 is eligible since then. Message 2 is eligible since 600, 3 since 900, and 4
+    // since 5,900.
     expect(await bench.order()).toEqual([2, 3, 1, 4])
     expect(bench.info()).toMatchObject({ expired: 1 })
   })
@@ -427,7 +429,7 @@ describe('a message that is being handled', () => {
     await bench.pass(3_999)
     expect(worker.tagsLost).toEqual([])
     await bench.pass(1)
-    // 2 was not started, 1 was extended, 4 was started later.
+    // Message 2 was not started, 1 was extended, and 4 was started later.
     const lost = [0, 3].map((offset) => ({ firstTag: worker.tagOf(offset), count: 1 }))
     expect(worker.tagsLost).toEqual([
       { ...lost[0], firstOffset: 0 },
@@ -466,7 +468,7 @@ describe('a message that is being handled', () => {
     expect(worker.tagsLost).toMatchObject([{ firstOffset: 1, count: 1 }])
     await bench.pass(HOUR)
     expect(bench.info()).toMatchObject({ leased: 2, dead: 1 })
-    // The next announcement replaces the one before it; an extended message is being handled.
+    // The next announcement replaces the previous one. A message that was extended counts as being handled.
     worker.announce(2)
     worker.announce(3)
     expect(worker.subscription.startedCount).toBe(1)
@@ -511,7 +513,7 @@ describe('a message that is being handled', () => {
     expect(bench.info()).toMatchObject({ dead: 4, leased: 0 })
   })
 
-  it('is charged an attempt if it was the only one when its connection died; several become suspects', async () => {
+  it('is charged an attempt if it was the only one when the connection was lost; several become suspects', async () => {
     const bench = await opened()
     await bench.publish(many(3))
     const first = bench.consume()
@@ -535,7 +537,7 @@ describe('a message that is being handled', () => {
     third.settle(0, OUTCOME.ack)
     await bench.settle()
     expect(third.got.slice(1)).toMatchObject([{ offset: 2, attempt: 1, alone: true }])
-    // Delivered alone, it is charged although no STARTED named it.
+    // A message that was delivered alone is charged an attempt even without STARTED.
     third.die()
     const fourth = bench.consume()
     await bench.pass(HOUR)
@@ -546,7 +548,7 @@ describe('a message that is being handled', () => {
     bench.broker.audit()
   })
 
-  it('is a suspect, with all others that its consumer held, after three losses without a started message', async () => {
+  it('is a suspect, like all others that its consumer held, after three losses without a started message', async () => {
     const bench = await opened()
     await bench.publish(many(2))
     for (let death = 0; death < 3; death++) {
@@ -601,7 +603,7 @@ describe('consumers', () => {
     c.leave()
     await bench.settle()
     expect([d.offsets, active()]).toEqual([[1, 2], ['d']])
-    // Without `single` all consumers are served.
+    // Without `single`, all consumers get messages.
     const e = bench.consume(2, { label: 'e' })
     bench.ensure({ single: false })
     await bench.settle()
@@ -626,7 +628,7 @@ describe('consumers', () => {
     credit(1, false)
     await bench.publish(many(4))
     expect([puller!.offsets, worker!.offsets, active()]).toEqual([[0], [], ['puller']])
-    // It asks for no more messages, but still handles one.
+    // The puller requests no more messages, but still handles one.
     credit(1, true)
     await bench.settle()
     expect([worker!.offsets, active()]).toEqual([[], ['puller']])

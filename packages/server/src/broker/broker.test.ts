@@ -44,7 +44,7 @@ class Rig {
       defer: (endTurn) => void setImmediate(endTurn),
       onFatal: (error) => this.fatal.push(error),
       messageBytesMax: 65_536,
-      // Small, so that all but the last few batches must be read back.
+      // The blocks are small, so that all but the last few batches must be read back.
       blocks: { blockBytes: 65_536, recentBytes: 65_536 },
     })
     this.broker.catalog.ensure({ name: JOBS, options: { maxDeliveries: 255 }, update: false })
@@ -102,7 +102,7 @@ afterEach(() => {
 })
 
 describe('the cost of one frame', () => {
-  test('one settle can have more messages with its reason than fit a segment', async () => {
+  test('one settle can have more messages with its reason than fit in a segment', async () => {
     const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
     await rig.open()
     await rig.publish(Array.from({ length: 2000 }, () => ''))
@@ -139,7 +139,7 @@ describe('the cost of one frame', () => {
     rig.broker.audit()
   })
 
-  test('different reasons are kept whole up to the limit, also after a restart', async () => {
+  test('different reasons are kept in full up to the limit, even after a restart', async () => {
     const rig = new Rig(new MemoryLog({ segmentBytes: 16 * MIB }))
     await rig.open()
     const count = 3_000
@@ -168,7 +168,7 @@ describe('the cost of one frame', () => {
     await check()
   })
 
-  test('a checkpoint can hold a whole chunk of dead messages with the longest reason', async () => {
+  test('a checkpoint can contain a whole chunk of dead messages with the longest reason', async () => {
     const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
     await rig.open()
     await rig.publish(Array.from({ length: 1024 }, () => ''))
@@ -192,7 +192,7 @@ describe('the cost of one frame', () => {
   })
 })
 
-test('timers that nearer ones replace do not accumulate', async () => {
+test('timers that are replaced by earlier ones do not accumulate', async () => {
   const pushes = vi.spyOn(TimeHeap.prototype, 'push')
   const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
   await rig.open()
@@ -235,7 +235,7 @@ test('does not open on a log that cannot be written', async () => {
   await expect(new Rig(log).open()).rejects.toMatchObject({ code: 'LOG_FAILED' })
 })
 
-describe('a log with a passing read failure', () => {
+describe('a log with a temporary read failure', () => {
   async function filled(): Promise<{ rig: Rig; break: () => void; mend: () => void; reads: () => number }> {
     const log = new MemoryLog({ segmentBytes: MIB })
     const rig = new Rig(log)
@@ -248,14 +248,14 @@ describe('a log with a passing read failure', () => {
     log.readRange = async (position, length) => {
       if (!broken) return readRange(position, length)
       reads++
-      // The file log pauses between its tries as well.
+      // Like the file log, this log pauses between tries.
       await turns(1)
       throw new SluiceError('READ_FAILED', 'The segment could not be read: EMFILE: too many open files.')
     }
     return { rig, break: () => (broken = true), mend: () => (broken = false), reads: () => reads }
   }
 
-  test('ends no consumer, and delivers once it can be read again', async () => {
+  test('ends no consumer, and messages are delivered once it can be read again', async () => {
     const { rig, break: breakIt, mend, reads } = await filled()
     breakIt()
     rig.subscribe(200)
@@ -269,7 +269,7 @@ describe('a log with a passing read failure', () => {
     rig.broker.audit()
   })
 
-  test('refuses the requests of operators with a retryable code, and changes nothing', async () => {
+  test('makes operator requests fail with a retryable code, without changing anything', async () => {
     const { rig, break: breakIt, mend } = await filled()
     breakIt()
     const peek = peekRequest({ name: JOBS, state: 'ready', limit: 5 })
@@ -285,7 +285,7 @@ describe('a log with a passing read failure', () => {
 })
 
 describe('damage at rest to the header of a batch', () => {
-  // Byte and bit to flip in the header.
+  // The byte and the bit of the header that are flipped.
   const flips: readonly (readonly [string, number, number])[] = [
     ['length', 3, 0x10],
     ['queue', 8, 1],

@@ -1,4 +1,4 @@
-/** Requests about queues, which change nothing. */
+/** Requests that read queues and change nothing. */
 import { queueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, Q, type Message } from '../testing/bench.js'
@@ -6,7 +6,7 @@ import type { ConsumersResult } from './catalog.js'
 
 const many = (count: number, message: Message = {}): Message[] => Array.from({ length: count }, () => message)
 
-describe('looking at queues', () => {
+describe('reading queues', () => {
   it('writes nothing, and counts messages that are due or expired by now', async () => {
     const bench = await new Bench().open()
     bench.ensure()
@@ -42,7 +42,7 @@ describe('looking at queues', () => {
     bench.broker.audit()
   })
 
-  it('neither delivers due messages nor ends overdue leases: only timers do', async () => {
+  it('neither delivers due messages nor ends overdue leases, because only timers do', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish([{}, { delayMs: 5_000 }, { delayMs: 5_000, key: 'a' }, { ttlMs: 5_000, key: 'a' }])
@@ -88,7 +88,7 @@ describe('looking at queues', () => {
 })
 
 describe('consumers', () => {
-  it('come in pages that scan a limited number of lease slots', async () => {
+  it('are returned in pages that scan a limited number of lease slots', async () => {
     const bench = await new Bench().open()
     bench.ensure({})
     const workers = [bench.consume(3), bench.consume(3), bench.consume(3)]
@@ -98,7 +98,7 @@ describe('consumers', () => {
       await bench.pass(10)
     }
     const oldest = workers.map(({ subscription }) => subscription.oldestLeaseMs)
-    // As if two of them had held very many messages before.
+    // Simulates that two of them have held very many messages before.
     for (const { subscription } of workers.slice(0, 2)) subscription.nextTag(1 << 17)
     const pages: number[] = []
     const found: (number | null)[] = []

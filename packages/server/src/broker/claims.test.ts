@@ -11,7 +11,7 @@ async function opened(options: Parameters<Bench['ensure']>[0] = {}): Promise<Ben
   return bench
 }
 
-/** The claim of this worker's client for the message. */
+/** The claim for the message by this worker's client. */
 function claimOf(bench: Bench, worker: Worker, offset: number, changes: Partial<Claim> = {}): Claim {
   const delivered = worker.got.findLast((one) => one.offset === offset)!
   const { id: subscriptionId, queue } = worker.subscription
@@ -24,7 +24,7 @@ function claim(bench: Bench, worker: Worker, ...claims: Claim[]): Granted[] {
   return bench.broker.leases.claim(worker.subscription, claims)
 }
 
-/** A worker that holds these messages and handles those at `started`. */
+/** Returns a worker that holds these messages and has started those at `started`. */
 async function working(bench: Bench, messages: readonly Message[], ...started: number[]): Promise<Worker> {
   await bench.publish(messages)
   const worker = bench.consume()
@@ -56,11 +56,11 @@ describe('a claim within one boot', () => {
     await bench.pass(1)
     expect(next.tagsLost).toMatchObject([{ firstOffset: 0 }])
     await bench.pass(1_200)
-    // The lost connection and the timeout are one failed attempt.
+    // The lost connection and the timeout together count as one failed attempt.
     expect(next.got).toMatchObject([{ offset: 0, attempt: 2 }])
   })
 
-  it('can be settled, and counts as started when its connection dies too', async () => {
+  it('can be settled, and counts as started when its connection is lost too', async () => {
     const bench = await opened({ maxDeliveries: 3 })
     const first = await working(bench, [{}, {}], 0)
     first.die()
@@ -82,7 +82,7 @@ describe('a claim within one boot', () => {
     expect(bench.broker.catalog.queue(Q).stateOf(0)).toBeUndefined()
   })
 
-  it('clears the suspicion of claimed messages, and of no others', async () => {
+  it('clears the suspicion of claimed messages, and only of these', async () => {
     const bench = await opened()
     const first = await working(bench, [{}, {}], 0, 1)
     first.die()
@@ -142,7 +142,7 @@ describe('a claim within one boot', () => {
     expect(refused).toBe(7)
   })
 
-  it('is refused for another lease or queue, without credit, and the second time', async () => {
+  it('is refused for another lease or queue, without credit, and when it is repeated', async () => {
     const bench = await opened()
     const first = await working(bench, [{}, {}, {}], 0, 1)
     first.die()
@@ -177,7 +177,7 @@ describe('a claim within one boot', () => {
     bench.broker.audit()
   })
 
-  it('is granted in a paused queue, and refused beside the active consumer of a queue with `single`', async () => {
+  it('is granted in a paused queue, and refused if another consumer of a queue with `single` is active', async () => {
     const bench = await opened()
     const first = await working(bench, [{}], 0)
     first.die()
@@ -216,7 +216,7 @@ describe('a claim across a restart', () => {
     }
   })
 
-  it('counts the bytes that the broker knows of the message, not those in the claim', async () => {
+  it('counts the message size that the broker knows, not the size in the claim', async () => {
     const bench = await opened()
     const first = await working(bench, [{ bodyBytes: 100 }, { bodyBytes: 100 }], 0, 1)
     const claims = [0, 1].map((offset) => claimOf(bench, first, offset, { bytes: 60_000 }))
@@ -240,7 +240,7 @@ describe('a claim across a restart', () => {
     expect(claim(bench, next, ...claims)).toMatchObject([{ index: 0 }])
   })
 
-  it('is refused if the subscription had ended before the restart, in any state of the log', async () => {
+  it('is refused if the subscription had ended before the restart, with and without checkpoints', async () => {
     for (const checkpoints of [false, true]) {
       const bench = await new Bench({ segmentBytes: 64 << 10, checkpointBytes: 16 << 10 }).open()
       bench.ensure()
@@ -260,7 +260,7 @@ describe('a claim across a restart', () => {
     }
   })
 
-  it('is refused for a boot before the last, for another attempt, and once the message was leased in this boot', async () => {
+  it('is refused for a boot before the previous one, for another attempt, and once the message was leased in this boot', async () => {
     const bench = await opened()
     const first = await working(bench, [{}, {}], 0)
     const one = claimOf(bench, first, 0)

@@ -1,4 +1,4 @@
-/** The limits of the broker, each at its value and one beyond it. docs/LIMITS.md lists them. */
+/** The limits of the broker, each tested at its value and just beyond it. docs/LIMITS.md lists them. */
 import { BATCH_HEADER_BYTES, LIMITS, OUTCOME, queueName, type Placed } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, segmentBytesFit } from '../log/segment.js'
@@ -11,7 +11,7 @@ const refused = (code: string): Error => expect.objectContaining({ code }) as Er
 const many = (count: number, message: (index: number) => Message): Message[] =>
   Array.from({ length: count }, (_, index) => message(index))
 
-it('has queues up to the limit, and room for another when one is deleted', async () => {
+it('allows queues up to the limit, and another one when a queue is deleted', async () => {
   const bench = await new Bench({ queuesMax: 2 }).open()
   const names = ['a', 'b', 'c'].map(queueName)
   bench.ensure({}, names[0])
@@ -25,7 +25,7 @@ it('has queues up to the limit, and room for another when one is deleted', async
   expect(() => bench.ensure({}, names[0])).toThrow(refused('TOO_MANY_QUEUES'))
 })
 
-it('remembers the producers that a quarter of a segment can list, and forgets no connected one', async () => {
+it('remembers as many producers as a quarter of a segment can list, and forgets no connected producer', async () => {
   const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
   const most = SEGMENT_BYTES / 4 / 16
   const identity = (index: number): string => index.toString(16).padStart(32, '0')
@@ -40,7 +40,7 @@ it('remembers the producers that a quarter of a segment can list, and forgets no
   expect(() => attach(7)).toThrow(refused('TOO_MANY_CONNECTIONS'))
 })
 
-it('evicts at most 1,024 messages of an excess in a turn, besides those that make room for the new ones', async () => {
+it('evicts at most 1,024 excess messages in a turn, besides those that make room for new messages', async () => {
   const bench = await new Bench().open()
   const other = queueName('other')
   for (const name of [Q, other]) {
@@ -55,7 +55,7 @@ it('evicts at most 1,024 messages of an excess in a turn, besides those that mak
   expect(ready()).toEqual([2_500, 2_500])
   bench.put(many(3, () => ({})))
   expect(ready()).toEqual([2_500 - 1_024, 2_500])
-  // The same turn: each makes room for itself only.
+  // In the same turn, each batch makes room only for itself.
   bench.put(many(2, () => ({})))
   bench.put(
     many(2, () => ({})),
@@ -104,7 +104,7 @@ it('makes at most 8,192 due messages ready in a turn, serves other queues meanwh
 })
 
 describe('with small segments', () => {
-  it('a batch has at most half of one', async () => {
+  it('a batch takes at most half of a segment', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
     bench.ensure()
     const bodiesBytes = SEGMENT_BYTES / 2 - BATCH_HEADER_BYTES - 33 * 8
@@ -115,7 +115,7 @@ describe('with small segments', () => {
     expect(bench.info().ready).toBe(33)
   })
 
-  it('a batch has at most the known ids whose facts fit a quarter of one', async () => {
+  it('a batch has at most as many known ids as have facts in a quarter of a segment', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
     bench.ensure()
     const most = Math.floor(SEGMENT_BYTES / 4 / 24)
@@ -125,7 +125,7 @@ describe('with small segments', () => {
     expect(() => bench.put(ids(most + 1))).toThrow(refused('BATCH_TOO_LARGE'))
   })
 
-  it('an atomic step has at most a quarter of one', async () => {
+  it('an atomic step takes at most a quarter of a segment', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
     bench.ensure()
     const step = (bytes: number): readonly Placed[] => {
@@ -135,7 +135,7 @@ describe('with small segments', () => {
       const batches = [{ queue: Q, bytes: batch, at: 0, end: batch.length }]
       return bench.atomic({ number, crc: 1, acks: [], batches })
     }
-    // The step itself is a batch too, around the one that it publishes.
+    // The step itself has the header of a batch, like the batch that it publishes.
     const most = SEGMENT_BYTES / 4 - 2 * BATCH_HEADER_BYTES - 16 * 8
     expect(step(most)).toHaveLength(1)
     expect(() => step(most + 1)).toThrow(refused('TRANSACTION_TOO_LARGE'))
@@ -144,7 +144,7 @@ describe('with small segments', () => {
   })
 })
 
-it('examines 100,000 messages for a page of a peek, chosen or not', async () => {
+it('examines at most 100,000 messages for one page of a peek, whether they match or not', async () => {
   const bench = await new Bench({ segmentBytes: 8 << 20 }).open()
   bench.ensure()
   for (let i = 0; i < 4; i++) await bench.publish(many(25_000, () => ({ bodyBytes: 0 })))
@@ -173,7 +173,7 @@ it('keeps the newest claimable leases of a queue', () => {
   expect([former.size, former.get(0), former.get(1)]).toEqual([FORMER_LEASES_MAX, undefined, lease])
 })
 
-it('remembers ended subscriptions of a queue up to the limit; beyond it, all count as ended', () => {
+it('remembers ended subscriptions of a queue up to the limit; beyond it, all subscriptions count as ended', () => {
   const former = new FormerLeases()
   for (let id = 1; id <= ENDED_MAX; id++) expect(former.end(id)).toBe(true)
   expect(former.ended).toHaveLength(ENDED_MAX)
@@ -182,7 +182,7 @@ it('remembers ended subscriptions of a queue up to the limit; beyond it, all cou
   expect(former.end(ENDED_MAX + 2)).toBe(false)
 })
 
-it('keeps claimable leases for 64 queues, and then forgets those of the first', async () => {
+it('keeps claimable leases for 64 queues, and then forgets those of the first queue', async () => {
   const bench = await new Bench().open()
   const names = Array.from({ length: 65 }, (_, index) => queueName(`q${index}`))
   for (const [index, name] of names.entries()) {
@@ -211,7 +211,7 @@ it('answers a history in pages of 32 KiB', async () => {
     worker.settle(0, OUTCOME.retry, { delayMs: 0, reason: 'x'.repeat(LIMITS.reasonBytesMax - 64) })
     await bench.pass(1)
   }
-  // With 64 bytes more, each event takes an eighth of a page.
+  // Together with its 64 bytes of overhead, each event takes an eighth of a page.
   for (let tries = 0; tries < 7; tries++) await retry()
   expect(await told()).toEqual([8, null])
   for (let tries = 0; tries < 3; tries++) await retry()

@@ -1,4 +1,4 @@
-/** Requests about single messages, also across restarts: redrive and peek. */
+/** Requests about single messages, including across restarts: redrive and peek. */
 import { LIMITS, queueName, readRecordOptions } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { emptyLocation } from '../queue/index.js'
@@ -10,7 +10,7 @@ const SMALL = { segmentBytes: 64 * 1024, checkpointBytes: 16 * 1024 }
 
 const many = (count: number, message: Message = {}): Message[] => Array.from({ length: count }, () => message)
 
-it('a request about many messages lets everything else be served in its midst', async () => {
+it('other input is served while a request about many messages runs', async () => {
   const COUNT = 2_000
   const filter = { key: 'none' }
   const dead = { name: Q, from: 0, limit: COUNT, offsets: undefined, filter: {}, dryRun: false }
@@ -141,7 +141,7 @@ describe('redrive', () => {
     })
   })
 
-  it('that fails halfway reports what it did, and can continue with the rest', async () => {
+  it('that fails halfway reports its progress, and can continue with the rest', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     bench.ensure({}, OTHER)
@@ -193,7 +193,7 @@ describe('redrive', () => {
     bench.broker.audit()
   })
 
-  it('of several messages with one unique id brings back the first, and its dry run counts just that', async () => {
+  it('of several messages with the same unique id makes only the first ready, and its dry run counts only that one', async () => {
     const bench = await new Bench().open()
     bench.ensure({ unique: 'pending' })
     bench.ensure({}, OTHER)
@@ -235,7 +235,7 @@ describe('peek', () => {
     })
   })
 
-  it('shows messages in their state by now, and changes nothing', async () => {
+  it('shows messages in their current state, and changes nothing', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish([{ ttlMs: 5_000 }, { delayMs: 5_000 }, { delayMs: 5_000, ttlMs: 1 }, {}])

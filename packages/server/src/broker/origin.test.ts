@@ -1,4 +1,4 @@
-/** What a move keeps of a record with any bytes, and what it adds. */
+/** Which parts of a record a move keeps, whatever its bytes are, and which it adds. */
 import {
   BATCH_HEADER_BYTES,
   DEATH,
@@ -26,7 +26,7 @@ interface Parts {
   readonly kind?: number
 }
 
-/** A record written by hand, because its parts need not be text. */
+/** Builds a record from bytes, because its parts need not be valid text. */
 function recordOf({ times = 0, key, id, headers, payload = Buffer.alloc(3), kind = 0 }: Parts): Uint8Array {
   const short = (bytes: Buffer): Buffer => Buffer.concat([Buffer.from([bytes.length]), bytes])
   const u16 = (value: number): Buffer => Buffer.from([value & 255, value >> 8])
@@ -46,7 +46,7 @@ function recordOf({ times = 0, key, id, headers, payload = Buffer.alloc(3), kind
   return Buffer.concat([size, Buffer.from([flags, kind]), u16(options.length), options, payload])
 }
 
-/** Headers of a record in order, as latin1 text. */
+/** The headers of a record in order, decoded as latin1. */
 function headersOf(record: Uint8Array): [string, string][] {
   const bytes = Buffer.from(record)
   let at = 8
@@ -79,7 +79,7 @@ const ORIGIN: Origin = {
 }
 const NAMES: readonly string[] = Object.values(ORIGIN_HEADERS)
 
-/** The record of the batch, which must be valid for a producer to send. */
+/** Builds the batch of a moved message, checks that a producer could send it, and returns its record. */
 function moved(record: Uint8Array, origin: Origin = ORIGIN): Uint8Array {
   const batch = movedBatch(record, origin)
   expect(batchIsIntact(batch, 0, batch.length)).toBe(true)
@@ -87,7 +87,7 @@ function moved(record: Uint8Array, origin: Origin = ORIGIN): Uint8Array {
   return batch.subarray(BATCH_HEADER_BYTES)
 }
 
-/** The expected record without origin headers and times. */
+/** Expects `copy` to have these parts, apart from origin headers and times. */
 function expectKept(copy: Uint8Array, parts: Parts): void {
   const own = headersOf(copy).filter(([name]) => !NAMES.includes(name))
   const headers = own.map(
@@ -145,12 +145,12 @@ describe('a moved record', () => {
       const copy = moved(record)
       expectKept(copy, parts)
       expect(copy.length - record.length).toBeLessThanOrEqual(ORIGIN_BYTES_MAX)
-      // A second move adds nothing more.
+      // A second move adds nothing.
       expect(Buffer.compare(moved(copy), copy)).toBe(0)
       const added = headersOf(copy).filter(([name]) => NAMES.includes(name))
       if (added.length > 0) withOrigin++
       expect(added.map(([name]) => name)).toEqual(NAMES_IN_ORDER.slice(0, added.length))
-      // Only the added headers are cut for a small frame.
+      // Only the added headers are shortened or omitted for a small frame.
       const room = copy.length - chance(copy.length - moved(record, { ...ORIGIN }).length + ORIGIN_BYTES_MAX)
       const least = recordOf({
         ...parts,
@@ -166,11 +166,12 @@ describe('a moved record', () => {
     expect(withOrigin).toBeGreaterThan(0.8 * ROUNDS)
   })
 
-  it('has all added headers if there is room; else the end of the error is cut', () => {
+  it('has all added headers if there is room; otherwise the end of the error is cut off', () => {
     const options = readRecordOptions(moved(recordOf({})), 0)
     expect(Object.keys(options.headers!)).toEqual(NAMES_IN_ORDER)
     expect(options.headers![ORIGIN_HEADERS.error]).toBe('é'.repeat(LIMITS.reasonBytesMax / 2))
-    // Room for all headers; one byte less; and room for a part of the error.
+    // The first case has room for all headers, the second has one byte less, and the third has room only for a part of
+    // the error.
     for (const short of [0, 1, 500]) {
       const value = Buffer.alloc(LIMITS.headersBytesMax - 3 - 1 - short, 255)
       const copy = moved(recordOf({ headers: [[Buffer.from('x'), value]] }))
@@ -183,7 +184,7 @@ describe('a moved record', () => {
     }
   })
 
-  it('keeps a key of 255 bytes that are not UTF-8, and is compared as bytes', () => {
+  it('keeps a key of 255 bytes that are not valid UTF-8, and its key is compared as bytes', () => {
     const key = Buffer.alloc(255, 255)
     const copy = moved(recordOf({ key, id: key }))
     expectKept(copy, { key, id: key })

@@ -1,4 +1,4 @@
-/** Replays across pages, windows, crashes and copies of batches, and what the log retains for them. */
+/** Replays across pages, windows, crashes and copies of batches, and the segments that the log retains for them. */
 import { OUTCOME, queueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, CALLER, Q, type Message } from '../testing/bench.js'
@@ -57,7 +57,7 @@ describe('retention', () => {
     expect(await replay(bench, { dryRun: true })).toEqual({ matched: 0, replayed: 0, cursor: null })
   })
 
-  it('by bytes keeps whole segments, and none more than needed', async () => {
+  it('by bytes keeps whole segments, and no more than needed', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ retainBytes: 200_000 })
     const { firstPosition } = bench.log.usage()
@@ -71,7 +71,7 @@ describe('retention', () => {
     expect(retained()).toBeLessThan(200_000 + SMALL.segmentBytes)
     const before = retained()
     expect(await bench.crash()).toBe(true)
-    // The page of the queue is older: what was freed after it is freed again.
+    // The newest page of the queue predates the last release of segments, so recovery releases them again.
     await bench.pass(2_000)
     expect(retained()).toBe(before)
     const { matched } = await replay(bench, { dryRun: true })
@@ -91,7 +91,8 @@ describe('retention', () => {
     await bench.settle()
     const { firstPosition } = bench.log.usage()
     await bench.fill(2 * SMALL.segmentBytes)
-    // The page of its chunk is written again now and then, so only the message keeps the first segment.
+    // The page of the message's chunk is rewritten from time to time, so only the message itself keeps the first
+    // segment.
     for (let i = 0; i < 60; i++) {
       await work(bench, 1)
       await bench.fill(2_000)
@@ -103,7 +104,7 @@ describe('retention', () => {
     expect(await replay(bench, { filter: { key: 'first' } })).toMatchObject({ matched: 1 })
   })
 
-  it('by fewer bytes than a segment keeps one segment', async () => {
+  it('of fewer bytes than a segment keeps one segment', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainBytes: 100_000 })
     await work(bench, 150)
@@ -113,7 +114,7 @@ describe('retention', () => {
 })
 
 describe('replay', () => {
-  it('into the same queue stops at the end of the log as of its first page', async () => {
+  it('into the same queue stops where the log ended when its first page was requested', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR })
     for (let i = 0; i < 20; i++) await bench.publish([{}])
@@ -125,7 +126,7 @@ describe('replay', () => {
       replayed += page.replayed
       cursor = page.cursor
       expect(cursor ?? '1:2:3:4:5:6:7').toMatch(/^\d+(:\d+){6}$/)
-      // The copies are acknowledged, and could be replayed themselves.
+      // The copies are acknowledged, so they could be replayed too.
       expect(await bench.drain()).toHaveLength(page.replayed)
       if (pages === 1) await bench.crash()
     }
@@ -145,14 +146,14 @@ describe('replay', () => {
     const failed = await replay(bench, { to: OTHER })
     expect(failed).toMatchObject({ matched: 7, replayed: 7, error: { code: 'DISK_LOW', retryable: true } })
     const cursor = failed.cursor!
-    // Without any progress the error is the answer.
+    // If a page makes no progress, its answer is the error.
     await expect(replay(bench, { to: OTHER, cursor })).rejects.toMatchObject({ code: 'DISK_LOW' })
     await bench.crash()
     expect(await replay(bench, { to: OTHER, cursor })).toEqual({ matched: 13, replayed: 13, cursor: null })
     expect(await bench.origins(OTHER)).toEqual(Array.from({ length: 20 }, (_, i) => i))
   })
 
-  it('to a queue that does not exist is refused, also as a dry run, on a later page and with nothing to publish', async () => {
+  it('to a queue that does not exist is refused, even as a dry run, on a later page or with nothing to publish', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR })
     bench.ensure({}, OTHER)
@@ -170,7 +171,8 @@ describe('replay', () => {
   it.each([0, 1, 2, 3])(
     'covers one window after the other, with a crash before page %i',
     async (crashBefore) => {
-      // Batches of one message, of several, and across the edges of windows; and a window without messages.
+      // Some batches have one message and some have several, some cross the edge of a window, and one window has no
+      // messages.
       const bench = await new Bench({ replayWindowOffsets: 8 }).open()
       bench.ensure({ retainAgeMs: HOUR, ttlMs: HOUR })
       bench.ensure({}, OTHER)
@@ -221,7 +223,7 @@ describe('replay', () => {
     expect(bench.info(OTHER).published).toBe(0)
   })
 
-  it('has the acknowledged messages, and none that ended otherwise or are pending', async () => {
+  it('includes acknowledged messages, but none that ended otherwise or are pending', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR, dedupWindowMs: HOUR })
     bench.ensure({}, OTHER)
@@ -278,7 +280,7 @@ describe('replay', () => {
       expect(await replay(bench, { to: OTHER })).toMatchObject({ cursor: null })
       const published = await bench.origins(OTHER)
       expect(new Set(published).size).toBe(published.length)
-      // At least those whose acknowledgement is still in the log.
+      // At least the messages whose acknowledgement is still in the log must be published.
       const late = Array.from({ length: 100 }, (_, i) => 2 * i + 1)
       expect(published).toEqual(expect.arrayContaining(late))
     })
@@ -303,7 +305,8 @@ describe('replay', () => {
     bench.ensure()
     await bench.publish(many(20, { bodyBytes: 900 }))
     const { firstPosition } = bench.log.usage()
-    // The batch is copied while the old one is still in the log: the oldest segment waits for its last facts.
+    // The batch is copied while the original is still in the log, because the oldest segment is freed only when its
+    // last facts are durable.
     let copies = 0
     for (let i = 0; i < 60 && copies === 0; i++) {
       await bench.fill(20_000)

@@ -1,4 +1,4 @@
-/** State that must survive a restart, at any end of the log. */
+/** State that must survive a restart, wherever the log ends. */
 import { OUTCOME, queueName, type Placed, type QueueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Broker } from './broker.js'
@@ -7,12 +7,12 @@ import { Bench, CALLER, Q, batchOf, type Message } from '../testing/bench.js'
 const DEAD = queueName('dead')
 const HOUR = 3_600_000
 
-/** Segments and checkpoints small enough for a test to have several of each. */
+/** Small segments and checkpoints, so that a test has several of each. */
 const SMALL = { segmentBytes: 128 * 1024, checkpointBytes: 16 * 1024 }
 
 const repeated = (count: number, message: Message): Message[] => Array.from({ length: count }, () => message)
 
-/** The segment with `position` was freed. */
+/** Whether the segment that contains `position` was freed. */
 function isGone(bench: Bench, position: number): boolean {
   return bench.log.usage().firstPosition > position
 }
@@ -22,7 +22,7 @@ describe('a queue', () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure()
     await bench.fill(200_000)
-    // Idle since the log was opened: only the pause makes its page dirty.
+    // The queue was idle since the log was opened, so only the pause makes its page dirty.
     expect(await bench.crash()).toBe(true)
     await bench.fill(200_000)
     expect(await bench.crash()).toBe(true)
@@ -82,10 +82,10 @@ describe('a queue', () => {
     expect(bench.info().bytes).toBe(0)
   })
 
-  it('removes more expired messages at once than a segment holds facts for', async () => {
+  it('removes more expired messages at once than have facts in one segment', async () => {
     const bench = await new Bench({ segmentBytes: 256 * 1024 }).open()
     bench.ensure({ ttlMs: 1_000 })
-    // Every other one expires: consecutive ones would be one fact.
+    // Every other message expires, because consecutive ones would share one fact.
     const batch = Array.from({ length: 1_000 }, (_, i) => ({
       bodyBytes: 1,
       ...(i % 2 === 0 ? {} : { ttlMs: HOUR }),
@@ -112,13 +112,13 @@ describe('a queue', () => {
 })
 
 describe('ids', () => {
-  it('of the window are all known after a crash within the write of their page', async () => {
+  it('of the window are all known after a crash while their page is being written', async () => {
     const bench = await new Bench({ segmentBytes: 256 * 1024, checkpointBytes: 24 * 1024 }).open()
     bench.ensure({ unique: 'window', dedupWindowMs: HOUR })
     let ids = 0
     for (let i = 0; i < 60; i++) {
       bench.put(Array.from({ length: 700 }, () => ({ id: `id ${ids++}`, bodyBytes: 120 })))
-      // Many batches per entry, so that checkpoints begin and end between the batches of one page.
+      // Each entry has many batches, so that checkpoints begin and end between the batches of one page.
       bench.endTurns()
       await Promise.resolve()
       if (i % 15 === 14) await bench.settle()
@@ -171,7 +171,7 @@ describe('ids', () => {
     bench.broker.audit()
   })
 
-  it('of a message that was acknowledged and published again in one turn belong to the new one', async () => {
+  it('of a message that was acknowledged and published again in one turn belong to the new message', async () => {
     const bench = await new Bench().open()
     bench.ensure({ unique: 'pending' })
     await bench.publish([{ id: 'x' }])
@@ -234,8 +234,8 @@ describe('a producer that sends a batch again', () => {
     expect(bench.info()).toMatchObject({ published: 2, duplicates: 2, ready: 0 })
   })
 
-  // Each duplicate takes 24 bytes of facts in the entry of the batch, which can have half of a segment.
-  it('can have duplicates in a batch up to a quarter of a segment in facts', async () => {
+  // Each duplicate takes 24 bytes of facts in the entry of the batch, and the batch can take half of a segment.
+  it('can have as many duplicates in a batch as have facts in a quarter of a segment', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: HOUR })
     await bench.publish([{ id: 'a', bodyBytes: 0 }])
@@ -289,7 +289,7 @@ describe('a producer that sends a batch again', () => {
       }
       expect(await bench.crash()).toBe(from === 'page')
       expect(isGone(bench, before)).toBe(from === 'page')
-      // The subscription that held the acknowledged message has ended; the step is known all the same.
+      // The subscription that held the acknowledged message has ended, but the step is still known.
       const ended = [{ subscription: undefined, firstTag: worker.tagOf(0), count: 1 }]
       expect(bench.atomic({ number, crc: 5, acks: ended, batches })).toEqual(places)
       expect(() => bench.atomic({ number, crc: 6, acks: ended, batches })).toThrow(
@@ -300,7 +300,7 @@ describe('a producer that sends a batch again', () => {
     },
   )
 
-  it('gets one effect and one answer for an atomic step with several batches of one queue, after any crash', async () => {
+  it('gets one effect and one answer for an atomic step with several batches for one queue, after any crash', async () => {
     const bench = await new Bench({ keepsSnapshots: true }).open()
     const options = { dedupWindowMs: HOUR, maxMessages: 6, overflow: 'drop-oldest', ttlMs: HOUR } as const
     bench.ensure(options)
@@ -344,7 +344,7 @@ describe('a producer that sends a batch again', () => {
       expect(before).toMatchObject(before.published === 7 ? after : { published: 4, duplicates: 0, acked: 0 })
       expect(bench.info(P).published).toBe(before.published === 7 ? 3 : 0)
       if (before.published === 7) with1++
-      // A step without an effect before the crash has none after it, because its lease is lost.
+      // If the step had no effect before the crash, it has none afterwards, because its lease is lost.
       const again = { number, crc: 5, acks: [{ ...acks[0]!, subscription: undefined }], batches }
       if (before.published === 7) expect(bench.atomic(again)).toEqual(places)
       else expect(() => bench.atomic(again)).toThrow(expect.objectContaining({ code: 'LEASE_LOST' }))
@@ -354,7 +354,7 @@ describe('a producer that sends a batch again', () => {
     expect([with1 > 0, with1 < snapshots.length]).toEqual([true, true])
   })
 
-  it('replaces across the batches of an atomic step as within one batch, after any crash', async () => {
+  it('can replace messages of other batches in an atomic step as within one batch, after any crash', async () => {
     const bench = await new Bench({ keepsSnapshots: true }).open()
     bench.ensure({ dedupWindowMs: HOUR, maxMessages: 4, maxBytes: 1_000 })
     await bench.publish([{ id: 'waits' }, {}])
@@ -399,7 +399,7 @@ describe('a producer that sends a batch again', () => {
       expect(bench.info()).toMatchObject(isDone ? after : { published: 2, duplicates: 0, cancelled: 0 })
       expect(bench.atomic(step)).toEqual(places)
       expect(bench.info()).toMatchObject(after)
-      // The window has the ids of the accepted messages.
+      // The window contains the ids of the accepted messages.
       const again = await bench.publish([{ id: 'a' }, { id: 'waits' }, { id: 'b' }])
       expect([...again.duplicates!.values()]).toEqual([8, 7, 4])
       bench.broker.audit()
@@ -428,7 +428,7 @@ describe('a producer that sends a batch again', () => {
     expect(bench.info()).toMatchObject({ published: 3, duplicates: 1, ready: 3 })
   })
 
-  it('gets the same answer to an atomic step with more duplicates than the text of one fact holds', async () => {
+  it('gets the same answer to an atomic step with more duplicates than fit in the text of one fact', async () => {
     const bench = await new Bench({ segmentBytes: 64 << 20 }).open()
     bench.ensure({ unique: 'window', dedupWindowMs: HOUR })
     const bytes = batchOf(repeated(20_000, { id: 'a', bodyBytes: 1 }), 1)
@@ -462,8 +462,8 @@ describe('a producer that sends a batch again', () => {
     expect(bench.info().published).toBe(2)
   })
 
-  describe('and leaves more duplicates unanswered than a page holds', () => {
-    // A page has a quarter of a segment, and 40 bytes per duplicate.
+  describe('and has more unanswered duplicates than fit in a page', () => {
+    // A page takes at most a quarter of a segment, and each duplicate takes 40 bytes.
     const batches = Array.from({ length: 60 }, (_, i) =>
       batchOf(repeated(1_000, { id: 'a', bodyBytes: 1 }), i + 1),
     )
@@ -478,7 +478,7 @@ describe('a producer that sends a batch again', () => {
       return { bench, last }
     }
 
-    it('gets the newest again', async () => {
+    it('gets the newest answer again', async () => {
       const { bench, last } = await flood()
       expect(last.duplicates?.size).toBe(1_000)
       expect(bench.send(batches[59]!, Q, undefined, 59)).toEqual(last)
@@ -487,8 +487,8 @@ describe('a producer that sends a batch again', () => {
       expect(bench.info()).toMatchObject({ published: 1, ready: 1, duplicates: 59_999 })
     })
 
-    // A forgotten number is still in its slot, and must not be answered without its duplicates.
-    it('gets an unknown outcome for the oldest', async () => {
+    // A forgotten number is still in its slot of the window, but must not be answered without its duplicates.
+    it('gets an unknown outcome for the oldest batch', async () => {
       const { bench } = await flood()
       for (const restarts of [false, true]) {
         if (restarts) await bench.crash()
@@ -513,40 +513,43 @@ describe('a dead message with a dead-letter queue', () => {
   }
 
   // The bytes of a message that was just delivered are in memory; those of a message that makes room are on disk.
-  it.each(['tried', 'overflown'])('is in one of the two queues at any end of the log: %s', async (how) => {
-    const bench = await new Bench({ keepsSnapshots: true }).open()
-    bench.ensure({}, DEAD)
-    bench.ensure({ deadLetter: DEAD, unique: 'pending', maxMessages: 1, overflow: 'dead-letter' })
-    await bench.publish([{ id: 'x', key: 'k' }])
-    await bench.crash()
-    const published = bench.snapshots.length
-    if (how === 'tried') {
-      const worker = bench.consume()
+  it.each(['attempts', 'overflow'])(
+    'is in exactly one of the two queues, wherever the log ends: %s',
+    async (how) => {
+      const bench = await new Bench({ keepsSnapshots: true }).open()
+      bench.ensure({}, DEAD)
+      bench.ensure({ deadLetter: DEAD, unique: 'pending', maxMessages: 1, overflow: 'dead-letter' })
+      await bench.publish([{ id: 'x', key: 'k' }])
+      await bench.crash()
+      const published = bench.snapshots.length
+      if (how === 'attempts') {
+        const worker = bench.consume()
+        await bench.settle()
+        worker.settle(0, OUTCOME.retry, { delayMs: 0 })
+        await bench.settle()
+        worker.settle(0, OUTCOME.deadLetter, { reason: 'no' })
+      } else bench.put([{ id: 'y', key: 'k' }])
       await bench.settle()
-      worker.settle(0, OUTCOME.retry, { delayMs: 0 })
-      await bench.settle()
-      worker.settle(0, OUTCOME.deadLetter, { reason: 'no' })
-    } else bench.put([{ id: 'y', key: 'k' }])
-    await bench.settle()
-    bench.snapshots.push(bench.log.reopened())
-    const seen = new Set<string>()
-    for (const log of bench.snapshots.slice(published)) {
-      const next = new Bench()
-      await next.restart(log)
-      const home = next.info()
-      const there = next.info(DEAD)
-      const alive = next.broker.catalog.queue(Q).stateOf(0) === 'ready' ? 1 : 0
-      seen.add(`alive ${alive}, dead ${home.dead}, moved ${there.ready}`)
-      expect(alive + home.dead + there.ready).toBe(1)
-      // A broker that starts from here completes the move.
-      await next.settle()
-      expect(next.info()).toMatchObject({ dead: 0, moved: 1 - alive })
-      expect(next.info(DEAD)).toMatchObject({ ready: 1 - alive })
-      next.broker.audit()
-    }
-    const all = ['alive 0, dead 0, moved 1', 'alive 0, dead 1, moved 0', 'alive 1, dead 0, moved 0']
-    expect([...seen].sort()).toEqual(how === 'tried' ? [all[0], all[2]] : all)
-  })
+      bench.snapshots.push(bench.log.reopened())
+      const seen = new Set<string>()
+      for (const log of bench.snapshots.slice(published)) {
+        const next = new Bench()
+        await next.restart(log)
+        const home = next.info()
+        const there = next.info(DEAD)
+        const alive = next.broker.catalog.queue(Q).stateOf(0) === 'ready' ? 1 : 0
+        seen.add(`alive ${alive}, dead ${home.dead}, moved ${there.ready}`)
+        expect(alive + home.dead + there.ready).toBe(1)
+        // A broker that starts from this state completes the move.
+        await next.settle()
+        expect(next.info()).toMatchObject({ dead: 0, moved: 1 - alive })
+        expect(next.info(DEAD)).toMatchObject({ ready: 1 - alive })
+        next.broker.audit()
+      }
+      const all = ['alive 0, dead 0, moved 1', 'alive 0, dead 1, moved 0', 'alive 1, dead 0, moved 0']
+      expect([...seen].sort()).toEqual(how === 'attempts' ? [all[0], all[2]] : all)
+    },
+  )
 
   it('is moved when its dead-letter queue is created', async () => {
     const bench = await new Bench().open()
@@ -570,7 +573,7 @@ describe('a dead message with a dead-letter queue', () => {
     expect(bench.info(DEAD)).toMatchObject({ ready: 1 })
   })
 
-  it('is not listed for its move after a redrive or a discard, however often it dies', async () => {
+  it('is no longer listed to be moved after a redrive or a discard, however often it dies', async () => {
     const bench = await new Bench().open()
     const other = queueName('other')
     bench.ensure({}, DEAD)
@@ -606,8 +609,8 @@ describe('a dead message with a dead-letter queue', () => {
 })
 
 describe('the log', () => {
-  it('frees the space of drained messages, although nothing more is published', async () => {
-    // No checkpoint becomes due from the bytes that the drain appends.
+  it('frees the space of drained messages even if nothing more is published', async () => {
+    // The bytes that the drain appends are too few to make a checkpoint due.
     const bench = await new Bench({ segmentBytes: 128 * 1024, checkpointBytes: 1 << 24 }).open()
     bench.ensure()
     for (let i = 0; i < 150; i++) await bench.publish(repeated(20, { bodyBytes: 900 }))
@@ -629,7 +632,7 @@ describe('the log', () => {
     expect(longestMs).toBeLessThan(6_000)
     for (let i = 0; i < 30; i++) await bench.pass(200)
     expect(bench.log.usage().segments).toBeLessThanOrEqual(5)
-    // No message was copied: these are acknowledgements, a few pages, and ends of segments.
+    // No message was copied; only acknowledgements, a few pages and the ends of segments were written.
     expect(bench.broker.usage().writtenBytes - filled.writtenBytes).toBeLessThan(300_000)
     expect(await bench.crash()).toBe(true)
     expect(bench.info()).toMatchObject({ ready: 0, acked: 3_000 })
@@ -664,7 +667,7 @@ describe('ids that a change of the window forgot', () => {
     expect(bench.info().duplicates).toBe(4)
   })
 
-  it('are those that had left the shorter window, noticed or not', async () => {
+  it('are those that had left the shorter window, whether their expiry was processed or not', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: 1_000 })
     await bench.publish([{ id: 'old' }])
@@ -693,7 +696,7 @@ describe('counters', () => {
     const again = bench.consume(5)
     await bench.settle()
     expect(counted()).toEqual({ released: 3, redelivered: 3 })
-    // They are written with the next fact of their queue.
+    // The counters are written with the next fact of their queue.
     again.settle(0, OUTCOME.ack)
     await bench.settle()
     await bench.crash()
@@ -749,7 +752,7 @@ describe('a clock that is behind the log at start', () => {
     bench.broker.audit()
   })
 
-  it('is overruled by the log, also without `continueFrom`', async () => {
+  it('is ignored until it reaches the time of the log, even without `continueFrom`', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish([{ key: 'k' }])
@@ -769,7 +772,7 @@ describe('a clock that is behind the log at start', () => {
 })
 
 describe('a clock that is set forward', () => {
-  it('makes scheduled messages due, and takes no time from those being handled', async () => {
+  it('makes scheduled messages due, and does not shorten the processing timeouts of messages being handled', async () => {
     const bench = await new Bench().open()
     bench.ensure({ processingTimeoutMs: 1_000 })
     await bench.publish([{}, {}, { delayMs: 600_000 }])

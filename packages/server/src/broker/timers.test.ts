@@ -3,7 +3,7 @@ import { Timer } from '../queue/index.js'
 import { Timers } from './timers.js'
 import { expectSame } from '../../../../test/same.js'
 
-test('timers come in the order of their deadlines, after any arming, moving and disarming', () => {
+test('timers are returned in the order of their deadlines after any arming, moving and disarming', () => {
   let seed = 7
   const random = (below: number): number => {
     seed = (Math.imul(seed, 1_103_515_245) + 12_345) >>> 0

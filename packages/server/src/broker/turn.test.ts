@@ -60,7 +60,7 @@ test('a timer runs once at its deadline, and is then disarmed', () => {
   expect(rig.endTurns()).toBe(1)
 })
 
-test('after the stop no turn ends, not even one that is due, and no waiting request continues', () => {
+test('after `stop` no turn ends, not even one that is due, and no waiting request continues', () => {
   const rig = new Rig()
   const { turn } = rig
   turn.wake()

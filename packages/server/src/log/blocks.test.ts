@@ -6,7 +6,7 @@ import { MemoryLog } from './memory-log.js'
 
 const BATCH_BYTES = BATCH_HEADER_BYTES + 400
 
-/** Consecutive batches from position 0 on, and a record of what is read. */
+/** A log with consecutive batches from position 0 on, which records the positions of all reads. */
 function storedBatches(count: number): { log: MemoryLog; length: number; reads: number[] } {
   const stored = new Uint8Array(count * BATCH_BYTES)
   for (let at = 0; at < stored.length; at += BATCH_BYTES) {
@@ -22,7 +22,7 @@ function storedBatches(count: number): { log: MemoryLog; length: number; reads: 
   return { log, length: stored.length, reads }
 }
 
-test('a batch that one block contains only in part is found in its own block, whatever was found last', async () => {
+test('a batch that one block contains only in part is found in its own block, whichever block was used last', async () => {
   const { log, length } = storedBatches(3)
   const blocks = new Blocks(log, { ...BLOCKS_DEFAULTS, readAheadBytes: BATCH_BYTES * 2 - 100 })
   blocks.setDurable(length)
@@ -70,11 +70,11 @@ test('early reads leave room for needed ones', async () => {
   expect(reads).toEqual([0])
 })
 
-describe('reading before it is needed', () => {
+describe('a read before it is needed', () => {
   const CACHE = 8
   const settings = { ...BLOCKS_DEFAULTS, coldBytes: CACHE * BATCH_BYTES, readAheadBytes: BATCH_BYTES }
 
-  // A batch that is read without reading ahead, at its exact length.
+  // A log that returns exactly one batch for a read without reading ahead.
   function exactly(count: number): ReturnType<typeof storedBatches> {
     const stored = storedBatches(count)
     const { log } = stored
@@ -88,7 +88,8 @@ describe('reading before it is needed', () => {
     const blocks = new Blocks(log, settings)
     blocks.setDurable(length)
     const positions = Array.from({ length: 200 }, (_, index) => index * BATCH_BYTES)
-    // The batches are due in another order than they are stored, and a queue looks a limited number ahead.
+    // The order in which the batches are needed differs from the order in which they are stored, and a queue looks only
+    // a limited number of messages ahead.
     const due = positions.map((_, index) => positions[(index * 77) % 200]!)
     for (let at = 0; at < due.length; at++) {
       if (blocks.findBatch(due[at]!) !== undefined) continue
@@ -106,7 +107,7 @@ describe('reading before it is needed', () => {
     const { log, length, reads } = exactly(100)
     const blocks = new Blocks(log, settings)
     blocks.setDurable(length)
-    // The first read shows how long batches are.
+    // The first read shows the length of batches.
     await blocks.load(99 * BATCH_BYTES, false)
     blocks.findBatch(99 * BATCH_BYTES)
     await blocks.loadAhead([0, 1, 2, 3].map((index) => index * BATCH_BYTES))
@@ -117,7 +118,7 @@ describe('reading before it is needed', () => {
       expect(blocks.findBatch(index * BATCH_BYTES)).toBeDefined()
     }
     for (let index = 0; index < early; index++) expect(blocks.has(index * BATCH_BYTES)).toBe(true)
-    // Unused blocks count as spent in the end, and others may read ahead again.
+    // Unused blocks eventually count as spent, and other queues may read ahead again.
     for (let index = 30; index < 90; index++) {
       await blocks.load(index * BATCH_BYTES, false)
       blocks.findBatch(index * BATCH_BYTES)
@@ -128,7 +129,7 @@ describe('reading before it is needed', () => {
     expect(reads.length).toBe(before + 2)
   })
 
-  test('reads less for each of many queues that are read in order, and the maximum again for few', async () => {
+  test('is shorter when many queues are read in order, and has the maximum size again for few queues', async () => {
     const { log, length } = storedBatches(2_000)
     const readAheadBytes = 16 * BATCH_BYTES
     const blocks = new Blocks(log, { ...settings, readAheadBytes, coldBytes: 4 * readAheadBytes })
@@ -190,7 +191,7 @@ test('the records of two batches are found in any order, and each is walked over
     block.used += batch.length
   }
   expect(starts).toHaveLength(2 * RECORDS)
-  // Every record of both, far apart each time, and the last first.
+  // Looks up every record of both batches, alternately and from the last, so that successive look-ups are far apart.
   for (let step = 0; step < 2 * RECORDS; step++) {
     const number = step % 2
     const index = RECORDS - 1 - ((step * 89) % RECORDS)

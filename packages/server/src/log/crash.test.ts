@@ -1,4 +1,4 @@
-/** A file log whose process or machine dies at any step, and what the next start finds. */
+/** A file log whose process or machine stops at any step, and the state that the next start finds. */
 import { describe, expect, test } from 'vitest'
 import { ONE_SEED, seedsFrom, TIMEOUT_MS } from '../../../../test/amount.js'
 import { randomFrom, SimulatedDisk } from '../../../../test/simulation/disk.js'
@@ -10,18 +10,21 @@ import type { LogBounds } from './log.js'
 import { SEGMENT_HEADER_BYTES } from './segment.js'
 
 interface History {
-  /** Every entry that was started and not cut, in the order of LSNs from 1 on. */
+  /** Every entry whose append was started and that was not cut off, in the order of LSNs from 1 on. */
   readonly begun: MadeEntry[]
   /** Number of promised entries: their append resolved, or an `open` reported them. */
   promised: number
-  /** Position up to which truncation was requested, and up to which it resolved. */
+  /** Position up to which truncation was requested, and position up to which it resolved. */
   truncating: number
   truncated: number
 }
 
 const checked = { images: 0, entries: 0, torn: 0, partial: 0, tails: new Set<string>() }
 
-/** Opens the image, compares its entries with the history, and closes it. Returns how many entries it promises. */
+/**
+ * Opens the image, compares its entries with the history, and closes it. Returns the number of entries that the image
+ * promises.
+ */
 async function checkImage(disk: SimulatedDisk, history: History, what: string): Promise<number> {
   const { begun, promised, truncating, truncated } = history
   const fail = (why: string): never => {
@@ -59,7 +62,10 @@ async function checkImage(disk: SimulatedDisk, history: History, what: string): 
   return last
 }
 
-/** A power cut now, and another during recovery from it. Entries that recovery reports are promised too. */
+/**
+ * Simulates a power cut now, and another one during the recovery from it. Entries that recovery reports are promised
+ * too.
+ */
 async function checkCrash(
   disk: SimulatedDisk,
   history: History,
@@ -76,7 +82,7 @@ function recordSizes(random: Random): number[] {
   return Array.from({ length: Math.floor(random() * 4) }, () => Math.floor(random() * largest))
 }
 
-/** One run of a log on a queued disk. It ends during an append. */
+/** Runs a log on a queued disk. The run ends during an append. */
 async function run(disk: SimulatedDisk, history: History, random: Random, what: string): Promise<void> {
   const log = fileLog(disk)
   /** Runs the disk until `work` is done, and checks a crash at this share of the steps. */
@@ -146,7 +152,7 @@ describe('crashes', () => {
           disk = random() < 0.5 ? disk.kill(random, options) : disk.crash(random, options)
         }
       }
-      // A single seed that is run again need not reach every case.
+      // A single seed need not reach every case.
       if (SEEDS.length < 40) return
       expect(checked.images).toBeGreaterThan(90 * SEEDS.length)
       expect(checked.entries).toBeGreaterThan(1000 * SEEDS.length)
@@ -156,7 +162,7 @@ describe('crashes', () => {
     },
   )
 
-  test('a creation that is interrupted at any step starts again or is complete', async () => {
+  test('after an interruption at any step, the creation of a log starts again or is complete', async () => {
     const rows = new Set<string>()
     let images = 0
     for (const seed of seedsFrom(1, 15, 200)) {

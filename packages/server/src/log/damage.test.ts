@@ -1,4 +1,7 @@
-/** Damage at rest: torn entries, files cut short, flipped bits, lost writes. Each open cuts a tail, refuses, or loses nothing. */
+/**
+ * Damage at rest: torn entries, files cut short, flipped bits, lost writes. Each `open` cuts off an unfinished entry,
+ * refuses the log, or loses nothing.
+ */
 import { SluiceError } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
 import { IS_LONG } from '../../../../test/amount.js'
@@ -17,7 +20,7 @@ import type { LogBounds, LogEntry } from './log.js'
 import { META_NAME, SEGMENT_HEADER_BYTES, segmentName } from './segment.js'
 
 describe('damage', () => {
-  test('a last entry that ends at any byte is cut, and the log continues', async () => {
+  test('a last entry that is torn at any byte is cut off, and the log continues', async () => {
     const { disk, made } = await diskWith([sectors(20), sectors(2), sectors(2), [100, 300, 40]])
     const last = made.at(-1)!
     const name = segmentName(2)
@@ -34,7 +37,7 @@ describe('damage', () => {
       else {
         cut++
         expect(bounds.nextPosition).toBe(last.position)
-        // Its first 16 bytes distinguish it from an old entry of a recycled file.
+        // The first 16 bytes of an entry distinguish it from an old entry of a recycled file.
         if (kept >= 16) {
           expect(bounds.cutBytes).toBe(last.bytes.length)
           expect(
@@ -51,12 +54,12 @@ describe('damage', () => {
       await log.close()
     }
     expect(cut + whole).toBe(last.bytes.length)
-    // The zeros at the end are padding, and equal in both cases.
+    // The padding at the end of the entry is zeros whether it was written or not.
     expect(whole).toBeLessThan(512)
     expect(cut).toBeGreaterThan(600)
   })
 
-  test('a file that ends at any byte is refused: no crash shortens one', async () => {
+  test('a file that was truncated at any byte is refused, because no crash shortens a file', async () => {
     const { disk, made } = await diskWith([sectors(20), sectors(5), [100, 300]])
     const name = segmentName(2)
     let refused = 0
@@ -78,7 +81,7 @@ describe('damage', () => {
   })
 
   test(
-    'a flipped bit is cut at the tail, refused, or harmless; never served',
+    'an entry with a flipped bit is cut off at the end of the log, refused, or still correct, but never returned damaged',
     { timeout: 120_000 },
     async () => {
       const { disk, made } = await diskWith([
@@ -139,7 +142,7 @@ describe('damage', () => {
           }
         }
       }
-      // Every bit of the headers and one bit in each other byte; in a short run a part of them.
+      // A long run flips every bit of the headers and one bit in each other byte; a short run flips only some of them.
       const allBits = IS_LONG ? [0, 1, 2, 3, 4, 5, 6, 7] : [0, 3, 7]
       const step = IS_LONG ? 1 : 4
       await every(META_NAME, 0, 512, [3], step)
@@ -158,7 +161,7 @@ describe('damage', () => {
     },
   )
 
-  test('a segment that does not continue the one before it is refused', async () => {
+  test('a segment that does not continue the previous segment is refused', async () => {
     const { disk } = await diskWith([sectors(9), sectors(9), sectors(20), sectors(3)])
     // The last entry of a segment is erased. The header of the next segment shows that it existed.
     disk.damage(segmentName(1), SEGMENT_HEADER_BYTES + 9 * 512, new Uint8Array(9 * 512))

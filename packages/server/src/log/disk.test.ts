@@ -123,7 +123,7 @@ test('no name refers to a file outside the directory', async () => {
   expect(await readFile(join(root, 'secret'), 'utf8')).toBe('x')
 })
 
-test('a log on a real disk is opened again after a close, a truncation and a torn write', async () => {
+test('a log on a real disk can be opened again after a close, a truncation and a torn write', async () => {
   const open = async (): Promise<{
     log: FileLog
     writer: EntryWriter
@@ -173,14 +173,14 @@ describe('creating a directory', () => {
     expect((await stat(join(root, 'a'))).mode & 0o777).toBe(0o700)
   })
 
-  test('fails where a file is in the way', async () => {
+  test('fails if a file has the name of one of the directories', async () => {
     await writeFile(join(root, 'file'), '')
     for (const path of [join(root, 'file'), join(root, 'file', 'below')])
       await expect(makeDirectory(path)).rejects.toMatchObject({ code: 'ENOTDIR' })
   })
 
   test.runIf(process.platform === 'linux')(
-    'fails, and does not loop, where none can be created',
+    'fails, and does not loop, where no directory can be created',
     async () => {
       await expect(makeDirectory('/proc/x')).rejects.toMatchObject({ code: 'ENOENT' })
       await expect(makeDirectory('/proc/x/y')).rejects.toMatchObject({ code: 'ENOENT' })

@@ -17,7 +17,7 @@ import { expectSame } from '../../../../test/same.js'
 const CHAIN = { lsn: 7, previousCrc: 0xdead_beef, position: 0x1_0000_1000, salt: 0x1234_5678, epoch: 3 }
 const EXPECTED = { lsn: 7, previousCrc: 0xdead_beef, position: 0x1_0000_1000, salt: 0x1234_5678 }
 
-/** CRC bit by bit, from its definition. Shares no code with the tested one. */
+/** Computes a CRC bit by bit from its definition. It shares no code with the tested function. */
 function slowCrc(bytes: Uint8Array, start: number): number {
   let crc = ~start
   for (const byte of bytes) {
@@ -34,10 +34,10 @@ test('an entry has the layout of STORAGE.md', () => {
     116, 0, 0, 0, // 64 + 48 + 4
     7, 0, 0, 0, 0, 0, 0, 0, // lsn
     3, 0, 0, 0, // epoch
-    0xef, 0xbe, 0xad, 0xde, // CRC of the entry before
+    0xef, 0xbe, 0xad, 0xde, // CRC of the previous entry
     0x07, 0x68, 0xe5, 0xcf, 0x8b, 0x01, 0, 0, // 1,700,000,000,007 ms
     1, 0, 0, 0, // batches
-    0, 0, 0, 0, // its CRC
+    0, 0, 0, 0, // CRC of this entry
     0, 0x10, 0, 0, 1, 0, 0, 0, // position
     0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
   )
@@ -85,7 +85,7 @@ test('an entry can be anywhere in a larger array, with no batches or thousands',
   expect(checked).toBe(8)
 })
 
-test('every flipped bit is detected, in headers by the CRC of the entry and in records by their own', () => {
+test('every flipped bit is detected, in headers by the CRC of the entry and in records by the CRC of their batch', () => {
   const { bytes } = makeEntry(CHAIN, [30, 0, 200])
   const { length } = readEntryHeader(bytes, 0)
   const faults = new Map<string, number>()
@@ -111,7 +111,7 @@ test('every flipped bit is detected, in headers by the CRC of the entry and in r
   expect(faults.get('batches')).toBeGreaterThan(100)
 })
 
-test('an entry that was cut short is `short`, or its batches do not fill it', () => {
+test('an entry that was cut off is `short`, or its batches do not fill it', () => {
   const { bytes } = makeEntry(CHAIN, [30, 500])
   const { length } = readEntryHeader(bytes, 0)
   for (let available = 0; available < length; available++) {
@@ -188,7 +188,7 @@ test('a damaged header is distinguished from other bytes', () => {
   const old = makeEntry({ ...CHAIN, lsn: 3, previousCrc: 5, position: 0x1000 }, [30])
   expect(resemblesEntry(old.bytes, 0, EXPECTED)).toBe(false)
   expect(resemblesEntry(new Uint8Array(64), 0, EXPECTED)).toBe(false)
-  // The first entry of a log has a previous CRC of zero, as the bytes of an unused file are.
+  // The previous CRC of the first entry of a log is zero, like the bytes of an unused file.
   expect(resemblesEntry(new Uint8Array(64), 0, { ...EXPECTED, lsn: 1, previousCrc: 0 })).toBe(false)
 })
 

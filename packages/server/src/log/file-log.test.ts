@@ -73,7 +73,7 @@ describe('appending and reading', () => {
     await log.close()
   })
 
-  test('a segment can end anywhere, also before old entries of a recycled file', async () => {
+  test('a segment can end anywhere, even before old entries of a recycled file', async () => {
     const disk = new SimulatedDisk()
     let { log, writer } = await openLog(disk)
     for (let round = 0; round < 30; round++) {
@@ -155,7 +155,7 @@ describe('appending and reading', () => {
     await log.close()
   })
 
-  test('a reader follows entries that are appended meanwhile, into the next segment', async () => {
+  test('a reader also returns entries that are appended in the meantime, including those in the next segment', async () => {
     const { log, bounds, writer } = await openLog(new SimulatedDisk())
     await writer.append(sectors(1))
     const seen: number[] = []
@@ -303,7 +303,7 @@ describe('a failing disk', () => {
 })
 
 describe('closing', () => {
-  test('leaves no file open and writes nothing afterwards, at any step', async () => {
+  test('at any step leaves no file open and writes nothing afterwards', async () => {
     let closings = 0
     for (let steps = 0; steps < 40; steps++) {
       const random = randomFrom(steps)

@@ -55,7 +55,7 @@ test('other directories can be locked', async () => {
   for (const lock of locks) await lock.release()
 })
 
-test('of many that start at once exactly one gets the lock', async () => {
+test('exactly one of many brokers that start at once gets the lock', async () => {
   const results = await Promise.allSettled(Array.from({ length: 20 }, () => lockDirectory(root)))
   const won = results.filter((result) => result.status === 'fulfilled')
   expect(won).toHaveLength(1)
@@ -114,7 +114,7 @@ describe.runIf(isLinux)('a socket in the directory', () => {
     expect(await sockets()).toEqual([])
   })
 
-  test('that closes each connection without an answer keeps it too', async () => {
+  test('that closes each connection without an answer keeps the directory too', async () => {
     const child = await holding('')
     try {
       expect((await refusal()).code).toBe('DATA_DIR_LOCKED')
@@ -123,7 +123,7 @@ describe.runIf(isLinux)('a socket in the directory', () => {
     }
   })
 
-  test('of a stopped process, which does not answer, keeps it too', async () => {
+  test('of a suspended process, which does not answer, keeps the directory too', async () => {
     const child = await holding('')
     try {
       process.kill(child.pid, 'SIGSTOP')
@@ -165,7 +165,7 @@ describe('on a file system that other hosts can mount', () => {
     await (await lockDirectory(root, { isLocal: false })).release()
   })
 
-  test('`force` overrides it', async () => {
+  test('`force` takes over the directory of another kernel', async () => {
     await writeFile(file, ELSEWHERE)
     const lock = await lockDirectory(root, { isLocal: false, force: true })
     expect(JSON.parse(await readFile(file, 'utf8'))).toMatchObject({ pid: process.pid })

@@ -15,7 +15,7 @@ async function entriesOf(log: Log, position: number): Promise<LogEntry[]> {
   return found
 }
 
-/** A log, and a function that opens it as the next process does. */
+/** A log, and a function that opens the log as the next process does. */
 const kinds: Record<string, () => { log: Log; reopen: (log: Log) => Log }> = {
   'the log in memory': () => ({
     log: new MemoryLog({ segmentBytes: SEGMENT, salt: SALT }),
@@ -71,7 +71,7 @@ test('the log in memory and the log on files give the same answers, byte for byt
 })
 
 describe.each(Object.entries(kinds))('%s', (_name, make) => {
-  test('refuses an entry that does not continue it', async () => {
+  test('refuses an entry that does not continue the log', async () => {
     const { log } = make()
     const writer = new EntryWriter(log, await log.open())
     const { position } = await writer.append([5])
@@ -100,7 +100,7 @@ test('a held append is not durable until it is released', async () => {
   expect(log.entries).toHaveLength(1)
 })
 
-test('a failed append is the last', async () => {
+test('no append succeeds after a failed one', async () => {
   let calls = 0
   const log = new MemoryLog({
     beforeAppend: ({ lsn }) => {

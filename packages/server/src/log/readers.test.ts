@@ -83,7 +83,7 @@ describe('a failed read', () => {
     expect(failing.notices[0]).toMatch(/^read-failed: .*0001\.segment could not be read: E[A-Z]+/)
   })
 
-  test('fails in the end with a retryable code, and the next read is retried as often', async () => {
+  test('finally fails with a retryable code, and the next read is retried as often', async () => {
     const failing = new Failing()
     failing.failOpens = 10
     const expected = { code: 'READ_FAILED', scope: 'request', retryable: true }

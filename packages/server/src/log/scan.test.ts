@@ -1,4 +1,4 @@
-/** What a file log does with each state of its directory and its tail when it opens. */
+/** What a file log does when it opens, for each state of its directory and its tail. */
 import { readFile } from 'node:fs/promises'
 import { describe, expect, test } from 'vitest'
 import { SimulatedDisk } from '../../../../test/simulation/disk.js'
@@ -82,7 +82,7 @@ describe('decision tables', () => {
     'later-entry',
   ])
 
-  /** Two used segments and a spare: 1 is full, 2 has two entries, 3 is blank. */
+  /** Two used segments and a spare: segment 1 is full, segment 2 has two entries, and segment 3 is blank. */
   const twoSegments = [sectors(20), sectors(3), sectors(2), sectors(5)]
 
   interface State {
@@ -261,7 +261,7 @@ describe('decision tables', () => {
       const bounds = await log.open()
       expect(log.recovery).toEqual({ directory: state.directory, tail: state.tail })
       expect(bounds.cutBytes > 0).toBe(state.tail === 'torn' || state.tail === 'torn-in-next')
-      // The cut and the rewrite are durable.
+      // The removal of the unfinished entry and the rewrite of the last entry are durable.
       const second = await openLog(disk.clone())
       expect(second.log.recovery.directory).toBe('ordinary')
       expect(second.bounds).toEqual({ ...bounds, cutBytes: 0 })

@@ -15,7 +15,7 @@ import { META_NAME, SEGMENT_HEADER_BYTES, segmentName } from './segment.js'
 import { defaultLowFreeBytes, defaultReserveBytes } from './segment-pool.js'
 
 describe('freeing segments', () => {
-  test('segments are recycled, then removed, and their old entries never come back', async () => {
+  test('segments are recycled or removed, and their old entries never reappear', async () => {
     const disk = new SimulatedDisk()
     let { log, writer } = await openLog(disk)
     let first = 1
@@ -185,7 +185,7 @@ describe('a full disk', () => {
     await log.close()
   })
 
-  test('below the low mark publishes are refused until a fifth more is free', async () => {
+  test('below the low mark, publishes are refused until a fifth more is free', async () => {
     const disk = new SimulatedDisk({ capacityBytes: 100 * SEGMENT })
     let nowMs = 1
     const notices: string[] = []
@@ -217,13 +217,13 @@ describe('a full disk', () => {
     await log.close()
   })
 
-  test('without the whole reserve publishes are refused until a fifth more is free', async () => {
+  test('without the whole reserve, publishes are refused until a fifth more is free', async () => {
     const disk = new SimulatedDisk({ capacityBytes: 100 * SEGMENT })
     let nowMs = 1
     const { log } = await openLog(disk, { reserveBytes: 20 * SEGMENT, now: () => nowMs })
     await until(() => disk.names().includes(segmentName(2)))
     const whole = SEGMENT - SEGMENT_HEADER_BYTES
-    // Two segments exist; the others fit the free space.
+    // Two segments exist; the free space has room for the others.
     const asked = async (segments: number): Promise<boolean> => {
       disk.capacityBytes = disk.usedBytes + (segments - 2) * SEGMENT
       nowMs += 1_000
@@ -284,7 +284,7 @@ describe('a full disk', () => {
     expect(defaultReserveBytes(4 * mib, 6 * mib)).toBe(4 * mib)
   })
 
-  // Both are in log lines.
+  // Both values appear in log lines.
   test.each([1, 40, 41, 2_000, 50_001, 300_007])(
     'the low mark and the reserve are whole bytes on a disk of %i MiB and a few bytes',
     (sizeMib) => {

@@ -52,7 +52,7 @@ test('the header of a segment has the layout of STORAGE.md', () => {
   const golden = [
     0x53, 0x4c, 0x53, 0x47, 1, 0, 0, 0, // "SLSG", version
     12, 0, 0, 0, 0, 0, 0, 0,
-    4, 3, 2, 1, 0xdd, 0xcc, 0xbb, 0xaa, // salt, CRC before
+    4, 3, 2, 1, 0xdd, 0xcc, 0xbb, 0xaa, // salt, previous CRC
     0, 0, 0, 4, 0, 0, 0, 0,
     2, 0, 0, 0, 1, 0, 0, 0, // first lsn
     3, 0, 0, 0, 2, 0, 0, 0, // checkpoint
@@ -120,7 +120,7 @@ test('a newer format is refused with its number, not as damage', () => {
 const START = 12 * 8 * 1024 * 1024
 const SALT = 99
 
-/** A segment file with one entry of each size, and the expected next entry. */
+/** A segment file with one entry of each size, its end, and the CRCs of the entries. */
 async function segmentOf(sizes: readonly number[]): Promise<{ file: DiskFile; end: number; crcs: number[] }> {
   const disk = new SimulatedDisk()
   const file = await disk.open('x', { create: true })
@@ -182,7 +182,7 @@ test('a later entry is found only if it is whole, at its own position, and has a
   expect(await findLaterEntry(file, from, size, START, SALT, 101)).toEqual({ at: last, lsn: 102 })
   expect(await findLaterEntry(file, from, size, START, SALT, 102)).toBe(undefined)
   expect(await findLaterEntry(file, from, size, START, SALT + 1, 99)).toBe(undefined)
-  // The same bytes, left from an earlier use of the file.
+  // With another start, the same bytes are left over from an earlier use of the file.
   expect(await findLaterEntry(file, from, size, START + size, SALT, 99)).toBe(undefined)
   await file.write(last + 20, new Uint8Array(100))
   expect(await findLaterEntry(file, from, size, START, SALT, 101)).toBe(undefined)

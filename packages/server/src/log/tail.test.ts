@@ -43,7 +43,7 @@ async function settled(tail: Tail): Promise<void> {
 }
 
 describe('tail', () => {
-  it('starts after the header of the next segment when an entry ends exactly with its segment', async () => {
+  it('continues after the header of the next segment when an entry ends exactly at the end of its segment', async () => {
     const { log, tail } = await open()
     const bounds = await log.open()
     const left = SEGMENT_BYTES - (bounds.nextPosition % SEGMENT_BYTES)
@@ -103,7 +103,7 @@ describe('tail', () => {
     expect(checked).toBeGreaterThan(500)
   })
 
-  it('keeps the gate at the previous entry while nothing is open', async () => {
+  it('keeps the gate at the previous entry while no entry is open', async () => {
     const { tail } = await open()
     expect(tail.gate).toBe(tail.durableLsn)
     add(tail, 100, 1)

@@ -41,7 +41,7 @@ test('does not go back when it is corrected towards a wall clock that was set ba
   wallMs = 500_000
   monotonicMs = 99.99
   expect(clock.now()).toBe(1_000_100)
-  // The correction is -0.05 ms, more than the time since the last call.
+  // The correction is -0.05 ms, which is more than the time since the last call.
   monotonicMs = 100
   expect(clock.now()).toBe(1_000_100)
   monotonicMs = 101
@@ -51,7 +51,7 @@ test('does not go back when it is corrected towards a wall clock that was set ba
 })
 
 describe('a small difference', () => {
-  test.each([STEP_MS, -STEP_MS])('of %i ms is slewed, and nothing is reported', (offMs) => {
+  test.each([STEP_MS, -STEP_MS])('of %i ms is corrected gradually, and nothing is reported', (offMs) => {
     const clock = new Clock()
     wallMs += offMs
     expect(pass(clock, 10_000)).toEqual([])

@@ -41,7 +41,7 @@ it('the socket stays paused after a rest if it was paused before or during the r
   expect(socket.reads).toBe(true)
 })
 
-it('a rest lasts until the next turn, even if the socket is resumed before', async () => {
+it('a rest lasts until the next turn, even if the socket is resumed earlier', async () => {
   const socket = new RecordingSocket()
   const transport = new SocketTransport(socket)
   transport.pause()

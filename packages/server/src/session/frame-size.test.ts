@@ -163,7 +163,7 @@ describe.each([LEAST, LEAST + 700, SESSION_DEFAULTS.frameBytesMax])(
       }
     })
 
-    it('a page of messages fits a frame', async () => {
+    it('a page of messages fits in a frame', async () => {
       const peer = await new Peer().open(frameBytesMax)
       peer.ensure('q')
       for (let i = 0; i < 4; i++) peer.publish('q', 600_000)
@@ -181,7 +181,7 @@ describe.each([LEAST, LEAST + 700, SESSION_DEFAULTS.frameBytesMax])(
       expect(found).toEqual([0, 1, 2, 3, 4])
     })
 
-    it('a page of consumers whose labels are not UTF-8 fits a frame', async () => {
+    it('a page of consumers whose labels are not valid UTF-8 fits in a frame', async () => {
       const peer = await new Peer().open(frameBytesMax, Buffer.alloc(LIMITS.clientNameBytesMax, 0xff))
       peer.ensure('q')
       for (let channel = 1; channel <= 150; channel++) await peer.subscribe('q', channel)

@@ -87,7 +87,7 @@ describe('a defect', () => {
     await expect(ask('PEEK', { name }, broker)).rejects.toMatchObject({ code: 'READ_FAILED' })
   })
 
-  it('in a request that only reads leaves the connection open and the broker running', async () => {
+  it('in a request that only reads does not close the connection or stop the broker', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR })
     await bench.publish([{}, {}, {}])

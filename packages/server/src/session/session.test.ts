@@ -116,7 +116,7 @@ describe('while the disk is stalled', () => {
     session.receive(frame(OP.SETTLE, encodeSettle(id, [item]), 1), nowMs)
     expect(paused).toBe(true)
     await turns(20)
-    // The settle was already received, so it is applied; the deliveries that it allows have to wait.
+    // The settle was already received, so it is applied; the deliveries that it allows must wait.
     expect(broker.catalog.info(queueName('q'))).toMatchObject({ leased: 2, ready: 42 })
     answer()
     await turns(100)
@@ -136,7 +136,7 @@ describe('while the disk is stalled', () => {
     answer()
     await turns(5)
     expect(sentBytes).toBeGreaterThan(1 << 20)
-    // `written` is never called, so from now on the client is the one that does not read.
+    // `written` is never called, so from now on it is the client that does not read.
     nowMs += SESSION_DEFAULTS.stalledMs + 1
     session.receive(frame(OP.PING), nowMs)
     session.tick(nowMs, 0)
@@ -189,7 +189,7 @@ describe('while all connections together exceed the bound of unread bytes', () =
       one.receive(frame(OP.SUBSCRIBE, encodeControl(body), 1), nowMs)
     }
     await turns(5)
-    // Over the bound by at most one message for each connection.
+    // The bound is exceeded by at most one message for each connection.
     expect(outbound.bytes).toBeGreaterThan(outbound.bytesMax)
     expect(outbound.bytes).toBeLessThan(outbound.bytesMax + 4 * (BODY_BYTES + 200))
     // The clients that read do not wait for the others.
@@ -209,7 +209,7 @@ describe('while all connections together exceed the bound of unread bytes', () =
     expect(outbound.bytes).toBe(0)
   })
 
-  test('a connection that uses up the shared bound is closed when it does not read, even below its own bound', async () => {
+  test('a connection whose unread bytes exceed the shared bound is closed when it does not read, even below its own bound', async () => {
     const outbound = { bytes: 0, bytesMax: 5_000 }
     broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
     const producer = broker.producers.attach('1'.repeat(32), 0)
@@ -326,7 +326,7 @@ test('a refused connection gets the error in answer to HELLO, and no producer is
   expect(attach).not.toHaveBeenCalled()
 })
 
-// If a refused request had run, its repetition would run it twice.
+// If a refused request had run, repeating it would run it twice.
 test('a request that is refused because too many are outstanding is not run', async () => {
   session.receive(GREETING, nowMs)
   broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
@@ -403,7 +403,7 @@ describe('a client that reads is not closed for a burst of answers', () => {
     return { peer, came: (opcode) => opcodes.filter((other) => other === opcode).length }
   }
 
-  test('as many pages as can be outstanding', async () => {
+  test('with as many pages as can be outstanding', async () => {
     broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
     const producer = broker.producers.attach('1'.repeat(32), 0)
     for (let i = 1; i <= 20; i++) broker.intake.publish(producer, 'q', batch(i, 100_000), 0, 56 + 100_000, 0)
@@ -417,7 +417,7 @@ describe('a client that reads is not closed for a burst of answers', () => {
     expect(peer.isIdle).toBe(true)
   })
 
-  test('a message above the current limit, which was lowered after it was published', async () => {
+  test('with a message above the current limit, which was lowered after the message was published', async () => {
     const bytes = 12 << 20
     const log = new MemoryLog({ segmentBytes: 64 << 20 })
     const shared = {

@@ -8,7 +8,7 @@ import { expectSame } from '../../../../test/same.js'
 
 const named = (name: string): Queue => ({ name }) as Queue
 
-/** Looks `name` up from the middle of a frame. */
+/** Looks up `name`, which is in the middle of a frame. */
 function find(cache: NameCache, name: string): Queue | undefined {
   const bytes = new Uint8Array(textBytes(name) + 5).fill(0x61)
   writeText(bytes, 3, name)
@@ -60,7 +60,7 @@ it('finds each of 20,000 queues, and a queue that was deleted and created again'
   expect(find(cache, 'load-7')).toBe(again)
 })
 
-it('finds nothing for bytes that are no name', () => {
+it('finds nothing for bytes that are not a name', () => {
   const cache = new NameCache(new Map([['a', named('a')]]))
   expect(cache.find(Uint8Array.of(0x61), 0, 0)).toBeUndefined()
   expect(cache.find(Uint8Array.of(0x61, 0x00), 0, 2)).toBeUndefined()

@@ -1,4 +1,4 @@
-/** Memory of a disconnected producer: only the results that it may still ask for. */
+/** A disconnected producer uses memory only for the results that it may still ask for. */
 import { expect, test } from 'vitest'
 import { Producer } from './producers.js'
 
@@ -37,7 +37,7 @@ test('shrinks a large window to the unanswered batches when the producer disconn
     expect(producer.resultOf(number, number, number - 5_097)?.[0]!.baseOffset).toBe(number * 10)
 })
 
-test('keeps the highest number and no result of a producer that sends nothing again', () => {
+test('keeps the highest number but no result of a producer that sends nothing again', () => {
   const producer = withBatches(5_000, 4_095)
   producer.dirty = false
   producer.forgetAll()

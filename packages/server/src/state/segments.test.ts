@@ -1,4 +1,4 @@
-/** Counting by segment when a queue retains messages in many. */
+/** Counts by segment when a queue retains messages in many segments. */
 import { expect, it } from 'vitest'
 import type { Queue } from '../queue/index.js'
 import { Segments } from './segments.js'
@@ -11,7 +11,7 @@ const QUEUE = 3
 const retaining = (retainAgeMs: number): ReadonlyMap<number, Queue> =>
   new Map([[QUEUE, { retains: true, options: { retainAgeMs, retainBytes: 0 } } as Queue]])
 
-it('counts 256 segments with retained messages of a queue, and merges neighbours beyond that', () => {
+it('counts up to 256 segments with retained messages of a queue, and merges neighbours beyond that', () => {
   const segments = new Segments(SEGMENT)
   const retain = (number: number): void => segments.retain(QUEUE, number * SEGMENT + 4096, 10, number * 1_000)
   for (let number = 1; number <= 256; number++) retain(number)
@@ -19,7 +19,7 @@ it('counts 256 segments with retained messages of a queue, and merges neighbours
   retain(257)
   const joined = segments.retained(QUEUE)
   expect(joined.length).toBe(129)
-  // A pair has the older segment and the later time: nothing is freed too early.
+  // A merged pair has the number of the older segment and the later time, so that nothing is freed too early.
   expect(joined.slice(0, 2)).toEqual([
     [1, 2_000, 20],
     [3, 4_000, 20],
@@ -29,7 +29,7 @@ it('counts 256 segments with retained messages of a queue, and merges neighbours
   expect(segments.oldestRetained(retaining(500_000), 300_000)).toEqual({ oldest: SEGMENT, untilMs: 502_000 })
   expect(segments.oldestRetained(retaining(100_000), 101_500).oldest).toBe(SEGMENT)
   expect(segments.oldestRetained(retaining(100_000), 102_000).oldest).toBe(3 * SEGMENT)
-  // The list stays short with any number of segments.
+  // The list stays short for any number of segments.
   for (let number = 258; number <= 10_000; number++) {
     retain(number)
     expectSame(segments.retained(QUEUE).length <= 256, true)

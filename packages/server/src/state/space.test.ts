@@ -1,4 +1,4 @@
-/** Disk space of the log: it is freed without traffic, and a broker at rest writes nothing. */
+/** Disk space of the log: it is freed without traffic, and an idle broker writes nothing. */
 import { OUTCOME, SluiceError, queueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, Q, type Message } from '../testing/bench.js'
@@ -8,7 +8,7 @@ const SMALL = { segmentBytes: SEGMENT, checkpointBytes: 16 * 1024 }
 
 const repeated = (count: number, message: Message): Message[] => Array.from({ length: count }, () => message)
 
-/** Lets time pass, with due timers as the only events. Returns how many fired. */
+/** Lets time pass, with due timers as the only events. Returns how many timers fired. */
 async function rest(bench: Bench, forMs: number): Promise<number> {
   const untilMs = bench.now + forMs
   let woken = 0
@@ -20,7 +20,7 @@ async function rest(bench: Bench, forMs: number): Promise<number> {
   return woken
 }
 
-/** Waits until the broker rests, and expects that it then writes nothing and needs no timer. */
+/** Waits until the broker is idle, and expects that it then writes nothing and needs no timer. */
 async function expectRest(bench: Bench): Promise<void> {
   await rest(bench, 120_000)
   const { writtenBytes } = bench.broker.usage()
@@ -30,8 +30,8 @@ async function expectRest(bench: Bench): Promise<void> {
   bench.broker.audit()
 }
 
-describe('a broker at rest writes nothing', () => {
-  it('with batches of which one message is left, dead', async () => {
+describe('an idle broker writes nothing', () => {
+  it('with batches of which one dead message is left', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure()
     for (let i = 0; i < 400; i++) await bench.publish(repeated(100, { bodyBytes: 100 }))
@@ -46,7 +46,7 @@ describe('a broker at rest writes nothing', () => {
     bench.broker.leases.settle(worker.subscription, items)
     await bench.settle()
     expect(bench.info()).toMatchObject({ dead: 400, ready: 0 })
-    // Each batch would be copied whole.
+    // Copying one of these batches would copy all of it.
     expect(bench.broker.usage().liveBytes).toBeGreaterThan(400 * 100 * 100)
     await expectRest(bench)
     await bench.crash()
@@ -54,7 +54,7 @@ describe('a broker at rest writes nothing', () => {
     await expectRest(bench)
   })
 
-  it('with one message in ten due in a day', async () => {
+  it('when one message in ten is due in a day', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure()
     for (let i = 0; i < 200; i++)
@@ -103,7 +103,7 @@ describe('space', () => {
     await expectRest(bench)
   })
 
-  it('of retained messages is freed when their retention ends', async () => {
+  it('of retained messages is freed when the retention ends', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ retainAgeMs: 600_000 })
     for (let i = 0; i < 150; i++) await bench.publish(repeated(20, { bodyBytes: 900 }))
@@ -121,7 +121,7 @@ describe('space', () => {
 })
 
 describe('a disk that is full of retained messages', () => {
-  // With each reserve, settles use the room up at a different moment of a checkpoint.
+  // Each reserve makes settles run out of space at a different point in the checkpoint.
   it.each([3.125, 3.25, 3.5, 4])(
     'is drained message by message, with a reserve of %d segments',
     async (reserve) => {
@@ -146,7 +146,7 @@ describe('a disk that is full of retained messages', () => {
       const drain = async (): Promise<void> => {
         for (let idle = 0; !entry.isStuck && worker.got.length > 0; idle++) {
           if (idle === 100) throw new Error('No message was settled in 100 steps.')
-          // The broker does not read from connections now.
+          // The broker would not read from connections now.
           if (bench.broker.isBehind) await bench.pass(100)
           else {
             const { tag } = worker.got.shift()!
@@ -176,7 +176,7 @@ describe('a disk that is full of retained messages', () => {
 })
 
 describe('more pages than a directory can list', () => {
-  it('are refused long before, with their number', async () => {
+  it('are refused long before, with the number of pages in the error', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT / 4, checkpointBytes: 16 * 1024 }).open()
     let refusal: unknown
     let queues = 0
@@ -200,7 +200,7 @@ describe('more pages than a directory can list', () => {
     bench.broker.audit()
   })
 
-  it('keep a dead letter in its queue until other queues are deleted', async () => {
+  it('are not created by a dead letter: it stays in its queue until other queues are deleted', async () => {
     const bench = await new Bench({ segmentBytes: 16 * 1024, checkpointBytes: 8 * 1024 }).open()
     const dead = queueName('dead')
     bench.ensure({}, dead)
@@ -254,7 +254,7 @@ describe('the holder of the oldest segment', () => {
     expect([...seen]).toContain('checkpoint')
     expect([...seen]).not.toContain('messages')
     const { recordBytes, writtenBytes, liveBytes } = bench.broker.usage()
-    // Messages of 908 bytes: one, then 64, then 4 in each of 40 rounds.
+    // The messages have 908 bytes each: first one, then 64, then 4 in each of 40 rounds.
     expect(recordBytes).toBe(225 * 908)
     expect(writtenBytes).toBeGreaterThan(recordBytes)
     expect(liveBytes).toBe(0)

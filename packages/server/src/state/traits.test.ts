@@ -75,7 +75,7 @@ describe('priority, delay and time to live', () => {
           }
           await bench.pass(10_000)
           await drain()
-          // Messages expire without any request.
+          // Messages expire even if no request arrives.
           await bench.pass(120_000)
           await bench.pass(2_000)
           bench.broker.audit()
