@@ -487,6 +487,18 @@ describe.concurrent('connections', () => {
     expectFailure(result, 5, /Who are you\?\\u\{1b\}\[31m/)
   })
 
+  test('a peer that closes each connection at once is no broker, so nothing can have taken effect', async () => {
+    const server = createServer((socket) => {
+      socket.on('error', () => {})
+      socket.end()
+    })
+    await once(server.listen(0, '127.0.0.1'), 'listening')
+    const { port } = server.address() as AddressInfo
+    const result = await run(['publish', 'q', 'x', '--url', `sluice://127.0.0.1:${port}`])
+    server.close()
+    expectFailure(result, 6, /closed the connection before the handshake/, /Start a broker/)
+  })
+
   test('hostile names of clients stay one line of the log', async () => {
     const name = 'evil\n{"level":"fatal"}\u001b[31m\u009b31m\u2028end'
     const evil = await connect(broker.url, { name })

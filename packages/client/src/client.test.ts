@@ -66,6 +66,32 @@ describe('connecting', () => {
     expect(peer.links.length).toBe(1)
   })
 
+  it('reports UNREACHABLE when the peer closes the connection before the handshake is complete', async () => {
+    for (const reason of [undefined, new Error('read ECONNRESET')]) {
+      peer = new Peer()
+      peer.replies[OP.HELLO] = (_frame, link) => void setImmediate(() => link.cut(reason))
+      for (const connectTimeout of [0, 500]) {
+        const error: unknown = await peer.connect({ connectTimeout }).catch((error: unknown) => error)
+        expect(error).toMatchObject({ code: 'UNREACHABLE', outcome: undefined })
+        expect((error as SluiceError).message).toContain('closed the connection before the handshake')
+      }
+      const early = peer.create()
+      const reconnecting = new Promise((resolve) =>
+        early.on('reconnecting', ({ error }) => resolve(error.code)),
+      )
+      expect(await reconnecting).toBe('UNREACHABLE')
+      await expect(early.ready({ timeout: 1 })).rejects.toMatchObject({ code: 'UNREACHABLE' })
+      await early.close()
+    }
+  })
+
+  it('reports UNREACHABLE when there is no connection again in time', async () => {
+    sluice = await peer.connect()
+    peer.refusals = 1000
+    peer.link.cut()
+    await expect(sluice.ready({ timeout: 0 })).rejects.toMatchObject({ code: 'UNREACHABLE' })
+  })
+
   it('fails at once with a permanent error', async () => {
     for (const code of ['AUTH_FAILED', 'PROTOCOL_VERSION'] as const) {
       peer = new Peer()

@@ -347,15 +347,21 @@ export class Connection {
 
   #closed(error: Error | undefined): void {
     const { text } = this.#address
-    if (this.#state === 'dialling') {
-      const why = error === undefined ? '' : ` (${error.message || (error as NodeJS.ErrnoException).code})`
-      this.fail(new SluiceError('UNREACHABLE', `No broker answers at ${text}${why}.`, { cause: error }))
-    } else {
-      const why = error === undefined ? 'the broker closed it' : error.message
+    const reason = error && (error.message || (error as NodeJS.ErrnoException).code)
+    if (this.#state === 'open') {
+      const why = reason ?? 'the broker closed it'
       this.fail(
         new SluiceError('CONNECTION_LOST', `The connection to ${text} was lost: ${why}.`, { cause: error }),
       )
+      return
     }
+    // Before the handshake is complete no request has been sent, so nothing can have taken effect.
+    const what =
+      this.#state === 'dialling'
+        ? `No broker answers at ${text}`
+        : `The process at ${text} closed the connection before the handshake was complete`
+    const why = reason === undefined ? '' : ` (${reason})`
+    this.fail(new SluiceError('UNREACHABLE', `${what}${why}.`, { cause: error }))
   }
 
   #frame(

@@ -85,6 +85,7 @@ export class Link {
   readonly #openings = new Set<Opening>()
   /** There is only one attempt. */
   #dialsOnce = false
+  /** Why the last attempt to connect failed; undefined if it has succeeded. */
   #lastError: SluiceError | undefined
   #isStopped = false
 
@@ -213,7 +214,7 @@ export class Link {
     const wasOpen = this.#openedMs > 0
     this.#openedMs = 0
     this.#connection = undefined
-    this.#lastError = error
+    this.#lastError = wasOpen ? undefined : error
     if (this.#isStopped) return
     if (wasOpen) {
       this.#producer.offline()
