@@ -1,6 +1,6 @@
 /**
- * Bodies that can be told apart: whose they are, which one, and when they were to be sent. What was confirmed and what
- * was consumed are compared by them.
+ * Distinguishable bodies: each contains its producer, its number, and the time at which it should be sent. With them,
+ * confirmed and consumed messages are compared.
  */
 import type { Body } from './driver.js'
 import type { Scenario } from './scenario.js'
@@ -15,7 +15,7 @@ interface Data {
   readonly text: string
 }
 
-/** Makes bodies for one producer. Those of bytes come from a pool, because allocating each would be measured too. */
+/** Makes bodies for one producer. Byte bodies come from a pool, because the allocation of each would be measured too. */
 export class Bodies {
   readonly #producer: number
   readonly #size: number
@@ -27,7 +27,7 @@ export class Bodies {
   constructor(producer: number, { bodyBytes, body, inFlight, rate }: Scenario) {
     this.#producer = producer
     this.#size = bodyBytes
-    // Names, numbers and msgpack take about 60 bytes.
+    // The names, the numbers and the msgpack encoding take about 60 bytes.
     this.#text = body === 'object' ? 'x'.repeat(Math.max(0, bodyBytes - 60)) : undefined
     if (this.#text !== undefined) return
     const wanted = Math.max(inFlight * 2, rate, 2_048)
@@ -39,7 +39,7 @@ export class Bodies {
     }
   }
 
-  /** The next one; a body of bytes may be used again once twice as many as are in flight have followed. */
+  /** Returns the next body. A body of bytes may be reused after twice as many bodies as are in flight. */
   next(atMs: number): Body {
     const sequence = this.#sequence++
     if (this.#text !== undefined) return { producer: this.#producer, sequence, atMs, text: this.#text }
@@ -55,13 +55,13 @@ export class Bodies {
 
 const CHECK = 0x5a5a_1234
 
-/** Which messages came, by producer. */
+/** Records which messages arrived, by producer. */
 export class Seen {
   readonly #bits: Uint8Array[] = []
   duplicates = 0
   damaged = 0
 
-  /** `copy`: which one of `copies` that were made of each body. */
+  /** `copy`: index of this copy among the `copies` that were made of each body. */
   take(body: Body, copy = 0, copies = 1): void {
     if (!(body instanceof Uint8Array)) {
       const { producer, sequence } = body as Data
@@ -89,12 +89,12 @@ export class Seen {
     bits[byte]! |= mask
   }
 
-  /** The sets, by producer, to be sent to another process. */
+  /** The sets of arrived messages, by producer, for another process. */
   get bits(): readonly (Uint8Array | undefined)[] {
     return this.#bits
   }
 
-  /** Takes in what another process saw. */
+  /** Adds the messages that another process received. */
   merge(bits: readonly (Uint8Array | undefined)[]): void {
     for (const [producer, from] of bits.entries()) {
       if (from === undefined) continue
@@ -115,7 +115,7 @@ export class Seen {
   }
 }
 
-/** When it was to be sent. */
+/** The time at which the body should be sent. */
 export function atMsOf(body: Body): number {
   return body instanceof Uint8Array
     ? new DataView(body.buffer, body.byteOffset).getFloat64(8)
@@ -128,7 +128,7 @@ function u32(bytes: Uint8Array, at: number): number {
   return ((bytes[at]! << 24) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 8) | bytes[at + 3]!) >>> 0
 }
 
-/** The bytes of a body for brokers that carry nothing else; data as JSON. Bytes are not copied. */
+/** The bytes of a body, for brokers that accept only bytes; data becomes JSON. Byte bodies are not copied. */
 export function encoded(body: Body): Buffer {
   return body instanceof Uint8Array
     ? Buffer.from(body.buffer, body.byteOffset, body.byteLength)

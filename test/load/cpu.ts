@@ -11,7 +11,7 @@ import { whole } from '../scale/scenario.js'
 import { outputOf } from '../rig/server.js'
 import { PROGRAM, serve } from './drivers/sluice.js'
 
-/** Parts of the broker by the path of the code; the first match counts. */
+/** Parts of the broker, recognised by the path of the code; the first match counts. */
 const PARTS: readonly (readonly [part: string, fits: (name: string, path: string) => boolean])[] = [
   ['idle', (name) => name === '(idle)'],
   ['GC', (name) => name === '(garbage collector)'],
@@ -57,7 +57,7 @@ interface ThreadTimes {
   readonly others: { readonly user: number; readonly system: number }
 }
 
-/** Seconds of CPU so far. */
+/** CPU time of the process's threads so far, in seconds. */
 function threadsOf(pid: number): ThreadTimes {
   const times = { main: { user: 0, system: 0 }, others: { user: 0, system: 0 } }
   for (const thread of readdirSync(`/proc/${pid}/task`)) {

@@ -5,11 +5,11 @@ export type Body = Uint8Array | object
 
 /** A connection of a load process. */
 export interface Session {
-  /** Resolves when the broker has confirmed. */
+  /** Resolves when the broker has confirmed the message. */
   publish(queue: string, body: Body): Promise<unknown>
-  /** The same message to all of these queues; resolves when all of it is confirmed. Not every broker can. */
+  /** Publishes the same message to all these queues; resolves when all copies are confirmed. Not every broker can do this. */
   publishToAll?(queues: readonly string[], body: Body): Promise<unknown>
-  /** Calls `each` for every message; `ack` is called once for each and not waited for. Resolves when it has begun. */
+  /** Calls `each` for every message, which calls `ack` once without waiting for it. Resolves when consuming has started. */
   consume(queue: string, held: number, each: (body: Body, ack: () => void) => void): Promise<void>
   close(): Promise<void>
 }
@@ -17,22 +17,22 @@ export interface Session {
 /** A broker that was started for a run. */
 export interface Running {
   readonly url: string
-  /** Processes whose memory and CPU are the broker's. */
+  /** The processes whose memory and CPU count as the broker's. */
   readonly pids: readonly number[]
-  /** What is needed before messages can be sent to these queues. */
+  /** Creates what the broker needs before it accepts messages for these queues. */
   makeQueues(names: readonly string[]): Promise<void>
   stop(): Promise<void>
 }
 
 export interface Driver {
   readonly name: string
-  /** A description: the broker, and when it confirms. */
+  /** A description of the broker, including when it confirms. */
   readonly settings: string
-  /** Text of its version; undefined when it is not installed. */
+  /** The broker's version; undefined if the broker is not installed. */
   version(): Promise<string | undefined>
-  /** Whether it can do what the scenario asks. */
+  /** Whether the broker supports what the scenario requires. */
   can(scenario: Scenario): boolean
-  /** Starts a broker on `port` whose data is in `directory`, which is empty. */
+  /** Starts a broker on `port` with its data in `directory`, which is empty. */
   start(directory: string, port: number): Promise<Running>
   connect(url: string, scenario: Scenario): Promise<Session>
 }

@@ -1,13 +1,14 @@
 /**
- * Frames of the floor: u32 length of what follows, u8 type, then: PUBLISH u32 count and records, each u32 length and
- * bytes; CONFIRM u32 count; CREDIT u32 messages more; DELIVER u32 count and records; ACK u32 count.
+ * Frames of the bare loop: u32 length of the rest, u8 type, and then for PUBLISH u32 count and records, each a u32 length
+ * and bytes; for CONFIRM u32 count; for CREDIT u32 additional messages; for DELIVER u32 count and records; for ACK u32
+ * count.
  */
 import type { Socket } from 'node:net'
 
 export const FLOOR = { publish: 1, confirm: 2, credit: 3, deliver: 4, ack: 5 } as const
 export const FLOOR_HEADER_BYTES = 9
 
-/** Calls `each` for every frame that comes, and `ended` after those of one chunk. */
+/** Calls `each` for every frame that arrives, and `ended` after the frames of one chunk. */
 export function onFloorFrames(
   socket: Socket,
   each: (type: number, count: number, payload: Buffer) => void,

@@ -1,14 +1,14 @@
 /**
- * The floor: what this machine, this disk and this runtime allow at this hour. A bare loop with a client to match:
- * bytes in, one write and one sync for all that came meanwhile, a confirm out, records out. No queue, no redelivery,
- * no recovery; figures of brokers are given as a share of its.
+ * The floor: what this machine, disk and runtime allow at this hour. It is a bare loop and a matching client: bytes in;
+ * one write and one sync for everything that arrived in the meantime; a confirm and the records out. It has no queue, no
+ * redelivery and no recovery. The results of brokers are reported as a share of its results.
  */
 import { open, type FileHandle } from 'node:fs/promises'
 import { createServer, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { FLOOR, floorFrame, onFloorFrames } from './floor-frames.js'
 
-/** Records that are on disk: kept in memory while they are among the newest, else read back. */
+/** Records that are on disk. The newest ones are also kept in memory; others are read back. */
 interface Piece {
   readonly position: number
   readonly length: number
@@ -28,7 +28,7 @@ class Floor {
   readonly #pieces: Piece[] = []
   #keptFrom = 0
   #keptBytes = 0
-  /** The one consumer, what it may still get, and where it is: a piece, a byte in it. */
+  /** The only consumer, its credit, and its position: index of the piece and byte in it. */
   #consumer: Socket | undefined
   #credit = 0
   #piece = 0
@@ -62,7 +62,7 @@ class Floor {
     })
   }
 
-  // One write and one sync for what has come; what comes meanwhile waits for the next.
+  // One write and one sync for everything that has arrived; what arrives during the sync waits for the next one.
   async #sync(): Promise<void> {
     if (this.#isSyncing) return
     this.#isSyncing = true
@@ -105,7 +105,7 @@ class Floor {
       const piece = this.#pieces[this.#piece]!
       if (piece.bytes === undefined) await this.#readFrom(this.#piece)
       this.#send(piece)
-      // What was read back is done with.
+      // A piece that was read back from disk is no longer needed once it is sent.
       if (this.#byte !== piece.length) continue
       if (this.#piece < this.#keptFrom) piece.bytes = undefined
       this.#piece++
@@ -114,7 +114,7 @@ class Floor {
     this.#isReading = false
   }
 
-  // Reads the piece and as many after it as make up a read of decent size.
+  // Reads the piece together with as many following pieces as fit into one large read.
   async #readFrom(first: number): Promise<void> {
     let end = first
     let length = 0

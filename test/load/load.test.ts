@@ -18,28 +18,28 @@ describe('scenarios', () => {
         { name: 'a', kind: 'both' },
         { name: 'a', kind: 'both' },
       ],
-      /"a" needs a name of its own/,
+      /"a" needs a unique name/,
     ],
     [[{ name: 'a', kind: 'push' }], /"a" has the kind "push"; it is one of publish, consume/],
-    [[{ name: 'a', kind: 'publish', producer: 2 }], /"a" has a field "producer" that means nothing/],
-    [[{ name: 'a', kind: 'publish', bodyBytes: 8 }], /bodyBytes 8; it is a number from 24 on/],
+    [[{ name: 'a', kind: 'publish', producer: 2 }], /"a" has a field "producer" that is unknown/],
+    [[{ name: 'a', kind: 'publish', bodyBytes: 8 }], /bodyBytes 8; it must be a number of at least 24/],
     [[{ name: 'a', kind: 'publish', inFlight: '9' }], /inFlight "9"/],
     [[{ name: 'a', kind: 'publish', body: 'json' }], /the body "json"/],
     [[{ name: 'a', kind: 'latency' }], /needs a rate/],
     [[{ name: 'a', kind: 'both', fanOut: 10 }], /fanOut 10; it is true or false/],
   ]
-  it.each(mistakes)('%j is refused with its reason', (given, said) => {
+  it.each(mistakes)('%j is refused with the reason', (given, said) => {
     expect(() => parseScenarios(JSON.stringify(given))).toThrow(said)
   })
 
-  it.each(['scenarios', 'smoke'])('those of %s.json are right', async (name) => {
+  it.each(['scenarios', 'smoke'])('the scenarios of %s.json are valid', async (name) => {
     const scenarios = await readScenarios(fileURLToPath(new URL(`${name}.json`, import.meta.url)))
     expect(scenarios.length).toBeGreaterThan(4)
   })
 })
 
-describe('what was confirmed and what was consumed', () => {
-  it.each(['bytes', 'object'])('are compared one by one, also across consumers: %s', (body) => {
+describe('confirmed and consumed messages', () => {
+  it.each(['bytes', 'object'])('are compared one by one, even across consumers: %s', (body) => {
     const first = new Bodies(0, scenario({ body }))
     const second = new Bodies(1, scenario({ body, bodyBytes: 300 }))
     const all = new Seen()
@@ -56,12 +56,12 @@ describe('what was confirmed and what was consumed', () => {
     expect(atMsOf(first.next(99_998))).toBe(99_998)
   })
 
-  it('are compared copy by copy where each goes to several queues', () => {
+  it('are compared copy by copy if each goes to several queues', () => {
     const bodies = new Bodies(1, scenario())
     const consumers = [new Seen(), new Seen()]
     for (let i = 0; i < 300; i++) {
       const body = bodies.next(0)
-      // One copy of one message is lost, and another one came twice.
+      // One copy of one message is lost, and one copy of another message arrived twice.
       for (let copy = 0; copy < 3; copy++) if (i !== 7 || copy !== 1) consumers[copy % 2]!.take(body, copy, 3)
       if (i === 9) consumers[1]!.take(body, 2, 3)
     }
@@ -71,7 +71,7 @@ describe('what was confirmed and what was consumed', () => {
     expect(all.duplicates + consumers[0]!.duplicates + consumers[1]!.duplicates).toBe(1)
   })
 
-  it('a body that was damaged is no message', () => {
+  it('a damaged body does not count as a message', () => {
     const bodies = new Bodies(0, scenario())
     const seen = new Seen()
     bodies.next(0)
@@ -109,7 +109,7 @@ describe('a report', () => {
     runs: outcomes.map(([driver, outcome], round) => ({ scenario: 'x', driver, round, outcome })),
   })
 
-  it('gives medians, shares of the floor, and what went wrong', () => {
+  it('gives medians, shares of the floor, and the failures', () => {
     const found = results([
       ['floor', outcome(1_000_000)],
       ['sluice', outcome(500_000)],
@@ -126,7 +126,7 @@ describe('a report', () => {
     expect(svgOf(found)).toContain('class="ours"')
   })
 
-  it('is not sound when something that was confirmed never came', () => {
+  it('is not sound if a confirmed message never arrived', () => {
     const found = results([['sluice', outcome(1, { lost: 1 })]])
     expect(isSound(found)).toBe(false)
     expect(tableOf(found, found.scenarios[0]!)[1]!.at(-1)).toBe('1 confirmed and not consumed')

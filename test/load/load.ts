@@ -15,15 +15,15 @@ export interface Task {
   readonly url: string
   readonly queues: readonly string[]
   readonly scenario: Scenario
-  /** Which producer it is. */
+  /** Index of the producer. */
   readonly index: number
-  /** A producer stops by itself after so many; 0: when it is told. */
+  /** Number of messages after which a producer stops; 0: it runs until `stop`. */
   readonly messages: number
 }
 
 export type Order = Task | 'count' | 'reset' | 'stop'
 
-/** By the monotonic clock. `first`: since the last reset. `lastCount` were there at `lastMs`: the clock is read now and then. */
+/** Counts since the last reset, by the monotonic clock. `lastCount` is the count at `lastMs`, when the clock was last read. */
 export interface Count {
   readonly count: number
   readonly atMs: number
@@ -34,15 +34,15 @@ export interface Count {
 
 export interface Result extends Count {
   readonly failed: number
-  /** Text of the first failure. */
+  /** Message of the first failure. */
   readonly failure: string | undefined
-  /** Microseconds: of a producer from the call to the confirm, of a consumer from when it was to be sent. */
+  /** Microseconds: for a producer from the call to the confirm, for a consumer from the time at which it should be sent. */
   readonly latency: Latency | undefined
-  /** Of a consumer. */
+  /** The messages that a consumer received. */
   readonly seen: readonly (Uint8Array | undefined)[]
   readonly duplicates: number
   readonly damaged: number
-  /** Of this process, from the last reset on, microseconds. */
+  /** CPU time of this process since the last reset, in microseconds. */
   readonly cpuUs: number
 }
 
@@ -59,7 +59,7 @@ export type Report =
   | { readonly is: 'count'; readonly count: Count }
   | { readonly is: 'result'; readonly result: Result }
 
-/** One in this many closed-loop publishes is timed: reading the clock for each would be measured too. */
+/** One in this many closed-loop publishes is timed, because reading the clock for each would be measured too. */
 const TIMED_EVERY = 16
 
 class Load {
@@ -142,7 +142,7 @@ class Load {
     }
   }
 
-  /** Publishes until it is stopped or has sent all; resolves when everything is answered. */
+  /** Publishes until it is stopped or has sent all messages; resolves when every publish is answered. */
   async produce(): Promise<void> {
     const { scenario } = this.#task
     const idle = new Promise<void>((resolve) => {
@@ -169,7 +169,7 @@ class Load {
     return this.#session.publish(queue, body)
   }
 
-  // Closed loop: each answer makes the next publish.
+  // In a closed loop each answer starts the next publish.
   #publish(): void {
     const { messages } = this.#task
     if (this.#isStopped || (messages > 0 && this.#sent >= messages)) {
@@ -248,7 +248,9 @@ async function start(task: Task): Promise<void> {
   const driver = DRIVERS.find(({ name }) => name === task.driver)!
   const session = await driver.connect(task.url, task.scenario)
   if (task.scenario.fanOut && session.publishToAll === undefined)
-    throw new Error(`it cannot send a message to several queues, as the scenario ${task.scenario.name} does`)
+    throw new Error(
+      `the driver cannot send a message to several queues, as the scenario ${task.scenario.name} does`,
+    )
   const load = new Load(task, session)
   process.on('message', (order: Order) => {
     if (order === 'count') report({ is: 'count', count: load.count() })

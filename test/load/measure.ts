@@ -13,25 +13,25 @@ import { copiesOf, type Scenario } from './scenario.js'
 export interface Outcome {
   readonly publish: number | undefined
   readonly consume: number | undefined
-  /** From the call to the confirm; where a rate is set, from when it was to be sent. */
+  /** From the call to the confirm; if a rate is set, from the time at which the message should be sent. */
   readonly confirmLatency: Latency | undefined
-  /** From when it was to be sent until a consumer had it. */
+  /** From the time at which the message should be sent until a consumer has it. */
   readonly endToEnd: Latency | undefined
   readonly confirmed: number
-  /** Confirmed but never consumed. */
+  /** Number of messages that were confirmed but never consumed. */
   readonly lost: number
   readonly duplicates: number
   readonly damaged: number
   readonly failed: number
   readonly failure: string | undefined
-  /** Of the broker, while it was measured: microseconds of CPU a message; greatest resident memory, MiB. */
+  /** CPU microseconds per message, and peak resident memory in MiB, of the broker during the measurement. */
   readonly brokerCpuUs: number
   readonly brokerMib: number
 }
 
 /** A consumer is done when it receives nothing for this long. */
 const STALL_MS = 10_000
-/** The longest time to publish a backlog on a slow broker. */
+/** Maximum time for publishing a backlog to a slow broker. */
 const FILL_MS = 15_000
 
 class Process {
@@ -48,14 +48,14 @@ class Process {
           const found = of(report)
           if (found !== undefined) resolve(found)
         })
-        // Its last report can still be under way when it has ended; the channel closes behind it.
+        // When the process exits, its last report can still be under way; the channel is closed after the report.
         this.child.once('exit', (code) => {
           const end = (): void => reject(new Error(`a load process of ${task.driver} ended with ${code}`))
           if (this.child.connected) this.child.once('disconnect', end)
           else end()
         })
       })
-      // Whether it is waited for or not.
+      // Prevents an unhandled rejection if nothing waits for the promise.
       told.catch(() => {})
       return told
     }
@@ -81,7 +81,7 @@ class Process {
   }
 }
 
-/** What a window of time held. */
+/** The counts at the start and at the end of a window of time. */
 interface Window {
   readonly from: readonly Count[]
   readonly to: readonly Count[]
@@ -133,7 +133,7 @@ class Run {
     })
   }
 
-  // Everything at once for a while.
+  // Publishes and consumes at the same time, for a fixed time.
   async #steady(): Promise<Outcome> {
     const { kind, producers, consumers, seconds, warmupSeconds } = this.#scenario
     const consuming = kind === 'publish' ? [] : await this.#start('consumer', consumers, 0)
@@ -171,7 +171,7 @@ class Run {
       confirmLatency: worst(published),
       endToEnd: this.#scenario.kind === 'latency' ? worst(consumed) : undefined,
       confirmed,
-      // What failed may have been taken and can have come too.
+      // A failed publish may still have been accepted, and its message delivered.
       lost: consumed.length === 0 ? 0 : Math.max(0, confirmed * copiesOf(this.#scenario) - seen.distinct),
       duplicates: seen.duplicates + sum(consumed, ({ duplicates }) => duplicates),
       damaged: sum(consumed, ({ damaged }) => damaged),
@@ -204,7 +204,7 @@ class Run {
     return Promise.all(processes.map(({ result }) => result))
   }
 
-  // Until they have so many, or no more come.
+  // Waits until the consumers have `messages` messages, or no more arrive.
   async #consumed(processes: readonly Process[], messages: number): Promise<void> {
     let before = -1
     let sinceMs = performance.now()
@@ -271,7 +271,7 @@ function rate({ from, to }: Window): number {
   })
 }
 
-// Of several processes the worst of each: percentiles do not add up.
+// With several processes, takes the worst value of each percentile, because percentiles cannot be added.
 function worst(results: readonly Result[]): Latency | undefined {
   const all = results.flatMap(({ latency }) => latency ?? [])
   if (all.length === 0) return undefined

@@ -1,4 +1,4 @@
-/** The pacer of `sluice bench`: load at a fixed rate is the same load wherever it is made. */
+/** The pacer of `sluice bench`, so that both make the same load at a fixed rate. */
 import type * as pacer from '../../packages/server/src/cli/pacer.js'
 
 export const { nowMs, pace } = (await import(

@@ -1,4 +1,4 @@
-/** The results of a run as a table, a page of Markdown and a picture. */
+/** Renders the results of a run as a table, a page of Markdown and an SVG picture. */
 import { median } from '../scale/measures.js'
 import { whole } from '../scale/scenario.js'
 import type { Outcome } from './measure.js'
@@ -76,7 +76,7 @@ export function linesOf(results: Results, scenario: Scenario): Line[] {
   })
 }
 
-// What no broker may do, or what it did beside.
+// Losses and damage, which no broker may cause, and duplicates and failures.
 function faultsOf(outcomes: readonly Outcome[]): string {
   const total = (of: (outcome: Outcome) => number): number =>
     outcomes.reduce((sum, each) => sum + of(each), 0)
@@ -92,7 +92,7 @@ function faultsOf(outcomes: readonly Outcome[]): string {
     .join(', ')
 }
 
-/** Confirmed and never consumed, or damaged, by any driver. */
+/** Whether no driver lost or damaged a confirmed message. */
 export function isSound(results: Results): boolean {
   return results.runs.every(({ outcome }) => outcome.lost === 0 && outcome.damaged === 0)
 }
@@ -103,14 +103,14 @@ function shown(name: FigureName, value: number | undefined): string {
   return value.toFixed(value < 10 ? 2 : 1)
 }
 
-// The main figure of a scenario, by which drivers are compared; of latency, less is better.
+// The main figure of a scenario, by which drivers are compared; for latencies, less is better.
 function mainOf({ kind, inFlight }: Scenario): FigureName {
   if (kind === 'latency') return 'p99'
   if (kind === 'publish') return inFlight === 1 ? 'p50' : 'publish'
   return 'consume'
 }
 
-/** Rows of text, the first the titles. Shares are of the floor. */
+/** The table as rows of strings; the first row has the titles. Shares are relative to the floor. */
 export function tableOf(results: Results, scenario: Scenario): string[][] {
   const lines = linesOf(results, scenario)
   const names = (Object.keys(FIGURES) as FigureName[]).filter((name) =>
@@ -195,7 +195,7 @@ export function markdownOf(results: Results): string {
 
 const BAR = { left: 150, width: 430, height: 18, gap: 5, title: 26, right: 140 }
 
-/** Bars of the main figure of each scenario, one below the other. */
+/** Bars with the main figure of each scenario, one below the other. */
 export function svgOf(results: Results): string {
   const parts: string[] = []
   let y = 10

@@ -25,7 +25,7 @@ interface Plan {
   readonly out: string | undefined
 }
 
-/** @throws Error saying what is wrong with the arguments */
+/** @throws Error with what is wrong with the arguments */
 async function planOf(args: readonly string[]): Promise<Plan> {
   const { values } = parseArgs({
     args: [...args],
@@ -59,7 +59,7 @@ function chosen<T extends { readonly name: string }>(
   if (names === undefined) return all
   const unknown = names.find((name) => !all.some((each) => each.name === name))
   if (unknown !== undefined)
-    throw new Error(`${flag} names "${unknown}"; there is: ${all.map(({ name }) => name).join(', ')}.`)
+    throw new Error(`${flag} names "${unknown}"; available are: ${all.map(({ name }) => name).join(', ')}.`)
   return all.filter(({ name }) => names.includes(name))
 }
 
@@ -115,7 +115,7 @@ async function run({ scenarios, drivers, rounds, out }: Plan, signal: AbortSigna
             say(`  ${driver.name}: ${outcome.failed} failed: ${outcome.failure}`)
         } catch (error) {
           signal.throwIfAborted()
-          // A failed driver does not end the run of the others.
+          // If one driver fails, the others still run.
           say(`  ${driver.name}: ${(error as Error).message}`)
           if (driver.name === 'sluice') process.exitCode = 1
         }
@@ -153,7 +153,7 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const)
 try {
   const results = await run(await planOf(process.argv.slice(2)), early.signal)
   if (!isSound(results)) {
-    say('Something that was confirmed was not consumed, or was damaged.')
+    say('A confirmed message was not consumed, or was damaged.')
     process.exitCode = 1
   }
 } catch (error) {

@@ -1,4 +1,4 @@
-/** The format of scenarios: what a run puts on a broker. Files of them are JSON, an array of these. */
+/** The format of scenarios: the load of a run. A file of scenarios is a JSON array. */
 import { readFile } from 'node:fs/promises'
 
 export const KINDS = ['publish', 'consume', 'both', 'latency'] as const
@@ -7,36 +7,37 @@ export type Kind = (typeof KINDS)[number]
 export interface Scenario {
   readonly name: string
   /**
-   * `publish`: as fast as it is confirmed. `consume`: what was published before. `both` at once. `latency`: publishes
-   * at `rate`, open loop, each timed from when it was to be sent until a consumer has it.
+   * `publish`: publishes as fast as confirms arrive. `consume`: consumes messages that were published before. `both`: does
+   * both at once. `latency`: publishes at `rate`, open loop, and times each message from when it should be sent until a
+   * consumer has it.
    */
   readonly kind: Kind
   readonly producers: number
   readonly consumers: number
-  /** They are published to round robin, by each producer. */
+  /** Number of queues; each producer publishes to them in turn. */
   readonly queues: number
-  /** How far apart, in the order in which they were made, the queues of one message and the next are. */
+  /** Distance between the queues of consecutive messages, in the order in which the queues were created. */
   readonly stride: number
-  /** Each message goes to every queue, with one confirm for all of it. */
+  /** Each message goes to every queue, with one confirm for all copies. */
   readonly fanOut: boolean
   /** Bytes of a body; at least 24. */
   readonly bodyBytes: number
-  /** `object`: data of about that size, encoded by the client's usual means. */
+  /** `object`: data of about that size, in the usual encoding of the client. */
   readonly body: 'bytes' | 'object'
   /** Unanswered publishes of a producer, and messages that a consumer holds. */
   readonly inFlight: number
-  /** Messages a second of all producers together, for `latency`. */
+  /** For `latency`: messages per second of all producers together. */
   readonly rate: number
-  /** How long to measure, after the warm-up. */
+  /** Duration of the measurement, after the warm-up. */
   readonly seconds: number
   readonly warmupSeconds: number
-  /** Messages that are published before a `consume`. */
+  /** For `consume`: number of messages that are published before. */
   readonly messages: number
-  /** Names of the drivers that it is for; empty: all. */
+  /** Names of the drivers that run the scenario; empty: all. */
   readonly drivers: readonly string[]
 }
 
-/** How often each message is to be consumed. */
+/** Number of times that each message should be consumed. */
 export function copiesOf({ fanOut, queues }: Scenario): number {
   return fanOut ? queues : 1
 }
@@ -70,7 +71,7 @@ const LEAST: Readonly<Partial<Record<keyof Scenario, number>>> = {
   messages: 1,
 }
 
-/** @throws Error naming the scenario, the field, its value and what it may be */
+/** @throws Error with the scenario, the field, its value and the allowed values */
 export function parseScenarios(text: string): Scenario[] {
   const list: unknown = JSON.parse(text)
   if (!Array.isArray(list)) throw new Error('A file of scenarios is a JSON array.')
@@ -78,12 +79,12 @@ export function parseScenarios(text: string): Scenario[] {
   return list.map((given: Record<string, unknown>, index) => {
     const name = typeof given.name === 'string' ? given.name : ''
     const at = name === '' ? `Scenario ${index}` : `Scenario "${name}"`
-    if (name === '' || names.has(name)) throw new Error(`${at} needs a name of its own.`)
+    if (name === '' || names.has(name)) throw new Error(`${at} needs a unique name.`)
     names.add(name)
     const unknown = Object.keys(given).find(
       (field) => !(field in DEFAULTS) && field !== 'name' && field !== 'kind',
     )
-    if (unknown !== undefined) throw new Error(`${at} has a field "${unknown}" that means nothing.`)
+    if (unknown !== undefined) throw new Error(`${at} has a field "${unknown}" that is unknown.`)
     const scenario = { ...DEFAULTS, ...given } as unknown as Scenario
     if (!KINDS.includes(scenario.kind))
       throw new Error(
@@ -92,7 +93,9 @@ export function parseScenarios(text: string): Scenario[] {
     for (const [field, least] of Object.entries(LEAST)) {
       const value = scenario[field as keyof Scenario]
       if (typeof value !== 'number' || !(value >= least))
-        throw new Error(`${at} has ${field} ${JSON.stringify(value)}; it is a number from ${least} on.`)
+        throw new Error(
+          `${at} has ${field} ${JSON.stringify(value)}; it must be a number of at least ${least}.`,
+        )
     }
     if (scenario.body !== 'bytes' && scenario.body !== 'object')
       throw new Error(`${at} has the body ${JSON.stringify(scenario.body)}; it is "bytes" or "object".`)

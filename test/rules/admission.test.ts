@@ -18,7 +18,7 @@ interface Known {
   readonly isWaiting: boolean
 }
 
-/** Ids as text: `a` has the id, `a!` has it and replaces, '' has none. */
+/** Plans a batch whose ids are given as strings: `a` has the id a, `a!` has it and replaces, '' has no id. */
 function plan(
   ids: readonly string[],
   known: Readonly<Record<string, Known>> = {},
@@ -63,7 +63,7 @@ test('the first message with an id is accepted, in the queue and in the batch', 
   })
 })
 
-test('a message replaces a waiting one, and names itself', () => {
+test('a message replaces a waiting one, and its place in the answer is its own', () => {
   expect(plan(['a!'], { a: { offset: 7, isWaiting: true } })).toEqual({
     duplicates: [[0, NEXT]],
     replaced: [7],
@@ -81,7 +81,7 @@ test('a message that cannot be replaced makes the new one a duplicate', () => {
   })
 })
 
-test('of several in one batch the last that replaces is accepted', () => {
+test('if several messages of a batch replace, the last of them is accepted', () => {
   expect(plan(['a', 'a!', 'a!', 'a'])).toEqual({
     duplicates: [
       [0, NEXT + 2],
@@ -92,7 +92,7 @@ test('of several in one batch the last that replaces is accepted', () => {
     newIds: 1,
     accepted: [2],
   })
-  // The first of an id decides whether the known message is replaced.
+  // The first message of the batch with an id decides whether the known message with that id is replaced.
   expect(plan(['a', 'a!'], { a: { offset: 7, isWaiting: true } }).accepted).toEqual([])
   expect(plan(['a!', 'a!'], { a: { offset: 7, isWaiting: true } })).toMatchObject({
     duplicates: [
@@ -104,13 +104,13 @@ test('of several in one batch the last that replaces is accepted', () => {
   })
 })
 
-test('a queue without a window knows no ids; one of unique pending ids needs none', () => {
+test('a queue without a window knows no ids; a queue of unique pending ids needs no window', () => {
   const known = { a: { offset: 7, isWaiting: true } }
   expect(plan(['a'], known, { unique: 'window', dedupWindowMs: 0 }).duplicates).toEqual([])
   expect(plan(['a'], known, { unique: 'pending', dedupWindowMs: 0 }).duplicates).toEqual([[0, 7]])
 })
 
-test('new ids are refused beyond the maximum, and known ones never', () => {
+test('new ids are refused beyond the maximum, and known ids are never refused', () => {
   expect(isDedupFull(8, 2, { dedupMaxIds: 10 })).toBe(false)
   expect(isDedupFull(9, 2, { dedupMaxIds: 10 })).toBe(true)
   expect(isDedupFull(12, 0, { dedupMaxIds: 10 })).toBe(false)
@@ -143,7 +143,7 @@ test('a queue has room up to its limits of messages and of bytes', () => {
   expect(room(occupants, [1e9], reject).isFull).toBe(false)
 })
 
-test('nothing new needs no room, also in a queue over its limit', () => {
+test('a batch without new messages needs no room, even in a queue over its limit', () => {
   expect(room([occupant(1, 0), occupant(2, 0)], [], { maxMessages: 1 })).toEqual({
     isFull: false,
     evicted: [],
@@ -151,14 +151,14 @@ test('nothing new needs no room, also in a queue over its limit', () => {
   })
 })
 
-test('the lowest priority makes room, of one priority the oldest, and no more than needed', () => {
+test('messages of the lowest priority make room, the oldest first, and no more than needed', () => {
   const occupants = [occupant(1, 5), occupant(2, 0), occupant(3, 0, 'scheduled'), occupant(4, 9)]
   expect(room(occupants, [10], { maxMessages: 4 }).evicted).toEqual([2])
   expect(room(occupants, [10, 10, 10], { maxMessages: 4 }).evicted).toEqual([2, 3, 1])
   expect(room(occupants, [15], { maxBytes: 40 }).evicted).toEqual([2, 3])
 })
 
-test('a leased message makes no room', () => {
+test('a leased message is not evicted', () => {
   const occupants = [occupant(1, 0, 'leased'), occupant(2, 5)]
   expect(room(occupants, [10], { maxMessages: 2 })).toEqual({ isFull: false, evicted: [2], excess: 0 })
   expect(room(occupants, [10, 10], { maxMessages: 2 })).toEqual({ isFull: true, evicted: [], excess: 0 })
@@ -172,7 +172,7 @@ test('a queue over its limit loses as many messages as it gets, and some more', 
   expect(plan([10, 10], 2)).toEqual({ isFull: false, evicted: [0, 1, 2, 3], excess: 2 })
   expect(plan([10], Infinity)).toEqual({ isFull: false, evicted: [0, 1, 2, 3, 4, 5], excess: 5 })
   expect(plan([15], 1, { maxBytes: 40 })).toEqual({ isFull: false, evicted: [0, 1, 2], excess: 1 })
-  // Only one of both limits is exceeded before.
+  // Before the publish, only one of the two limits is exceeded.
   expect(plan([30], 0, { maxMessages: 20, maxBytes: 80 }).valueOf()).toMatchObject({ excess: 0 })
   expect(plan([30], 1, { maxMessages: 3, maxBytes: 90 })).toEqual({
     isFull: false,

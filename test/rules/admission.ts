@@ -1,6 +1,6 @@
 /**
- * Rules of a batch that is published: which of its messages are duplicates or replace others, and which messages make
- * room for it. Pure functions, which share no code with the server.
+ * Rules for a published batch: which of its messages are duplicates or replace others, and which messages are evicted to
+ * make room for it. Pure functions, which share no code with the server.
  */
 import type { QueueOptions } from '@sluice/protocol'
 import type { Message, MessageOptions } from './message.js'
@@ -11,21 +11,21 @@ export function remembersIds({ unique, dedupWindowMs }: Pick<IdRule, 'unique' | 
   return unique === 'pending' || dedupWindowMs > 0
 }
 
-/** What the ids of a batch mean. */
+/** The effect of the ids of a batch. */
 export interface IdPlan {
-  /** Index in the batch → offset of the message that has the id; its own offset where it replaces another message. */
+  /** Index in the batch → offset of the message with that id; for a message that replaces another one, its own offset. */
   readonly duplicates: ReadonlyMap<number, number>
   /** Offsets of the messages that are replaced. */
   readonly replaced: ReadonlySet<number>
-  /** Ids that the queue does not know yet. */
+  /** Number of ids that the queue does not know yet. */
   readonly newIds: number
 }
 
 const NO_IDS: IdPlan = { duplicates: new Map(), replaced: new Set(), newIds: 0 }
 
 /**
- * `next` is the offset of the first message of the batch. `offsetOf` returns the message that makes another one with
- * this id a duplicate, `isWaiting` whether that message can be replaced.
+ * `next` is the offset of the first message of the batch. `offsetOf` returns the message of which a new message with this
+ * id is a duplicate; `isWaiting` returns whether that message can be replaced.
  */
 export function planIds(
   contents: readonly MessageOptions[],
@@ -35,7 +35,7 @@ export function planIds(
   isWaiting: (offset: number) => boolean,
 ): IdPlan {
   if (!remembersIds(options)) return NO_IDS
-  // `accepted`: index of the accepted message of the batch; undefined if all are duplicates of the known one.
+  // `accepted`: index of the accepted message in the batch; undefined if all are duplicates of the known message.
   const byId = new Map<string, { accepted: number | undefined; readonly known: number | undefined }>()
   const replaced = new Set<number>()
   let newIds = 0
@@ -43,7 +43,7 @@ export function planIds(
     if (id === undefined) continue
     const earlier = byId.get(id)
     if (earlier !== undefined) {
-      // Of several in one batch the last that replaces is accepted.
+      // If several messages of a batch replace, the last of them is accepted.
       if (replaces && earlier.accepted !== undefined) earlier.accepted = index
       continue
     }
@@ -63,12 +63,12 @@ export function planIds(
   return { duplicates, replaced, newIds }
 }
 
-/** The message at this index is accepted: no other has its id, or it replaces the one that has. */
+/** Whether the message at this index is accepted: no other message has its id, or it replaces the one that has. */
 export function isAccepted({ duplicates }: Pick<IdPlan, 'duplicates'>, next: number, index: number): boolean {
   return (duplicates.get(index) ?? next + index) === next + index
 }
 
-/** Whether the new ids are too many for the queue; `known` is how many it remembers. */
+/** Whether the new ids are too many for the queue; `known` is the number of ids that the queue remembers. */
 export function isDedupFull(
   known: number,
   newIds: number,
@@ -81,16 +81,16 @@ type Occupant = Pick<Message, 'offset' | 'content' | 'bytes' | 'state'>
 
 export interface RoomPlan<O extends Occupant> {
   readonly isFull: boolean
-  /** Messages that make room: of the lowest priority first, of these the oldest first. */
+  /** Messages that are evicted: those of the lowest priority first, and of these the oldest first. */
   readonly evicted: readonly O[]
-  /** How many of them, the last ones, only reduce a queue that exceeded its limits before. */
+  /** Number of the last ones of them that only reduce a queue that was already over its limits. */
   readonly excess: number
 }
 
 /**
- * Which messages make room for new ones of these sizes. `occupants` are the messages that count in the limits: neither
- * dead ones nor those that leave in the same step. A leased message cannot make room. A queue that exceeds its limits
- * already loses as much as it gets, and at most `excessMax` messages more.
+ * Decides which messages are evicted for new ones of these sizes. `occupants` are the messages that count in the limits:
+ * neither dead messages nor those that leave in the same step. A leased message cannot be evicted. A queue that is
+ * already over its limits loses as many messages as it gets, and at most `excessMax` more.
  */
 export function planRoom<O extends Occupant>(
   occupants: readonly O[],
@@ -104,7 +104,7 @@ export function planRoom<O extends Occupant>(
   const evictable = occupants
     .filter(({ state }) => overflow !== 'reject' && state !== 'leased')
     .toSorted((a, b) => a.content.priority - b.content.priority || a.offset - b.offset)
-  // How many of `evictable` must leave for these limits; undefined: all of them are too few.
+  // Number of `evictable` that must leave for these limits; undefined: even without all of them there is no room.
   const neededFor = (messagesMax: number, bytesMax: number): number | undefined => {
     for (let count = 0; count <= evictable.length; count++) {
       const messages = occupants.length - count + sizes.length

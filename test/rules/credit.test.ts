@@ -27,7 +27,7 @@ test('a subscription has room up to its credit and its limit', () => {
   expect(room(subscription(1), { bytes: 10, isSuspect: true })).toBe(false)
 })
 
-test('of a queue with one active subscription no other has room', () => {
+test('in a queue with one active subscription, no other subscription has room', () => {
   const first = subscription(0)
   const second = subscription(0)
   expect(hasRoom(first, EMPTY, true, [first, second])).toBe(true)
@@ -35,7 +35,7 @@ test('of a queue with one active subscription no other has room', () => {
   expect(hasRoom(second, EMPTY, false, [first, second])).toBe(true)
 })
 
-test('a message fits the byte credit, or is alone; a suspect is always alone', () => {
+test('a message fits the byte credit or is delivered alone; a suspect is always delivered alone', () => {
   const load = { bytes: 60, isSuspect: false }
   expect(fits(subscription(1), load, { bytes: 40, isSuspect: false })).toBe(true)
   expect(fits(subscription(1), load, { bytes: 41, isSuspect: false })).toBe(false)

@@ -1,24 +1,24 @@
-/** Rules of a subscription: which message it may receive. Pure functions, which share no code with the server. */
+/** Rules that decide which message a subscription may receive. Pure functions, which share no code with the server. */
 import type { Message } from './message.js'
 
 export interface Credit {
   readonly creditMessages: number
   readonly creditBytes: number
-  /** Most deliveries; Infinity if there is no limit. */
+  /** Maximum number of deliveries; Infinity if there is no limit. */
   readonly limit: number
   readonly delivered: number
-  /** Messages that it holds, by tag. */
+  /** Messages that the subscription holds, by tag. */
   readonly held: { readonly size: number }
 }
 
-/** What a subscription holds. */
+/** The messages that a subscription holds. */
 export interface Load {
   readonly bytes: number
-  /** It holds one message, which was delivered alone. */
+  /** The subscription holds a single message, which was delivered alone. */
   readonly isSuspect: boolean
 }
 
-/** Of a queue with `single`: the subscription that holds messages, or else the first with credit left. */
+/** The active subscription of a `single` queue: the one that holds messages, or else the first with credit left. */
 export function activeOf<S extends Credit>(subscriptions: Iterable<S>): S | undefined {
   let first: S | undefined
   for (const subscription of subscriptions) {
@@ -42,8 +42,8 @@ export function hasRoom(
 }
 
 /**
- * Whether a subscription that has room may receive this message. If it holds none, it may receive any, so that no
- * message is stuck.
+ * Whether a subscription that has room may receive this message. A subscription that holds no message may receive any
+ * message, so that no message is stuck.
  */
 export function fits(
   { held, creditBytes }: Credit,

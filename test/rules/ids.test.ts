@@ -19,7 +19,7 @@ test('an id that is accepted again is remembered by its last acceptance', () => 
   expect(ids.find('a')).toMatchObject({ offset: 5, timeMs: 300 })
 })
 
-test('ids are forgotten in the order of acceptance, so a clock that was set back keeps some for longer', () => {
+test('ids are forgotten in the order of acceptance, so some ids are remembered for longer after the clock was set back', () => {
   const ids = new RememberedIds()
   ids.remember('late', 1, 500)
   ids.remember('early', 2, 100)
@@ -29,7 +29,7 @@ test('ids are forgotten in the order of acceptance, so a clock that was set back
   expect(ids.size).toBe(0)
 })
 
-test('a copy shares nothing that changes', () => {
+test('a copy shares no mutable state', () => {
   const ids = new RememberedIds()
   ids.remember('a', 1, 100)
   const copy = ids.clone()
@@ -38,7 +38,7 @@ test('a copy shares nothing that changes', () => {
   expect([...copy.entries()]).toEqual([{ id: 'a', offset: 1, timeMs: 100 }])
 })
 
-test('a pending id is known by its oldest message', () => {
+test('a pending id refers to its oldest message', () => {
   const ids = new PendingIds()
   ids.add('a', 7)
   ids.add('a', 3)

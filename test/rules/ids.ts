@@ -1,6 +1,6 @@
 /**
- * Ids that a queue knows: for a window of time after their acceptance, in the order of acceptance, or while a message
- * is pending.
+ * The ids that a queue knows. An id is known for a window of time after its acceptance, in the order of acceptance, or
+ * while a message with the id is pending.
  */
 
 interface Accepted {
@@ -9,7 +9,7 @@ interface Accepted {
   readonly timeMs: number
 }
 
-/** Ids by acceptance, forgotten in that order: a clock that was set back keeps some for longer, and none for less. */
+/** Ids, forgotten in the order of acceptance: after a clock was set back, some are remembered longer, none shorter. */
 export class RememberedIds {
   #list: Accepted[] = []
   readonly #current = new Map<string, Accepted>()
@@ -18,7 +18,7 @@ export class RememberedIds {
     return this.#current.size
   }
 
-  /** Where the id was accepted; undefined if it is not remembered. */
+  /** The place and time of the id's acceptance; undefined if the id is not remembered. */
   find(id: string): { readonly offset: number; readonly timeMs: number } | undefined {
     return this.#current.get(id)
   }
@@ -48,10 +48,10 @@ export class RememberedIds {
   }
 }
 
-/** Ids of pending messages; several messages can have the same. */
+/** Ids of pending messages; several messages can have the same id. */
 export class PendingIds {
   readonly #offsets = new Map<string, Set<number>>()
-  /** Number of different ids, without those that only messages in `except` have. */
+  /** Number of distinct ids, except ids that only messages in `except` have. */
   sizeWithout(except: ReadonlySet<number>): number {
     if (except.size === 0) return this.#offsets.size
     let size = 0
@@ -59,7 +59,7 @@ export class PendingIds {
     return size
   }
 
-  /** The oldest message with this id, without those in `except`. */
+  /** The oldest message with this id that is not in `except`. */
   find(id: string, except?: ReadonlySet<number>): number | undefined {
     let oldest: number | undefined
     for (const offset of this.#offsets.get(id) ?? [])

@@ -1,19 +1,19 @@
 /**
- * Rules of a lease: its deadline, and what becomes of its message when the connection of its consumer dies. Pure
+ * Rules of a lease: its deadline, and what happens to its message when the connection of its consumer dies. Pure
  * functions, which share no code with the server.
  *
- * A deadline is undefined while nothing handles the message, Infinity while its handling is only announced.
+ * A deadline is undefined while nothing handles the message, and Infinity while its handling is only announced.
  */
 import type { Message } from './message.js'
 
 export type Deadline = number | undefined
 
-/** STARTED names the message. A running deadline is kept. */
+/** STARTED names the message, whose deadline starts unless it is already running. */
 export function deadlineAfterStarted(deadlineMs: Deadline, nowMs: number, timeoutMs: number): number {
   return deadlineMs === undefined || deadlineMs === Infinity ? nowMs + timeoutMs : deadlineMs
 }
 
-/** STARTING names the message. */
+/** STARTING names the message, so its handling is announced unless it has already started. */
 export function deadlineAfterStarting(deadlineMs: Deadline): number {
   return deadlineMs ?? Infinity
 }
@@ -23,7 +23,7 @@ export function deadlineAfterAnnouncement(deadlineMs: Deadline): Deadline {
   return deadlineMs === Infinity ? undefined : deadlineMs
 }
 
-/** The lease is extended. A message that is not being handled has no deadline to move. */
+/** The lease is extended. A message that is not being handled has no deadline that could be moved. */
 export function deadlineAfterExtension(
   deadlineMs: Deadline,
   nowMs: number,
@@ -50,12 +50,12 @@ export function leaseEndFor(endReason: EndReason, isStarted: boolean, isAlone: b
   return endReason === 'alone' && isAlone ? 'charged' : 'unattributed'
 }
 
-/** Unattributed deaths after which a message is a suspect. */
+/** Number of unattributed deaths after which a message is a suspect. */
 const UNATTRIBUTED_MAX = 3
 
 type Suspicion = Pick<Message, 'isSuspect' | 'unattributedDeaths'>
 
-/** An ack, a retry, a death and a charge clear suspicion; a release keeps it. */
+/** The suspicion after an ack, a retry, a death or a charge, which clear it; a release does not clear it. */
 export const CLEARED: Suspicion = { isSuspect: false, unattributedDeaths: 0 }
 
 export function suspicionAfter(end: LeaseEnd, before: Suspicion): Suspicion {

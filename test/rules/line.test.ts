@@ -1,6 +1,6 @@
 /**
- * Single rules of the line, and random histories against the same rules said without any state: who is eligible is
- * searched among all messages after each step.
+ * Tests of single rules of the line, and random histories that compare the line with the same rules without any state: a
+ * search among all messages after each step finds the eligible ones.
  */
 import { expect, test } from 'vitest'
 import { Chance } from '../simulation/chance.js'
@@ -59,7 +59,7 @@ class Bench {
     this.messages = this.messages.filter((other) => other !== message)
   }
 
-  /** Delivers what is next. */
+  /** Delivers the next message. */
   take(): number | undefined {
     const first = this.line.first(this.messages)
     if (first !== undefined) this.line.take(first, this.nowMs)
@@ -73,7 +73,7 @@ class Bench {
   }
 }
 
-test('messages go by priority, then by time, then by offset', () => {
+test('messages are delivered by priority, then by time, then by offset', () => {
   const bench = new Bench()
   bench.add()
   bench.add({ priority: 3 })
@@ -94,7 +94,7 @@ test('a scheduled message is not eligible before it is due', () => {
   expect(bench.take()).toBe(0)
 })
 
-test('of a key one message at a time is delivered, in their order, or as many as its concurrency says', () => {
+test('messages of a key are delivered in order, one at a time or as many as the concurrency of the queue allows', () => {
   const bench = new Bench()
   const [first] = [bench.add({ key: 'a' }), bench.add({ key: 'a' }), bench.add({ key: 'b' })]
   expect(bench.takeAll()).toEqual([0, 2])
@@ -107,7 +107,7 @@ test('of a key one message at a time is delivered, in their order, or as many as
   expect(two.takeAll()).toEqual([0, 1])
 })
 
-test('a failed message blocks its key and is the next of it; with `skip` the others go on', () => {
+test('a failed message blocks its key and is delivered next; with `skip` the other messages are delivered meanwhile', () => {
   for (const [onFail, meanwhile, afterwards] of [
     ['block', [], [0]],
     ['skip', [1], []],
@@ -123,7 +123,7 @@ test('a failed message blocks its key and is the next of it; with `skip` the oth
   }
 })
 
-test('a released message has its old place and its old time', () => {
+test('a released message keeps its place and its time', () => {
   const bench = new Bench()
   const first = bench.add({ key: 'a' })
   bench.add({ key: 'a' })
@@ -137,7 +137,7 @@ test('a released message has its old place and its old time', () => {
   expect(bench.takeAll()).toEqual([0, 2])
 })
 
-test('a message that is leased again frees its key for no other', () => {
+test('a message that is leased again does not free its key for another message', () => {
   const bench = new Bench()
   const first = bench.add({ key: 'a' })
   bench.add({ key: 'a' })
@@ -148,7 +148,7 @@ test('a message that is leased again frees its key for no other', () => {
   expect(bench.take()).toBeUndefined()
 })
 
-test('a head that leaves makes the next one eligible, as of that time and not before it came', () => {
+test('when the head of a key leaves, the next message becomes eligible at that time, but not before its own arrival', () => {
   const bench = new Bench()
   const first = bench.add({ key: 'a' })
   bench.pass(10)
@@ -159,7 +159,7 @@ test('a head that leaves makes the next one eligible, as of that time and not be
   expect(bench.line.eligibleSince(second)).toBe(1_010)
 })
 
-test('messages that were published after the clock was set back go behind the earlier ones', () => {
+test('messages that were published after the clock was set back are placed after the earlier ones', () => {
   const bench = new Bench()
   bench.add({ key: 'a' })
   bench.add({})
@@ -172,7 +172,7 @@ test('messages that were published after the clock was set back go behind the ea
   expect(bench.take()).toBe(3)
 })
 
-test('after a purge the keys are free', () => {
+test('a purge frees all keys', () => {
   const bench = new Bench()
   bench.add({ key: 'a' })
   bench.take()
@@ -182,7 +182,7 @@ test('after a purge the keys are free', () => {
   expect(bench.takeAll()).toEqual([1])
 })
 
-/** Since when each eligible message is, by the rules alone: `known` is what was found after the step before. */
+/** Time at which each eligible message became eligible, by the rules alone; `known` is the result after the previous step. */
 class Search {
   readonly since = new Map<LineMessage, number>()
 
@@ -197,7 +197,7 @@ class Search {
       .toSorted((a, b) => rank(a) - rank(b) || a.lineMs - b.lineMs || a.offset - b.offset)[0]
   }
 
-  /** Something happened to the key; `newcomer` is ready since `sinceMs`. */
+  /** The state of the key has changed; `newcomer` became ready at `sinceMs`. */
   follow(bench: Bench, key: string, atMs: number, newcomer?: LineMessage, sinceMs?: number): void {
     const head = this.head(bench, key)
     for (const message of [...this.since.keys()])
@@ -232,7 +232,7 @@ test('random histories agree with a search among all messages', () => {
         })
         followAll(message, message.lineMs)
       } else if (kind === 2) {
-        // One millisecond at a time, so that each arrival is followed by itself.
+        // Time passes one millisecond at a time, so that each message that becomes due is handled separately.
         for (let ms = chance.int(1, 30); ms > 0; ms--) {
           bench.nowMs++
           const due = bench.messages.filter(

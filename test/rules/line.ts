@@ -1,16 +1,16 @@
 /**
- * The order in which the messages of a queue are delivered: by priority, then by the time since which they are eligible,
- * then by offset. Of a key only the head of its line is eligible, and only while the key is free.
+ * The order in which the messages of a queue are delivered: by priority, then by the time at which they became eligible,
+ * then by offset. Only the head of a key's line is eligible, and only while the key is free.
  *
- * A message is in the line while it is `ready` or `scheduled`; the line sets these two states, and `leased` for a
- * message that leaves it. Plain arrays, searched from end to end; shares no code with the server.
+ * A message is in the line while it is `ready` or `scheduled`. The line sets these two states, and sets `leased` when a
+ * message leaves it. The line uses plain arrays, searched from end to end; it shares no code with the server.
  */
 import type { Message } from './message.js'
 
 export interface LineMessage extends Message {
-  /** It never waited for a time. */
+  /** The message never waited for a time. */
   isPlain: boolean
-  /** Eligible since; with a key: as of its last delivery. */
+  /** Time at which the message became eligible; for a message with a key, as of its last delivery. */
   sinceMs: number
 }
 
@@ -23,11 +23,11 @@ interface KeyLine<M> {
   /** Ready messages, the next one first. */
   readonly line: M[]
   leased: number
-  /** Messages that have failed and wait for their retry. */
+  /** Number of messages that have failed and wait for their retry. */
   retrying: number
-  /** The head, while it is eligible. */
+  /** The head of the line, while it is eligible. */
   offered: M | undefined
-  /** Since when `offered` is eligible, or the one before it was. */
+  /** Time at which `offered`, or its predecessor, became eligible. */
   sinceMs: number
 }
 
@@ -40,8 +40,8 @@ export class Line<M extends LineMessage> {
   }
 
   /**
-   * A message was published. Without a delay it goes behind all earlier ones of its key, even if the clock was set back
-   * since.
+   * A message was published. If it is due at once, it is placed after all earlier messages of its key, even if the clock
+   * was set back in between.
    */
   add(message: M, nowMs: number): void {
     const key = this.#keyOf(message)
@@ -54,7 +54,7 @@ export class Line<M extends LineMessage> {
     this.#offer(key, nowMs, message)
   }
 
-  /** A message that is not in the line enters it at its `lineMs`. */
+  /** A message that is not in the line enters the line at its `lineMs`. */
   enter(message: M, nowMs: number): void {
     if (message.lineMs <= nowMs) {
       this.#becomeReady(message, nowMs)
@@ -85,10 +85,10 @@ export class Line<M extends LineMessage> {
     this.#offer(key, nowMs)
   }
 
-  /** A message in the line is leased again by the consumer that had it. */
+  /** A message in the line is leased again to the consumer that had it before. */
   retake(message: M, nowMs: number): void {
     const key = this.#keyOf(message)
-    // Counted first, so that its leaving offers no other message of the key.
+    // The message is counted first, so that no other message of the key is offered when it leaves.
     if (key !== undefined) key.leased++
     this.leave(message, nowMs)
     message.sinceMs = message.lineMs
@@ -119,7 +119,7 @@ export class Line<M extends LineMessage> {
     this.#offer(key, nowMs)
   }
 
-  /** A message leaves the line, as of `timeMs`. */
+  /** A message leaves the line at `timeMs`. */
   leave(message: M, timeMs: number): void {
     const key = this.#keyOf(message)
     const wasReady = message.state === 'ready'
@@ -131,12 +131,12 @@ export class Line<M extends LineMessage> {
     this.#offer(key, timeMs)
   }
 
-  /** All messages leave at once, the leased ones too. */
+  /** Removes all messages, including leased ones. */
   clear(): void {
     this.#keys.clear()
   }
 
-  /** Builds the lines of all keys again, by other rules; each head is eligible since its `lineMs`. */
+  /** Rebuilds the lines of all keys by other rules; each head has been eligible since its `lineMs`. */
   reorder(rules: LineRules, messages: Iterable<M>): void {
     this.#rules = rules
     for (const key of this.#keys.values()) {
@@ -155,7 +155,7 @@ export class Line<M extends LineMessage> {
     }
   }
 
-  /** Since when the message is eligible; undefined if it is not. */
+  /** Time at which the message became eligible; undefined if it is not. */
   eligibleSince(message: M): number | undefined {
     if (message.state !== 'ready') return undefined
     const key = this.#keyOf(message)
@@ -164,8 +164,8 @@ export class Line<M extends LineMessage> {
   }
 
   /**
-   * The eligible message that is next. Of one priority, plain messages without a key go by offset alone: their times
-   * ascend with it, unless the clock was set back between two lives of the broker.
+   * The next eligible message. Plain messages of one priority without a key are ordered by offset alone: their times ascend
+   * with it, unless the clock was set back between two runs of the broker.
    */
   first(messages: Iterable<M>): M | undefined {
     let priority = -1
@@ -197,7 +197,7 @@ export class Line<M extends LineMessage> {
     return isOther ? other : plain
   }
 
-  /** What holds back the key of this message; undefined if it has no key. */
+  /** The messages that hold back the key of this message; undefined if the message has no key. */
   keyOf(message: M): { readonly leased: number; readonly retrying: number } | undefined {
     return this.#keyOf(message)
   }
@@ -239,12 +239,12 @@ export class Line<M extends LineMessage> {
     return a.lineMs < b.lineMs || (a.lineMs === b.lineMs && a.offset < b.offset)
   }
 
-  // A failed message that blocks its key goes before all that have not failed.
+  // A failed message that blocks its key precedes all messages that have not failed.
   #rank({ attempts }: M): number {
     return this.#rules.onFail === 'block' && attempts > 0 ? 0 : 1
   }
 
-  // A new head is eligible as of `timeMs`, unless it has just become ready: then since its own time.
+  // A new head becomes eligible at `timeMs`, or at its own time if it has just become ready.
   #offer(key: KeyLine<M>, timeMs: number, newcomer?: M): void {
     const head = key.line[0]
     if (head === undefined || !this.#isFree(key)) {

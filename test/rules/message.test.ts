@@ -29,7 +29,7 @@ const PLAIN: MessageOptions = {
   ttlMs: undefined,
 }
 
-test('a message is due at once, after its delay or at its time, and never in the past', () => {
+test('a message is due at once, after its delay, or at its given time, and never in the past', () => {
   const due = (delayMs: number | undefined, atMs: number | undefined): number =>
     dueMsOf({ delayMs, atMs }, NOW)
   expect(due(undefined, undefined)).toBe(NOW)
@@ -45,14 +45,14 @@ test('a time more than a minute in the past is refused', () => {
   expect(isTooFarPast(NOW - 60_001, NOW)).toBe(true)
 })
 
-test('the time to live begins when the message is due; its own goes before that of the queue', () => {
+test('the time to live starts when the message is due; the message's own value overrides that of the queue', () => {
   expect(expiryOf(PLAIN, 0, NOW)).toBe(0)
   expect(expiryOf(PLAIN, 100, NOW)).toBe(NOW + 100)
   expect(expiryOf({ ...PLAIN, ttlMs: 30 }, 100, NOW + 5)).toBe(NOW + 35)
   expect(expiryOf({ ...PLAIN, ttlMs: 30 }, 0, NOW)).toBe(NOW + 30)
 })
 
-test('a message expires at its time, and without one never', () => {
+test('a message expires at its expiry time, and never without one', () => {
   expect(isExpired({ expiresMs: NOW + 1 }, NOW)).toBe(false)
   expect(isExpired({ expiresMs: NOW }, NOW)).toBe(true)
   expect(isExpired({ expiresMs: 0 }, NOW)).toBe(false)
@@ -71,7 +71,7 @@ test('an id is listed in a queue of unique pending ids, or while its message is 
   expect(isListedById(PLAIN, 'pending', true)).toBe(false)
 })
 
-test('a reschedule moves the time to live along, unless an attempt has failed', () => {
+test('a reschedule also moves the expiry, unless an attempt has failed', () => {
   const message = { lineMs: NOW, expiresMs: NOW + 50, attempts: 0 }
   expect(rescheduled(message, NOW + 10)).toEqual({ lineMs: NOW + 10, expiresMs: NOW + 60 })
   expect(rescheduled(message, NOW - 10)).toEqual({ lineMs: NOW - 10, expiresMs: NOW + 40 })
@@ -82,20 +82,20 @@ test('a reschedule moves the time to live along, unless an attempt has failed', 
   expect(rescheduled({ ...message, expiresMs: 0 }, NOW + 10)).toEqual({ lineMs: NOW + 10, expiresMs: 0 })
 })
 
-test('each redrive counts, and the attempts of all lives add up', () => {
+test('each redrive counts, and the attempts before all redrives add up', () => {
   const once = livesAfterRedrive(NO_EARLIER_LIVES, 3)
   expect(once).toEqual({ redrives: 1, attempts: 3 })
   expect(livesAfterRedrive(once, 2)).toEqual({ redrives: 2, attempts: 5 })
   expect(NO_EARLIER_LIVES).toEqual({ redrives: 0, attempts: 0 })
 })
 
-test('a released message expires where its time to live ended under the lease', () => {
+test('a released message expires if its time to live ended during the lease', () => {
   expect(afterRelease({ expiresMs: 0 }, NOW)).toBe('ready')
   expect(afterRelease({ expiresMs: NOW + 1 }, NOW)).toBe('ready')
   expect(afterRelease({ expiresMs: NOW }, NOW)).toBe('expired')
 })
 
-test('the last attempt is fatal, also of an expired message; before it a failed message is retried or expires', () => {
+test('a message dies after its last attempt, even if it has expired; after an earlier failure it is retried or expires', () => {
   const fresh = { expiresMs: 0 }
   const stale = { expiresMs: NOW }
   expect(afterFailure(fresh, 2, { maxDeliveries: 3 }, NOW)).toBe('retried')

@@ -2,23 +2,23 @@
  * Rules of one message: its times, and the effect of an outcome, a reschedule or a redrive. Pure functions, which share
  * no code with the server.
  *
- * `test/reference` applies them to an exact state, `test/simulation` to the states that a crash can leave.
+ * `test/reference` applies the rules to an exact state, `test/simulation` to the states that a crash can leave.
  */
 import type { MessageState, QueueOptions } from '@sluice/protocol'
 
-/** The options in a record. Times in ms; an absent one is undefined. */
+/** The options in a record. Times are in ms; an option that is absent is undefined. */
 export interface MessageOptions {
   readonly priority: number
   readonly key: string | undefined
   readonly id: string | undefined
-  /** Replaces a waiting message with the same id. */
+  /** Whether the message replaces a waiting message with the same id. */
   readonly replaces: boolean
   readonly delayMs: number | undefined
   readonly atMs: number | undefined
   readonly ttlMs: number | undefined
 }
 
-/** Sums over the earlier lives of a message; each redrive begins a new life. */
+/** Totals over the time before the last redrive: number of redrives, and attempts before them. */
 export interface EarlierLives {
   readonly redrives: number
   readonly attempts: number
@@ -30,24 +30,24 @@ export const NO_EARLIER_LIVES: EarlierLives = { redrives: 0, attempts: 0 }
 export interface Message {
   readonly offset: number
   readonly content: MessageOptions
-  /** Of its record. */
+  /** Size of the message's record. */
   readonly bytes: number
   readonly publishedMs: number
   state: MessageState
-  /** Its time in the line: publish time, or the time at which it is or was due. */
+  /** The message's time in the line: its publish time, or the time at which it is or was due. */
   lineMs: number
-  /** 0: never. */
+  /** Time at which the message expires; 0: never. */
   expiresMs: number
   /** Failed attempts since the last redrive. */
   attempts: number
   earlier: EarlierLives
-  /** It may have ended the process of its consumer: it is delivered alone until it is settled. */
+  /** The message may have ended the process of its consumer, so it is delivered alone until it is settled. */
   isSuspect: boolean
-  /** Connections that died while they held it and handled nothing. */
+  /** Number of connections that died while they held the message and handled nothing. */
   unattributedDeaths: number
 }
 
-/** How far in the past the time of a new message may be. */
+/** How far in the past the requested time of a new message may be. */
 const AT_PAST_MS_MAX = 60_000
 
 export function isTooFarPast(atMs: number | undefined, nowMs: number): boolean {
@@ -59,7 +59,7 @@ export function dueMsOf({ delayMs, atMs }: Pick<MessageOptions, 'delayMs' | 'atM
   return Math.max(nowMs + (delayMs ?? 0), atMs ?? 0)
 }
 
-/** `expiresMs` of a published message; its time to live begins when it is due. */
+/** `expiresMs` of a published message; the time to live starts when the message is due. */
 export function expiryOf({ ttlMs }: MessageOptions, queueTtlMs: number, dueMs: number): number {
   const ownTtlMs = ttlMs ?? queueTtlMs
   return ownTtlMs === 0 ? 0 : dueMs + ownTtlMs
@@ -74,14 +74,14 @@ export function isWaiting({ state }: Pick<Message, 'state'>): boolean {
   return state === 'scheduled' || state === 'ready'
 }
 
-/** Whether the id is known while the message is pending, independent of the window. */
+/** Whether the id is known while the message is pending, regardless of the window. */
 export function isListedById({ id }: MessageOptions, unique: string, isDelayed: boolean): boolean {
   return id !== undefined && (unique === 'pending' || isDelayed)
 }
 
 type Times = Pick<Message, 'lineMs' | 'expiresMs'>
 
-/** The time to live moves along with the due time, unless an attempt has failed. */
+/** Times after a reschedule: the expiry moves with the due time, unless an attempt has failed. */
 export function rescheduled(
   { lineMs, expiresMs, attempts }: Times & Pick<Message, 'attempts'>,
   dueMs: number,
@@ -90,7 +90,7 @@ export function rescheduled(
   return { lineMs: dueMs, expiresMs: isMoved ? expiresMs + dueMs - lineMs : expiresMs }
 }
 
-/** A dead message begins a new life after `attempts`, in its own queue or in another one. */
+/** Totals after a redrive of a message with `attempts` attempts, in its own queue or into another one. */
 export function livesAfterRedrive(
   { redrives, attempts: before }: EarlierLives,
   attempts: number,
@@ -98,12 +98,12 @@ export function livesAfterRedrive(
   return { redrives: redrives + 1, attempts: before + attempts }
 }
 
-/** What becomes of a released message. A lease outlives the time to live. */
+/** The next state of a released message. A lease can outlast the time to live. */
 export function afterRelease(message: Pick<Message, 'expiresMs'>, nowMs: number): 'expired' | 'ready' {
   return isExpired(message, nowMs) ? 'expired' : 'ready'
 }
 
-/** What becomes of a message after its failed attempt number `attempts`. */
+/** The next state of a message after its failed attempt number `attempts`. */
 export function afterFailure(
   message: Pick<Message, 'expiresMs'>,
   attempts: number,
@@ -126,7 +126,7 @@ export function backoffMs(options: Backoff, attempts: number, chance: number): n
   return Math.min(Math.round(nominalMs * (0.8 + 0.4 * chance)), options.retryMaxMs)
 }
 
-/** Bounds of `backoffMs` over all chances. */
+/** Bounds of `backoffMs` over all values of `chance`. */
 export function backoffBoundsMs(
   options: Backoff,
   attempts: number,
@@ -134,21 +134,21 @@ export function backoffBoundsMs(
   return { least: backoffMs(options, attempts, 0), most: backoffMs(options, attempts, 1) }
 }
 
-/** How often a message was redriven in other queues, by its header. */
+/** Number of redrives of a message in other queues, from its header. */
 export function redrivesElsewhere(header: string | undefined): number {
   return Number(header ?? 0)
 }
 
-/** Where a copy in another queue comes from. */
+/** The origin of a copy in another queue. */
 export interface Origin {
   readonly queue: string
   readonly offset: number
   readonly publishedMs: number
-  /** Of all lives. */
+  /** Attempts before all redrives together. */
   readonly attempts: number
-  /** In all queues, the redrive that makes the copy included. */
+  /** Redrives in all queues, including the redrive that makes the copy. */
   readonly redrives: number
-  /** How the original died; undefined for a replay. */
+  /** Why and when the original died; undefined for a replay. */
   readonly dead: { readonly death: string; readonly diedMs: number; readonly error: string } | undefined
 }
 

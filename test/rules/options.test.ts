@@ -8,13 +8,13 @@ function change(before: Partial<QueueOptions>, after: Partial<QueueOptions>): ob
   return changeOf({ ...QUEUE_OPTION_DEFAULTS, ...before }, { ...QUEUE_OPTION_DEFAULTS, ...after })
 }
 
-test('a change of the window forgets by the shorter one', () => {
+test('a change of the window forgets the ids that the shorter window forgets', () => {
   expect(change({ dedupWindowMs: 100 }, { dedupWindowMs: 100 })).toEqual(NOTHING)
   expect(change({ dedupWindowMs: 100 }, { dedupWindowMs: 500 })).toEqual({ ...NOTHING, forgetsAfterMs: 100 })
   expect(change({ dedupWindowMs: 500 }, { dedupWindowMs: 0 })).toEqual({ ...NOTHING, forgetsAfterMs: 0 })
 })
 
-test('what concerns keys builds their lines again', () => {
+test('a change of the key options rebuilds the lines of the keys', () => {
   expect(change({ keyConcurrency: 1 }, { keyConcurrency: 2 })).toEqual({ ...NOTHING, reorders: true })
   expect(change({ onFail: 'block' }, { onFail: 'skip' })).toEqual({ ...NOTHING, reorders: true })
 })

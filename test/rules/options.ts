@@ -2,16 +2,16 @@
 import type { QueueOptions } from '@sluice/protocol'
 
 export interface OptionChange {
-  /** Accepted ids at least this old are forgotten; undefined: none are. */
+  /** Age from which accepted ids are forgotten; undefined: none are forgotten. */
   readonly forgetsAfterMs: number | undefined
-  /** The lines of all keys are built again. */
+  /** The lines of all keys are rebuilt. */
   readonly reorders: boolean
-  /** Dead messages may have a dead-letter queue now. */
+  /** Dead messages may now have a dead-letter queue. */
   readonly routesDead: boolean
 }
 
 export function changeOf(before: QueueOptions, after: QueueOptions): OptionChange {
-  // An id that a shorter window has forgotten is not known again in a longer one.
+  // An id that a shorter window has forgotten stays forgotten under a longer one.
   const windowsMs = [before.dedupWindowMs, after.dedupWindowMs]
   return {
     forgetsAfterMs: windowsMs[0] === windowsMs[1] ? undefined : Math.min(...windowsMs),

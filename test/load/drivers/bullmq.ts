@@ -17,7 +17,7 @@ class BullSession implements Session {
       queue = new Queue(name, { connection: this.#connection })
       this.#queues.set(name, queue)
     }
-    // Jobs are JSON: bytes travel as text.
+    // Jobs are JSON, so bytes are encoded as a string.
     const data = body instanceof Uint8Array ? { bytes: Buffer.from(body).toString('latin1') } : body
     return queue.add('job', data, { removeOnComplete: true })
   }
@@ -43,7 +43,7 @@ class BullSession implements Session {
 
 export const bullmq: Driver = {
   name: 'bullmq',
-  settings: 'on that Redis, jobs removed when they are done',
+  settings: 'on the Redis of the driver redis, jobs removed on completion',
   version: async () => {
     const version = await redisVersion()
     return version && `BullMQ 6.7.0 on ${version}`

@@ -4,7 +4,7 @@ import type { Body, Driver, Session } from '../driver.js'
 import { FLOOR, FLOOR_HEADER_BYTES, floorFrame, onFloorFrames } from '../floor-frames.js'
 import { Server } from '../../rig/server.js'
 
-/** The client side of the bare loop: one frame a turn, a promise a publish, an ack call a message. */
+/** The client of the bare loop: one frame per turn of the event loop, one promise per publish, one ack call per message. */
 class FloorSession implements Session {
   readonly #socket: Socket
   readonly #resolves: (() => void)[] = []
@@ -89,7 +89,7 @@ class FloorSession implements Session {
 
 export const floor: Driver = {
   name: 'floor',
-  settings: 'no broker: bytes in, one write and one fdatasync a batch, bytes out',
+  settings: 'no broker: bytes in, one write and one fdatasync per batch, bytes out',
   version: () => Promise.resolve(`node ${process.version}`),
   can: ({ queues, consumers, body }) => queues === 1 && consumers === 1 && body === 'bytes',
   async start(directory, port) {

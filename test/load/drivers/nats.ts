@@ -24,7 +24,7 @@ class NatsSession implements Session {
   }
 
   publish(queue: string, body: Body): Promise<unknown> {
-    // The client keeps what it is given until it is sent.
+    // The client keeps a reference to the bytes until they are sent.
     return this.#stream.publish(queue, Buffer.from(encoded(body)))
   }
 
@@ -43,7 +43,8 @@ class NatsSession implements Session {
 
 export const nats: Driver = {
   name: 'nats',
-  settings: 'JetStream, file store, work-queue retention, explicit acks: page cache, synced by the minute',
+  settings:
+    'JetStream, file store, work-queue retention, explicit acks: written to the page cache, synced every two minutes',
   version: () => outputOf('nats-server', '--version'),
   can: ({ queues }) => queues <= 100,
   async start(directory, port) {

@@ -56,7 +56,7 @@ function rabbitmq(type: 'quorum' | 'classic', settings: string): Driver {
       const program = join(LIBRARIES, (await serverFolder())!, 'sbin', 'rabbitmq-server')
       const plugins = join(directory, 'plugins')
       await writeFile(plugins, '[].')
-      // A port mapper of its own: the one that the server would start outlives it.
+      // The driver starts its own port mapper, because one that the server starts would outlive the server.
       const mapperPort = await freePort()
       const mapper = new Server('epmd', ['-port', String(mapperPort), '-address', '127.0.0.1'])
       await mapper.listens(mapperPort)

@@ -17,16 +17,16 @@ class RedisSession implements Session {
   }
 
   publish(queue: string, body: Body): Promise<unknown> {
-    // The client keeps what it is given until it is sent.
+    // The client keeps a reference to the bytes until they are sent.
     return this.#publishing.xadd(queue, '*', 'b', Buffer.from(encoded(body)))
   }
 
   consume(queue: string, held: number, each: (body: Body, ack: () => void) => void): Promise<void> {
-    // What waits for messages must not hold up the acks.
+    // A read that waits for messages must not hold up the acks.
     const reading = this.#publishing.duplicate({ enableAutoPipelining: false })
     this.#others.push(reading)
     this.#read(reading, queue, held, each).catch((error: unknown) => {
-      // A consumer that cannot read is no measurement.
+      // A measurement is invalid if its consumer cannot read.
       if (!this.#isClosed) throw error
     })
     return Promise.resolve()
@@ -67,12 +67,12 @@ class RedisSession implements Session {
   }
 }
 
-/** A Redis that syncs its file before it answers. */
+/** Starts a Redis that syncs its file before it answers. */
 export async function startRedis(directory: string, port: number): Promise<Omit<Running, 'makeQueues'>> {
   const server = new Server('redis-server', [
     ...['--port', String(port), '--bind', '127.0.0.1', '--dir', directory, '--save', ''],
     ...['--appendonly', 'yes', '--appendfsync', 'always', '--auto-aof-rewrite-percentage', '0'],
-    // Evicting would lose jobs, as BullMQ warns.
+    // Eviction would lose jobs, as the documentation of BullMQ warns.
     ...['--maxmemory-policy', 'noeviction'],
   ])
   await server.listens(port)

@@ -34,7 +34,7 @@ class SluiceSession implements Session {
   }
 }
 
-/** A broker on a directory and a port; `nodeFlags` are for the process that it is. */
+/** Starts a broker on a directory and a port; `nodeFlags` are passed to its process. */
 export async function serve(
   directory: string,
   port: number,
@@ -55,7 +55,7 @@ export async function serve(
 
 export const sluice: Driver = {
   name: 'sluice',
-  settings: 'as it comes: fdatasync before each confirm',
+  settings: 'default settings: fdatasync before each confirm',
   version: () => outputOf(process.execPath, PROGRAM, '--version'),
   can: () => true,
   async start(directory, port) {
