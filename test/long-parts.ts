@@ -1,4 +1,4 @@
-/** The parts of the long mode. Each takes some minutes and is one command. */
+/** The parts of the long mode. Each part is one command and takes a few minutes. */
 import { fileURLToPath } from 'node:url'
 
 export interface Part {
@@ -37,7 +37,7 @@ export const PARTS: readonly Part[] = [
   once('defects-simulation', `${SIMULATION}/defects.test.ts`),
   once('defects-reference', 'test/reference/defects.test.ts'),
   ...seeds('world', `${SIMULATION}/world.test.ts`, 'keeps its promises', 1, 3_000, 100),
-  ...seeds('same-again', `${SIMULATION}/world.test.ts`, 'does the same again', 901, 40, 40),
+  ...seeds('same-again', `${SIMULATION}/world.test.ts`, 'behaves identically', 901, 40, 40),
   ...seeds('crash', `${SIMULATION}/crash.test.ts`, 'recovers from', 10_001, 1_500, 30),
   ...seeds('clock', `${SIMULATION}/clock.test.ts`, 'delivers nothing early', 5_001, 1_000, 200),
   ...seeds('replay', `${SIMULATION}/replay.test.ts`, 'exactly once', 1, 1_000, 200),

@@ -45,7 +45,7 @@ test('a time more than a minute in the past is refused', () => {
   expect(isTooFarPast(NOW - 60_001, NOW)).toBe(true)
 })
 
-test('the time to live starts when the message is due; the message's own value overrides that of the queue', () => {
+test('the time to live starts when the message is due; its own value overrides the default of the queue', () => {
   expect(expiryOf(PLAIN, 0, NOW)).toBe(0)
   expect(expiryOf(PLAIN, 100, NOW)).toBe(NOW + 100)
   expect(expiryOf({ ...PLAIN, ttlMs: 30 }, 100, NOW + 5)).toBe(NOW + 35)
