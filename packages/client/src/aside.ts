@@ -1,10 +1,11 @@
 /**
- * Messages of one subscription that cannot start yet, because a handler of an earlier lease still runs in this process:
- * with the same message, or, where keys are ordered, with another message of its key (see `Orphans`). Each waits until
- * that handler ends. If that takes too long, the message is released, so that another consumer can get it.
+ * Messages of one subscription that cannot start yet because a handler is still running in this process under an earlier
+ * lease: a handler of the same message or, where keys are ordered, of another message with its key (see `Orphans`). Each
+ * message waits until that handler ends. If that takes too long, the message is released, so that another consumer can
+ * get it.
  *
- * Invariant: these messages are delivered and unsettled, and not in the buffer. The wake-up of each is registered with
- * the orphans.
+ * Invariant: these messages are delivered and unsettled, and not in the buffer. The wake-up callback of each message is
+ * registered with the orphans.
  */
 import { readRecordOptions, RECORD_FLAG, recordFlags, scatteredOffset, Timer } from '@sluice/protocol'
 import type { Held, Orphans } from './orphans.js'
@@ -38,7 +39,7 @@ export class Aside {
     return this.#waiting.size
   }
 
-  /** What a handler of an earlier lease holds of the message whose record is at `at`: its offset or its key. */
+  /** The offset or the key of the message whose record is at `at`, if a handler of an earlier lease holds it. */
   heldBy(offset: number, records: Uint8Array, at: number): Held | undefined {
     const orphans = this.#orphans
     if (orphans.holds(this.#queue, offset)) return offset
@@ -84,7 +85,7 @@ export class Aside {
     for (const waiting of this.#waiting) this.#release(waiting)
   }
 
-  /** Drops the messages with these tags. Removes their tags from `tags`, and returns them. */
+  /** Drops the messages that have one of `tags`. Removes their tags from `tags`, and returns these. */
   drop(tags: Set<number>): readonly number[] {
     const dropped: number[] = []
     for (const waiting of this.#waiting) {

@@ -18,7 +18,7 @@ afterEach(async () => {
   await sluice.close({ timeout: 1 }).catch(() => {})
 })
 
-/** Pulls these texts. */
+/** Publishes these bodies at the broker, and pulls them. */
 async function pulled(...bodies: string[]): Promise<{ messages: Message[]; channel: number; tag: number }> {
   const pulling = sluice.pull('q', { max: bodies.length, wait: '5s' })
   const channel = await peer.subscribed()
@@ -72,7 +72,7 @@ describe('an atomic step', () => {
       { offset: 7, duplicate: true },
     ])
     await Promise.all([before, after])
-    // Settled without a SETTLE.
+    // The messages were settled without a SETTLE.
     expect(peer.link.settles).toEqual([])
     expect(await codeOf(messages[0]!.ack())).toBe('ALREADY_SETTLED')
     expect(await codeOf(messages[1]!.ack())).toBe('done')
@@ -114,7 +114,7 @@ describe('an atomic step', () => {
     expect(await codeOf(messages[0]!.ack())).toBe('ALREADY_SETTLED')
   })
 
-  it('is not sent on a later connection than that of its messages', async () => {
+  it('is not sent on a later connection than the one of its messages', async () => {
     const { messages } = await pulled('a')
     peer.link.flowing = false
     const blocker = sluice.publish('x', 'fills the socket').catch(() => {})
@@ -168,7 +168,7 @@ describe('an atomic step that is refused', () => {
     const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, ['a', 'b'])
     await stepped(2)
-    // Sent, both count as settled, so that there is room for the next ones.
+    // When the steps are sent, both messages count as settled, so that there is room for the next ones.
     peer.link.deliver(channel, 101, ['c', 'd'])
     await turns()
     expect(peer.link.closed).toBe(false)
@@ -182,7 +182,7 @@ describe('an atomic step that is refused', () => {
     ends[0]!()
     await stepped(4)
     const dialled = peer.dialled()
-    // Three are unsettled now: c and d are sent, and the broker has refused neither.
+    // Three messages are unsettled now: the steps of c and d are sent, and the broker has refused neither.
     peer.link.refuse(3, 'QUEUE_FULL')
     peer.link.refuse(4, 'QUEUE_FULL')
     peer.link.deliver(channel, 101, ['e'])
@@ -206,7 +206,7 @@ describe('an atomic step that is refused', () => {
     expect(peer.link.settles).toMatchObject([{ firstTag: tag + 1, count: 1 }])
   })
 
-  it('has its message delivered again when the handler throws, or did not await the step', async () => {
+  it('lets its message be delivered again when the handler throws or did not await the step', async () => {
     sluice.consume('q', { concurrency: 2 }, async (message) => {
       const step = sluice.atomic((tx) => tx.ack(message))
       if (message.body === 'waits') await step
@@ -243,7 +243,7 @@ describe('an atomic step that is refused', () => {
     expect(peer.link.settles).toMatchObject([{ outcome: OUTCOME.retry, reason: 'it broke' }])
   })
 
-  it('keeps a message alone that must be alone', async () => {
+  it('keeps a message that must be alone alone', async () => {
     const begun: unknown[] = []
     sluice.consume('q', { concurrency: 4 }, async (message) => {
       begun.push(message.body)
@@ -396,7 +396,7 @@ describe('an atomic step that is not sent', () => {
     expect((await fits).map(({ offset }) => offset)).toEqual([4, 5, 6])
   })
 
-  it('has several batches for a queue when one is too small, in order', async () => {
+  it('has several batches for a queue, in order, when one batch is too small', async () => {
     const receipts = sluice.atomic((tx) => {
       tx.publish('x', 'x'.repeat(600_000))
       tx.publish('x', 'x'.repeat(600_000))

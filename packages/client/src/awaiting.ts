@@ -12,11 +12,11 @@
 export class Running {
   /** The promise of the handler; undefined until its call has returned. */
   ended: PromiseLike<unknown> | undefined = undefined
-  /** The handler awaits the end of its worker, so the worker does not wait for it. */
+  /** Whether the handler awaits the end of its worker; then the worker does not wait for the handler. */
   isExcused = false
   /** Name of the function that awaits the handler. There is only one, because a second would break the chain. */
   awaitedBy = ''
-  /** Called when the handler ends, if it has lost a lease or may have. */
+  /** Called when the handler ends, if it has lost a lease or may have lost one. */
   orphaned: (() => void) | undefined = undefined
 }
 

@@ -18,7 +18,7 @@ import {
 } from '@sluice/protocol'
 import { receipt, Sending, type Receipt, type Resolve } from './sending.js'
 
-/** Most bytes of a PUBLISH frame besides its records. */
+/** Maximum size of a PUBLISH frame without its records, in bytes. */
 export const ENVELOPE_BYTES =
   FRAME_HEADER_BYTES + PUBLISH_NAME_AT + LIMITS.queueNameBytesMax + BATCH_HEADER_BYTES
 
@@ -26,7 +26,7 @@ export const ENVELOPE_BYTES =
 export interface Lane {
   readonly queue: string
   open: Batch | undefined
-  /** Number of the batch that the next one of this queue follows, as long as it is unanswered. */
+  /** Number of the batch that the next batch of this queue follows, as long as that batch is unanswered. */
   leader: number
 }
 
@@ -41,7 +41,7 @@ export class Batch extends Sending {
   readonly atomic: boolean
   readonly recordsAt: number
   readonly isBound = false
-  /** Its number less the number of the batch that it follows; 0 if it follows none. */
+  /** Number of this batch minus the number of the batch that it follows; 0 if it follows none. */
   follows = 0
 
   constructor(queue: string, atomic: boolean, bytes: Buffer, lane?: Lane) {
@@ -100,7 +100,7 @@ export class Batch extends Sending {
     return !this.atomic && this.callers > 1
   }
 
-  /** Batches of one message, to be sent again: one for each message that a caller still waits for. */
+  /** Returns batches of one message, to be sent again: one for each message that a caller still waits for. */
   split(): Batch[] {
     const alone: Batch[] = []
     let at = this.at + this.recordsAt

@@ -60,7 +60,7 @@ describe('plain data', () => {
       values: [
         fc.string({ unit: 'grapheme' }),
         fc.integer(),
-        // msgpack has one zero.
+        // msgpack does not distinguish 0 and -0.
         fc.double().map((number) => (number === 0 ? 0 : number)),
         fc.boolean(),
         fc.constant(null),
@@ -122,7 +122,7 @@ describe('plain data', () => {
     expect(converted.length).toBe(12)
     const proto = Object.assign(JSON.parse('{"__proto__": {"polluted": true}}') as object, { a: undefined })
     expect(roundTrip(proto)).toEqual(JSON.parse('{"__proto__": {"polluted": true}}'))
-    // As in JSON, toJSON of a result of toJSON is not called.
+    // As in JSON, the toJSON method of a result of toJSON is not called.
     let asked = 0
     const once = { toJSON: () => (asked++, { toJSON: 'text', a: 1 }) }
     expect(roundTrip({ once })).toEqual({ once: { toJSON: 'text', a: 1 } })
@@ -153,7 +153,7 @@ describe('plain data', () => {
       [[new Customer()], 'body[0] is a Customer'],
       [{ a: { b: () => {} } }, 'body.a.b is a function'],
       [[1, undefined], 'body[1] is undefined'],
-      // oxlint-disable-next-line no-sparse-arrays -- a hole is what is tested
+      // oxlint-disable-next-line no-sparse-arrays -- the test needs a hole
       [[1, , 3], 'body[1] is undefined'],
       [2n ** 64n, 'body is a bigint of more than 64 bits'],
       [new Date(NaN), 'body is an invalid date'],
@@ -211,7 +211,7 @@ describe('decoding', () => {
     const hostile = [
       [],
       [0xc1],
-      // Lengths without data: an array, a map, text, bytes.
+      // These declare a length and have no data: an array, a map, text, bytes.
       [0xdd, 0xff, 0xff, 0xff, 0xff],
       [0xdf, 0xff, 0xff, 0xff, 0xff],
       [0xdb, 0xff, 0xff, 0xff, 0xff],
@@ -224,7 +224,7 @@ describe('decoding', () => {
       [0xd6, 0x69, 0, 0, 0, 1],
       [0xd6, 0x70, 0, 0, 0, 1],
       [0xd4, 0x72, 0x40],
-      // A map whose key is a map; two values.
+      // These are a map whose key is a map, and two values.
       [0x81, 0x80, 0x01],
       [0x01, 0x02],
       Array.from({ length: 10_000 }, () => 0x91),

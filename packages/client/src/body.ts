@@ -16,7 +16,7 @@ import {
 } from '@sluice/protocol'
 import { Packr, RESET_BUFFER_MODE, Unpackr } from 'msgpackr/index-no-eval'
 
-/** Deepest nesting of a body, including the outermost list or map. */
+/** Maximum nesting depth of a body, including the outermost list or map. */
 export const BODY_DEPTH_MAX = LIMITS.controlDepthMax
 
 // `useToJSON` is missing from the types of msgpackr 2.1.
@@ -142,7 +142,7 @@ function isPlain(value: unknown, depth: number): boolean {
       const item: unknown = value[index]
       if (typeof item !== 'number' && !isPlain(item, depth + 1)) return false
     }
-    // A further key is a property that the array has besides its items.
+    // If there are more keys than items, the array has other properties too.
     return Object.keys(value).length === length && toJsonOf(value) === undefined
   }
   const prototype: unknown = Object.getPrototypeOf(value)

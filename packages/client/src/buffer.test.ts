@@ -129,8 +129,8 @@ it('announces a message that must be alone by itself', () => {
 
 it('finds wrong counts', () => {
   const spoilt: [(buffer: RunBuffer) => void, string][] = [
-    [(buffer) => buffer.count++, 'counted 3 of'],
-    [(buffer) => buffer.bytes--, 'counted 3 of'],
+    [(buffer) => buffer.count++, 'counted 3 messages'],
+    [(buffer) => buffer.bytes--, 'counted 3 messages'],
     [(buffer) => (buffer.announced = 4), '4 of 3 are announced'],
     [(buffer) => (buffer.announced = -1), '-1 of 3 are announced'],
   ]

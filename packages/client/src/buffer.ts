@@ -1,6 +1,6 @@
 /**
- * The messages of one subscription that were delivered and not taken, in their runs. The subscription adds runs, announces
- * messages, and takes them one by one.
+ * The messages of one subscription that were delivered and not yet taken, in their runs. The subscription adds runs,
+ * announces messages, and takes them one by one.
  *
  * Invariant: in order of arrival, the first `announced` of the `count` messages are named in STARTED or STARTING, and
  * the isolation counts them as being handled. `bytes` is the size of all their records.
@@ -13,10 +13,10 @@ import { DeliveredMessage } from './message.js'
 import { recordsCopy } from './records.js'
 import { partOf, recordsBytes, type Run } from './run.js'
 
-/** Most ranges in one STARTED or STARTING. */
+/** Maximum number of ranges in one STARTED or STARTING. */
 export const STARTED_RANGES_MAX = 4_096
 
-/** Size of a part. With the padding that `recordsCopy` may put before it, a part fills one shared buffer of bodies. */
+/** Size of a part. Together with the padding that `recordsCopy` may put before it, a part fills one shared buffer of bodies. */
 const PART_BYTES = SHARED_BYTES - 8
 
 export class RunBuffer {
@@ -148,7 +148,7 @@ export class RunBuffer {
     return message
   }
 
-  /** Drops the messages with these tags. Removes their tags from `tags`, and returns them. */
+  /** Drops the messages that have one of `tags`. Removes their tags from `tags`, and returns these. */
   drop(tags: Set<number>): readonly number[] {
     const dropped: number[] = []
     if (this.count === 0 || tags.size === 0) return dropped
@@ -211,7 +211,7 @@ export class RunBuffer {
       skipped = 0
     }
     if (count !== this.count || bytes !== this.bytes)
-      differs(`${this.count} messages of ${this.bytes} bytes, counted ${count} of ${bytes}`)
+      differs(`kept ${this.count} messages, ${this.bytes} bytes; counted ${count} messages, ${bytes} bytes`)
     if (this.announced < 0 || this.announced > count) differs(`${this.announced} of ${count} are announced`)
   }
 

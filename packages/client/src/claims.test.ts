@@ -24,7 +24,7 @@ afterEach(async () => {
   await sluice.close({ timeout: 1 }).catch(() => {})
 })
 
-/** Grants those claims, under tags from 50. */
+/** Lets the broker grant the claims for which `grants` returns true, under tags from 50. */
 function grant(grants: (claim: Claim) => boolean): void {
   peer.grants = (claims) => {
     asked = claims
@@ -42,7 +42,7 @@ async function reconnected(): Promise<void> {
   await turns(5)
 }
 
-/** As `reconnected`, when no consumer is left that subscribes. */
+/** Like `reconnected`, for a client that has no consumer left to subscribe. */
 async function reconnectedWithout(): Promise<void> {
   const dialled = peer.dialled()
   peer.link.cut()
@@ -57,7 +57,7 @@ interface Run {
   readonly end: (error?: Error) => void
 }
 
-/** A worker whose handlers end when the test says so. */
+/** Makes a worker whose handlers end when the test ends them. */
 function consumed(options: { concurrency: number; prefetch?: number; ordering?: 'key' }): Run[] {
   const runs: Run[] = []
   sluice.consume('q', options, (message, { signal }) => {
@@ -80,7 +80,7 @@ describe('the handlers of a worker', () => {
       { offset: 3, tag: 21, ...lease },
     ])
     expect(control(peer.link.named('SUBSCRIBE')[0]!)).toMatchObject({ queue: 'q', messages: 10 })
-    // They count against the credit and the concurrency.
+    // The continued messages count against the credit and the concurrency.
     peer.link.deliver(peer.link.named('SUBSCRIBE')[0]!.channel, 101, texts(8), { offset: 100 })
     await turns(10)
     expect(runs.length).toBe(2)
@@ -107,7 +107,7 @@ describe('the handlers of a worker', () => {
     peer.refusals = 1
     const dialled = peer.dialled()
     peer.link.cut()
-    // One ends while there is no connection, the other on the next.
+    // One handler ends while there is no connection, and the other on the next connection.
     runs[0]!()
     await dialled
     await until(() => peer.link.named('SUBSCRIBE').length > 0)
@@ -152,7 +152,7 @@ describe('the handlers of a worker', () => {
     await until(() => peer.link.settles.length > 0)
   })
 
-  it('can settle without a connection, which is sent under the new lease', async () => {
+  it('can settle without a connection; the settle is sent under the new lease', async () => {
     const runs = consumed({ concurrency: 4 })
     peer.link.deliver(await peer.subscribed(), 101, texts(4))
     await until(() => runs.length === 4)
@@ -206,7 +206,7 @@ describe('the handlers of a worker', () => {
     grant(() => false)
     await reconnected()
     const channel = peer.link.named('SUBSCRIBE')[0]!.channel
-    // Another message of its key, which came first.
+    // This is another message of its key, which came first.
     peer.link.deliver(channel, 101, ['next'], { offset: 1, tag: 60, options: { key: 'k' } })
     peer.link.deliver(channel, 101, ['free'], { offset: 2, tag: 61, options: { key: 'l' } })
     await until(() => runs.length === 2)
@@ -302,7 +302,7 @@ it.each([
   expect(peer.link.settles).toMatchObject([{ firstTag: 50, outcome: OUTCOME.ack }])
 })
 
-/** Pulls one message of tag 20 and offset 0. */
+/** Pulls one message with tag 20 and offset 0. */
 async function pulledOne(queue = 'q'): Promise<DeliveredMessage> {
   const before = peer.link.named('SUBSCRIBE').length
   const pulling = sluice.pull(queue, { wait: '5s' })
@@ -355,7 +355,7 @@ describe('a message whose consumer has ended', () => {
     expect(asked).toMatchObject([{ offset: 0, tag: 50, attempt: 2 }])
     await message.ack()
     expect(peer.link.settles).toMatchObject([{ firstTag: 50, outcome: OUTCOME.ack }])
-    // Nothing is left of it.
+    // The client has kept nothing of the message.
     await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
     expect([message.signal.aborted, losses]).toEqual([false, []])
     grant(() => true)
@@ -433,7 +433,7 @@ describe('a pulled message', () => {
     await expect(message.ack()).rejects.toMatchObject({ code: 'LEASE_LOST' })
   })
 
-  it('is lost at once when the client is closed without a connection, also if it was settled', async () => {
+  it('is lost at once when the client is closed without a connection, even if it was settled', async () => {
     const message = await pulledOne()
     peer.refusals = 100
     peer.link.cut()

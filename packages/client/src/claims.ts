@@ -1,10 +1,10 @@
 /**
- * The leases that the handlers of one consumer had when its connection was lost. The next SUBSCRIBE claims them. Settles
- * by a handler wait here until it is answered, and are then sent under the new lease. A lease that the broker does not
- * grant is lost.
+ * The leases that the handlers of one consumer had when its connection was lost. The next SUBSCRIBE claims them. When a
+ * handler settles its message in the meantime, the settle waits here until SUBSCRIBE is answered, and is then sent under
+ * the new lease. A lease that the broker does not grant is lost.
  *
- * Invariant: the tag of a message here is TAG_BASE plus the index of its claim, far from the tags of its settled
- * neighbours.
+ * Invariant: the tag of a message here is TAG_BASE plus the index of its claim, so it differs from all tags of the lost
+ * subscription.
  */
 import {
   encodeClaims,
@@ -28,7 +28,7 @@ interface Pending {
   readonly delayMs: number | undefined
   readonly reason: string | undefined
   readonly invalid: boolean | undefined
-  /** Has the answer of the broker, or fails when `timer` fires. */
+  /** Settled by the broker's answer, or failed when `timer` fires. */
   readonly group: SettleGroup
   timer: Timer | undefined
 }
@@ -152,7 +152,7 @@ export class Claims implements LeaseKeeper {
     reason: string | undefined,
     invalid?: boolean,
   ): SettleGroup {
-    // A caller that waits for the answer has a deadline, as with a connection. The settle itself is sent whenever there is one.
+    // A caller that waits for the answer has the usual deadline. The settle itself is sent whenever there is a connection.
     const group = new SettleGroup(() => {
       pending.timer ??= new Timer(() => group.finish(notAnswered()), this.#session.timeoutMs).unref()
     })

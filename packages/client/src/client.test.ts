@@ -299,7 +299,7 @@ describe('a hostile broker', () => {
     const deliveries: ((channel: number) => void)[] = [
       (channel) => peer.link.send(OP.DELIVER, channel, 0, new Uint8Array(31)),
       (channel) => {
-        // More than the credit of two.
+        // The delivery exceeds the credit of two.
         peer.link.deliver(channel, 101, ['a', 'b', 'c'])
       },
       (channel) => {
@@ -534,7 +534,7 @@ describe('events and closing', () => {
     sluice = await peer.connect()
     const publish = sluice.publish('q', 'x')
     const closed = sluice.close({ timeout: '30d' })
-    // Long enough for a timer that overflows and fires at once.
+    // This is long enough for a timer that overflows and fires at once.
     await new Promise((resolve) => setTimeout(resolve, 10))
     peer.link.confirm([1, 7])
     await closed
@@ -566,7 +566,7 @@ describe('events and closing', () => {
     peer.link.cut()
     await until(() => closed !== undefined)
     await closed
-    // A first pause takes 50 ms at most.
+    // The first pause takes at most 50 ms.
     await new Promise((resolve) => setTimeout(resolve, 100))
     expect([heard, sluice.connected, peer.links.length]).toEqual([[], false, 1])
   })

@@ -100,7 +100,7 @@ export class Sluice {
   readonly #pullers: Pullers
   readonly #requests: Requests
   readonly #link: Link
-  /** `connect` is under way, and rejects with the error that ends the client. */
+  /** Whether `connect` is under way; then it rejects with the error that ends the client. */
   #isConnecting = false
   #closing: Promise<void> | undefined
   #closed: SluiceError | undefined
@@ -504,7 +504,7 @@ export class Sluice {
     await this.#ending(this.#closing)
   }
 
-  // In each call separately, because only its own stack shows who awaits it.
+  // This runs in each call of `close`, because only the stack of a call shows which function awaits it.
   async #ending(closing: Promise<void>): Promise<void> {
     await nextTurn()
     for (const worker of this.#workers) worker.excuse()

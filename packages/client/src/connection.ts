@@ -37,7 +37,7 @@ import { Waiters } from './waiters.js'
 export interface Reply {
   /** Opcode of the only frame that answers it. */
   readonly expects: number
-  /** By `performance.now()`; Infinity when something else ends the wait. */
+  /** Deadline of the wait, by `performance.now()`; Infinity when something else ends the wait. */
   readonly deadlineMs: number
   answered(bytes: Uint8Array, start: number, end: number): void
   failed(error: SluiceError): void

@@ -38,7 +38,7 @@ describe('a worker', () => {
     )
   })
 
-  it('acknowledges what its handlers resolve, a run as one range in one frame', async () => {
+  it('acknowledges messages whose handlers resolve, and a run of them as one range in one frame', async () => {
     const seen: unknown[] = []
     sluice.consume('q', { concurrency: 10 }, async (message) => {
       seen.push(message.body, message.offset)
@@ -72,7 +72,7 @@ describe('a worker', () => {
     await turns()
     expect(peer.link.named('SETTLE')).toHaveLength(frames + 1)
     await Promise.all(waited)
-    // A quarter of the credit is not held back either.
+    // Acknowledgements of a quarter of the credit are not held back either.
     wait = false
     peer.link.deliver(channel, 101, texts(50), { offset: 4 })
     await turns()
@@ -159,7 +159,7 @@ describe('a worker', () => {
     expect(begun.length).toBe(1501)
     const burst = peer.link.starting.at(-1)!
     expect(burst.firstTag + burst.count).toBeGreaterThan(tag + 1501)
-    // The messages of the burst up to the one that hangs. Those that are done were settled before.
+    // STARTED names the messages of the burst up to the one that hangs. Those that are done were settled before.
     const names = peer.link.frames.map(({ name }) => name)
     expect(peer.link.started.at(-1)).toEqual({
       firstTag: burst.firstTag,
@@ -256,7 +256,7 @@ describe('a worker', () => {
     await until(() => ends.length === 2)
     peer.link.deliver(quiet!, 102, ['a'], { flags: DELIVER_FLAG.alone })
     await turns()
-    // Neither a buffered message nor a new one starts before it.
+    // Neither a buffered message nor a new one starts before the suspect.
     ends.shift()!()
     peer.link.deliver(busy!, 101, ['8'], { offset: 8 })
     await turns(10)
@@ -380,7 +380,7 @@ describe('a worker', () => {
     ])
   })
 
-  it("rejects closed, and emits an error, when the queue is missing, with missing: 'fail'", async () => {
+  it("rejects `closed`, and emits an error, when the queue is missing, with missing: 'fail'", async () => {
     const reported: SluiceError[] = []
     sluice.on('error', (error) => reported.push(error))
     peer.replies[OP.SUBSCRIBE] = (frame, link) =>
@@ -606,7 +606,7 @@ describe('closing a worker', () => {
     const tag = peer.link.deliver(channel, 101, ['x'])
     await until(() => end !== undefined)
     const closed = worker.close({ timeout: '30d' })
-    // Longer than a timer takes that fires at once.
+    // This is longer than a timer that fires at once would take.
     await new Promise((resolve) => setTimeout(resolve, 10))
     end()
     await closed
@@ -645,7 +645,7 @@ describe('closing a worker', () => {
         await worker.closed
         await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
         expect(events).toContain('closed')
-        // Its end counts like any other, and is durable before the subscription ends.
+        // The end of this handler counts like any other, and is durable before the subscription ends.
         expect(peer.link.settles).toContainEqual(
           expect.objectContaining({ firstTag: tag, outcome: OUTCOME.ack }),
         )
@@ -740,7 +740,7 @@ describe('losing the connection', () => {
   })
 })
 
-/** Pulls these texts. */
+/** Publishes these bodies at the broker, and pulls them. */
 async function pulled(bodies: string[], options = {}): Promise<Message[]> {
   const messages = sluice.pull('q', { max: bodies.length, wait: '5s' })
   peer.link.deliver(await peer.subscribed(), 101, bodies, options)
@@ -764,7 +764,7 @@ describe('settling', () => {
     await turns(10)
     expect(ignored).toBeInstanceOf(Object)
     expect(Object.prototype.toString.call(ignored)).toBe('[object Promise]')
-    // Used after the answer.
+    // This promise is first used after the answer.
     await expect(ignored).rejects.toMatchObject({ code: 'LEASE_LOST' })
     let finalized = false
     await messages[1]!
@@ -799,7 +799,7 @@ describe('settling', () => {
     expect({ ...message!.headers }).toEqual({ a: 'b' })
   })
 
-  it('cuts long reasons to the length that the broker keeps', async () => {
+  it('truncates long reasons to the length that the broker keeps', async () => {
     const [message] = await pulled(['x'])
     await message!.deadLetter('ü'.repeat(4000))
     expect(peer.link.settles[0]!.reason).toBe('ü'.repeat(2048))
@@ -933,7 +933,7 @@ describe('pulling', () => {
     expect(peer.link.named('SUBSCRIBE').length).toBe(2)
   })
 
-  it('keeps a bounded number of idle subscriptions, those used last', async () => {
+  it('keeps a bounded number of idle subscriptions, namely those that were used last', async () => {
     // The clock is frozen, so that no subscription ends because it is idle for too long.
     vi.useFakeTimers({ toFake: ['performance'] })
     onTestFinished(() => void vi.useRealTimers())

@@ -22,7 +22,7 @@ import {
 export interface DeadListOptions extends MessageFilter {
   /** Offset at which the page begins. Default 0. */
   readonly from?: number
-  /** Most messages of the page, 1 to 1,000. Default 1,000; large messages make it shorter. */
+  /** Maximum number of messages in the page, 1 to 1,000. Default 1,000; large messages make the page shorter. */
   readonly limit?: number
 }
 
@@ -30,7 +30,7 @@ export interface DeadListOptions extends MessageFilter {
 export interface DeadSelection extends MessageFilter {
   /** Only messages at these offsets. */
   readonly offsets?: readonly number[]
-  /** Most messages. Default: all. */
+  /** Maximum number of messages. Default: all. */
   readonly limit?: number
   /** Changes nothing, and counts the messages that match. Default false. */
   readonly dryRun?: boolean
@@ -48,13 +48,14 @@ export interface RedriveOptions extends DeadSelection, Pace {
 export interface Redriven {
   /** Messages selected. */
   readonly matched: number
-  /** Of these, messages redriven. */
+  /** Number of selected messages that were redriven. */
   readonly redriven: number
-  /** Of these, messages left dead: those that were redriven ten times already (see `force`), and the barred ones. */
+  /** Number of selected messages that stay dead: those that were redriven ten times already (see `force`), and the barred ones. */
   readonly guarded: number
   /**
-   * Of `guarded`, messages whose id another pending message has, in a queue with `unique: 'pending'`. `force` does not
-   * redrive them. `dryRun` counts pages of 1,000 messages one by one, so it misses those that only another page bars.
+   * Number of `guarded` messages whose id another pending message has, in a queue with `unique: 'pending'`. `force` does
+   * not redrive them. `dryRun` counts each page of 1,000 messages by itself, so it misses messages that are barred only by
+   * a message of another page.
    */
   readonly barred: number
 }
@@ -78,7 +79,7 @@ export class DeadLetters {
   }
 
   /**
-   * Lists one page of the dead letters of a queue that match, by offset.
+   * Lists one page of the dead letters of a queue that match the filter, by offset.
    *
    * @param options The filter; `from` and `limit` select the page. Its `next` is the `from` of the next page.
    * @throws SluiceError INVALID_ARGUMENT

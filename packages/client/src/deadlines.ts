@@ -1,10 +1,10 @@
 /**
- * One timer for all deadlines of a client. Each part that waits keeps its own deadlines, and its sweep is called when the
- * earliest may have passed. So a call needs no timer, closure or heap entry.
+ * One timer for all deadlines of a client. Each part that waits keeps its own deadlines, and its sweep is called when its
+ * earliest deadline may have passed. So a call needs no timer, closure or heap entry.
  */
 import { Timer } from '@sluice/protocol'
 
-/** Fails what is overdue. Returns the next deadline, or Infinity. */
+/** Fails the calls whose deadline has passed. Returns the next deadline, or Infinity. */
 export type Sweep = (nowMs: number) => number
 
 export class Deadlines {
@@ -17,7 +17,7 @@ export class Deadlines {
     this.#sweeps.push(sweep)
   }
 
-  /** Adds a deadline. Cheap when an earlier one is armed already, which is the usual case. */
+  /** Adds a deadline. This is cheap when an earlier one is armed already, which is the usual case. */
   arm(deadlineMs: number): void {
     if (deadlineMs >= this.#armedMs || this.#stopped) return
     this.#armedMs = deadlineMs
@@ -29,7 +29,7 @@ export class Deadlines {
     ).unref()
   }
 
-  /** A deadline `timeoutMs` from now. */
+  /** Returns the deadline that is `timeoutMs` from now. */
   after(timeoutMs: number): number {
     const deadlineMs = performance.now() + timeoutMs
     this.arm(deadlineMs)

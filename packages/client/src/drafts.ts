@@ -21,7 +21,7 @@ import { checkText, packBody } from './body.js'
 const BYTES_FIRST = 2 * 1024
 /** A longer buffer is not reused. */
 const BYTES_KEPT = 256 * 1024
-/** Enough to publish to a thousand queues in one turn. */
+/** Maximum size of the pool. It is enough to publish to a thousand queues in one turn. */
 const POOL_BYTES = 2 << 20
 
 /** A buffer, and the end of the bytes written to it. */
@@ -50,7 +50,7 @@ export function reserve(draft: Draft, bytes: number): void {
 }
 
 export class Drafts {
-  /** Most bytes of a message that the broker accepts. */
+  /** Maximum size of a message that the broker accepts, in bytes. */
   messageBytesMax: number = LIMITS.messageBytesMax
   readonly #pool: Buffer[] = []
   #poolBytes = 0
@@ -120,7 +120,7 @@ export class Drafts {
   invariants(): void {
     const bytes = this.#pool.reduce((sum, { length }) => sum + length, 0)
     if (bytes !== this.#poolBytes || bytes > POOL_BYTES)
-      throw new Error(`drafts: ${this.#poolBytes} bytes are kept, counted ${bytes}, of ${POOL_BYTES}`)
+      throw new Error(`drafts: kept ${this.#poolBytes} bytes, counted ${bytes}; the limit is ${POOL_BYTES}`)
     if (new Set(this.#pool).size !== this.#pool.length)
       throw new Error('drafts: a buffer was given back twice')
   }

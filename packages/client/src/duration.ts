@@ -11,7 +11,7 @@ export type Duration = number | `${number}${keyof typeof UNIT_MS}`
  *
  * @param value Milliseconds, or text with one of the units ms, s, m, h, d.
  * @param name Name of the value in an error.
- * @throws SluiceError INVALID_ARGUMENT when it is neither, is negative, or is longer than 100 years
+ * @throws SluiceError INVALID_ARGUMENT when the value is neither, is negative, or is longer than 100 years
  * @example
  * parseDuration('1.5s') // 1500
  */

@@ -194,7 +194,7 @@ for (const [kind, options] of KINDS) {
       const bodies = all.flatMap((_, i) => [`sync ${i}`, `async ${i}`])
       const first = peer.link.deliver(channel, 101, [...bodies, 'done'])
       const ends = await outcomes(bodies.length + 1)
-      // Empty text is no reason on the wire.
+      // On the wire, an empty string means that there is no reason.
       const reasons = all.flatMap((value) => Array(2).fill(reasonOf(value) || undefined))
       expect(ends).toEqual([
         ...reasons.map((reason, i) => [first + i, OUTCOME.retry, reason]),

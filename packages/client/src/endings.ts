@@ -2,7 +2,8 @@
  * Calls handlers and reads how they end. A handler can return or throw any value, and every access to such a value can
  * throw.
  *
- * Invariant: no function here throws, unless it says so. Each handler ends exactly once, with text that can be sent.
+ * Invariant: no function here throws unless its comment says that it may. Each handler ends exactly once, with text that
+ * can be sent.
  */
 import { clipText, LIMITS, OUTCOME, wellFormedText, type Outcome } from '@sluice/protocol'
 import { DeadLetter, Retry } from './message.js'
@@ -13,7 +14,7 @@ export interface Ending {
   /** Undefined for the back-off of the queue. */
   readonly delayMs: number | undefined
   readonly reason: string | undefined
-  /** The handler failed, and did not throw `Retry` or `DeadLetter`. */
+  /** Whether the handler failed without throwing `Retry` or `DeadLetter`. */
   readonly isFailure: boolean
 }
 
@@ -42,7 +43,7 @@ function delayOf({ delayMs }: Retry): number | undefined {
   return isDelay ? delayMs : undefined
 }
 
-/** The reason in any thrown value: well-formed text, no longer than the broker keeps. */
+/** The reason that a thrown value gives: well-formed text that is no longer than the broker keeps. */
 export function reasonOf(error: unknown): string {
   try {
     return clipReason(textOf(error instanceof Error && error.message !== '' ? error.message : error))
@@ -96,7 +97,8 @@ export function promiseOf(result: unknown, then: Then): Promise<unknown> {
 }
 
 /**
- * Calls `done` or `failed` once, when `result` is settled. Returns a promise for that. May throw, and then calls neither.
+ * Calls `done` or `failed` once, when `result` is settled. Returns a promise that resolves then. May throw, and then calls
+ * neither.
  */
 function follow(
   result: unknown,
@@ -107,9 +109,9 @@ function follow(
   return nativeThen.call(promiseOf(result, then), done, failed)
 }
 
-/** Learns how a handler ends that is still running after its call has returned. */
+/** Learns how a handler ends if it is still running after its call has returned. */
 export interface Follower {
-  /** Resolves at that end, even when the handler fails. */
+  /** Resolves when the handler ends, even when it fails. */
   ended: PromiseLike<unknown> | undefined
   readonly done: () => void
   readonly failed: (error: unknown) => void
@@ -117,9 +119,9 @@ export interface Follower {
 
 /** Calls handlers. */
 export interface Caller<Context, Follows extends Follower> {
-  /** The handler with this context is still running: returns its follower. */
+  /** Returns the follower of the handler with this context, which is still running. */
   follower(context: Context): Follows
-  /** `follower` is not needed after all, because the call counts as failed. */
+  /** Releases a follower that is not needed after all, because the call counts as failed. */
   unfollowed(follower: Follows): void
 }
 

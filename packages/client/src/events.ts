@@ -21,7 +21,7 @@ export interface SluiceEvents {
   error: SluiceError
   /** A handler threw something other than `Retry` and `DeadLetter`; the broker delivers its message again. */
   handlerError: HandlerFailure
-  /** A handler lost the lease on its message: what the handler does with it does not count. */
+  /** A handler lost the lease on its message: what the handler does with the message no longer counts. */
   leaseLost: LeaseLoss
   /** A worker or an iterator waits for its queue to exist, or until the broker accepts its subscription. */
   waiting: ConsumerWaiting
@@ -41,7 +41,7 @@ const NAMES = Object.keys({
   waiting: true,
 } satisfies Record<Name, true>) as readonly string[]
 
-/** Lost leases without a listener are counted, and reported in one warning a minute. */
+/** Interval between warnings. Without a listener, lost leases are counted and reported in one warning a minute. */
 const LOSSES_WARNING_MS = 60_000
 
 export class Events {

@@ -1,12 +1,12 @@
 /**
- * Fails a call whose answer comes later. The stack of an error that is created where the answer is read shows only this
- * client, but the reader needs the line that called. V8 knows which async functions await a promise. So the promise of the
- * call is resolved with a promise that rejects two microtasks later: by then the chain of callers exists, and the stack is
- * captured from it. A call that succeeds costs nothing extra.
+ * Fails a call whose answer comes later. An error that is created where the answer is read has a stack with lines of this
+ * client only, but the user needs the line that made the call. V8 knows which async functions await a promise. So the
+ * promise of the call is resolved with a promise that rejects two microtasks later: by then the chain of callers exists,
+ * and the stack is captured from it. A call that succeeds costs nothing extra.
  */
 import type { SluiceError, SluiceErrorNames } from '@sluice/protocol'
 
-/** Most errors per turn of the event loop whose stack has the caller's line: all publishes may fail at once. */
+/** Maximum number of errors per turn of the event loop whose stack has the caller's line: all publishes may fail at once. */
 export const TRACED_MAX = 1_000
 let traced = 0
 

@@ -1,6 +1,7 @@
 /**
- * Publishes what an iterable yields, with a bound on unconfirmed messages, so that memory does not grow with their number.
- * Messages that the broker refuses because it is full are published again, in their order, before more are read.
+ * Publishes the messages that an iterable yields. The number of unconfirmed messages is bounded, so memory does not grow
+ * with the length of the iterable. Messages that the broker refuses because it is full are published again, in their
+ * order, before more are read.
  */
 import { SluiceError, type ErrorCode } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -19,7 +20,7 @@ const FULL: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
 
 const PAUSE_MS_FIRST = 50
 const PAUSE_MS_MAX = 5_000
-/** Confirmed messages between two calls of `onProgress`. */
+/** Number of confirmed messages between two calls of `onProgress`. */
 const PROGRESS_MESSAGES = 1_000
 
 interface Refused<Message> {
@@ -30,7 +31,7 @@ interface Refused<Message> {
 
 export interface FeedOptions<Message> {
   readonly publish: (message: Message) => Promise<Receipt>
-  /** Most unconfirmed messages. */
+  /** Maximum number of unconfirmed messages. */
   readonly concurrency: number
   readonly signal: AbortSignal | undefined
   /** Makes the error of the feed when its signal is aborted. */
@@ -76,7 +77,7 @@ export class Feed<Message> {
     const iterator = iteratorOf(source)
     let isExhausted = false
     let isReading = false
-    /** At most one message, which was read and is not published yet. */
+    /** The message that was read and is not published yet, if there is one. */
     const read: IteratorResult<Message>[] = []
     try {
       while (this.#failure === undefined) {

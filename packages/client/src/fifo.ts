@@ -74,7 +74,7 @@ export class Fifo<Item> {
     this.#head = 0
   }
 
-  /** From the front, including items that are added during the iteration. */
+  /** Iterates from the front, including items that are added during the iteration. */
   *[Symbol.iterator](): IterableIterator<Item> {
     for (let i = this.#head; i < this.#slots.length; i++) yield this.#slots[i]!
   }

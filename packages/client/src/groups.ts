@@ -60,7 +60,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
   readonly #size: number
   readonly #waitMs: number
   readonly #lines: Lines<DeliveredMessage>
-  /** Announced as started. Their handlers run at the end of this turn, and count as running already. */
+  /** Groups that are announced as started. Their handlers run at the end of this turn, and count as running already. */
   #chosen: Group[] = []
   /** Includes the chosen groups. */
   readonly #running = new Set<Group>()

@@ -37,7 +37,7 @@ export class Heartbeat {
     if (stallMs > 0) this.#heardMs = Math.min(nowMs, this.#heardMs + stallMs)
     this.#tickDueMs = nowMs + this.tickMs
     if (nowMs - this.#heardMs >= this.#intervalMs * 2) return 'suspect'
-    // Half the interval must not pass between two ticks, so this looks ahead to the next tick.
+    // Half the interval must not pass without a send. The next tick may be too late, so this tick decides.
     return nowMs + this.tickMs - this.#sentMs > this.#intervalMs / 2 ? 'ping' : 'quiet'
   }
 

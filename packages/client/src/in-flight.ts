@@ -2,8 +2,8 @@
  * Sent and unanswered batches and steps of a producer, by number. Limits how much may be in flight, sends everything again
  * on a new connection, and keeps refused sendings until they are sent under new numbers.
  *
- * Invariant: each number is given to one sending, and stays with its bytes. A sending stays here, byte for byte, until it
- * is answered or given up, whether or not a caller still waits for it.
+ * Invariant: each number is given to one sending, and always goes with the same bytes. A sending stays here, byte for byte,
+ * until it is answered or given up, whether or not a caller still waits for it.
  */
 import { LIMITS, writeFrameCorrelation, type HelloOk } from '@sluice/protocol'
 import type { Connection } from './connection.js'
@@ -24,15 +24,15 @@ export class InFlight {
   readonly #sent = new Window<Sending>()
   #messages = 0
   #bytes = 0
-  /** Sent on an earlier connection and not yet on this one, highest number first. */
+  /** Sendings that were sent on an earlier connection and not yet on this one, highest number first. */
   #again: Sending[] = []
   /**
-   * Number of refused sendings. They are sent again under new numbers when the rest is answered, and nothing new is sent
-   * before that. Until then they keep their numbers: after a reconnect they are sent before later sendings, because a broker
-   * that forgot their refusal would accept those at once.
+   * Number of refused sendings. They are sent again under new numbers when all other sendings are answered, and nothing new
+   * is sent before that. Until then they keep their numbers: after a reconnect they are sent before later sendings, because
+   * a broker that forgot their refusal would otherwise accept the later sendings first.
    */
   #refused = 0
-  /** After a refusal: only one batch that may be split is sent at a time, until one of these is accepted. */
+  /** Set after a refusal: then only one batch that may be split is sent at a time, until one of these is accepted. */
   #isCautious = false
   /** Number of the last batch that was sent while cautious. */
   #probe = 0
@@ -66,7 +66,7 @@ export class InFlight {
     return this.#sent.get(number)
   }
 
-  /** By ascending number. */
+  /** Iterates the sendings by ascending number. */
   values(): IterableIterator<Sending> {
     return this.#sent.values()
   }
@@ -83,7 +83,7 @@ export class InFlight {
     )
   }
 
-  /** `sending` is sent now, and gets its number. */
+  /** Adds `sending`, which is sent now, and gives it its number. */
   add(sending: Sending): void {
     sending.number = ++this.#lastNumber
     if (this.#isCautious && sending.isSplit) this.#probe = sending.number
@@ -104,7 +104,7 @@ export class InFlight {
     if (sending.number > this.#acceptedNumber) this.#acceptedNumber = sending.number
   }
 
-  /** `sending` was refused, and is sent again: each of its messages by itself, or whole. */
+  /** Marks `sending` as refused. It is sent again: as a whole, or split into one batch for each message. */
   refuse(sending: Sending, goesAgain: 'split' | 'whole'): void {
     this.#mark(sending, goesAgain)
     this.#isCautious = true
@@ -123,7 +123,7 @@ export class InFlight {
     this.#bytes -= sending.end
   }
 
-  /** A connection is open: takes over its limits, and sends everything unanswered again. */
+  /** Takes over the limits of a new connection, and sends everything unanswered again. */
   attach(connection: Connection, ok: HelloOk): void {
     this.#batchesMax = ok.inFlightBatches
     this.#bytesMax = Math.min(this.#bytesSetting, ok.inFlightBytes)
@@ -138,14 +138,14 @@ export class InFlight {
     for (const sending of this.#again.filter(({ isBound }) => isBound)) this.#giveUp(sending, SMALLER_WINDOW)
   }
 
-  /** Sends what this connection did not carry yet. Returns whether something new may follow. */
+  /** Sends what was not yet sent on this connection. Returns whether something new may follow. */
   resume(connection: Connection): boolean {
     if (this.#again.length > 0) this.#resend(connection)
     if (this.#again.length > 0 && !this.#giveUpAgain()) return false
     return this.#refused === 0 || this.#sent.size === this.#refused
   }
 
-  // Byte for byte except the correlation, which has the distance to the lowest unanswered number.
+  // Sends the same bytes again, except for the correlation, which has the distance to the lowest unanswered number.
   #resend(connection: Connection): void {
     for (let sending = this.#again.at(-1); sending !== undefined; sending = this.#again.at(-1)) {
       if (this.#sent.get(sending.number) === undefined) {

@@ -6,17 +6,17 @@
  * When a suspect is settled, the ordinary messages that waited for it start before the next suspect.
  */
 export class Isolation {
-  /** Messages that were announced as started and are not settled. */
+  /** Number of messages that were announced as started and are not settled. */
   #handled = 0
   #alone = false
   /** Wake-ups of subscriptions whose next message is a suspect, in the order in which suspects start. */
   readonly #suspects = new Set<() => void>()
   /** Wake-ups of subscriptions whose next message is ordinary; each is called once. */
   #others = new Set<() => void>()
-  /** A suspect was settled, and the ordinary messages that waited for it are next. */
+  /** Whether a suspect was settled and the ordinary messages that waited for it start next. */
   #othersAreNext = false
 
-  /** Whether a message may start now. If not, `wake` is called when that may have changed. `alone`: it is a suspect. */
+  /** Whether a message may start now. If not, `wake` is called when that may have changed. `alone` marks a suspect. */
   admits(alone: boolean, wake: () => void): boolean {
     if (alone) {
       this.#othersAreNext = false
@@ -32,10 +32,10 @@ export class Isolation {
     return false
   }
 
-  /** The subscription with this wake-up no longer waits. */
+  /** Removes the wake-up of a subscription that no longer waits. */
   withdraw(wake: () => void): void {
     this.#others.delete(wake)
-    // It may have been the only suspect that ordinary messages waited for.
+    // This may have been the only suspect that ordinary messages waited for.
     if (this.#suspects.delete(wake) && this.#suspects.size === 0 && !this.#alone) this.#wakeOthers()
   }
 

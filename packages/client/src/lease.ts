@@ -1,6 +1,6 @@
 /**
- * What a delivered message needs of whatever keeps its lease: the subscription that it was delivered on, or, after a lost
- * connection, the claims that wait for the next one.
+ * The interface between a delivered message and the keeper of its lease. The keeper is the subscription that the message
+ * was delivered on or, after a lost connection, the claims that wait for the next connection.
  */
 import type { AtomicAck, Outcome } from '@sluice/protocol'
 import type { Connection } from './connection.js'
@@ -11,7 +11,7 @@ export interface LeaseKeeper {
   readonly queue: string
   /** Whether a message that was delivered with this tag, and is not settled, still belongs to the consumer. */
   holds(tag: number): boolean
-  /** The message knows that its lease is lost, and does not ask for this tag again. */
+  /** Forgets that the lease of this tag is lost: the message knows it now, and does not ask again. */
   forget(tag: number): void
   settle(
     tag: number,
@@ -24,11 +24,11 @@ export interface LeaseKeeper {
   /** Whether the lease was granted on this connection. */
   isOn(connection: Connection): boolean
   acknowledgement(tag: number): AtomicAck
-  /** An atomic step that acknowledges the message is sent. Until its answer, the message counts as settled. */
+  /** Called when an atomic step that acknowledges the message is sent. Until the answer, the message counts as settled. */
   pledge(tag: number): void
-  /** The step took effect. */
+  /** Called when the step took effect. */
   settlePledge(tag: number): void
-  /** The step had no effect. */
+  /** Called when the step had no effect. */
   reopenPledge(tag: number, alone: boolean): void
   /** Aborts `watcher` when one of its leases is lost. */
   watch(watcher: Watcher): void

@@ -24,7 +24,7 @@ afterEach(async () => {
   await sluice.close({ timeout: 1 }).catch(() => {})
 })
 
-/** Pulls these texts. */
+/** Publishes these bodies at the broker, and pulls them. */
 async function pulled(bodies: string[]): Promise<{ messages: Message[]; channel: number; tag: number }> {
   const pulling = sluice.pull('q', { max: bodies.length, wait: '5s' })
   const channel = await peer.subscribed()
@@ -202,7 +202,7 @@ describe('losing leases', () => {
     const tag = peer.link.deliver(channel, 101, texts(2))
     await until(() => ends.length === 2)
     peer.link.leasesLost(channel, 101, { firstTag: tag, count: 2 })
-    // The whole credit again. Without the loss this would exceed it.
+    // This uses the whole credit again. Without the loss it would exceed the credit.
     const next = peer.link.deliver(channel, 101, ['a', 'b'])
     await turns(10)
     expect(peer.link.closed).toBe(false)
@@ -228,7 +228,7 @@ describe('losing leases', () => {
     const second = peer.link.deliver(channel, 101, ['g', 'h', 'i'], { offset: 6 })
     peer.link.deliver(channel, 101, ['j', 'k'], { offset: 9 })
     await until(() => begun.length === 1)
-    // The middle and the end of the first run, all of the second.
+    // These are the middle and the end of the first run, and the whole second run.
     peer.link.leasesLost(
       channel,
       101,

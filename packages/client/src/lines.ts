@@ -2,7 +2,7 @@
  * Messages that wait for a handler, in order of arrival. With `ordered`, a message waits until the previous message of its
  * key is done, and messages of other keys pass it.
  *
- * Invariant: at most one message of each key is ready or out; the others are behind it.
+ * Invariant: with `ordered`, at most one message of each key is ready or out; the other messages of the key are behind it.
  */
 import { Fifo } from './fifo.js'
 
@@ -12,19 +12,19 @@ export interface Keyed {
 
 export class Lines<Message extends Keyed> {
   readonly #ordered: boolean
-  /** Messages that may go, each since the time at the same index of `#times`. */
+  /** Messages that may go to a handler, each since the time at the same index of `#times`. */
   readonly #ready = new Fifo<Message>()
   readonly #times = new Fifo<number>()
   /** For each key that has a message ready or out, the messages behind it; undefined if there were none yet. */
   readonly #behind = new Map<string, Fifo<Message> | undefined>()
-  /** Messages that went and are not done; only kept with `ordered`. */
+  /** Messages that went to a handler and are not done; only kept with `ordered`. */
   readonly #out = new Set<Message>()
 
   constructor(ordered: boolean) {
     this.#ordered = ordered
   }
 
-  /** Number of messages that may go. */
+  /** Number of messages that may go to a handler. */
   get ready(): number {
     return this.#ready.length
   }
@@ -34,7 +34,7 @@ export class Lines<Message extends Keyed> {
     return this.#times.at(0)!
   }
 
-  /** The message that goes after `index` others. */
+  /** The message that goes to a handler after `index` others. */
   at(index: number): Message | undefined {
     return this.#ready.at(index)
   }
@@ -66,7 +66,7 @@ export class Lines<Message extends Keyed> {
     return taken
   }
 
-  /** A message that went is done, or its lease is lost: the next message of its key may go. */
+  /** Marks a message that went to a handler as done, or its lease as lost: the next message of its key may go. */
   done(message: Message, nowMs: number): void {
     if (this.#out.delete(message)) this.#free(message, nowMs)
   }
@@ -78,7 +78,7 @@ export class Lines<Message extends Keyed> {
     else this.#push(next, nowMs)
   }
 
-  /** Removes, and returns, the lost messages that wait. A lost message that went counts as done. */
+  /** Removes, and returns, the lost messages that wait. A lost message that went to a handler counts as done. */
   lose(isLost: (message: Message) => boolean, nowMs: number): Message[] {
     const lost: Message[] = []
     for (const behind of this.#behind.values()) {
@@ -101,7 +101,7 @@ export class Lines<Message extends Keyed> {
     return [...heads, ...lost]
   }
 
-  /** Removes all messages, including those that went. Returns those that waited. */
+  /** Removes all messages, including those that went to a handler. Returns those that waited. */
   clear(): Message[] {
     const waiting = this.#ready.drain()
     for (const behind of this.#behind.values()) if (behind !== undefined) waiting.push(...behind)

@@ -45,7 +45,7 @@ export interface Notice {
 export interface LinkEvents {
   /** A connection is open, and the producer has it. */
   opened(connection: Connection): void
-  /** After `opened`, when all calls that waited for a connection are resolved. */
+  /** Called after `opened`, when all calls that waited for a connection are resolved. */
   connected(event: Connected): void
   disconnected(event: Disconnected): void
   reconnecting(event: Reconnecting): void
@@ -67,7 +67,7 @@ interface Opening {
 // Dialling again would have the same result.
 const FATAL: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['AUTH_FAILED', 'PROTOCOL_VERSION'])
 
-// The limit of this side. The broker answers with its own.
+// The limit that the client offers. The broker answers with its own.
 const IN_FLIGHT_BATCHES = LIMITS.inFlightBatchesMax
 
 export class Link {
@@ -83,7 +83,7 @@ export class Link {
   #wasOpen = false
   #timer: Timer | undefined
   readonly #openings = new Set<Opening>()
-  /** There is only one attempt. */
+  /** Whether there is only one attempt. */
   #dialsOnce = false
   /** Why the last attempt to connect failed; undefined if it has succeeded. */
   #lastError: SluiceError | undefined

@@ -1,7 +1,7 @@
-/** Why a lease on a message was lost, and the error of a settle that comes after that. */
+/** Why a lease on a message was lost, and the error of a settle after the loss. */
 import { LOSS, SluiceError, type ErrorCode } from '@sluice/protocol'
 
-/** A message that a handler had no longer belongs to this client: what the handler did with it does not count. */
+/** The lease on a message that was being handled is lost: what the handler does with the message no longer counts. */
 export interface LeaseLoss {
   readonly queue: string
   readonly offset: number
@@ -35,7 +35,7 @@ export function lossReason(code: number): LeaseLossReason {
   return REASONS[code] ?? 'other'
 }
 
-/** The reason for all leases of a subscription that ended with this error. */
+/** The loss reason of the leases of a subscription that ended with this error. */
 export function lossBy({ code }: SluiceError): LeaseLossReason {
   return END_REASONS[code] ?? 'other'
 }

@@ -185,7 +185,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     return (this.#run.firstTag + this.#index) >>> 0
   }
 
-  /** The message as a log should show it. */
+  /** Returns the fields that a log should show. */
   toJSON(): object {
     const { queue, offset, id, key, priority, attempt, redelivered, publishedAt, headers, body } = this
     return { queue, offset, id, key, priority, attempt, redelivered, publishedAt, headers, body }
@@ -236,7 +236,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     this.#run.keeper.forget(this.tag)
   }
 
-  /** Why it cannot be settled. */
+  /** The reason why the message cannot be settled. */
   #refusal(): SluiceError {
     return this.#state === LOST ? leaseLost().with(this) : alreadySettled(this)
   }
@@ -286,13 +286,13 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     this.#run.keeper.unwatch(watcher)
   }
 
-  /** The schema of its queue has made this body of it. */
+  /** Sets the body that the schema of the queue has made. */
   read(body: unknown): void {
     this.#body = body
   }
 
   /**
-   * An atomic step on this connection acknowledges the message. Nothing else settles it until `accepted` or `reopen`.
+   * Claims the message for an atomic step on this connection. Nothing else settles it until `accepted` or `reopen`.
    * @throws SluiceError ALREADY_SETTLED, LEASE_LOST
    */
   pledge(connection: Connection | undefined): void {
@@ -321,14 +321,14 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     keeper.pledge(this.tag)
   }
 
-  /** The step took effect. */
+  /** Called when the step took effect. */
   accepted(): void {
     this.#state = SETTLED
     ENDINGS.delete(this)
     this.#run.keeper.settlePledge(this.tag)
   }
 
-  /** The step had no effect: the message can be settled again, if its lease is not lost. */
+  /** Called when the step had no effect: the message can be settled again, if its lease is not lost. */
   reopen(): void {
     if (this.#state !== PLEDGED && this.#state !== SENT) return
     if (this.#state === SENT) this.#run.keeper.reopenPledge(this.tag, this.alone)
@@ -348,7 +348,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     return recordSize(this.#run.records, this.#at)
   }
 
-  /** No other message may be handled at the same time; see `Isolation`. */
+  /** Whether the message is a suspect: no other message may be handled at the same time; see `Isolation`. */
   get alone(): boolean {
     return (this.#run.flags & DELIVER_FLAG.alone) !== 0
   }
@@ -379,7 +379,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
 const STEP_REFUSED = 'The atomic step had no effect.'
 
-/** Checks a caller's reason, and cuts it to the length that the broker keeps. @throws SluiceError INVALID_ARGUMENT */
+/** Checks a caller's reason, and truncates it to the length that the broker keeps. @throws SluiceError INVALID_ARGUMENT */
 function givenReason(reason: unknown): string | undefined {
   if (reason === undefined) return undefined
   if (typeof reason !== 'string')

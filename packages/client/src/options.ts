@@ -28,12 +28,12 @@ export interface CallOptions {
 export interface ClientOptions {
   /** Name of this client in the broker's lists and logs, at most 255 bytes. Default: none. */
   readonly name?: string
-  /** Most messages that are published and not confirmed; beyond it `publish` waits. 1 to 10,000,000. Default 10,000. */
+  /** Maximum number of messages that are published and not confirmed; beyond it `publish` waits. 1 to 10,000,000. Default 10,000. */
   readonly maxInFlight?: number
-  /** Most bytes that are published and not confirmed; beyond it `publish` waits. 1 to 4,294,967,295. Default 16 MiB. */
+  /** Maximum number of bytes that are published and not confirmed; beyond it `publish` waits. 1 to 4,294,967,295. Default 16 MiB. */
   readonly maxInFlightBytes?: number
   /**
-   * Most memory of publishes that wait to be sent: their bytes, and 512 bytes more for each. Beyond it `publish` rejects
+   * Maximum memory of publishes that wait to be sent: their bytes, and 512 bytes more for each. Beyond it `publish` rejects
    * with TOO_MANY_WAITING. From 1 byte to 1 TiB. Default 512 MiB.
    */
   readonly maxWaitingBytes?: number
@@ -198,7 +198,7 @@ export function queueOf(ref: QueueRef): Queue {
 
 /** Options of one message. */
 export interface MessageOptions {
-  /** Deduplicates: a second message with the same id is not accepted, for as long as the queue's `unique` says. 1 to 255 bytes. */
+  /** For deduplication: a second message with the same id is not accepted for as long as the queue's `unique` says. 1 to 255 bytes. */
   readonly id?: string
   /**
    * What happens when the broker knows a message with the same `id`. `'keep'`: this message is a duplicate. `'replace'`: if
@@ -210,9 +210,9 @@ export interface MessageOptions {
   readonly key?: string
   /** 0 to 31; messages of a higher priority are delivered first. Default 0. */
   readonly priority?: number
-  /** Earliest delivery, from the time of publishing; at most 100 years. Mutually exclusive with `at`. */
+  /** Time from publishing until the earliest delivery; at most 100 years. Mutually exclusive with `at`. */
   readonly delay?: Duration
-  /** Earliest delivery; a number is milliseconds since the epoch. Mutually exclusive with `delay`. */
+  /** Time of the earliest delivery; a number is milliseconds since the epoch. Mutually exclusive with `delay`. */
   readonly at?: Date | number
   /** Time to live from when the message is due, from 1 ms. Default: the queue's `ttl`. */
   readonly ttl?: Duration
@@ -330,7 +330,7 @@ export interface BatchMessage<Body = unknown> extends MessageOptions {
   readonly body: Body
 }
 
-/** What `publishAll` has done so far. */
+/** Counts of what `publishAll` has done so far. */
 export interface PublishAllResult {
   /** Messages that the broker accepted. */
   readonly published: number
@@ -340,7 +340,7 @@ export interface PublishAllResult {
 
 /** Options of `publishAll`. */
 export interface PublishAllOptions extends CallOptions {
-  /** Most messages that are read and not confirmed, 1 to 10,000,000. Default: the client's `maxInFlight`. */
+  /** Maximum number of messages that are read and not confirmed, 1 to 10,000,000. Default: the client's `maxInFlight`. */
   readonly concurrency?: number
   /** Called after every 1,000 confirmed messages, and at the end. */
   readonly onProgress?: (progress: PublishAllResult) => void
@@ -368,11 +368,11 @@ export function batchRecordOptions(message: BatchMessage): RecordOptions | undef
 
 /** Options of `consume`. */
 export interface ConsumeOptions {
-  /** Most handlers that run at the same time, 1 to 65,535. Default 1. */
+  /** Maximum number of handlers that run at the same time, 1 to 65,535. Default 1. */
   readonly concurrency?: number
-  /** Most unsettled messages that this consumer has, including those in handlers, 1 to 65,535. Default: twice `concurrency` times `batch.size`. */
+  /** Maximum number of unsettled messages of this consumer, including those in handlers, 1 to 65,535. Default: twice `concurrency` times `batch.size`. */
   readonly prefetch?: number
-  /** Most bytes of unsettled messages; a larger message is delivered alone. Default 16 MiB. */
+  /** Maximum number of bytes of unsettled messages; a larger message is delivered alone. Default 16 MiB. */
   readonly prefetchBytes?: number
   /** How long a message may be handled before its lease is lost, from 100 ms. Default: the queue's `processingTimeout`. */
   readonly processingTimeout?: Duration
@@ -394,7 +394,7 @@ export interface ConsumeOptions {
 /** Options of `consume` with a handler that takes several messages at a time. */
 export interface BatchConsumeOptions extends Omit<ConsumeOptions, 'batch'> {
   readonly batch: {
-    /** Most messages in one batch, 1 to 65,535. With `ordering: 'key'` they have different keys. */
+    /** Maximum number of messages in one batch, 1 to 65,535. With `ordering: 'key'` they have different keys. */
     readonly size: number
     /** How long the first message may wait for others. Default 0: a free handler gets the messages that have arrived. */
     readonly wait?: Duration
@@ -403,9 +403,9 @@ export interface BatchConsumeOptions extends Omit<ConsumeOptions, 'batch'> {
 
 /** Options of `messages`. */
 export interface MessagesOptions {
-  /** Most unsettled messages that this iterator has, 1 to 65,535. Default 10. */
+  /** Maximum number of unsettled messages of this iterator, 1 to 65,535. Default 10. */
   readonly prefetch?: number
-  /** Most bytes of unsettled messages; a larger message is delivered alone. Default 16 MiB. */
+  /** Maximum number of bytes of unsettled messages; a larger message is delivered alone. Default 16 MiB. */
   readonly prefetchBytes?: number
   /** How long a message may be handled before its lease is lost, from 100 ms. Default: the queue's `processingTimeout`. */
   readonly processingTimeout?: Duration
@@ -420,7 +420,7 @@ export interface MessagesOptions {
 
 /** Options of `pull`. */
 export interface PullOptions extends CallOptions {
-  /** Most messages, 1 to 65,535. Default 1. */
+  /** Maximum number of messages, 1 to 65,535. Default 1. */
   readonly max?: number
   /** How long to wait for the first message. Default 0: only messages that are ready now. */
   readonly wait?: Duration
@@ -433,9 +433,9 @@ export interface ConsumerSettings {
   readonly concurrency: number
   readonly messages: number
   readonly bytes: number
-  /** Undefined: as the queue says. */
+  /** Undefined if the setting of the queue applies. */
   readonly processingTimeoutMs: number | undefined
-  /** Waits for a queue that does not exist. */
+  /** Whether the consumer waits for a queue that does not exist. */
   readonly waitsForQueue: boolean
 }
 
@@ -445,7 +445,7 @@ const CONSUMER_OPTIONS = ['prefetch', 'prefetchBytes', 'processingTimeout', 'mis
 
 /** Settings of a worker, with how it calls its handlers. */
 export interface WorkerSettings extends ConsumerSettings {
-  /** Messages of one key are handled one after the other. */
+  /** Whether messages of one key are handled one after the other. */
   readonly ordered: boolean
   readonly batch: { readonly size: number; readonly waitMs: number } | undefined
 }
@@ -504,7 +504,7 @@ export function streamSettings(options: MessagesOptions): ConsumerSettings {
 export interface PullSettings {
   readonly max: number
   readonly waitMs: number
-  /** Undefined: as the queue says. */
+  /** Undefined if the setting of the queue applies. */
   readonly processingTimeoutMs: number | undefined
   /** How long the broker may take to answer after `waitMs`. */
   readonly timeoutMs: number

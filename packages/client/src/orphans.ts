@@ -6,7 +6,7 @@
  * Invariant: only queues with orphaned handlers are in the map, so that usually there is nothing to look up.
  */
 
-/** First and longest time that a message waits for its orphaned handler. */
+/** Shortest and longest time that a message waits for its orphaned handler; see `patienceMs`. */
 const PATIENCE_MS = 1_000
 const PATIENCE_MS_MAX = 60_000
 
@@ -24,7 +24,7 @@ interface Waiting {
 export class Orphans {
   readonly #queues = new Map<string, Map<Held, Waiting>>()
 
-  /** Registers an orphaned handler with what it holds. The caller calls the result when the handler has ended. */
+  /** Registers an orphaned handler and what it holds. Returns a function that the caller calls when the handler has ended. */
   begin(queue: string, held: readonly Held[]): () => void {
     let all = this.#queues.get(queue)
     if (all === undefined) this.#queues.set(queue, (all = new Map()))
@@ -63,15 +63,15 @@ export class Orphans {
     this.#queues.get(queue)?.get(one)?.wakes.add(wake)
   }
 
-  /** The message that waited for `one` is released, so `wake` is not called. */
+  /** Called when the message that waited for `one` is released: `wake` is not called. */
   released(queue: string, one: Held, wake: () => void): void {
     const waiting = this.#queues.get(queue)?.get(one)
     if (waiting?.wakes.delete(wake) === true) waiting.releases++
   }
 
   /**
-   * How long a message waits for `one` before it is released. Doubles with each release, because a message that is delivered
-   * to this process again has no other consumer.
+   * How long a message waits for `one` before it is released. The time doubles with each release: a message that is
+   * delivered to this process again has no other consumer.
    */
   patienceMs(queue: string, one: Held): number {
     const releases = this.#queues.get(queue)?.get(one)?.releases ?? 0

@@ -1,10 +1,11 @@
 /**
- * Errors of calls whose outcome the broker decides: the call was not sent, was refused, or may have been accepted. Also
- * which refusals concern a batch as a whole. The producer, and every call with a signal or a deadline, rejects with these.
+ * Errors of calls whose outcome the broker decides: the call was not sent, was refused, or may have been accepted. The
+ * producer, and every call with a signal or a deadline, rejects with these errors. This file also knows which refusals
+ * concern a batch as a whole.
  */
 import { faultError, SluiceError, type Fault } from '@sluice/protocol'
 
-// Refusals because of the queue or the number: each message would be refused by itself too.
+// Refusals because of the queue or the number of the batch: each message would be refused by itself too.
 const ABOUT_THE_BATCH: ReadonlySet<string> = new Set([
   'QUEUE_NOT_FOUND',
   'QUEUE_DELETED',
@@ -13,7 +14,7 @@ const ABOUT_THE_BATCH: ReadonlySet<string> = new Set([
   'NUMBER_REUSED',
 ])
 
-// Limits that a whole batch may exceed, and some of its messages by themselves may not.
+// Limits that a whole batch may exceed although some of its messages would fit.
 const ABOUT_ROOM: ReadonlySet<string> = new Set(['QUEUE_FULL', 'DEDUP_FULL'])
 
 /** Whether messages of a refused batch may be accepted by themselves. */
@@ -28,19 +29,19 @@ export function refusal(fault: Fault): SluiceError {
     : faultError(fault)
 }
 
-/** The call was sent, and can no longer be answered. */
+/** The error of a call that was sent and can no longer be answered. */
 export function unknownOutcome(why: string): SluiceError {
-  return new SluiceError('UNKNOWN_OUTCOME', `The broker may have accepted the publish or not: ${why}.`, {
+  return new SluiceError('UNKNOWN_OUTCOME', `The broker may or may not have accepted the publish: ${why}.`, {
     outcome: 'unknown',
   })
 }
 
-/** A call that does not wait for a connection found none. */
+/** The error of a call that found no connection and does not wait for one. */
 export function noConnection(): SluiceError {
   return new SluiceError('OFFLINE', 'There is no connection to the broker; nothing was sent.')
 }
 
-/** The deadline of a publish has passed. */
+/** The error of a publish whose deadline has passed. */
 export function overdue(sent: boolean): SluiceError {
   if (!sent) return new SluiceError('TIMEOUT', 'Nothing was sent before the deadline of the call passed.')
   return new SluiceError(
@@ -50,7 +51,7 @@ export function overdue(sent: boolean): SluiceError {
   )
 }
 
-/** The signal of a call was aborted. */
+/** The error of a call whose signal was aborted. */
 export function aborted(signal: AbortSignal, sent: boolean): SluiceError {
   const options = { cause: signal.reason as unknown }
   return new SluiceError(

@@ -1,6 +1,6 @@
 /**
- * Messages as PEEK shows them, without a lease: they may have changed since. Body, options and origin are decoded when
- * they are first read.
+ * Messages as PEEK shows them. They are not leased, so they may have changed since. Body, options and origin are decoded
+ * when they are first read.
  */
 import {
   checkRecords,
@@ -25,12 +25,12 @@ export interface Origin {
   readonly queue: string
   readonly offset: number | undefined
   readonly publishedAt: Date | undefined
-  /** Why it was dead there; undefined if it was not. */
+  /** Why the message was dead in that queue; undefined if it was not. */
   readonly reason: DeathName | undefined
-  /** What went wrong there, as text. */
+  /** Error of the message in that queue, as text. */
   readonly error: string | undefined
   readonly diedAt: Date | undefined
-  /** Number of attempts there. */
+  /** Number of attempts in that queue. */
   readonly attempts: number | undefined
   /** Number of times that it was redriven. */
   readonly redrives: number | undefined
@@ -187,7 +187,7 @@ class Peeked implements PeekedMessage {
     return originOf(this.headers)
   }
 
-  /** The message as a log should show it. */
+  /** Returns the fields that a log should show. */
   toJSON(): object {
     const { queue, offset, state, id, key, priority, attempts, totalAttempts, redrives } = this
     const { publishedAt, readySince, dueAt, leasedAt, holder, diedAt, expiresAt, reason, error } = this
@@ -208,7 +208,7 @@ function textOf(text: string): string | undefined {
   return text === '' ? undefined : text
 }
 
-/** The origin that the broker writes to a message that it moves. Any client can publish such headers, so all are checked. */
+/** Reads the origin that the broker writes to the headers of a moved message. Any client can publish such headers, so all are checked. */
 function originOf(headers: Readonly<Record<string, string>>): Origin | undefined {
   const queue = headers[ORIGIN_HEADERS.queue]
   if (queue === undefined) return undefined
@@ -246,7 +246,8 @@ export function messagesAnswer<Body>(queue: string): Answer<MessagePage<Body>> {
         const found = checkRecords(record, 0, record.length, 1, MOVED_BYTES_MAX)
         if (typeof found !== 'number') throw malformed(found.message)
         for (const number of [offset, publishedAtMs, timeMs, expiresAtMs])
-          if (!Number.isSafeInteger(number)) throw malformed(`It has the number ${number}, above 2^53.`)
+          if (!Number.isSafeInteger(number))
+            throw malformed(`It has the number ${number}, which is above 2^53.`)
         return new Peeked(queue, wire) as unknown as PeekedMessage<Body>
       })
       return page.next === undefined ? { messages } : { messages, next: page.next }

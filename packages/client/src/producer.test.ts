@@ -34,7 +34,7 @@ describe('batching', () => {
       sluice.publish('a', 'one'),
       sluice.publish('b', 'two'),
       sluice.publish('a', 'three'),
-      // From a continuation of the same turn.
+      // This publish comes from a continuation of the same turn.
       Promise.resolve().then(() => sluice.publish('b', 'four')),
     ])
     expect(peer.link.writes - before).toBe(1)
@@ -242,7 +242,7 @@ describe('the window', () => {
     await turns()
     peer.link.confirm([2, 0], [3, 0])
     await turns()
-    // Number 4 would be three above the unanswered 1.
+    // Number 4 would be three above number 1, which is unanswered.
     expect(peer.link.published.map(({ number }) => number)).toEqual([1, 2, 3])
     peer.link.confirm([1, 0])
     await turns()
@@ -487,7 +487,7 @@ describe('order', () => {
       }
     }
 
-    /** Refusals are only in memory. */
+    /** Forgets all refusals, because they are only in memory. */
     restart(): void {
       this.#refused.clear()
     }
@@ -512,7 +512,7 @@ describe('order', () => {
 
   const calls = fc.array(call, { minLength: 2, maxLength: 30 })
 
-  /** Makes the calls, and `trouble` before the call of each index. Returns the number of failures and of batches. */
+  /** Makes the calls, and runs the `trouble` of an index before the call at that index. Returns the number of failures and of batches. */
   async function orderOf(
     made: readonly (typeof calls extends fc.Arbitrary<(infer Call)[]> ? Call : never)[],
     trouble?: { readonly at: number; readonly turns: number; readonly what: 'cut' | 'restart' },
@@ -551,7 +551,7 @@ describe('order', () => {
     }
   }
 
-  it('of accepted messages is that of the calls, for any refusals', async () => {
+  it('of accepted messages is the order of the calls, for any refusals', async () => {
     let refused = 0
     let sent = 0
     await fc.assert(
@@ -567,14 +567,14 @@ describe('order', () => {
     sluice = await peer.connect()
   })
 
-  it('of accepted messages is that of the calls, even if refusals are lost with the connection or the broker', async () => {
+  it('of accepted messages is the order of the calls, even if refusals are lost with the connection or the broker', async () => {
     const trouble = fc.record({
       at: fc.integer({ min: 1, max: 12 }),
       turns: fc.integer({ min: 0, max: 5 }),
       what: fc.constantFrom('cut', 'restart'),
     })
     let refused = 0
-    // Each waits for its client to dial again.
+    // Several cases run at once, because each waits for its client to dial again.
     const several = fc.array(fc.tuple(calls, trouble), { minLength: 40, maxLength: 40 })
     await fc.assert(
       fc.asyncProperty(several, async (each) => {

@@ -31,7 +31,7 @@ class Pull implements PullSettings {
   timer: Timer | undefined
   onAbort: (() => void) | undefined
   waitIsOver = false
-  /** The caller has its error; later deliveries are released. */
+  /** Whether the call has already rejected; then later deliveries are released. */
   abandoned = false
   #isOver = false
 
@@ -71,11 +71,11 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   #draining = false
   /** Messages that were pulled on a lost connection and are not settled. */
   #claims: Claims | undefined
-  /** The subscription claims these messages first, and has no credit yet. */
+  /** Whether the subscription is claiming `#claims`; until that is answered, it has no credit. */
   #isClaiming = false
   #listed = false
   readonly #renewal: Renewal
-  /** Why there is no subscription yet. */
+  /** The error with which the last subscription was refused. */
   #refusal: SluiceError | undefined
   readonly #rests: (puller: Puller) => void
 
@@ -96,7 +96,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     return this.#subscription?.isEmpty === false || this.#claims !== undefined
   }
 
-  /** Gives up the subscription, which ends when all pulled messages are settled. */
+  /** Gives up the subscription. It ends when all pulled messages are settled. */
   leave(): void {
     this.#retire()
     if (this.#claims !== undefined) retireClaims(this.#session, this.#claims, this.#processingTimeoutMs)
@@ -182,7 +182,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     const { connection } = this.#session
     const { processingTimeoutMs } = pull
     if (this.#subscription !== undefined && this.#processingTimeoutMs !== processingTimeoutMs) {
-      // It ends when the messages of earlier pulls are settled.
+      // The subscription ends when the messages of earlier pulls are settled.
       this.#retire()
     }
     if (this.#subscription !== undefined) {
@@ -272,11 +272,11 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   startHandlers(): void {
     const pull = this.#current
     const subscription = this.#subscription
-    // Before DRAINED, a late delivery would go to the next pull.
+    // If the pull ended before DRAINED, a late delivery would go to the next pull.
     if (pull === undefined || subscription === undefined || this.#draining) return
     const messages: DeliveredMessage[] = []
     while (subscription.announced > 0) messages.push(subscription.take())
-    // These remain when the pull was aborted, or when a message must be handled alone.
+    // Messages remain when the pull was aborted, or when one of them must be handled alone.
     if (subscription.buffered > 0) subscription.releaseBuffered()
     pull.detach()
     pull.resolve(messages)
@@ -336,14 +336,14 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   }
 }
 
-/** How long, and how many, subscriptions without a pull are kept. */
+/** How long subscriptions without a pull are kept, and how many. */
 export const IDLE = { ms: 1_000, subscriptionsMax: 256 } as const
 
 /** The pullers of a client, by queue. An idle subscription is ended, because a connection has a limited number of them. */
 export class Pullers implements Consumer {
   readonly #session: Session
   readonly #pullers = new Map<string, Puller>()
-  /** Pullers without a pull, and the time since which; the longest idle first. */
+  /** Pullers without a pull, with the time since which they are idle; the one that is idle longest comes first. */
   readonly #idle = new Map<Puller, number>()
   #closed: SluiceError | undefined
 

@@ -528,7 +528,7 @@ describe('dead letters', () => {
     const offsets = Array.from({ length: 1500 }, (_, i) => 3000 - i * 2)
     peer.replies[OP.DISCARD] = (frame, link) => {
       const chosen = control(frame)['offsets'] as number[]
-      // The broker does only a part of the first page.
+      // The broker processes only a part of the first page.
       if (peer.link.named('DISCARD').length === 1)
         link.result(frame, { matched: 10, discarded: 10, next: chosen[9]! + 1 })
       else link.result(frame, { matched: chosen.length, discarded: chosen.length, next: null })

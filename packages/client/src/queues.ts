@@ -35,7 +35,7 @@ import {
 
 /** Options of a queue. An option that is not set keeps its value, or gets its default when the queue is created. */
 export interface QueueOptions {
-  /** Attempts after which a message is dead, 1 to 65,535, or `'unlimited'`. Default 10. */
+  /** Number of failed attempts after which a message is dead, 1 to 65,535, or `'unlimited'`. Default 10. */
   readonly maxDeliveries?: number | 'unlimited'
   /** Delay before the second attempt, doubled for each further attempt up to `max`. Default: `initial` 1 s, `max` 5 min. */
   readonly retry?: { readonly initial?: Duration; readonly max?: Duration }
@@ -43,7 +43,7 @@ export interface QueueOptions {
   readonly processingTimeout?: Duration
   /** Time to live of messages published without `ttl`; 0 means that they do not expire. Default 0. */
   readonly ttl?: Duration
-  /** Most messages of one key that are leased at the same time, 1 to 65,535. Default 1. */
+  /** Maximum number of messages of one key that are leased at the same time, 1 to 65,535. Default 1. */
   readonly keyConcurrency?: number
   /** Whether a failed message blocks its key until it is done, or later messages of the key pass it. Default `'block'`. */
   readonly onFail?: 'block' | 'skip'
@@ -54,11 +54,11 @@ export interface QueueOptions {
   readonly unique?: 'window' | 'pending'
   /** How long an id is remembered after its message was accepted; 0 means not at all. Default 10 min. */
   readonly dedupWindow?: Duration
-  /** Most ids that are remembered; beyond it messages with an id are refused with DEDUP_FULL. Default 1,000,000. */
+  /** Maximum number of ids that are remembered; beyond it messages with an id are refused with DEDUP_FULL. Default 1,000,000. */
   readonly dedupMaxIds?: number
-  /** Most messages that are scheduled, ready or leased; 0 means no limit. Default 0. */
+  /** Maximum number of messages that are scheduled, ready or leased; 0 means no limit. Default 0. */
   readonly maxMessages?: number
-  /** Most bytes of these messages; 0 means no limit. Default 0. */
+  /** Maximum size of these messages together, in bytes; 0 means no limit. Default 0. */
   readonly maxBytes?: number
   /**
    * What happens at `maxMessages` or `maxBytes`: `'reject'` new messages with QUEUE_FULL; or drop the oldest message of the
@@ -67,7 +67,7 @@ export interface QueueOptions {
   readonly overflow?: 'reject' | 'drop-oldest' | 'dead-letter'
   /** Queue to which dead messages are moved; null means that they stay in their queue. Default null. */
   readonly deadLetter?: QueueRef | null
-  /** Only one consumer at a time gets messages; another takes over when it leaves or is idle. Default false. */
+  /** Whether only one consumer at a time gets messages; another takes over when that one leaves or is idle. Default false. */
   readonly single?: boolean
   /** Keeps settled messages for `replay`: up to this age, up to this number of bytes, or both; 0 means not set. Default: none are kept. */
   readonly retain?: { readonly age?: Duration; readonly bytes?: number }
@@ -118,13 +118,13 @@ export interface PeekOptions extends MessageFilter {
   readonly state?: MessageState
   /** Offset at which the page begins. Default 0. */
   readonly from?: number
-  /** Most messages of the page, 1 to 1,000. Default 1,000; large messages make it shorter. */
+  /** Maximum number of messages in the page, 1 to 1,000. Default 1,000; large messages make the page shorter. */
   readonly limit?: number
 }
 
 /** Options of `queues.replay`. */
 export interface ReplayOptions extends MessageFilter, Pace {
-  /** First offset, or earliest time of publishing. Default: the oldest message that is kept. */
+  /** Offset at which the replay starts, or the earliest time of publishing. Default: the oldest message that is kept. */
   readonly from?: number | Date
   /** Only messages published before this time. Default: now. */
   readonly until?: Date
@@ -140,7 +140,7 @@ export interface ReplayOptions extends MessageFilter, Pace {
 export interface Replayed {
   /** Messages selected. */
   readonly matched: number
-  /** Of these, messages published again. */
+  /** Number of selected messages that were published again. */
   readonly replayed: number
 }
 
@@ -197,13 +197,13 @@ export class Queues {
     return { created: result['created'], queue: queueInfo('ENSURE', result['queue']) }
   }
 
-  /** The state and the options of a queue. @throws SluiceError QUEUE_NOT_FOUND */
+  /** Resolves with the state and the options of a queue. @throws SluiceError QUEUE_NOT_FOUND */
   async get(queue: QueueRef, call?: CallOptions): Promise<QueueInfo> {
     const result = await this.#call(OP.GET, { name: queueOf(queue).name }, true, call)
     return queueInfo('GET', result['queue'])
   }
 
-  /** All queues, ordered by name. The deadline applies to each page. */
+  /** Resolves with all queues, ordered by name. The deadline applies to each page. */
   async list(call?: CallOptions): Promise<QueueInfo[]> {
     const all: QueueInfo[] = []
     let body: Body = {}
@@ -273,7 +273,7 @@ export class Queues {
   }
 
   /**
-   * Reads messages without taking a lease: one page of those that match, by offset.
+   * Reads messages without taking a lease: one page of the messages that match, by offset.
    *
    * @param options `state` and the filter; `from` and `limit` select the page. Its `next` is the `from` of the next page.
    * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT
@@ -310,8 +310,8 @@ export class Queues {
   }
 
   /**
-   * Changes the due time of a message that is scheduled or ready. Its attempts stay. A time to live that counts from the due
-   * time moves with it.
+   * Changes the due time of a message that is scheduled or ready. Its number of attempts stays the same. A time to live that
+   * counts from the due time moves with it.
    *
    * @param ref As for `cancel`.
    * @throws SluiceError INVALID_DELAY, AT_IN_THE_PAST when `at` is more than a minute past; otherwise as `cancel`
@@ -340,7 +340,7 @@ export class Queues {
   }
 
   /**
-   * The consumers of a queue, with their credit and their unsettled messages. The deadline applies to each page.
+   * Resolves with the consumers of a queue, their credit and their unsettled messages. The deadline applies to each page.
    * @throws SluiceError QUEUE_NOT_FOUND
    */
   async consumers(queue: QueueRef, call?: CallOptions): Promise<ConsumerInfo[]> {
@@ -379,9 +379,9 @@ export class Queues {
   }
 
   /**
-   * Publishes settled messages again that the queue still keeps; see `retain`. It works page by page. An error or the signal
-   * can end it early. Messages published until then stay published: the error has `outcome: 'partial'`, and `progress` has
-   * the counts and the `cursor` at which to continue.
+   * Publishes again the settled messages that the queue still keeps; see `retain`. The call works page by page. An error or
+   * the signal can end it early. Messages published until then stay published: the error has `outcome: 'partial'`, and
+   * `progress` has the counts and the `cursor` at which to continue.
    *
    * @param options `from`, `until` and the filter; `to`; `rate`, in messages per second; `limit`; `dryRun`; `cursor`.
    * @param call `timeout` is the deadline of each page.
@@ -429,7 +429,7 @@ export class Queues {
   }
 
   /**
-   * The history of the message at an offset, as far as it is still in the log.
+   * Resolves with the history of the message at an offset, as far as it is still in the log.
    *
    * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND
    * @example
@@ -558,7 +558,7 @@ function historyEvent(value: unknown): HistoryEvent {
   }) as unknown as HistoryEvent
 }
 
-/** The cursor of the next page. One that makes no progress is refused: it would be requested again without end. */
+/** The cursor of the next page. A cursor that makes no progress is refused, because its page would be requested again without end. */
 function cursorIn(frame: string, { cursor }: Body, before: string | undefined): string | undefined {
   if (cursor === null || cursor === undefined) return undefined
   if (typeof cursor !== 'string' || cursor === before) throw malformed(frame)

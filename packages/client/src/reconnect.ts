@@ -7,13 +7,13 @@ export const RECONNECT = { delayMsMin: 50, delayMsMax: 5_000, stableMs: 1_000 } 
  * clients of a restarted broker do not all connect at the same time.
  *
  * @param failures Number of consecutive failures, at least 1.
- * @param random In [0, 1).
+ * @param random A random number in [0, 1).
  */
 export function reconnectDelayMs(failures: number, random: number): number {
   return backoffMs(RECONNECT, failures, random)
 }
 
-/** As `reconnectDelayMs`, between two other bounds. */
+/** As `reconnectDelayMs`, but between two given bounds. */
 export function backoffMs(
   { delayMsMin, delayMsMax }: { readonly delayMsMin: number; readonly delayMsMax: number },
   failures: number,
@@ -25,7 +25,7 @@ export function backoffMs(
 
 /**
  * The number of consecutive failures after the loss of a connection that was open for `openMs`. A connection that is lost
- * soon counts as a failure, or a broker that closes each connection at once would be dialled without a pause.
+ * soon counts as a failure. Otherwise a broker that closes each connection at once would be dialled without a pause.
  */
 export function failuresAfterLoss(failures: number, openMs: number): number {
   return openMs >= RECONNECT.stableMs ? 1 : failures + 1

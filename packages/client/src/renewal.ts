@@ -1,6 +1,7 @@
 /**
  * Decides when a consumer subscribes again after the broker refused or ended its subscription: on the next connection, or
- * on this one after a pause. Pauses double and are half random, so that thousands of waiting consumers cost little.
+ * on the same one after a pause. Each pause is twice as long as the one before, and half of it is random, so that thousands
+ * of waiting consumers cost little.
  */
 import { Timer, type ErrorCode, type SluiceError } from '@sluice/protocol'
 import type { Connection } from './connection.js'
@@ -9,7 +10,7 @@ import type { Session } from './session.js'
 
 export const RENEWAL = { delayMsMin: 50, delayMsMax: 2_000 } as const
 
-/** After these errors the queue may be created later. Other errors are `retryable` or not. */
+/** Errors after which the queue may still be created, so that the consumer can subscribe again. For other errors `retryable` decides. */
 const MISSING: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['QUEUE_NOT_FOUND', 'QUEUE_DELETED'])
 
 export class Renewal {
@@ -33,7 +34,7 @@ export class Renewal {
     this.#attach = attach
   }
 
-  /** The subscription was refused or ended. Returns whether the consumer subscribes again. */
+  /** Called when the subscription was refused or ended. Returns whether the consumer subscribes again. */
   renews(error: SluiceError): boolean {
     if (!error.retryable && !(this.#waitsForQueue && MISSING.has(error.code))) return false
     const { connection } = this.#session
@@ -53,12 +54,12 @@ export class Renewal {
     if (connection !== undefined && !connection.stopping) this.#attach(connection)
   }
 
-  /** The broker accepted the subscription. */
+  /** Called when the broker accepted the subscription. */
   subscribed(): void {
     this.#refusals = 0
   }
 
-  /** The consumer subscribes now, or never again. */
+  /** Cancels the pause: the consumer subscribes now, or never again. */
   cancel(): void {
     this.#timer?.cancel()
   }

@@ -37,7 +37,7 @@ export class Requests {
     session.deadlines.add((nowMs) => this.#sweep(nowMs))
   }
 
-  /** Sends a request; a `repeatable` one again if the connection is lost before the answer. Rejects with a SluiceError. */
+  /** Sends a request. If the connection is lost before the answer, a `repeatable` request is sent again. Rejects with a SluiceError. */
   send<Result>(
     opcode: number,
     body: Body,
@@ -46,7 +46,7 @@ export class Requests {
     answer: Answer<Result>,
   ): Promise<Result> {
     return new Promise((resolve) => {
-      // A copy has the stack of the caller.
+      // The copy has the stack of the caller.
       if (this.#closed !== undefined) throw this.#closed.with({})
       const signal = call?.signal
       if (signal?.aborted === true) throw aborted(signal, false)
@@ -98,7 +98,7 @@ export class Requests {
     })
   }
 
-  /** A connection is open: sends the requests that waited for one. */
+  /** Sends the requests that waited for a connection. */
   attach(connection: Connection): void {
     const waiting = this.#waiting
     this.#waiting = new Set()

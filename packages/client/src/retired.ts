@@ -1,7 +1,7 @@
 /**
- * Messages that the program still has after their consumer has ended: of an iterator that was left, of a pull whose
- * subscription was replaced, of a handler that awaits the close of its worker. Without credit, their leases are kept until
- * all are settled, and are claimed on each new connection, as those of a running consumer are.
+ * Messages that the program still has after their consumer has ended: messages of an iterator that was left, of a pull
+ * whose subscription was replaced, or of a handler that awaits the close of its worker. A subscription without credit keeps
+ * their leases until all are settled. The leases are claimed on each new connection, like those of a running consumer.
  *
  * Invariant: while it is in `session.retired`, it has either a subscription or claims for the next one.
  */
@@ -15,7 +15,7 @@ import { Subscription, type SubscriptionOwner } from './subscription.js'
 
 const NO_CREDIT = { messages: LIMITS.creditMessagesMax, bytes: LIMITS.creditBytesMax, limit: 0 }
 
-/** Ends the subscription once every message of it is settled. Its owner hears no more of it. */
+/** Ends the subscription once all its messages are settled. Its owner gets no further calls from it. */
 export function retire(session: Session, subscription: Subscription): void {
   if (subscription.live) new RetiredLeases(session, subscription).own(subscription)
 }

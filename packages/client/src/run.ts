@@ -1,4 +1,4 @@
-/** A run: messages that were delivered in one frame. Decodes and checks runs, and cuts them. */
+/** A run: messages that were delivered in one frame. This file decodes, checks and splits runs. */
 import {
   checkRecords,
   DELIVER_FLAG,

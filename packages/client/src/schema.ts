@@ -71,7 +71,7 @@ export class Reader {
     return false
   }
 
-  // A schema that throws does not judge the body. The message is delivered again, as if its handler had thrown.
+  // A schema that throws says nothing about the body. The message is delivered again, as if its handler had thrown.
   #failed(message: DeliveredMessage, error: unknown): false {
     message.finish(OUTCOME.retry, undefined, reasonOf(error))
     const { queue, offset, attempt } = message

@@ -8,7 +8,7 @@ import type { Body } from './requests.js'
 
 /** Selects messages. A message must match all fields that are set. */
 export interface MessageFilter {
-  /** Why it is dead. */
+  /** Why the message is dead. */
   readonly reason?: DeathName
   /** Text that the error of the message contains. */
   readonly error?: string
@@ -16,11 +16,11 @@ export interface MessageFilter {
   readonly id?: string
   /** Names and values that the headers of the message include. */
   readonly header?: Readonly<Record<string, string>>
-  /** Least number of attempts. */
+  /** Minimum number of attempts. */
   readonly attempts?: number
-  /** Least age: since a dead message died, or since any other was published. */
+  /** Minimum age: the time since a dead message died, or since any other message was published. */
   readonly olderThan?: Duration
-  /** Greatest age: since a dead message died, or since any other was published. */
+  /** Maximum age: the time since a dead message died, or since any other message was published. */
   readonly youngerThan?: Duration
 }
 
@@ -76,9 +76,9 @@ export function refFields(call: string, ref: MessageRef): Body {
 
 /** Limits of a call that acts on many messages. */
 export interface Pace {
-  /** Most messages. Default: all that match. */
+  /** Maximum number of messages. Default: all that match. */
   readonly limit?: number
-  /** Most messages per second, above 0 and up to 1,000,000. Default: no limit. */
+  /** Maximum number of messages per second, above 0 and up to 1,000,000. Default: no limit. */
   readonly rate?: number
 }
 
@@ -91,21 +91,21 @@ export interface Step<Place> {
   readonly error?: SluiceError | undefined
 }
 
-/** Progress of a walk, for its error. */
+/** Progress of a walk, which is added to its error. */
 export interface SoFar {
   /** Undefined if nothing was done. */
   readonly progress: Progress | undefined
-  /** A sentence. */
+  /** The progress as a sentence. */
   readonly text: string
 }
 
-/** Pages per second of a walk with a rate: enough pages for an even rate, few enough to be cheap. */
+/** Pages per second of a walk with a rate. These are enough pages for an even rate, and few enough to be cheap. */
 const PACED_PAGES_A_SECOND = 4
 const RATE_MAX = 1_000_000
 
 /**
- * Requests pages until the last one, or until `limit` messages matched. The first argument of `take` is the most messages of
- * its page.
+ * Requests pages until the last one, or until `limit` messages matched. The first argument of `take` is the maximum number
+ * of messages in its page.
  * @throws SluiceError INVALID_ARGUMENT, ABORTED, and what `take` throws, with the progress of `soFar`
  */
 export async function walk<Place>(
@@ -160,12 +160,12 @@ export function cutShort(frame: string, { error }: Body): SluiceError | undefine
   })
 }
 
-/** The answer to a request is malformed. */
+/** The error for a malformed answer to a request. */
 export function malformed(frame: string): SluiceError {
   return new SluiceError('MALFORMED_FRAME', `The broker sent a malformed answer to ${frame}.`)
 }
 
-/** "1 message was" or "310 messages were". */
+/** Returns "1 message was" or "310 messages were". */
 export function messagesWere(count: number): string {
   return count === 1 ? '1 message was' : `${count} messages were`
 }

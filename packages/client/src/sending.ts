@@ -1,6 +1,6 @@
 /**
- * What a producer sends under one number and the broker answers by that number: a batch or an atomic step. It has callers,
- * each with a deadline and perhaps a signal. It is one frame, which is kept byte for byte until the answer.
+ * A sending: a batch or an atomic step, which a producer sends under one number and the broker answers by that number. It
+ * has callers, each with a deadline and perhaps a signal. It is one frame, which is kept byte for byte until the answer.
  */
 import type { Duplicates, SluiceError, SluiceErrorNames } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -11,9 +11,9 @@ import { fail } from './failure.js'
 export interface Receipt {
   /** Position of the message in its queue, from 0. */
   readonly offset: number
-  /** A message with the same id was accepted earlier; `offset` is the offset of that message. */
+  /** Whether a message with the same id was accepted earlier; then `offset` is the offset of that message. */
   readonly duplicate: boolean
-  /** This message replaced an earlier one with the same id, which is cancelled; see `onDuplicate`. */
+  /** Set if this message replaced an earlier one with the same id, which is cancelled; see `onDuplicate`. */
   readonly replaced?: true
 }
 
@@ -26,7 +26,7 @@ export interface Watch {
 }
 
 export abstract class Sending {
-  /** Before it is sent, the unfinished frame. Afterwards, all frames that were sent together with it. */
+  /** The unfinished frame, until the sending is sent. Afterwards, all frames that were sent together with it. */
   bytes: Buffer
   /** Position of its frame in `bytes`. */
   at = 0
@@ -34,11 +34,11 @@ export abstract class Sending {
   end: number
   /** Number of messages. */
   count = 0
-  /** Its share of the bytes that wait; 0 once sent. */
+  /** Number of bytes of this sending that wait; 0 once it is sent. */
   waitingBytes = 0
-  /** 0 if not sent yet. */
+  /** Number of the sending; 0 if it is not sent yet. */
   number = 0
-  /** It was refused on this connection and is sent again under a new number: each message by itself, or as a whole. */
+  /** Set if the sending was refused on this connection and is sent again under a new number: each message by itself, or as a whole. */
   goesAgain: 'split' | 'whole' | undefined
   /** Whether further messages may join. */
   open = true
@@ -46,11 +46,11 @@ export abstract class Sending {
   resolves: (Resolve | undefined)[] = []
   deadlines: number[] = []
   nextDeadlineMs = Infinity
-  /** Number of callers that stopped waiting before it was sent. */
+  /** Number of callers that stopped waiting before the sending was sent. */
   withdrawn = 0
-  /** Callers with a signal, by their resolve function, because indexes change when others withdraw. */
+  /** Callers with a signal, by their resolve function. An index would change when other callers withdraw. */
   watches: Map<Resolve, Watch> | undefined
-  /** Callers that do not wait for a connection, until it is sent. */
+  /** Callers that do not wait for a connection; only kept until the sending is sent. */
   failsOffline: Set<Resolve> | undefined
 
   constructor(bytes: Buffer, end: number) {
@@ -82,7 +82,7 @@ export abstract class Sending {
     return callers
   }
 
-  /** Calls `gone` when the signal of this caller is aborted, with the sending that has it by then and its index there. */
+  /** Calls `gone` when the signal of this caller is aborted, with the sending that has the caller by then and its index in it. */
   watch(
     resolve: Resolve,
     signal: AbortSignal,
@@ -108,7 +108,7 @@ export abstract class Sending {
     this.watches = undefined
   }
 
-  /** It has no effect: rejects the promises of all callers. */
+  /** Called when the sending has no effect: rejects the promises of all callers. */
   refuse(error: SluiceError): void {
     this.unwatch()
     for (const resolve of this.resolves) if (resolve !== undefined) fail(resolve, error, this.names)
@@ -116,7 +116,7 @@ export abstract class Sending {
     this.refused()
   }
 
-  /** One caller stops waiting. Returns whether nothing is left to send: it was not sent, and no other caller waits. */
+  /** Called when one caller stops waiting. Returns whether nothing is left to send: the sending was not sent, and no other caller waits. */
   giveUp(index: number, error: SluiceError): boolean {
     const resolve = this.resolves[index]
     if (resolve === undefined) return false
@@ -132,23 +132,23 @@ export abstract class Sending {
     return isWithdrawn
   }
 
-  /** Removes withdrawn messages before it is sent. Returns false if nothing is left. */
+  /** Removes withdrawn messages before the sending is sent. Returns false if nothing is left. */
   abstract compact(): boolean
 
-  /** Names the queue in the errors of its callers. */
+  /** The queue, as the errors of the callers name it. */
   abstract readonly names: SluiceErrorNames
 
-  /** Why it cannot be sent on this connection. */
+  /** Why the sending cannot be sent on this connection. */
   abstract obstacle(connection: Connection): SluiceError | undefined
 
-  /** Writes the numbered frame to `frames[at]`, just before it is sent. `below` is its correlation. */
+  /** Writes the numbered frame to `frames` at position `at`, just before it is sent. `below` is its correlation. */
   seal(frames: Buffer, at: number, below: number): void {
     this.write(frames, at, below)
     this.bytes = frames
     this.at = at
   }
 
-  /** It was refused because of an earlier refusal, and is sent again under another number. */
+  /** Called when the sending was refused because of an earlier refusal, and is sent again under another number. */
   unsend(): void {
     this.number = 0
     this.withdrawn = this.callers - this.live
@@ -158,15 +158,15 @@ export abstract class Sending {
   /** Restores the unfinished frame from the one that was sent. */
   protected abstract unwritten(): void
 
-  /** Whether its messages are sent one by one after a refusal. */
+  /** Whether the messages are sent one by one after a refusal. */
   abstract readonly isSplit: boolean
 
   protected abstract write(frames: Buffer, at: number, below: number): void
 
-  /** Whether it names subscriptions of the connection on which it was first sent. */
+  /** Whether the frame names subscriptions of the connection on which it was first sent. */
   abstract readonly isBound: boolean
 
-  /** It has no effect, because it was refused or withdrawn. */
+  /** Called when the sending has no effect, because it was refused or withdrawn. */
   abstract refused(): void
 }
 

@@ -1,6 +1,6 @@
 /**
- * What the parts of a client that consume or ask need of it: the connection, the turn, the deadlines, and its events.
- * The client makes one session and passes it to each worker, iterator, puller and request.
+ * The part of a client that its consumers and requests use: the connection, the turn, the deadlines and the events. The
+ * client makes one session and passes it to each worker, iterator, puller and request.
  */
 import type { SluiceError } from '@sluice/protocol'
 import type { Connection } from './connection.js'
@@ -21,7 +21,7 @@ export interface Session {
    * messages, and with `single` only the first one is granted its claims.
    */
   readonly retired: Set<Consumer>
-  /** There is no further connection. */
+  /** Whether the client is closed: there is no further connection. */
   readonly isClosed: boolean
   /** The open connection, if there is one. */
   readonly connection: Connection | undefined
@@ -38,7 +38,7 @@ export interface Session {
 /** A worker, an iterator, the pullers, or leases of a consumer that has ended. The client attaches each to every new connection. */
 export interface Consumer {
   attach(connection: Connection): void
-  /** The client is closed, and there is no further connection. */
+  /** Called when the client is closed, and there is no further connection. */
   fail(error: SluiceError): void
 }
 

@@ -1,5 +1,5 @@
 /**
- * Settles of delivered messages, gathered and sent in as few ranges as possible, and their answers.
+ * Settles of delivered messages and their answers. Settles are gathered and sent in as few ranges as possible.
  *
  * A settle without a waiting caller costs no promise: a `Settlement` creates one only when it is used.
  */
@@ -21,7 +21,7 @@ export interface Item {
   readonly outcome: Outcome
   readonly delayMs: number | undefined
   readonly reason: string | undefined
-  /** Only set with a reason. */
+  /** Only set if there is a reason. */
   readonly invalid: boolean | undefined
 }
 
@@ -41,7 +41,7 @@ interface Waiter {
 export class SettleGroup {
   readonly #hurry: () => void
   items: Item[] = []
-  /** Sent and not answered. */
+  /** Items that are sent and not answered. */
   #sent: Item[] = []
   #sorted = true
   #done = false
@@ -104,7 +104,7 @@ export class SettleGroup {
     return payloads
   }
 
-  /** Removes from `tags` those that it settles. */
+  /** Removes from `tags` those that the group settles. */
   exclude(tags: Set<number>): void {
     for (const items of [this.items, this.#sent]) {
       for (const { firstTag, count } of items)
@@ -112,12 +112,12 @@ export class SettleGroup {
     }
   }
 
-  /** The broker answers that these tags no longer belong to the consumer. */
+  /** Called when the broker answers that these tags no longer belong to the consumer. */
   stale(ranges: readonly TagRange[]): void {
     for (const range of ranges) this.#stale.push(range)
   }
 
-  /** All frames of the group are answered, or cannot be answered any more. */
+  /** Called when all frames of the group are answered, or cannot be answered any more. */
   finish(failure: SluiceError | undefined): void {
     if (this.#done) return
     this.#done = true
@@ -207,7 +207,7 @@ export class Settlement implements Promise<void> {
     return this.#promise
   }
 
-  // oxlint-disable-next-line unicorn/no-thenable -- being one is the purpose
+  // oxlint-disable-next-line unicorn/no-thenable -- a settlement is meant to be a thenable
   then<Result = void, Failure = never>(
     onfulfilled?: ((value: void) => Result | PromiseLike<Result>) | null,
     onrejected?: ((reason: unknown) => Failure | PromiseLike<Failure>) | null,

@@ -1,7 +1,7 @@
 /**
- * The settles of one subscription: gathered for a turn or a little longer, sent as SETTLE frames, and answered.
+ * The settles of one subscription. They are gathered for a turn or a little longer, sent as SETTLE frames, and answered.
  *
- * Invariant: a group is gathered or sent, never both. After `end` none is gathered.
+ * Invariant: a group is gathered or sent, never both. After `end` no group is gathered.
  */
 import { decodeRanges, OP, OUTCOME, type Outcome, type SluiceError } from '@sluice/protocol'
 import type { Connection } from './connection.js'
@@ -21,12 +21,12 @@ export class Settles implements Settling {
   readonly #credit: CreditBounds
   #subscriptionId = 0
   #group: SettleGroup | undefined
-  /** `#group` is sent at the end of this turn; otherwise it may be gathered for longer. */
+  /** Whether `#group` is sent at the end of this turn; otherwise it may be gathered for longer. */
   #isUrgent = false
-  /** Settles in `#group`. */
+  /** Number of settles in `#group`. */
   #gathered = 0
   #isOver = false
-  /** Sent and not answered. */
+  /** Groups that are sent and not answered. */
   readonly #unanswered = new Set<SettleGroup>()
   readonly #settled = new Waiters()
 
@@ -37,12 +37,12 @@ export class Settles implements Settling {
     this.#credit = credit
   }
 
-  /** The broker has opened the subscription under this number. */
+  /** Called when the broker has opened the subscription under this number. */
   open(subscriptionId: number): void {
     this.#subscriptionId = subscriptionId
   }
 
-  /** Adds the settle of one message that was handled. Returns the group that is going to have its answer. */
+  /** Adds the settle of one message that was handled. Returns the group that will get the answer. */
   add(
     tag: number,
     outcome: Outcome,
@@ -73,7 +73,7 @@ export class Settles implements Settling {
     return group
   }
 
-  // Only acknowledgements by handlers that took no time may wait, and only while the broker has most of its credit left.
+  // Only acknowledgements by handlers that ended at once may wait, and only while the broker has most of its credit left.
   #mayWait(outcome: Outcome): boolean {
     return (
       outcome === OUTCOME.ack &&
@@ -126,7 +126,7 @@ export class Settles implements Settling {
     }
   }
 
-  /** Removes from `tags` those of settles that are gathered or unanswered. */
+  /** Removes from `tags` those whose settle is gathered or unanswered. */
   exclude(tags: Set<number>): void {
     this.#group?.exclude(tags)
     for (const group of this.#unanswered) group.exclude(tags)
@@ -147,7 +147,7 @@ export class Settles implements Settling {
     if (this.#isSettled) this.#settled.notify()
   }
 
-  /** The subscription has ended: gathered settles fail with `reason`. */
+  /** Called when the subscription has ended: gathered settles fail with `reason`. */
   end(reason: SluiceError): void {
     this.#isOver = true
     const group = this.#group

@@ -2,10 +2,10 @@
  * A worker whose handler gets one message at a time, in order of arrival.
  *
  * Messages are announced to the broker just before their handlers run. When handlers take a millisecond or more, only as
- * many messages are announced as there are free places, so that the broker suspects only messages that really ran when
- * the process crashes. When a whole burst is done within a millisecond, the next burst is twice as long, and one frame
- * announces it. When a handler of a burst is slow after all, the next turn tells the broker which messages of the burst
- * have started.
+ * many messages are announced as there are free places, so that after a crash of the process the broker suspects only
+ * messages whose handlers were running. When a whole burst is done within a millisecond, the next burst is twice as long,
+ * and one frame announces it. When a handler of a burst is slow after all, the next turn tells the broker which messages of
+ * the burst have started.
  */
 import { OUTCOME } from '@sluice/protocol'
 import { Running } from './awaiting.js'
@@ -108,7 +108,7 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
     return []
   }
 
-  /** The handler in `place` has ended. */
+  /** Called when the handler in `place` has ended. */
   handled(place: Place, succeeded: boolean, error: unknown): void {
     const { message } = place
     place.ended = undefined
@@ -126,7 +126,7 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
     this.notifyIdle()
   }
 
-  /** No handler runs and no message is announced: the burst has ended. */
+  /** Called when the burst has ended: no handler runs and no message is announced. */
   #rested(subscription: Subscription): void {
     if (this.#burstBeganMs > 0) {
       const tookMs = performance.now() - this.#burstBeganMs

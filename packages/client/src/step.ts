@@ -37,7 +37,7 @@ export interface StepRecord {
 
 interface StepBatch extends AtomicBatch {
   readonly count: number
-  /** Number of the step less the number of the batch that it follows; 0 if it follows none. */
+  /** Number of the step minus the number of the batch that it follows; 0 if it follows none. */
   follows: number
 }
 
@@ -67,7 +67,7 @@ export class Step extends Sending {
     this.count = records.length
   }
 
-  /** Names of the queues that it publishes to. */
+  /** Names of the queues that the step publishes to. */
   get queues(): Iterable<string> {
     return this.#batches.map(({ queue }) => queue)
   }
@@ -84,7 +84,7 @@ export class Step extends Sending {
 
   readonly isSplit = false
 
-  // The batches are not in the frame yet. `bytes` also has the frames of others, and must not be changed.
+  // The batches are not in the frame yet. `bytes` also contains frames of other sendings, and must not be changed.
   protected unwritten(): void {
     this.bytes = NO_BYTES
     this.at = 0
@@ -133,7 +133,7 @@ export class Step extends Sending {
     return places.length === this.#batches.length && places.every(known)
   }
 
-  /** The step took effect: resolves the promise of its caller. */
+  /** Called when the step took effect: resolves the promise of its caller. */
   confirm(places: readonly Placed[]): void {
     this.#isOver = true
     for (const message of this.#messages) message.accepted()

@@ -44,7 +44,7 @@ export class MessageStream
   #listed = false
   #burst = 1
   #burstBeganMs = 0
-  /** The next call of `next` rejects with it, once. */
+  /** The error with which the next call of `next` rejects, once. */
   #failure: SluiceError | undefined
   #ending: Promise<void> | undefined
   readonly #subscribed = new Waiters()
@@ -175,7 +175,7 @@ export class MessageStream
     this.#end(error.code === 'CLOSED' ? undefined : error)
   }
 
-  /** The loop has ended. Messages that it got and has not settled stay leased. */
+  /** Called when the loop ends. Messages that it got and has not settled stay leased. */
   async return(): Promise<IteratorReturnResult<undefined>> {
     this.#end(undefined)
     await this.#ending

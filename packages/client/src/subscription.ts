@@ -1,6 +1,6 @@
 /**
- * One subscription on one connection, from SUBSCRIBE to its end: which of its messages are delivered, announced as
- * started, taken, and settled. It ends with its connection, and its owner opens another.
+ * One subscription on one connection, from SUBSCRIBE to its end. It knows which of its messages are delivered, announced
+ * as started, taken, and settled. It ends with its connection, and its owner then opens another.
  *
  * Invariant: each delivered and unsettled message is in the buffer, set aside, held, or handled.
  */
@@ -46,11 +46,11 @@ export interface SubscriptionOwner {
   drained(): void
   /** The broker refused or ended the subscription. */
   ended(error: SluiceError, claims: Claims | undefined): void
-  /** The connection is lost, and so are all leases that `claims` does not claim on the next one. */
+  /** The connection is lost, and with it all leases that `claims` does not claim on the next connection. */
   lost(claims: Claims | undefined): void
-  /** Messages that the owner has taken and may still handle. Without it, the subscription keeps its own list. */
+  /** Messages that the owner has taken and may still handle. Without this method, the subscription keeps its own list. */
   handling?(): readonly DeliveredMessage[]
-  /** Leases are lost. Removes, and returns, the messages among them that the owner holds and has not started. */
+  /** Called when leases are lost. Removes, and returns, their messages that the owner holds and has not started. */
   leasesLost?(tags: ReadonlySet<number>): readonly DeliveredMessage[]
 }
 
@@ -67,11 +67,11 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   /** The processing timeout in SUBSCRIBE. */
   readonly processingTimeoutMs: number | undefined
   live = true
-  /** SUBSCRIBE is answered. */
+  /** Whether SUBSCRIBE is answered. */
   open = false
-  /** Named in the last STARTING, and not yet confirmed by STARTED. */
+  /** Tags that the last STARTING named and that STARTED has not confirmed yet. */
   #starting: readonly TagRange[] = NO_RANGES
-  /** The next message waits for its isolation. `delivered` is called when it may start. */
+  /** Whether the next message waits for its isolation. `delivered` is called when it may start. */
   blocked = false
   /** Number of messages that are taken and not yet named as started. */
   held = 0
@@ -85,7 +85,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   readonly #channel: number
   #id = 0
   #queueNumber = 0
-  /** Sent in SUBSCRIBE and not answered. */
+  /** Claims that were sent in SUBSCRIBE and are not answered. */
   #claims: Claims | undefined
   /** Attempt numbers of claimed messages, by tag. */
   #attempts: Map<number, number> | undefined
@@ -173,7 +173,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     return this.#buffer.count
   }
 
-  /** Of these, the number that are announced. */
+  /** Number of `buffered` messages that are announced. */
   get announced(): number {
     return this.#buffer.announced
   }
@@ -245,7 +245,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#notifyEmptied()
   }
 
-  /** A claimed message is leased to this subscription, under `tag`, and is still being handled. */
+  /** Adds a claimed message that is still being handled and is now leased to this subscription, under `tag`. */
   adopt(message: DeliveredMessage, tag: number, attempt: number): void {
     this.unsettled++
     if (this.#taken !== undefined) this.#track(message)
@@ -266,7 +266,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     return handled.filter((message) => message.isLeasedBy(this))
   }
 
-  // The handled messages of a lost connection, to be claimed on the next one.
+  // Messages that were being handled when the connection was lost, to be claimed on the next one.
   #toClaim(): Claims | undefined {
     if (!this.open) return this.#claims
     const handled = this.#handled
@@ -293,7 +293,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#drained.notify()
   }
 
-  // Tags wrap. A message that was lost under one of these tags was settled long ago.
+  // Tags wrap around. A message that was lost under one of these tags was settled long ago.
   #reuse({ firstTag, count }: TagRange): void {
     for (let i = 0; i < count; i++) this.forget((firstTag + i) >>> 0)
   }
@@ -335,7 +335,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
       this.#session.isolation.leave(lost.size)
       this.#watchers.abort(lost, leaseLost())
     }
-    // A handler had each of these, even if its settle is under way: that settle comes too late.
+    // A handler had each of these messages. If its settle is under way, that settle comes too late.
     for (const offset of offsets.values())
       this.#session.leaseLost({ queue: this.queue, offset, reason: lossReason(why) })
     this.#notifyEmptied()
@@ -385,7 +385,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     if (this.#pledged?.delete(tag) === true && this.#pledged.size === 0) this.#pledged = undefined
   }
 
-  /** Every delivered message is settled, no atomic step may reopen one, and no claim is unanswered. */
+  /** Whether every delivered message is settled, no atomic step may reopen one, and no claim is unanswered. */
   get isEmpty(): boolean {
     return this.unsettled === 0 && this.#pledged === undefined && this.#claims === undefined
   }
@@ -497,7 +497,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     return !this.blocked
   }
 
-  /** Held messages start. `mayBegin` must be true for them, and `nameBegun` must follow. */
+  /** Starts held messages. `mayBegin` must be true for them, and `nameBegun` must be called afterwards. */
   begin(messages: readonly DeliveredMessage[]): void {
     this.#forgetHeld(messages)
     for (const { tag, alone } of messages) {
@@ -578,7 +578,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     if (this.open) this.#settles.flushSettles()
     else this.#claims?.refuse(undefined)
     this.#die(leaseLost())
-    // Before SUBSCRIBE_OK there is no id. The answer sends UNSUBSCRIBE then.
+    // Before SUBSCRIBE_OK there is no id. Then UNSUBSCRIBE is sent when the answer arrives.
     return this.open ? this.#leave() : Promise.resolve()
   }
 
@@ -637,7 +637,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     if (this.#lost?.size === 0 || this.#pledged?.size === 0) this.#differs('an empty set of tags is kept')
     if (!this.live) {
       const kept = buffer.count + this.#aside.count + held
-      if (kept > 0) this.#differs(`it has ended, and still has ${kept} messages`)
+      if (kept > 0) this.#differs(`it has ended but still has ${kept} messages`)
       return
     }
     if (held < 0 || this.#heldBytes < 0 || (held === 0 && this.#heldBytes > 0))
@@ -667,12 +667,12 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#settles.end(reason)
     this.#drained.notify()
     this.#emptied.notify()
-    // Not those of unanswered claims, which are claimed again.
+    // Handlers of unanswered claims are not aborted, because their messages are claimed again.
     this.#watchers.abortAll(reason)
   }
 }
 
-/** The list of taken messages is cleaned when it is longer than twice the unsettled ones by this many. */
+/** The list of taken messages is cleaned when it is this much longer than twice the number of unsettled messages. */
 const TRACKED_SLACK = 64
 
 const NO_RANGES: readonly TagRange[] = []

@@ -8,7 +8,7 @@ export class Throttle {
     this.#everyMs = everyMs
   }
 
-  /** The event happened. Returns the number of events since the last report if one is due, and 0 otherwise. */
+  /** Counts one event. Returns the number of events since the last report if a report is due, and 0 otherwise. */
   take(nowMs: number): number {
     this.#count++
     if (nowMs < this.#nextMs) return 0

@@ -62,7 +62,7 @@ export class Draft implements Transaction {
     })
   }
 
-  // Whether or not the caller catches it: a part of the step is missing, so the step must have no effect.
+  // Even if the caller catches the error, a part of the step is missing, so the step must have no effect.
   #do(part: () => void): void {
     if (this.#isClosed)
       throw new SluiceError('CLOSED', 'The atomic step has ended: its function has already returned.')
@@ -75,7 +75,7 @@ export class Draft implements Transaction {
   }
 
   /**
-   * The function has ended: makes the step. Undefined if it does nothing.
+   * Makes the step, after the function has ended. Returns undefined if the step does nothing.
    * @throws What a call threw; SluiceError INVALID_BODY, TRANSACTION_TOO_LARGE
    */
   async complete(): Promise<Step | undefined> {
@@ -86,7 +86,7 @@ export class Draft implements Transaction {
     return new Step(this.#messages, this.#records)
   }
 
-  /** There is no step: its messages can be settled again. */
+  /** Called when no step is made: its messages can be settled again. */
   abandon(): void {
     this.#isClosed = true
     for (const message of this.#messages) message.reopen()

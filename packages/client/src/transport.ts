@@ -24,7 +24,7 @@ export interface Transport {
 /** Starts to connect. Calls `opened` or `closed` later, never during the call. */
 export type Dial = (address: Address, events: TransportEvents) => Transport
 
-// Size of the one read buffer, which each read overwrites. Larger reads need fewer turns of the event loop.
+// Size of the read buffer. There is only one, and each read overwrites it. Larger reads need fewer turns of the event loop.
 const READ_BYTES = 256 * 1024
 
 const END_MS_MAX = 2_000

@@ -1,6 +1,6 @@
 /**
- * One turn of the event loop, which sends everything in one socket write: publishes, then settles, then the messages that
- * start next. It runs in the check phase, after all promise continuations of the turn.
+ * One turn of the event loop, which sends everything in one socket write: publishes, then settles, then the announcements
+ * of the messages that start next. It runs in the check phase, after all promise continuations of the turn.
  *
  * Invariant: an acknowledgement never overtakes what its handler published before it. Handlers run only after the write
  * that announces their messages, so that the broker knows which of them ran when the process crashes.
@@ -18,8 +18,8 @@ export interface Starting {
 }
 
 /**
- * How long acknowledgements without a waiting caller, by handlers that ended at once, are gathered. At a moderate rate that
- * needs one frame, one commit and one answer for several messages.
+ * How long acknowledgements are gathered if no caller waits for them and their handlers ended at once. At a moderate rate,
+ * several messages then need only one frame, one commit and one answer.
  */
 const GATHER_MS = 4
 
@@ -31,7 +31,7 @@ export class Turn {
   #scheduled = false
   #gathering: Settling[] = []
   #gatherTimer: NodeJS.Timeout | undefined
-  /** Handlers are being called: a settle comes from a handler that has not returned yet. */
+  /** Whether handlers are being called; then a settle comes from a handler that has not returned yet. */
   isStarting = false
 
   constructor(flushPublishes: () => void, write: () => void) {
@@ -45,13 +45,13 @@ export class Turn {
     setImmediate(this.#run)
   }
 
-  /** Sends its settles at the end of this turn. Call it at most once per turn. */
+  /** Sends the settles of `settling` at the end of this turn. Call it at most once per turn. */
   settle(settling: Settling): void {
     this.#settling.push(settling)
     this.schedule()
   }
 
-  /** Sends its settles after GATHER_MS at the latest. */
+  /** Sends the settles of `settling` after GATHER_MS at the latest. */
   gather(settling: Settling): void {
     this.#gathering.push(settling)
     this.#gatherTimer ??= setTimeout(this.#gathered, GATHER_MS)

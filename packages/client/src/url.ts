@@ -7,7 +7,7 @@ export const DEFAULT_URL = `sluice://localhost:${DEFAULT_PORT}`
 export interface Address {
   readonly host: string
   readonly port: number
-  /** The address in errors and events. */
+  /** The address as errors and events show it. */
   readonly text: string
 }
 

@@ -2,7 +2,7 @@
 export class Waiters {
   #resolves: (() => void)[] | undefined
 
-  /** Whether a promise waits. */
+  /** Whether any promise is waiting. */
   get any(): boolean {
     return this.#resolves !== undefined
   }
@@ -11,7 +11,7 @@ export class Waiters {
     return new Promise((resolve) => (this.#resolves ??= []).push(resolve))
   }
 
-  /** The condition holds: resolves all promises that wait. */
+  /** Called when the condition holds: resolves all promises that wait. */
   notify(): void {
     const resolves = this.#resolves
     if (resolves === undefined) return

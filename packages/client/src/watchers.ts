@@ -5,10 +5,10 @@
  */
 import type { SluiceError } from '@sluice/protocol'
 
-/** Wants to know when a lease of its own is lost: a message, or the group of messages that a handler got. */
+/** A message, or the group of messages that a handler got. It is notified when a lease on one of them is lost. */
 export interface Watcher {
   isAmong(tags: ReadonlySet<number>): boolean
-  /** Its lease was lost, or all leases of its subscription were. */
+  /** Called when a lease of this watcher, or of its whole subscription, is lost. */
   abort(reason: SluiceError): void
 }
 

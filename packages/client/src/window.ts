@@ -1,14 +1,14 @@
 /**
- * Items by ascending number, most of which are deleted in the same order. A ring of slots instead of a Map: old tables of a
- * Map keep deleted items alive, which took a third of a producer's time in garbage collection with a thousand batches in
- * flight, and the lowest number of a Map needs an iterator.
+ * Items by ascending number, most of which are deleted in the same order. They are in a ring of slots instead of a Map. Old
+ * tables of a Map keep deleted items alive: with a thousand batches in flight, a third of a producer's time went to garbage
+ * collection. Also, finding the lowest number in a Map needs an iterator.
  */
 const SLOTS_FIRST = 64
 
 export class Window<Item> {
   size = 0
   #slots: (Item | undefined)[] = emptySlots<Item>(SLOTS_FIRST)
-  /** All items have numbers in `[#first, #end)`. Unless the window is empty, there is an item `#first`. */
+  /** All items have numbers in `[#first, #end)`. Unless the window is empty, there is an item with the number `#first`. */
   #first = 0
   #end = 0
 
@@ -21,7 +21,7 @@ export class Window<Item> {
     return number >= this.#first && number < this.#end ? this.#slots[this.#slot(number)] : undefined
   }
 
-  /** `number` must be higher than all numbers in the window. */
+  /** Adds an item. `number` must be higher than all numbers in the window. */
   add(number: number, item: Item): void {
     if (this.size === 0) this.#first = number
     while (number - this.#first >= this.#slots.length) this.#grow()
@@ -44,7 +44,7 @@ export class Window<Item> {
     this.#first = this.#end = 0
   }
 
-  /** By ascending number, without items that are deleted during the iteration. */
+  /** Iterates by ascending number, without items that are deleted during the iteration. */
   *values(): IterableIterator<Item> {
     for (let number = this.#first; number < this.#end; number++) {
       const item = this.get(number)

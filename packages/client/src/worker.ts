@@ -26,7 +26,7 @@ import { Waiters } from './waiters.js'
  */
 export type Handler<Body = unknown> = (message: Message<Body>, context: HandlerContext) => unknown
 
-/** Handles several messages at a time. Its end settles, as for `Handler`, each message that it has not settled itself. */
+/** Handles several messages at a time. When it ends, each message that it has not settled itself is settled as for `Handler`. */
 export type BatchHandler<Body = unknown> = (messages: Message<Body>[], context: HandlerContext) => unknown
 
 /** A running consumer, made by `consume`. */
@@ -59,9 +59,9 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   readonly #session: Session
   readonly #forget: (worker: ConsumingWorker) => void
   readonly #renewal: Renewal
-  /** Leases of its handlers on a lost connection. */
+  /** Leases that the handlers had on a lost connection. */
   #claims: Claims | undefined
-  /** The turn has it in its list. */
+  /** Whether the turn has this worker in its list. */
   #listed = false
   #closing: Promise<void> | undefined
   #finished = false
@@ -139,13 +139,13 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
 
   abstract startHandlers(): void
 
-  /** The subscription has ended: forgets its messages. */
+  /** Forgets the messages of the subscription, which has ended. */
   protected abstract forgetMessages(): void
 
   /** Releases all messages without a handler. */
   protected abstract giveBack(subscription: Subscription): void
 
-  /** The handler of these messages failed with `error`. */
+  /** Called when the handler of these messages failed with `error`. */
   protected failed(messages: readonly DeliveredMessage[], error: unknown): void {
     const { outcome, delayMs, reason, isFailure } = endingOf(error)
     for (const message of messages) message.finish(outcome, delayMs, reason)
@@ -165,7 +165,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     return this.running === 0 || this.handlers().every(({ isExcused }) => isExcused)
   }
 
-  /** A handler has ended, or is excused. */
+  /** Called when a handler has ended, or is excused. */
   protected notifyIdle(): void {
     if (this.#idle.any && this.#isIdle()) this.#idle.notify()
   }
@@ -188,8 +188,8 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   }
 
   /**
-   * The handlers of these tags, or all handlers, may have lost their leases. No other handler gets their messages before they
-   * have ended.
+   * Marks the handlers of these tags, or all handlers, as orphaned: they may have lost their leases. No other handler gets
+   * their messages before they have ended.
    */
   protected orphan(tags?: ReadonlySet<number>): void {
     const { orphans } = this.#session
@@ -209,7 +209,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     }
   }
 
-  /** A handler has ended: messages that waited for it can start. */
+  /** Called when a handler has ended: messages that waited for it can start. */
   protected handlerEnded(handler: Running): void {
     const { orphaned } = handler
     if (orphaned === undefined) return
@@ -264,7 +264,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     await this.#ending(this.#closing)
   }
 
-  // In each call separately, because only its own stack shows who awaits it.
+  // This runs in each call of `close`, because only the stack of a call shows which function awaits it.
   async #ending(closing: Promise<void>): Promise<void> {
     await nextTurn()
     this.excuse()

@@ -34,7 +34,7 @@ function refusal(code: string, message: string): unknown {
 
 describe('seal, stamp and read', () => {
   test('the CRC is the one of zlib', () => {
-    // The check value that every description of CRC-32 gives.
+    // This is the check value that every description of CRC-32 gives.
     expect(crc32(new TextEncoder().encode('123456789'))).toBe(0xcbf4_3926)
   })
 
@@ -147,7 +147,7 @@ describe('checkBatch', () => {
     expect(check(sealed(20, LIMITS.batchCountMax))).not.toThrow()
     expect(check(sealed(most, 2))).not.toThrow()
     expect(check(sealed(most + 1, 2))).toThrow(refusal('BATCH_TOO_LARGE', 'has 1048577 bytes'))
-    // A message that is alone may be larger.
+    // A single message may be larger.
     expect(check(sealed(most + 1, 1))).not.toThrow()
     expect(check(sealed(20, 1, { batchNumber: Number.MAX_SAFE_INTEGER }))).not.toThrow()
   })

@@ -26,7 +26,7 @@ const NUMBERS: readonly [string, number, number, Read, Write][] = [
   ['u64', 8, Number.MAX_SAFE_INTEGER, readU64, writeU64],
 ]
 
-/** What the layout says, by way of BigInt. */
+/** The bytes of a number according to the layout, computed with BigInt. */
 function littleEndian(value: number, size: number): number[] {
   return Array.from({ length: size }, (_, i) => Number((BigInt(value) >> BigInt(8 * i)) & 0xffn))
 }
@@ -89,7 +89,7 @@ describe('text', () => {
 })
 
 describe('clipText', () => {
-  test('returns the longest prefix that fits, never half a character', () => {
+  test('returns the longest prefix that fits, and never splits a character', () => {
     let cut = 0
     fc.assert(
       fc.property(fc.string({ unit: character, maxLength: 40 }), fc.nat(60), (text, bytesMax) => {

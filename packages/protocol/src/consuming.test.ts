@@ -88,7 +88,7 @@ describe('CREDIT', () => {
     expect(refused).toBe(252)
     const high = encodeCredit({ ...credit, limit: 1 })
     high.set(TWO_53, 16)
-    expect(() => decodeCredit(high, 0, 24)).toThrow(malformed('CREDIT has a number of 9007199254740992'))
+    expect(() => decodeCredit(high, 0, 24)).toThrow(malformed('CREDIT has the number 9007199254740992'))
   })
 
   test('reserved bytes are ignored', () => {
@@ -129,7 +129,7 @@ describe('DELIVER', () => {
       writeDeliverHead(bytes, 0, head)
       bytes.set(TWO_53, at)
       expect(() => decodeDeliverHead(bytes, 0, 32)).toThrow(
-        malformed('DELIVER has a number of 9007199254740992; it must be below 2^53.'),
+        malformed('DELIVER has the number 9007199254740992; it must be below 2^53.'),
       )
     }
     let cuts = 0
@@ -167,7 +167,7 @@ describe('SETTLE', () => {
     )
   })
 
-  test('a reason is cut to its limit, so that a long error text never costs the settle', () => {
+  test('a reason is truncated to its limit, so that a settle never fails because of a long error text', () => {
     const reasons = settled([
       { ...ack, reason: 'x'.repeat(4_096) },
       { ...ack, reason: 'x'.repeat(4_097) },
@@ -205,7 +205,7 @@ describe('SETTLE', () => {
   })
 
   // u32 subscription · u32 tag · u32 count · u8 outcome · u8 flags · u16 reason length · u48 delay · u16 0 · reason
-  test('an invalid body has a flag besides that of a delay', () => {
+  test('an invalid body has its own flag, besides the flag of a delay', () => {
     const item = { firstTag: 3, count: 2, outcome: OUTCOME.deadLetter, reason: 'no', invalid: true } as const
     const bytes = encodeSettle(9, [item])
     expect(Array.from(bytes)).toStrictEqual([
@@ -235,11 +235,11 @@ describe('SETTLE', () => {
     expect(() => decodeSettle(bytes, 0, bytes.length)).toThrow(malformed('SETTLE has more than 16384 items'))
   })
 
-  // Otherwise 330 KB of items could make a broker walk a billion tags.
+  // Without this bound, 330 KB of items could make a broker walk a billion tags.
   test('bounds the tags of all items together', () => {
     expect(settled([{ ...ack, count: RANGES_ALL_MAX - 1 }, ack])).toHaveLength(2)
     const items = [{ ...ack, count: RANGES_ALL_MAX }, ack]
-    expect(() => settled(items)).toThrow(malformed('SETTLE names 65536 tags; at most 65535 are read'))
+    expect(() => settled(items)).toThrow(malformed('SETTLE names 65536 tags; at most 65535 are allowed'))
   })
 })
 
@@ -339,7 +339,9 @@ describe('STARTED, STARTING and SETTLE_OK', () => {
     let refused = 0
     for (let end = 0; end < bytes.length; end++) {
       if (end >= 4 && (end - 4) % 8 === 0) continue
-      expect(() => decodeRanges('SETTLE_OK', bytes, 0, end)).toThrow(malformed('SETTLE_OK has'))
+      expect(() => decodeRanges('SETTLE_OK', bytes, 0, end)).toThrow(
+        malformed(end < 4 ? 'SETTLE_OK has' : 'The ranges of SETTLE_OK have'),
+      )
       refused++
     }
     expect(refused).toBe(18)
@@ -362,7 +364,9 @@ describe('LEASES_LOST', () => {
     let refused = 0
     for (let end = 0; end < bytes.length; end++) {
       if (end === 8) continue
-      expect(() => decodeLeasesLost(bytes, 0, end)).toThrow(malformed('LEASES_LOST has'))
+      expect(() => decodeLeasesLost(bytes, 0, end)).toThrow(
+        malformed(end < 8 ? 'LEASES_LOST has' : 'The ranges of LEASES_LOST have'),
+      )
       refused++
     }
     expect(refused).toBe(23)
@@ -395,6 +399,6 @@ test('SUBSCRIBE_OK, UNSUBSCRIBE and DRAINED are decoded as they were encoded', (
   )
   expect(() => decodeDrained(new Uint8Array(13), 0, 13)).toThrow(malformed('DRAINED has 13 bytes'))
   expect(() => decodeDrained(Uint8Array.of(1, 0, 0, 0, ...TWO_53), 0, 12)).toThrow(
-    malformed('DRAINED has a number'),
+    malformed('DRAINED has the number'),
   )
 })

@@ -3,24 +3,24 @@
  *
  * SUBSCRIBE_OK: u32 subscription id · u32 queue number · granted claims, of u32 index · u32 tag · u16 attempt · u16 0.
  * UNSUBSCRIBE: u32 subscription id.
- * The claims of SUBSCRIBE: of each u64 offset · u32 queue number · u32 boot · u32 subscription id · u32 tag ·
+ * The claims of SUBSCRIBE: for each u64 offset · u32 queue number · u32 boot · u32 subscription id · u32 tag ·
  *   u32 record bytes · u16 attempt · u16 0.
  * CREDIT: u32 subscription id · u32 messages · u32 bytes · u8 flags (1 limit given, 2 drain) · u8 0 · u16 0 · u64 limit.
  * DELIVER: u32 subscription id · u32 first tag · u64 first offset · u64 published at, ms · u32 count · u16 attempt ·
  *   u8 flags (1 redelivered, 2 alone, 4 scattered) · u8 0 · records. One run: consecutive tags and consecutive offsets.
- *   Scattered: consecutive tags alone; before each record its u64 offset · u64 published at, ms, and those in front are
- *   the first one's.
+ *   Scattered: only the tags are consecutive. Before each record are its u64 offset · u64 published at, ms. The head has
+ *   these two fields of the first message.
  * STARTED, STARTING: u32 subscription id · ranges of u32 first tag · u32 count.
  * SETTLE: u32 subscription id · items of u32 first tag · u32 count · u8 outcome · u8 flags (1 delay given, 2 invalid) ·
  *   u16 reason length · u48 delay, ms · u16 0 · reason.
- * EXTEND: u32 subscription id · u32 first tag · u32 count · u48 duration, ms (0: the subscription's own) · u16 0.
+ * EXTEND: u32 subscription id · u32 first tag · u32 count · u48 duration, ms (0: that of the subscription) · u16 0.
  * SETTLE_OK: u32 subscription id · ranges that were stale. It answers SETTLE and EXTEND.
- * LEASES_LOST: u32 subscription id · u8 reason · u8 0 · u16 0 · ranges that are no longer the consumer's, of
- *   u32 first tag · u32 count · u64 first offset: consecutive tags and consecutive offsets.
+ * LEASES_LOST: u32 subscription id · u8 reason · u8 0 · u16 0 · ranges of messages that no longer belong to the consumer:
+ *   u32 first tag · u32 count · u64 first offset. A range has consecutive tags and consecutive offsets.
  * DRAINED: u32 subscription id · u64 deliveries of this subscription so far.
  *
- * Tags wrap at 2^32: the range (first, count) means first, first + 1, … modulo 2^32. All ranges of one frame together
- * name at most as many tags as the largest credit has.
+ * Tags wrap around at 2^32: the range (first, count) means first, first + 1, … modulo 2^32. All ranges of one frame
+ * together name at most as many tags as the largest credit has.
  */
 import { durationText } from './units.js'
 import {
@@ -46,20 +46,20 @@ export const OUTCOME = { ack: 1, retry: 2, release: 3, deadLetter: 4 } as const
 export type Outcome = (typeof OUTCOME)[keyof typeof OUTCOME]
 
 export const DELIVER_FLAG = { redelivered: 1, alone: 2, scattered: 4 } as const
-/** Bytes before each record of a scattered delivery. */
+/** Number of bytes before each record of a scattered delivery. */
 export const SCATTERED_BYTES = 16
 export const DELIVER_HEADER_BYTES = 32
 const DELIVER_COUNT_AT = 24
 
 export interface Credit {
   readonly subscriptionId: number
-  /** Limit of unsettled messages; 0 stops deliveries. */
+  /** Maximum number of unsettled messages; 0 stops deliveries. */
   readonly messages: number
-  /** Limit of unsettled bytes (record sizes); a larger message is delivered alone. */
+  /** Maximum size of the records of unsettled messages, in bytes; a larger message is delivered alone. */
   readonly bytes: number
   /** Deliveries after which the subscription stops, counted from its start; undefined: no limit. */
   readonly limit: number | undefined
-  /** Answer DRAINED once nothing more can be delivered now, and stop. */
+  /** Whether the broker answers DRAINED and stops, once nothing more can be delivered now. */
   readonly drain: boolean
 }
 
@@ -160,7 +160,7 @@ export function decodeDeliverHead(bytes: Uint8Array, start: number, end: number)
   }
 }
 
-/** Consecutive tags, modulo 2^32. */
+/** A range of consecutive tags, modulo 2^32. */
 export interface TagRange {
   readonly firstTag: number
   readonly count: number
@@ -259,7 +259,7 @@ export function decodeSettle(
 
 export interface Extend extends TagRange {
   readonly subscriptionId: number
-  /** Starting now; 0: the processing timeout of the subscription. */
+  /** New processing timeout, from now; 0 means the processing timeout of the subscription. */
   readonly durationMs: number
 }
 
@@ -296,7 +296,7 @@ export function decodeExtend(bytes: Uint8Array, start: number, end: number): Ext
 export const RANGES_HEAD_BYTES = 4
 export const RANGE_BYTES = 8
 
-/** STARTED, STARTING, and SETTLE_OK with the stale ranges. */
+/** Encodes STARTED, STARTING, and SETTLE_OK with the stale ranges. */
 export function encodeRanges(subscriptionId: number, ranges: readonly TagRange[]): Uint8Array {
   const bytes = new Uint8Array(RANGES_HEAD_BYTES + ranges.length * RANGE_BYTES)
   writeU32(bytes, 0, subscriptionId)
@@ -319,7 +319,10 @@ export function decodeRanges(
   need(frame, end - start, RANGES_HEAD_BYTES)
   const rangesBytes = end - start - RANGES_HEAD_BYTES
   if (rangesBytes % RANGE_BYTES !== 0)
-    throw new SluiceError('MALFORMED_FRAME', `${frame} has ${end - start} bytes; its ranges take 8 each.`)
+    throw new SluiceError(
+      'MALFORMED_FRAME',
+      `The ranges of ${frame} have ${rangesBytes} bytes; they must be a multiple of 8.`,
+    )
   // Each range has at least one tag. One item of SETTLE can be stale in many ranges, so there is no lower bound.
   if (rangesBytes / RANGE_BYTES > LIMITS.creditMessagesMax)
     throw new SluiceError('MALFORMED_FRAME', `${frame} has more than ${LIMITS.creditMessagesMax} ranges.`)
@@ -338,7 +341,7 @@ export function decodeRanges(
 export const LOSS = { processingTimeout: 1, purged: 2 } as const
 export type Loss = (typeof LOSS)[keyof typeof LOSS]
 
-/** Consecutive tags of messages with consecutive offsets. */
+/** A range of messages with consecutive tags and consecutive offsets. */
 export interface LostRange extends TagRange {
   readonly firstOffset: number
 }
@@ -374,7 +377,7 @@ export function decodeLeasesLost(bytes: Uint8Array, start: number, end: number):
   if (rangesBytes % LOST_RANGE_BYTES !== 0)
     throw new SluiceError(
       'MALFORMED_FRAME',
-      `LEASES_LOST has ${end - start} bytes; its ranges take ${LOST_RANGE_BYTES} each.`,
+      `The ranges of LEASES_LOST have ${rangesBytes} bytes; they must be a multiple of ${LOST_RANGE_BYTES}.`,
     )
   const ranges: LostRange[] = []
   let tags = 0
@@ -387,7 +390,7 @@ export function decodeLeasesLost(bytes: Uint8Array, start: number, end: number):
   return { subscriptionId: readU32(bytes, start), reason: bytes[start + 4]!, ranges }
 }
 
-// Ranges are walked tag by tag, so each count and their sum are bounded by the largest credit first.
+// Ranges are walked tag by tag, so each count and the sum of the counts are first checked against the largest credit.
 function checkRange(frame: string, count: number, tags: number): void {
   if (count === 0 || count > LIMITS.creditMessagesMax) {
     throw new SluiceError(
@@ -398,7 +401,7 @@ function checkRange(frame: string, count: number, tags: number): void {
   if (tags > LIMITS.creditMessagesMax) {
     throw new SluiceError(
       'MALFORMED_FRAME',
-      `${frame} names ${tags} tags; at most ${LIMITS.creditMessagesMax} are read.`,
+      `${frame} names ${tags} tags; at most ${LIMITS.creditMessagesMax} are allowed.`,
     )
   }
 }
@@ -406,13 +409,13 @@ function checkRange(frame: string, count: number, tags: number): void {
 /** A lease of an earlier connection, for a message that the client still handles. */
 export interface Claim {
   readonly offset: number
-  /** From the SUBSCRIBE_OK of that lease. */
+  /** Number of the queue, from the SUBSCRIBE_OK of that lease. */
   readonly queueNumber: number
   readonly boot: number
   readonly subscriptionId: number
   readonly tag: number
   readonly attempt: number
-  /** Size of its record, which counts against the byte credit. */
+  /** Size of the record, which counts against the byte credit. */
   readonly bytes: number
 }
 
@@ -441,7 +444,7 @@ export function decodeClaims(bytes: Uint8Array): Claim[] {
   if (length % CLAIM_BYTES !== 0)
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `\`claims\` has ${length} bytes; claims take ${CLAIM_BYTES} each.`,
+      `\`claims\` has ${length} bytes; it must be a multiple of ${CLAIM_BYTES}.`,
     )
   if (length > claimsMax * CLAIM_BYTES)
     throw new SluiceError(
@@ -483,7 +486,7 @@ export interface Subscribed {
   readonly subscriptionId: number
   /** Identifies the queue until it is deleted. */
   readonly queueNumber: number
-  /** In the order of their claims. */
+  /** The granted claims, in the order of the claims. */
   readonly granted: readonly Granted[]
 }
 
@@ -516,7 +519,7 @@ export function decodeSubscribed(bytes: Uint8Array, start: number, end: number):
   const granted: Granted[] = []
   for (let at = start + SUBSCRIBED_HEAD_BYTES; at < end; at += GRANTED_BYTES) {
     const index = readU32(bytes, at)
-    // Ascending, so that no claim is granted twice.
+    // The indexes must ascend, so that no claim is granted twice.
     if (index >= LIMITS.claimsMax || index <= (granted.at(-1)?.index ?? -1))
       throw new SluiceError('MALFORMED_FRAME', `SUBSCRIBE_OK grants claim ${index} out of order.`)
     granted.push({ index, tag: readU32(bytes, at + 4), attempt: readU16(bytes, at + 8) })
@@ -524,7 +527,7 @@ export function decodeSubscribed(bytes: Uint8Array, start: number, end: number):
   return { subscriptionId: readU32(bytes, start), queueNumber: readU32(bytes, start + 4), granted }
 }
 
-/** UNSUBSCRIBE. */
+/** Encodes UNSUBSCRIBE. */
 export function encodeSubscriptionId(subscriptionId: number): Uint8Array {
   const bytes = new Uint8Array(4)
   writeU32(bytes, 0, subscriptionId)

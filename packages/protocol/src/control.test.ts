@@ -13,7 +13,7 @@ function decode(bytes: Uint8Array): { readonly [name: string]: unknown } {
   return decodeControl(bytes, 0, bytes.length)
 }
 
-/** Asserts that `bytes` are refused, by type, with one sentence that quotes nothing of them. */
+/** Asserts that `bytes` are refused with the right error type and one sentence that quotes none of them. */
 function expectRefused(bytes: Uint8Array, what?: string): void {
   let error: unknown
   try {
@@ -223,7 +223,7 @@ describe('what is not plain data is refused', () => {
         expectRefused(hex(around), what)
         refused++
       }
-      // A decoder that remembers something would read the next frame wrongly.
+      // A decoder that remembered a part of the refused bytes would read the next frame wrongly.
       expect(decode(hex('81 a1 61 40'))).toStrictEqual(bare({ a: 64 }))
     }
     expect(refused).toBe(104)
@@ -298,7 +298,7 @@ describe('hostile sizes', () => {
     expect(() => encodeControl({ a: `${fitting}x` })).toThrow(
       expect.objectContaining({
         code: 'INVALID_ARGUMENT',
-        message: 'A request of 65537 bytes is too long; at most 65536 fit.',
+        message: 'A request of 65537 bytes is too long; at most 65536 are allowed.',
       }),
     )
     const longer = Buffer.concat([bytes, hex('78')])
@@ -312,7 +312,7 @@ describe('hostile sizes', () => {
     )
   })
 
-  test('64 KiB of the worst take little time and memory', () => {
+  test('64 KiB of the worst data take little time and memory', () => {
     const size = LIMITS.controlBytesMax
     const worst: readonly [string, Uint8Array][] = [
       ...[0x81, 0x91, 0x80, 0x90, 0x00, 0xa0, 0xc0, 0xc1, 0xdf, 0xdd, 0xd4, 0x72, 0xff].map(
@@ -329,7 +329,7 @@ describe('hostile sizes', () => {
       expect(bytes.length).toBeLessThanOrEqual(size)
       for (let round = 0; round < 5; round++) expectRefused(bytes, what)
     }
-    // Time of the processor, so that a busy machine does not fail the test.
+    // CPU time is compared, so that the test does not fail on a busy machine.
     expect(process.cpuUsage(cpu).user / 1000).toBeLessThan(400)
     expect(process.memoryUsage().rss - before).toBeLessThan(64 * 1024 * 1024)
     expect(worst).toHaveLength(17)
@@ -350,7 +350,7 @@ describe('hostile sizes', () => {
     expect(bodies).toHaveLength(3)
   })
 
-  /** Thousands of msgpackr's text bundles that all point at one text of 30,000 characters: 100 MB once decoded. */
+  /** Thousands of references in the format of msgpackr to one string of 30,000 characters. Decoded, they would take 100 MB. */
   function sharedText(): Uint8Array {
     const count = 3_000
     const text = Buffer.concat([hex('da 75 30'), Buffer.alloc(30_000, 0x61), hex('a0')])

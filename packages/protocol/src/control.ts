@@ -1,7 +1,7 @@
 /**
- * Control frames: msgpack maps of at most 64 KiB, decoded only after authentication and then checked for shape.
- * The bytes are checked before msgpackr decodes them, because its extensions go beyond plain data: one of them expands
- * a single frame to a hundred megabytes of text.
+ * Control frames: msgpack maps of at most 64 KiB. They are decoded only after authentication, and their shape is then
+ * checked. The bytes are checked before msgpackr decodes them, because its extensions go beyond plain data: one of them
+ * expands a single frame to a hundred megabytes of text.
  */
 import { Packr, Unpackr } from 'msgpackr/index-no-eval'
 import { copyBytes, isWellFormed } from './bytes.js'
@@ -43,7 +43,7 @@ export function encodeControl(body: { readonly [name: string]: unknown }): Uint8
   if (bytes.length > LIMITS.controlBytesMax) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `A request of ${bytes.length} bytes is too long; at most ${LIMITS.controlBytesMax} fit.`,
+      `A request of ${bytes.length} bytes is too long; at most ${LIMITS.controlBytesMax} are allowed.`,
     )
   }
   return bytes
@@ -115,7 +115,7 @@ export const NOT_PLAIN = -1
 /** Bits of its result for plain data. */
 export const PLAIN_HAS = {
   timestamps: 1,
-  /** A map has a key `__proto__`, or one of more than 31 bytes. */
+  /** A map has a key `__proto__`, or a key of more than 31 bytes. */
   rareKeys: 2,
 } as const
 
@@ -199,14 +199,15 @@ function readLength(bytes: Uint8Array, at: number, size: number): number {
   return length
 }
 
-// For the tokens from 0xc0 to 0xdf: bytes of the value, or of the length before it; -1: an extension, or never used.
+// Number of bytes after each token from 0xc0 to 0xdf: of the value, or of the length before it. -1 marks extensions and the
+// token that msgpack never uses.
 const SIZES = [
   0, -1, 0, 0, 1, 2, 4, -1, -1, -1, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8, -1, -1, -1, -1, -1, 1, 2, 4, 2, 4, 2, 4,
 ]
 const PROTO = Buffer.from([0xa9, ...Buffer.from('__proto__')])
 const EXT_8 = 0xc7
 const TIMESTAMP = 0xff
-// Bytes after the token of each form of a timestamp: fixext 4, fixext 8, ext 8 of 12 bytes.
+// Number of bytes after the token in each form of a timestamp: fixext 4, fixext 8, ext 8 of 12 bytes.
 const TIMESTAMP_BYTES: ReadonlyMap<number, number> = new Map([
   [0xd6, 1 + 4],
   [0xd7, 1 + 8],

@@ -1,6 +1,6 @@
 /**
- * The one table of error codes: number on the wire, scope, and whether the same call can succeed later. Numbers are
- * never reused; those from 1000 are raised locally and are never sent.
+ * The only table of error codes: number on the wire, scope, and whether the same call can succeed later. Numbers are never
+ * reused. Errors with numbers from 1000 on are raised locally and are never sent.
  */
 
 /** What an error ends: one request, one channel (subscription), or the connection. */
@@ -9,7 +9,7 @@ export type ErrorScope = 'request' | 'channel' | 'connection'
 export interface ErrorKind {
   readonly number: number
   readonly scope: ErrorScope
-  /** The same call, unchanged, can succeed later. */
+  /** Whether the same call, unchanged, can succeed later. */
   readonly retryable: boolean
   readonly meaning: string
 }
@@ -421,7 +421,7 @@ export function errorCode(number: number): ErrorCode | undefined {
 /** The effect of a failed call; undefined if it had none. */
 export type Effect = 'unknown' | 'partial'
 
-/** Counts of a call over many messages that failed part-way, as in its answer. */
+/** The counts that the answer would have, for a call over many messages that failed part-way. */
 export interface Progress {
   readonly matched: number
   readonly redriven?: number
@@ -442,11 +442,11 @@ export interface SluiceErrorNames {
 
 export interface SluiceErrorOptions extends SluiceErrorNames {
   readonly cause?: unknown
-  /** Wider than the scope in the table if a frame ends more than an error of its code usually does. */
+  /** Overrides the scope in the table if the error ends more than an error of this code usually does. */
   readonly scope?: ErrorScope
-  /** Milliseconds to wait before a retry; 0: unspecified. */
+  /** Milliseconds to wait before a retry; 0 if unspecified. */
   readonly retryAfterMs?: number
-  /** `unknown`: the call may have taken effect or not. `partial`: a part of it took effect; see `progress`. */
+  /** `unknown`: the call may or may not have taken effect. `partial`: a part of the call took effect; see `progress`. */
   readonly outcome?: Effect
   readonly progress?: Progress
   /** Overrides the table, with the value that a newer peer sent. */
@@ -460,7 +460,7 @@ function escaped(character: string): string {
   return `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`
 }
 
-/** A value of any type as text for an error message. It is short, and does not throw as `String` does for some objects. */
+/** Any value as a short text for an error message. Never throws, unlike `String`, which throws for some objects. */
 export function shown(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(value.slice(0, 40)).replace(UNESCAPED, escaped)
   if (typeof value === 'function') return 'a function'

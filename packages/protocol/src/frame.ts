@@ -71,15 +71,14 @@ export function encodePreface(): Uint8Array {
 const EMPTY = new Uint8Array(0)
 
 /**
- * Cuts a byte stream into a preface and frames.
+ * Splits a byte stream into a preface and frames.
  *
- * Invariant over `held`, `have` and `need`: `held[0, have)` is the beginning of exactly one unfinished preface or
- * frame of `need` bytes in all (or of a header not yet whole, then `need` is the header's length), and
- * `have < need` whenever `push` returns. Between frames, `held` is empty: a decoder keeps memory only for a frame that
- * has begun.
+ * Invariant: `held[0, have)` is the beginning of exactly one unfinished preface or frame. `need` is its size or, while its
+ * header is incomplete, the size of the header. Whenever `push` returns, `have < need`. Between frames `held` is empty: a
+ * decoder keeps memory only for a frame that has begun.
  */
 export class FrameDecoder {
-  /** Largest frame, header included; raised by the session when the handshake is done. */
+  /** Maximum size of a frame, header included; raised by the session when the handshake is done. */
   frameBytesMax: number = LIMITS.frameBytesUnauthenticated
   readonly #sink: FrameSink
   readonly #frame: { -readonly [Field in keyof Frame]: Frame[Field] } = {
@@ -106,7 +105,7 @@ export class FrameDecoder {
     this.#need = preface ? PREFACE_BYTES : FRAME_HEADER_BYTES
   }
 
-  /** Bytes of the unfinished frame. */
+  /** Number of bytes of the unfinished frame that have arrived. */
   get heldBytes(): number {
     return this.#have
   }
@@ -116,12 +115,12 @@ export class FrameDecoder {
     return this.#held.length
   }
 
-  /** The stream began with the magic of this protocol. */
+  /** Whether the stream began with the magic bytes of this protocol. */
   get isOurs(): boolean {
     return this.#isOurs
   }
 
-  /** No further frame reaches the sink, not even from the chunk that is being pushed. */
+  /** Stops the decoder: no further frame reaches the sink, not even from the chunk that is being pushed. */
   stop(): void {
     this.#stopped = true
     this.#held = EMPTY
@@ -129,8 +128,8 @@ export class FrameDecoder {
   }
 
   /**
-   * Takes the next bytes of the stream and passes each whole frame to the sink, in order. An error, also one of the sink,
-   * stops it: where the next frame begins is then unknown.
+   * Takes the next bytes of the stream and passes each whole frame to the sink, in order. An error, including one that the
+   * sink throws, stops the decoder, because it is then unknown where the next frame begins.
    * @throws SluiceError PROTOCOL_VERSION (not this protocol, or another major version), FRAME_TOO_LARGE
    */
   push(chunk: Uint8Array): void {
@@ -152,7 +151,7 @@ export class FrameDecoder {
     }
   }
 
-  // Passes on the whole frames of the chunk without a copy. Returns the position of the first unfinished one.
+  // Passes on the whole frames of the chunk without a copy. Returns the position of the first unfinished frame.
   #frames(chunk: Uint8Array, from: number): number {
     let at = from
     const end = chunk.length
@@ -231,8 +230,8 @@ export class FrameDecoder {
   }
 }
 
-// Buffers of finished frames are shared by all decoders of the process. With one buffer for each connection, memory would
-// grow with the connections; a new buffer for each frame costs as much as the copy.
+// All decoders of the process share the buffers of finished frames. With one buffer for each connection, memory would grow
+// with the number of connections. A new buffer for each frame would cost as much as the copy.
 const SPARE_SIZE_MIN = 256
 const SPARE_SIZE_MAX = 256 * 1024
 const SPARE_BYTES_MAX = 2 * 1024 * 1024
@@ -260,7 +259,7 @@ function giveBack(bytes: Uint8Array): void {
   spare[Math.clz32(length)]!.push(bytes)
 }
 
-// Checked as soon as bytes arrive, so that a peer of another protocol is refused at its fourth byte at the latest.
+// This is checked as soon as bytes arrive, so that a peer of another protocol is refused at its fourth byte at the latest.
 function checkMagic(bytes: Uint8Array, have: number): void {
   for (let i = 0; i < Math.min(have, MAGIC.length); i++) {
     if (bytes[i] !== MAGIC[i]) {

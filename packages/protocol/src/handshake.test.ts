@@ -62,7 +62,7 @@ const anyHelloOk: fc.Arbitrary<HelloOk> = fc.record(
   PLAIN,
 )
 
-/** Decodes from the middle of other bytes, and once more with `extra` bytes behind. */
+/** Decodes `bytes` from the middle of other bytes, and once more followed by `extra` bytes. */
 function inside<Value>(
   bytes: Uint8Array,
   decode: (bytes: Uint8Array, start: number, end: number) => Value,
@@ -91,7 +91,7 @@ describe('HELLO', () => {
 
   test('the identity is a copy, as the frame is valid only during the call', () => {
     const hello = fc.sample(anyHello, { numRuns: 1, seed: 1 })[0]!
-    // What comes from a socket is a Buffer, whose slices share its memory.
+    // Bytes from a socket are in a Buffer, whose slices share its memory.
     for (const bytes of [encodeHello(hello), Buffer.from(encodeHello(hello))]) {
       const { producer } = decodeHello(bytes, 0, bytes.length)
       bytes.fill(0)
@@ -99,7 +99,7 @@ describe('HELLO', () => {
     }
   })
 
-  test('a name is cut to its limit, never within a character', () => {
+  test('a name is truncated to its limit, and never within a character', () => {
     const hello = fc.sample(anyHello, { numRuns: 1, seed: 1 })[0]!
     const name = (text: string): string => inside(encodeHello({ ...hello, name: text }), decodeHello).name
     expect(name('n'.repeat(255))).toBe('n'.repeat(255))
@@ -140,7 +140,7 @@ describe('HELLO_OK', () => {
     )
   })
 
-  test('reserved bytes are ignored, and the version of the software is cut to 255 bytes', () => {
+  test('reserved bytes are ignored, and the version of the software is truncated to 255 bytes', () => {
     const ok = fc.sample(anyHelloOk, { numRuns: 1, seed: 1 })[0]!
     const bytes = encodeHelloOk({ ...ok, serverVersion: 'v'.repeat(300) })
     for (const at of [2, 3, 33, 34]) {
@@ -274,7 +274,7 @@ describe('ERROR', () => {
     }
   })
 
-  test('a text is cut to its limit', () => {
+  test('a text is truncated to its limit', () => {
     const fault = { code: 'DISK_LOW', scope: 'request', retryable: true, retryAfterMs: 0 } as const
     for (const [text, bytes] of [
       ['x'.repeat(4096), 4096],
@@ -290,7 +290,7 @@ describe('ERROR', () => {
 })
 
 describe('GOODBYE', () => {
-  test('any is decoded as it was encoded, with its text cut to the limit', () => {
+  test('any is decoded as it was encoded, with its text truncated to the limit', () => {
     fc.assert(
       fc.property(u8, fc.string({ unit: 'grapheme', maxLength: 100 }), (reason, text) => {
         expect(inside(encodeGoodbye(reason, text), decodeGoodbye)).toStrictEqual({ reason, text })

@@ -1,6 +1,7 @@
 /**
- * The frames of a connection's beginning and end. All fixed binary: no msgpack is read from a peer that has not
- * authenticated. Unknown trailing bytes of HELLO and HELLO_OK are ignored, so that a later version can add fields.
+ * The frames at the beginning and the end of a connection. All have a fixed binary layout: no msgpack is read from a peer
+ * that has not authenticated. Unknown trailing bytes of HELLO and HELLO_OK are ignored, so that a later version can add
+ * fields.
  */
 import {
   clipText,
@@ -88,7 +89,7 @@ export function decodeHello(bytes: Uint8Array, start: number, end: number): Hell
   if (!Number.isSafeInteger(acceptedNumber)) {
     throw new SluiceError(
       'MALFORMED_FRAME',
-      `HELLO has an accepted number of ${acceptedNumber}; it must be below 2^53.`,
+      `HELLO has the accepted number ${acceptedNumber}; it must be below 2^53.`,
     )
   }
   return {
@@ -100,7 +101,7 @@ export function decodeHello(bytes: Uint8Array, start: number, end: number): Hell
     producer: copyBytes(bytes, start + 16, start + 32),
     acceptedNumber,
     inFlightBatches: readU32(bytes, start + 40),
-    // Bytes that are not UTF-8 become longer as text.
+    // Bytes that are not UTF-8 are replaced by U+FFFD, so the text can be longer.
     name: clipText(readText(bytes, start + HELLO_BYTES, start + nameEnd), LIMITS.clientNameBytesMax),
   }
 }
@@ -236,7 +237,7 @@ export function decodeFault(bytes: Uint8Array, start: number, end: number): Faul
   }
 }
 
-/** The error that a fault from the peer becomes. */
+/** Makes an error from a fault that the peer sent. */
 export function faultError(fault: Fault): SluiceError {
   return new SluiceError(fault.code, fault.message, fault)
 }
@@ -272,15 +273,15 @@ export function need(frame: string, got: number, bytes: number): void {
   if (got < bytes) throw new SluiceError('MALFORMED_FRAME', `${frame} has ${got} bytes; it needs ${bytes}.`)
 }
 
-/** A u64 of a frame. @throws SluiceError MALFORMED_FRAME unless it is below 2^53 */
+/** Reads a u64 of a frame. @throws SluiceError MALFORMED_FRAME unless the number is below 2^53 */
 export function u64(frame: string, bytes: Uint8Array, at: number): number {
   return exactNumber(frame, readU64(bytes, at))
 }
 
-/** @throws SluiceError MALFORMED_FRAME unless `value`, read as a u64, is below 2^53 */
+/** Returns `value`, which was read as a u64. @throws SluiceError MALFORMED_FRAME unless it is below 2^53 */
 export function exactNumber(frame: string, value: number): number {
   if (!Number.isSafeInteger(value))
-    throw new SluiceError('MALFORMED_FRAME', `${frame} has a number of ${value}; it must be below 2^53.`)
+    throw new SluiceError('MALFORMED_FRAME', `${frame} has the number ${value}; it must be below 2^53.`)
   return value
 }
 

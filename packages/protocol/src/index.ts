@@ -1,4 +1,4 @@
-/** The wire protocol of Sluice, and what else broker and clients share. It does no I/O. docs/PROTOCOL.md is its specification. */
+/** The wire protocol of Sluice, and everything else that the broker and its clients share. It does no I/O. docs/PROTOCOL.md is its specification. */
 export * from './batch.js'
 export * from './bytes.js'
 export * from './checksum.js'

@@ -1,4 +1,4 @@
-/** The limits against each other and against the layouts: what the limits permit fits its frame and its field. */
+/** Compares the limits with each other and with the layouts: everything that the limits permit fits its frame and its field. */
 import { expect, it } from 'vitest'
 import { RANGES_HEAD_BYTES, RANGE_BYTES, SETTLE_HEAD_BYTES, SETTLE_ITEM_BYTES } from './consuming.js'
 import { FRAME_HEADER_BYTES } from './frame.js'
@@ -12,13 +12,13 @@ import {
 } from './producing.js'
 import { RECORD_TIME_BYTES } from './record.js'
 
-/** An offset in msgpack: its type and eight bytes. */
+/** Size of an offset in msgpack: its type and eight bytes. */
 const PACKED_OFFSET_BYTES = 9
-/** The other fields of a request that lists offsets, without its queue names. */
+/** Upper bound for the other fields of a request that lists offsets, without its queue names. */
 const PAGE_REQUEST_BYTES = 8 * 1024
 const U16_MAX = 0xffff
 
-/** Name, bytes that are needed, bytes that there are. */
+/** The relation, the size of what must fit, and the size of its container. */
 const RELATIONS: readonly (readonly [string, number, number])[] = [
   [
     'the default largest message fits a frame of the default size',

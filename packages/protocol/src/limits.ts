@@ -7,25 +7,25 @@ const KIB = 1024
 const MIB = 1024 * KIB
 
 export const LIMITS = {
-  /** Largest frame, header included, from a peer that has not authenticated. */
+  /** Maximum size of a frame from a peer that has not authenticated, header included. */
   frameBytesUnauthenticated: 8 * KIB,
-  /** Largest frame, header included, unless the handshake agrees on another size. */
+  /** Maximum size of a frame, header included, unless the handshake agrees on another size. */
   frameBytesDefault: 4 * MIB,
   frameBytesMin: 64 * KIB,
   frameBytesMax: 16 * MIB,
-  /** Largest msgpack body of a control frame. */
+  /** Maximum size of the msgpack body of a control frame. */
   controlBytesMax: 64 * KIB,
-  /** Deepest nesting of maps and lists in msgpack, including the outermost. */
+  /** Maximum nesting depth of maps and lists in msgpack, including the outermost one. */
   controlDepthMax: 64,
-  /** Largest message: payload and options, without the record's own 8 bytes. */
+  /** Maximum size of a message: payload and options, without the 8 bytes of the record header. */
   messageBytesDefault: 1 * MIB,
   messageBytesMax: 15 * MIB,
-  /** Largest batch of several messages. A batch of one message may be larger. */
+  /** Maximum size of a batch of several messages. A batch of one message may be larger. */
   batchBytesMax: 1 * MIB,
   /** Size up to which a client packs independent messages into one batch. */
   batchBytesTarget: 64 * KIB,
   /**
-   * The same for messages with a delay or a time. Each becomes due alone, and the broker then reads the whole batch.
+   * The same size for messages with a delay or a time. Each becomes due by itself, and the broker then reads the whole batch.
    */
   batchBytesScheduledTarget: 16 * KIB,
   batchCountMax: 65_535,
@@ -40,15 +40,15 @@ export const LIMITS = {
   channelMax: 65_535,
   creditMessagesMax: 65_535,
   creditBytesMax: 0xffff_ffff,
-  /** Most items of one SETTLE frame. */
+  /** Maximum number of items in one SETTLE frame. */
   rangesMax: 16_384,
-  /** Longest text of an error, a notice, or a reason given with a settle. */
+  /** Maximum length of the text of an error, a notice, or the reason of a settle. */
   reasonBytesMax: 4 * KIB,
   heartbeatMsMin: 100,
   heartbeatMsDefault: 10_000,
   heartbeatMsMax: 300_000,
   handshakeMsMax: 5_000,
-  /** Unanswered batches of one producer, which is also the length of its window at the broker. */
+  /** Maximum number of unanswered batches of one producer. This is also the length of its window at the broker. */
   inFlightBatchesDefault: 4_096,
   inFlightBatchesMax: 16_384,
   inFlightBytesDefault: 16 * MIB,
@@ -61,15 +61,15 @@ export const LIMITS = {
   keyConcurrencyMax: 65_535,
   dedupMaxIdsMax: 16_000_000,
   processingTimeoutMsMin: 100,
-  /** Leases that one SUBSCRIBE may claim. */
+  /** Maximum number of leases that one SUBSCRIBE may claim. */
   claimsMax: 1_024,
-  /** Of one atomic step: acknowledged messages, batches, and the total of messages in its batches. */
+  /** Maximums of one atomic step: acknowledged messages, batches, and messages in all its batches together. */
   atomicAcksMax: 65_535,
   atomicBatchesMax: 1_024,
   atomicMessagesMax: 65_535,
-  /** Messages that one PEEK, REDRIVE, DISCARD or REPLAY returns or changes. */
+  /** Maximum number of messages that one PEEK, REDRIVE, DISCARD or REPLAY returns or changes. */
   pageMessagesMax: 1_000,
-  /** Redrives of one message, unless a redrive is forced. */
+  /** Maximum number of redrives of one message, unless a redrive is forced. */
   redrivesMax: 10,
 } as const
 

@@ -34,7 +34,7 @@ const PLAIN = { noNullPrototype: true } as const
 const SAFE = Number.MAX_SAFE_INTEGER
 const AT_MAX = 2 ** 48 - 1
 
-/** As it arrives: encoded, decoded, without prototypes. */
+/** The body as it arrives: encoded and decoded, without prototypes. */
 function sent(body: Body): Body {
   const bytes = encodeControl(body)
   return decodeControl(bytes, 0, bytes.length)
@@ -72,7 +72,7 @@ const HOSTILE: readonly unknown[] = [
 
 const NO_FILTER = {}
 
-/** Each request with the fields that it needs, and with all that it may have, at their bounds. */
+/** Each request with only the fields that it needs, and with all fields that it may have, at their bounds. */
 const REQUESTS: readonly {
   readonly frame: string
   readonly read: (body: Body) => unknown
@@ -187,7 +187,7 @@ describe('requests', () => {
       const { frame, read, least, most } = request
       let refused = 0
       for (const name of Object.keys({ ...least, ...most })) {
-        // One of the two has this field, and the other would contradict it.
+        // Some fields exclude each other, so the request that already has this field is used.
         const base = name in most ? most : least
         for (const value of HOSTILE) {
           if (name === 'offsets' && Array.isArray(value) && value.length === 0) continue
@@ -378,7 +378,7 @@ describe('filters', () => {
       expect(filter({ reason })).toStrictEqual({ ...NOTHING_SET, reason })
   })
 
-  // Whoever leaves a value empty by mistake must not choose every dead letter there is.
+  // An operator who leaves a value empty by mistake must not select every dead letter.
   test.each<[string, unknown, string]>([
     ['an empty error', { error: '' }, '`error` is ""; it must be text of 1 to 4096 bytes.'],
     ['an empty key', { key: '' }, '`key` is ""; it must be text of 1 to 255 bytes.'],
@@ -422,7 +422,7 @@ describe('filters', () => {
     expect(error.message.length).toBeLessThan(250)
   })
 
-  test('the most headers of a message, and one more', () => {
+  test('the maximum number of headers of a message, and one more', () => {
     const headers = (count: number): Body =>
       Object.fromEntries(Array.from({ length: count }, (_, i) => [`h${i}`, '']))
     expect(filter({ headers: headers(64) })).toMatchObject({ headers: headers(64) })
@@ -547,7 +547,7 @@ describe('MESSAGES', () => {
     )
   })
 
-  // Messages begin at 16 and 69; the record of the second at 116.
+  // The messages begin at 16 and 69, and the record of the second message at 116.
   const TWO_53 = [0, 0, 0, 0, 0, 0, 0x20, 0]
   test.each<[string, (bytes: Uint8Array) => void, string]>([
     ['more messages than came', (b) => writeU32(b, 4, 3), 'MESSAGES has 0 bytes; it needs 44'],
@@ -599,7 +599,7 @@ describe('MESSAGES', () => {
     ])
   })
 
-  test('texts are cut to their limits', () => {
+  test('texts are truncated to their limits', () => {
     const long = { ...dead, reason: 'é'.repeat(40_000), holder: 'w'.repeat(70_000) }
     const bytes = encodeMessages({ messages: [long, ready], next: undefined })
     expect(decodeMessages(bytes, 0, bytes.length).messages).toStrictEqual([
@@ -611,7 +611,7 @@ describe('MESSAGES', () => {
     )
   })
 
-  test('the texts of a single message are cut to make room for its record, the reason first', () => {
+  test('the texts of a single message are truncated to make room for its record, the reason first', () => {
     const full = { ...dead, reason: 'r'.repeat(100), holder: 'h'.repeat(50) }
     const whole = encodeMessages({ messages: [full], next: 7 }).length
     const texts = (payloadBytesMax: number): [number, number] => {

@@ -43,7 +43,7 @@ export type DeathName = keyof typeof DEATH
 
 const STATE_NAMES = Object.keys(MESSAGE_STATE) as MessageState[]
 const DEATH_NAMES = Object.keys(DEATH) as DeathName[]
-/** Longest text of a cursor. */
+/** Maximum length of a cursor. */
 const CURSOR_BYTES_MAX = 128
 
 export function deathName(death: number): DeathName | undefined {
@@ -62,19 +62,19 @@ export const ORIGIN_HEADERS = {
   redrives: 'sluice-redrives',
 } as const
 
-/** Digits of a number or a time, and letters of a death, in an origin header. */
+/** Maximum length of a number, a time, or the name of a death in an origin header. */
 const ORIGIN_WORD_BYTES = 16
 
-/** Most bytes that a move adds to a message. A later move replaces what an earlier one added. */
+/** Maximum number of bytes that a move adds to a message. A later move replaces what an earlier move added. */
 export const ORIGIN_BYTES_MAX =
   LIMITS.queueNameBytesMax +
   LIMITS.reasonBytesMax +
   Object.values(ORIGIN_HEADERS).reduce((sum, name) => sum + 3 + name.length + ORIGIN_WORD_BYTES, 0)
 
-/** Bytes of the largest record that a broker delivers, without its header: a moved message. */
+/** Maximum size of a record that a broker delivers, without the record header: that of a moved message. */
 export const MOVED_BYTES_MAX = LIMITS.messageBytesMax + ORIGIN_BYTES_MAX
 
-/** Conditions. A message must meet all that are set. */
+/** Conditions for messages. A message must meet all that are set. */
 export interface MessageFilter {
   /** Why a message is dead. */
   readonly reason?: DeathName | undefined
@@ -86,9 +86,9 @@ export interface MessageFilter {
   readonly headers?: Readonly<Record<string, string>> | undefined
   /** At least this many attempts since the last redrive. */
   readonly minAttempts?: number | undefined
-  /** Minimum time since it died, or since it was published if it is not dead. */
+  /** Minimum time since the message died, or since it was published if it is not dead. */
   readonly olderThanMs?: number | undefined
-  /** Maximum time since it died, or since it was published if it is not dead. */
+  /** Maximum time since the message died, or since it was published if it is not dead. */
   readonly youngerThanMs?: number | undefined
 }
 
@@ -117,7 +117,7 @@ function messageFilter(frame: string, value: unknown): MessageFilter {
   }
   return {
     reason: reason as DeathName | undefined,
-    // An empty value is refused: it would select nothing or everything.
+    // An empty value is refused, because it would select nothing or everything.
     error: optionalText('error', body['error'], 1, LIMITS.reasonBytesMax),
     key: optionalText('key', body['key'], 1, LIMITS.keyBytesMax),
     id: optionalText('id', body['id'], 1, LIMITS.idBytesMax),
@@ -219,15 +219,15 @@ export function peekRequest(body: Body): PeekRequest {
   }
 }
 
-/** Selects dead messages: those at `offsets`, or all from `from` on, that match the filter. */
+/** Selects dead messages that match the filter: among those at `offsets`, or among all from `from` on. */
 export interface DeadSelection {
   readonly name: QueueName
   readonly from: number
   readonly limit: number
-  /** Ascending, each once. */
+  /** Offsets in ascending order, without repetition. */
   readonly offsets: readonly number[] | undefined
   readonly filter: MessageFilter
-  /** Only counts the messages, and changes nothing. */
+  /** Whether the request only counts the messages, and changes nothing. */
   readonly dryRun: boolean
 }
 
@@ -255,9 +255,9 @@ function ascending(offsets: readonly unknown[]): number[] {
 }
 
 export interface RedriveRequest extends DeadSelection {
-  /** Target queue; undefined for their own queue. */
+  /** Target queue; undefined if each message returns to its own queue. */
   readonly to: QueueName | undefined
-  /** Includes messages that have reached LIMITS.redrivesMax. */
+  /** Whether messages that have reached LIMITS.redrivesMax are included. */
   readonly force: boolean
 }
 
@@ -325,7 +325,7 @@ export interface ReplayRequest {
   /** Only messages published before this time. */
   readonly untilMs: number | undefined
   readonly limit: number
-  /** The end of an earlier page; opaque to clients. */
+  /** The place where an earlier page ended; opaque to clients. */
   readonly cursor: string | undefined
   readonly filter: MessageFilter
   readonly to: QueueName | undefined
@@ -450,14 +450,14 @@ export interface PeekedMessage {
   readonly state: MessageState
   /** Undefined unless the message is dead. */
   readonly death: DeathName | undefined
-  /** Attempts since the last redrive. On the wire these three counts stop at 65,535. */
+  /** Number of attempts since the last redrive. On the wire these three counts stop at 65,535. */
   readonly attempts: number
-  /** All attempts, including those before a redrive. */
+  /** Number of all attempts, including those before a redrive. */
   readonly totalAttempts: number
   readonly redrives: number
   readonly offset: number
   readonly publishedAtMs: number
-  /** Ready: eligible since; scheduled: due; leased: delivered; dead: died. */
+  /** When a ready message became eligible, a scheduled one is due, a leased one was delivered, or a dead one died. */
   readonly timeMs: number
   /** 0 if it does not expire. */
   readonly expiresAtMs: number
@@ -473,25 +473,26 @@ export interface PeekPage {
   readonly next: number | undefined
 }
 
-/** Bytes of MESSAGES before its messages. */
+/** Number of bytes of MESSAGES before its messages. */
 export const PAGE_HEAD_BYTES = 16
-/** Bytes of each message before its texts and its record. */
+/** Number of bytes of each message before its strings and its record. */
 export const PEEKED_HEAD_BYTES = 44
-// Forced redrives can bring the attempts of a message above the largest u16.
+// With forced redrives, the number of attempts of a message can exceed the largest u16.
 const COUNT_MAX = 0xffff
 
-/** Size of a message in MESSAGES, before its texts are truncated. */
+/** Size of a message in MESSAGES, before its strings are truncated. */
 export function peekedBytes({ reason, holder, record }: PeekedMessage): number {
   return PEEKED_HEAD_BYTES + textBytes(reason) + textBytes(holder) + record.length
 }
 
-/** Most bytes of a MESSAGES frame with one message, besides the record. */
+/** Maximum size of a MESSAGES frame with one message, without the record, in bytes. */
 export const MESSAGES_OVERHEAD_BYTES =
   12 + PAGE_HEAD_BYTES + PEEKED_HEAD_BYTES + LIMITS.reasonBytesMax + LIMITS.clientNameBytesMax
 
 /**
- * Cuts texts to their limits. For a single message it cuts them further, the reason first, if the payload would have more
- * than `payloadBytesMax`: a frame has room for the largest record, but not always for the other fields too.
+ * Encodes a page and truncates its strings to their limits. If the page has a single message and the payload would be larger
+ * than `payloadBytesMax`, the strings are truncated further, the reason first: a frame has room for the largest record, but
+ * not always for the other fields too.
  */
 export function encodeMessages(page: PeekPage, payloadBytesMax = Infinity): Uint8Array {
   const { next } = page

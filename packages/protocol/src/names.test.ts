@@ -52,7 +52,7 @@ describe('queueName', () => {
       expect(error).toMatchObject({ code: 'INVALID_NAME' })
       const { message } = error as SluiceError
       expect(message.length).toBeLessThan(250)
-      // No control character of the name gets into a log line.
+      // No control character of the name may get into a log line.
       expect(message).not.toMatch(/\p{Cc}/u)
       refused++
     }

@@ -1,5 +1,5 @@
 /**
- * The one table of frame kinds: number, who may send it, at which stage, and how its payload is laid out.
+ * The only table of frame kinds: the number, which side may send the frame, at which stage, and the layout of its payload.
  * Numbers are never reused.
  */
 

@@ -93,7 +93,7 @@ describe('PUBLISH_OK', () => {
     for (const at of [0, 8, 24]) {
       const bytes = encode([{ batchNumber: 1, baseOffset: 2, duplicates: [[3, 4]] }])
       bytes.set(TWO_53, at)
-      expect(() => decode(bytes)).toThrow(malformed('PUBLISH_OK has a number of 9007199254740992'))
+      expect(() => decode(bytes)).toThrow(malformed('PUBLISH_OK has the number 9007199254740992'))
     }
   })
 
@@ -110,7 +110,7 @@ describe('PUBLISH_OK', () => {
 })
 
 describe('PUBLISH_ERR', () => {
-  test('is decoded as it was encoded, with its text cut to the limit', () => {
+  test('is decoded as it was encoded, with its text truncated to the limit', () => {
     const fault = {
       code: 'MESSAGE_TOO_LARGE',
       scope: 'request',
@@ -150,7 +150,7 @@ describe('PUBLISH', () => {
   })
 })
 
-/** A sealed batch of `count` records of 8 bytes, as far as ATOMIC looks at it. */
+/** Makes a sealed batch of `count` records of 8 bytes, which is valid as far as ATOMIC checks it. */
 function batchOf(number: number, queue: string, count = 1, records = count): AtomicBatch {
   const bytes = new Uint8Array(2 + BATCH_HEADER_BYTES + records * 8 + 3)
   const end = bytes.length - 3
@@ -169,7 +169,7 @@ describe('ATOMIC', () => {
     }
   }
 
-  /** Changes the bytes of `step(…)` and mends their checksum. */
+  /** Changes the bytes of `step(…)` and corrects their checksum. */
   function resealed(bytes: Uint8Array, change: (bytes: Uint8Array) => void, end = bytes.length): Uint8Array {
     const changed = bytes.slice(0, end)
     change(changed)
@@ -179,7 +179,7 @@ describe('ATOMIC', () => {
 
   const batches = [batchOf(5, 'log'), batchOf(5, 'q', 2)]
   const step = encodeAtomic(5, [ack, { ...ack, channel: 65_535, firstTag: 0xffff_ffff }], batches)
-  // Head 0..15, ranges 16..31 and 32..47, name 48..51, batch 52..107, name 108..109, batch 110..173.
+  // Positions: head 0..15, ranges 16..31 and 32..47, name 48..51, batch 52..107, name 108..109, batch 110..173.
 
   test('has its bytes', () => {
     expect(step.length).toBe(174)
@@ -192,7 +192,7 @@ describe('ATOMIC', () => {
     ])
     expect(step.subarray(52, 108)).toStrictEqual(batches[0]!.bytes.slice(2, 58))
     expect(Array.from(step.subarray(108, 110))).toStrictEqual([1, 0x71])
-    // From python3: zlib.crc32(b'\0\0\0\0').
+    // The checksum was computed with python3: zlib.crc32(b'\0\0\0\0').
     expect(Array.from(encodeAtomic(1, [], []))).toStrictEqual([
       ...[1, 0, 0, 0, 0, 0, 0, 0, 0x1c, 0xdf, 0x44, 0x21, 0, 0, 0, 0],
     ])
@@ -315,7 +315,7 @@ describe('ATOMIC', () => {
     ).toStrictEqual(ack)
   })
 
-  test('its limits at the limit and one beyond, at both ends', () => {
+  test('values at each limit and one beyond, in the encoder and the decoder', () => {
     const one = { ...ack, count: 1 }
     const acks = Array.from({ length: LIMITS.atomicAcksMax }, () => one)
     const most = encodeAtomic(1, acks, [])
@@ -324,7 +324,7 @@ describe('ATOMIC', () => {
       'TRANSACTION_TOO_LARGE',
       '65536 acknowledgements; at most 65535 are accepted.',
     )
-    // A count that does not fit its field is refused, not cut off to 0.
+    // A count that does not fit its field is refused, and not truncated to 0.
     expect(() => encodeAtomic(1, [...acks, one], [])).toThrow(tooManyAcks)
     expect(() => encodeAtomic(1, [{ ...ack, count: 65_535 }, one], [])).toThrow(tooManyAcks)
     const over = resealed(encodeAtomic(1, [{ ...ack, count: 65_534 }, one], []), (b) => (b[44] = 2))

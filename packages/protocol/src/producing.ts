@@ -3,12 +3,12 @@
  *
  * PUBLISH: u8 queue name length · queue name · batch (see batch.ts).
  * PUBLISH_OK: for each batch u64 number · u64 base offset · u32 duplicates, then for each duplicate
- *   u32 index in the batch · u64 offset of the first acceptance. Other messages have offset base + index.
+ *   u32 index in the batch · u64 offset of the message that was accepted first. Other messages have offset base + index.
  * PUBLISH_ERR: u64 number · fault (see handshake.ts). It also refuses an ATOMIC.
  * ATOMIC: u64 number · u32 CRC-32 of everything after it · u16 ranges · u16 batches · ranges of u16 channel · u16 0 ·
  *   u32 subscription id · u32 first tag · u32 count, which are acknowledged · batches, each as PUBLISH has it, with the
- *   number of the ATOMIC; the length in its header gives where the next one begins.
- * ATOMIC_OK: u64 number · u32 batches · of each u64 base offset · u32 duplicates · duplicates as in PUBLISH_OK.
+ *   number of the ATOMIC. The length in the header of a batch shows where the next batch begins.
+ * ATOMIC_OK: u64 number · u32 batches · for each u64 base offset · u32 duplicates · duplicates as in PUBLISH_OK.
  */
 import { BATCH_HEADER_BYTES, batchCount, batchLength, batchNumber } from './batch.js'
 import { readText, readU16, readU32, textBytes, writeText, writeU16, writeU32, writeU64 } from './bytes.js'
@@ -23,11 +23,11 @@ import { RECORD_HEADER_BYTES } from './record.js'
 /** Position of the queue's name in the payload of PUBLISH. The batch follows the name. */
 export const PUBLISH_NAME_AT = 1
 
-/** Most bytes that a PUBLISH frame and a batch header add to one record. */
+/** Maximum number of bytes that a PUBLISH frame and a batch header add to one record. */
 export const MESSAGE_OVERHEAD_BYTES =
   FRAME_HEADER_BYTES + PUBLISH_NAME_AT + LIMITS.queueNameBytesMax + BATCH_HEADER_BYTES + RECORD_HEADER_BYTES
 
-/** A base offset and the number of duplicates. */
+/** Size of a base offset and the number of duplicates, in bytes. */
 export const PLACE_BYTES = 12
 export const PUBLISH_OK_ITEM_BYTES = 8 + PLACE_BYTES
 export const DUPLICATE_BYTES = 12
@@ -67,8 +67,8 @@ function writePlace(
 }
 
 /**
- * Duplicates of a batch: index in the batch → offset at which that message was accepted earlier. For a message that
- * replaced an earlier one, it is the message's own offset.
+ * Duplicates of a batch: index in the batch → offset at which that message was accepted earlier. A message that replaced an
+ * earlier one has its own offset here.
  */
 export type Duplicates = ReadonlyMap<number, number>
 
@@ -134,7 +134,8 @@ export function decodePublishErr(
 }
 
 /**
- * Position of the batch, after the queue's name. Checks that there is a whole batch header, so that a refusal has a number.
+ * Position of the batch, after the name of the queue. Checks that the batch header is complete, so that a refusal can name
+ * the batch number.
  * @throws SluiceError MALFORMED_FRAME
  */
 export function publishBatchStart(bytes: Uint8Array, start: number, end: number): number {
@@ -248,7 +249,7 @@ export function atomicNumber(bytes: Uint8Array, start: number, end: number): num
 }
 
 /**
- * Reads only the length, count and number of the batches, and does not check the rest.
+ * Decodes an atomic step. Of its batches, reads only length, count and number, and does not check the rest.
  * @throws SluiceError MALFORMED_FRAME, BATCH_MALFORMED, BATCH_CORRUPT, TRANSACTION_TOO_LARGE
  */
 export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Atomic {

@@ -16,7 +16,7 @@ import {
 
 type Body = { readonly [name: string]: unknown }
 
-/** As it arrives: encoded, decoded, without prototypes. */
+/** The body as it arrives: encoded and decoded, without prototypes. */
 function sent(body: Body): Body {
   const bytes = encodeControl(body)
   return decodeControl(bytes, 0, bytes.length)
@@ -163,7 +163,7 @@ describe('options that contradict each other', () => {
     expect(() => queueOptions({ retryInitialMs: 6, retryMaxMs: 5 })).toThrow(
       refusal('OPTION_CONFLICT', '`retryInitialMs` is 6ms, above `retryMaxMs` of 5ms.'),
     )
-    // Alone it is only known to contradict once it stands beside the other one.
+    // By itself the value is valid; it conflicts only with the other option.
     expect(queueOptions({ retryInitialMs: 300_001 })).toStrictEqual({ retryInitialMs: 300_001 })
     expect(() => checkOptionsTogether({ ...QUEUE_OPTION_DEFAULTS, retryInitialMs: 300_001 })).toThrow(
       refusal('OPTION_CONFLICT', 'above `retryMaxMs` of 5m'),
@@ -193,7 +193,7 @@ describe('options that contradict each other', () => {
     )
     for (const named of [{ unique: 'pending' }, { unique: 'window', dedupWindowMs: 0 }, { dedupWindowMs: 5 }])
       expect(queueOptions(named)).toStrictEqual(named)
-    // What was not named is not a contradiction: the default of the window stands in every queue.
+    // An option that was not given cannot conflict: every queue has the default window.
     expect(() => checkOptionsTogether({ ...QUEUE_OPTION_DEFAULTS, unique: 'pending' })).not.toThrow()
   })
 })

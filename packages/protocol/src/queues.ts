@@ -44,7 +44,7 @@ interface NameOption {
 
 type QueueOption = NumberOption | ChoiceOption | FlagOption | NameOption
 
-/** The options of a queue. Durations are milliseconds, sizes bytes; 0 means none where the bounds permit it. */
+/** The options of a queue. Durations are in milliseconds, and sizes in bytes; 0 means none where the bounds permit it. */
 export const QUEUE_OPTIONS = {
   maxDeliveries: {
     kind: 'number',
@@ -274,14 +274,14 @@ export type QueueCounts = { readonly [Name in QueueCounter]: number }
 export interface QueueInfo extends QueueCounts {
   readonly name: string
   readonly options: QueueOptions
-  /** Nothing is delivered until it is resumed. */
+  /** Whether the queue is paused: nothing is delivered until it is resumed. */
   readonly paused: boolean
   readonly ready: number
   /** Messages that are not due yet, including retries. */
   readonly scheduled: number
   readonly leased: number
   readonly dead: number
-  /** Bytes of the records of all messages that are not gone. */
+  /** Size of the records of all messages that are in the queue, in bytes. */
   readonly bytes: number
   readonly consumers: number
   /** Time since the oldest ready message was published or became due; null if none is ready. */

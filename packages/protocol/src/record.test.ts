@@ -53,7 +53,7 @@ const headerList = fc.uniqueArray(fc.tuple(shortText(255), fc.string({ unit: cha
   selector: ([name]) => name,
 })
 
-/** Every option there or not there; never `delay` and `at` together. */
+/** Options of which each is present or absent; `delay` and `at` are never both present. */
 const anyOptions: fc.Arbitrary<RecordOptions> = fc
   .record(
     {
@@ -92,11 +92,11 @@ describe('encode and decode', () => {
       }),
       { numRuns: runs(300, 20_000) },
     )
-    // The next test takes every set; this one takes many values.
+    // The next test covers every set of options; this one covers many values.
     expect(seen.size).toBeGreaterThan(20)
   })
 
-  test('every single set of options', () => {
+  test('every possible set of options', () => {
     let checked = 0
     const values = { delayMs: 5, atMs: 6, ttlMs: 7, key: 'k', id: 'i', headers: { a: 'b' } }
     const names = Object.keys(values) as (keyof typeof values)[]
@@ -217,12 +217,12 @@ describe('checkRecordOptions', () => {
     [
       'INVALID_HEADERS',
       { headers: { a: 'v'.repeat(LIMITS.headersBytesMax - 3) } },
-      'The headers take 16385 bytes; at most 16384 fit.',
+      'The headers take 16385 bytes; at most 16384 are allowed.',
     ],
     [
       'INVALID_HEADERS',
       { headers: manyHeaders(LIMITS.headersMax + 1) },
-      'A message has 65 headers; at most 64 fit.',
+      'A message has 65 headers; at most 64 are allowed.',
     ],
   ]
 
@@ -293,7 +293,7 @@ describe('the parts of a record', () => {
     fc.assert(
       fc.property(anyOptions, anyPayload, anyType, headerList, (options, payload, type, list) => {
         const record = encode({ ...options, replaces: options.id !== undefined }, payload, type)
-        // An object has names that are numbers first.
+        // In an object, names that are numbers come first.
         const named = Object.fromEntries(list)
         const headers = Object.entries(named).map(([name, value]) => encodeHeader(name, value))
         const copy = copyRecord(record, headers, 5).subarray(5)
@@ -330,7 +330,7 @@ describe('records with other bytes before each', () => {
             expect(checkRecords(bytes, 0, bytes.length, count, LARGE, gap)).toMatchObject({
               code: 'BATCH_MALFORMED',
             })
-          // Read with no gap, or with another, they are not what they were.
+          // Read without a gap, or with a gap of another size, the records are not the same.
           for (const wrong of [0, gap - 1, gap + 1].filter((wrong) => wrong !== gap))
             expect(checkRecords(bytes, 0, bytes.length, list.length, LARGE, wrong)).not.toBe(flags)
         },
@@ -348,7 +348,7 @@ describe('records with other bytes before each', () => {
         code: 'BATCH_MALFORMED',
       })
     expect(checkRecords(bytes, 0, bytes.length, 3, LARGE, GAP)).toBe(RECORD_FLAG.key | RECORD_FLAG.id)
-    // A gap behind the last record belongs to none.
+    // A gap behind the last record belongs to no record.
     const more = Buffer.concat([bytes, new Uint8Array(GAP)])
     expect(checkRecords(more, 0, more.length, 3, LARGE, GAP)).toMatchObject({
       index: 3,
@@ -379,7 +379,7 @@ function manyHeaders(count: number): Record<string, string> {
 describe('checkRecords refuses', () => {
   const options: RecordOptions = { delayMs: 1, ttlMs: 2, key: 'key', id: 'id', headers: { a: 'b', c: 'd' } }
   const payload = Uint8Array.of(1, 2, 3)
-  // Options: delay 8..13, ttl 14..19, key 20..23, id 24..26, headers 27..31 and 32..36; payload 37..39.
+  // Positions: delay 8..13, ttl 14..19, key 20..23, id 24..26, headers 27..31 and 32..36, payload 37..39.
   const whole = encode(options, payload)
 
   function damaged(change: (bytes: Uint8Array) => void): unknown {
@@ -400,7 +400,7 @@ describe('checkRecords refuses', () => {
     ['the largest size', (b) => writeU32(b, 0, 0xffff_ffff), 'record size 4294967295'],
     ['a size short of the end', (b) => writeU32(b, 0, 39), '1 bytes follow the last record'],
     ['unknown flag 64', (b) => (b[4]! |= 64), 'flags'],
-    ['one that replaces others without an id', (b) => (b[4] = 128), 'replaces a message and has no id'],
+    ['one that replaces others without an id', (b) => (b[4] = 128), 'replaces a message but has no id'],
     ['delay and at', (b) => (b[4]! |= 2), 'delay and at are both set'],
     ['content type 3', (b) => (b[5] = 3 << 5), 'content type'],
     ['content type 7', (b) => (b[5] = 7 << 5), 'content type'],

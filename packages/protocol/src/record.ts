@@ -1,10 +1,10 @@
 /**
  * Records: one message each, with the same bytes in a batch on the wire, in the log and in a delivery.
  *
- * Layout: u32 size (all of it) · u8 flags · u8 priority (low 5 bits) and content type (high 3 bits) ·
- * u16 options length · options (delay u48, at u48, ttl u48, key, id, headers: in this order, those that the flags
- * name) · payload. Key and id are u8 length + bytes. Headers fill the rest of the options:
- * u8 name length, name, u16 value length, value, repeated.
+ * Layout: u32 size (of the whole record) · u8 flags · u8 priority (low 5 bits) and content type (high 3 bits) ·
+ * u16 options length · options · payload. The options are those that the flags name, in this order: delay u48, at u48,
+ * ttl u48, key, id, headers. Key and id are u8 length + bytes. Headers fill the rest of the options: u8 name length, name,
+ * u16 value length, value, repeated.
  */
 import {
   isWellFormed,
@@ -23,13 +23,13 @@ import { SluiceError, shown, type ErrorCode } from './errors.js'
 import { LIMITS } from './limits.js'
 
 export const RECORD_HEADER_BYTES = 8
-/** Bytes of a header besides its name and its value. */
+/** Size of a header without its name and its value, in bytes. */
 export const HEADER_OVERHEAD_BYTES = 3
-/** Bytes of each of the options delay, at and ttl. */
+/** Size of each of the options delay, at and ttl, in bytes. */
 export const RECORD_TIME_BYTES = 6
 
 const FLAGS_AT = 4
-/** Of the byte with the priority in its low bits and the content type in its high ones. */
+/** Position of the byte with the priority in its low bits and the content type in its high bits. */
 const PRIORITY_AT = 5
 const PRIORITY_MASK = 31
 const CONTENT_TYPE_SHIFT = 5
@@ -53,11 +53,11 @@ export interface RecordOptions {
   readonly key?: string | undefined
   readonly id?: string | undefined
   readonly headers?: Readonly<Record<string, string>> | undefined
-  /** Replaces a waiting message with the same id. A flag without bytes, which `readRecordOptions` omits. */
+  /** Whether the message replaces a waiting message with the same id. This is a flag without bytes; `readRecordOptions` omits it. */
   readonly replaces?: boolean | undefined
 }
 
-/** Bytes of the record for a payload of `payloadBytes`. */
+/** Size of the record for a payload of `payloadBytes`. */
 export function recordBytes(options: RecordOptions | undefined, payloadBytes: number): number {
   return RECORD_HEADER_BYTES + (options === undefined ? 0 : optionsBytes(options)) + payloadBytes
 }
@@ -172,7 +172,7 @@ export function checkRecordOptions(options: RecordOptions): void {
 }
 
 function checkHeaders(headers: Readonly<Record<string, string>>): void {
-  // `Object.keys` of a text, a list or a Map does not give header names.
+  // `Object.keys` of a string, an array or a Map does not give header names.
   if (typeof headers !== 'object' || headers === null || Array.isArray(headers) || headers instanceof Map)
     throw new SluiceError(
       'INVALID_HEADERS',
@@ -182,7 +182,7 @@ function checkHeaders(headers: Readonly<Record<string, string>>): void {
   if (names.length > LIMITS.headersMax) {
     throw new SluiceError(
       'INVALID_HEADERS',
-      `A message has ${names.length} headers; at most ${LIMITS.headersMax} fit.`,
+      `A message has ${names.length} headers; at most ${LIMITS.headersMax} are allowed.`,
     )
   }
   for (const name of names) {
@@ -193,7 +193,7 @@ function checkHeaders(headers: Readonly<Record<string, string>>): void {
   if (bytes > LIMITS.headersBytesMax) {
     throw new SluiceError(
       'INVALID_HEADERS',
-      `The headers take ${bytes} bytes; at most ${LIMITS.headersBytesMax} fit.`,
+      `The headers take ${bytes} bytes; at most ${LIMITS.headersBytesMax} are allowed.`,
     )
   }
 }
@@ -231,12 +231,12 @@ function checkText(code: ErrorCode, name: string, value: unknown, min: number, m
   }
 }
 
-/** Bytes of the whole record at `at`. */
+/** Size of the whole record at `at`, in bytes. */
 export function recordSize(bytes: Uint8Array, at: number): number {
   return readU32(bytes, at)
 }
 
-/** Bits of RECORD_FLAG. */
+/** The flags of the record at `at`: bits of RECORD_FLAG. */
 export function recordFlags(bytes: Uint8Array, at: number): number {
   return bytes[at + FLAGS_AT]!
 }
@@ -245,7 +245,7 @@ export function recordPriority(bytes: Uint8Array, at: number): number {
   return bytes[at + PRIORITY_AT]! & PRIORITY_MASK
 }
 
-/** One of CONTENT_TYPE, in a record that has passed `checkRecords`. */
+/** The content type of a record that has passed `checkRecords`: one of CONTENT_TYPE. */
 export function recordContentType(bytes: Uint8Array, at: number): number {
   return bytes[at + PRIORITY_AT]! >> CONTENT_TYPE_SHIFT
 }
@@ -299,14 +299,14 @@ export function readRecordOptions(bytes: Uint8Array, at: number): RecordOptions 
 
 /** Positions of the parts of a record. Each part ends where the next one begins. */
 export interface RecordLayout {
-  /** Key and id. */
+  /** Position of the key and the id. */
   readonly keyAt: number
   readonly idAt: number
   readonly headersAt: number
   readonly payloadAt: number
 }
 
-/** `record` must have passed `checkRecords`. */
+/** The layout of a record, which must have passed `checkRecords`. */
 export function recordLayout(record: Uint8Array): RecordLayout {
   const flags = recordFlags(record, 0)
   let keyAt = RECORD_HEADER_BYTES
@@ -379,10 +379,9 @@ export interface RecordFault {
 }
 
 /**
- * Walks the records in `bytes[start, end)`, each preceded by `gap` other bytes, and checks every
- * length in them against the part that contains it. There must be exactly `count` records, and they must fill the range.
- * `flagsSeen` gathers the union of the records' flags, with bit 6 set when any has a priority, so that the caller
- * can tell at once whether a batch is plain.
+ * Walks the records in `bytes[start, end)`, each preceded by `gap` other bytes, and checks every length in them against the
+ * part that contains it. There must be exactly `count` records, and they must fill the range. Returns the union of the flags
+ * of all records, with bit 6 set when any record has a priority, so that the caller knows at once whether the batch is plain.
  */
 export function checkRecords(
   bytes: Uint8Array,
@@ -425,7 +424,7 @@ export function checkRecords(
   return flagsSeen
 }
 
-/** Bit of `checkRecords`' result: some record has a priority other than 0. */
+/** Bit in the result of `checkRecords`: some record has a priority other than 0. */
 export const ANY_PRIORITY = 64
 
 function malformed(index: number, what: string): RecordFault {
@@ -444,7 +443,7 @@ function checkOptions(
   let next = at + RECORD_HEADER_BYTES
   const end = next + length
   if (flags & RECORD_FLAG.delay && flags & RECORD_FLAG.at) return 'delay and at are both set'
-  if (flags & RECORD_FLAG.replaces && !(flags & RECORD_FLAG.id)) return 'it replaces a message and has no id'
+  if (flags & RECORD_FLAG.replaces && !(flags & RECORD_FLAG.id)) return 'it replaces a message but has no id'
   for (const flag of TIME_FLAGS) if (flags & flag) next += RECORD_TIME_BYTES
   if (next > end) return 'times are cut off'
   for (const flag of [RECORD_FLAG.key, RECORD_FLAG.id]) {

@@ -1,9 +1,9 @@
 /**
- * A timer of any length, for broker and clients. `setTimeout` fires after 1 ms when the wait is longer than 24.8 days, and
- * durations go up to 100 years: a longer wait is divided into parts.
+ * A timer of any length, for broker and clients. `setTimeout` fires after 1 ms when the wait is longer than 24.8 days, but
+ * durations go up to 100 years. So a longer wait is divided into parts.
  */
 
-/** The longest wait that `setTimeout` keeps. */
+/** The longest wait that `setTimeout` supports. */
 export const TIMER_PART_MS_MAX = 0x7fff_ffff
 
 export class Timer {
@@ -13,14 +13,14 @@ export class Timer {
   #handle: NodeJS.Timeout | undefined
   #keepsAlive = true
 
-  /** Calls `fire` once, `waitMs` from now; never if that is Infinity. */
+  /** Calls `fire` once, `waitMs` from now; never if `waitMs` is Infinity. */
   constructor(fire: () => void, waitMs: number) {
     this.#fire = fire
     this.#waitMs = waitMs
     this.restart()
   }
 
-  /** Starts again with the whole length, even after it has fired. */
+  /** Starts the timer again with its whole length, even after it has fired. */
   restart(): void {
     this.#dueMs = performance.now() + this.#waitMs
     this.#arm(this.#waitMs)
@@ -39,14 +39,14 @@ export class Timer {
     else this.#fire()
   }
 
-  /** The timer does not keep the process alive. */
+  /** Lets the process end while the timer is running. */
   unref(): this {
     this.#keepsAlive = false
     this.#handle?.unref()
     return this
   }
 
-  /** The timer does not fire unless it is restarted. */
+  /** Stops the timer: it does not fire unless it is restarted. */
   cancel(): void {
     clearTimeout(this.#handle)
   }

@@ -1,4 +1,4 @@
-/** Sizes and durations as texts with a unit: in the sentences of errors, and as values that the command line reads again. */
+/** Sizes and durations as strings with a unit, for the sentences of errors, and for values that the command line can read again. */
 
 const SIZES = [
   ['TiB', 1024 ** 4],
@@ -11,7 +11,7 @@ const SIZES = [
   ['KB', 1e3],
 ] as const
 
-/** Bytes in the largest unit that needs no rounding: 64MiB, 10MB, 1500B. */
+/** A number of bytes in the largest unit that needs no rounding: 64MiB, 10MB, 1500B. */
 export function sizeText(bytes: number): string {
   const [unit, unitBytes] = SIZES.find(([, unit]) => bytes >= unit && bytes % unit === 0) ?? ['B', 1]
   return `${bytes / unitBytes}${unit}`
@@ -26,7 +26,7 @@ export const DURATION_UNITS = [
   ['ms', 1],
 ] as const
 
-/** Milliseconds in the largest unit that needs no rounding: 90s, 5m, 250ms; 0 needs none. */
+/** A number of milliseconds in the largest unit that needs no rounding: 90s, 5m, 250ms. 0 has no unit. */
 export function durationText(ms: number): string {
   if (ms === 0) return '0'
   const [unit, unitMs] = DURATION_UNITS.find(([, unit]) => ms >= unit && ms % unit === 0) ?? ['ms', 1]

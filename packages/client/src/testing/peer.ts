@@ -1,6 +1,6 @@
 /**
- * A scripted broker for tests, without a socket. It decodes the frames that the client writes, and sends what the test
- * says. It only answers a frame itself if `replies` has an answer.
+ * A scripted broker for tests, without a socket. It decodes the frames that the client writes, and sends the frames that
+ * the test specifies. By itself it answers only frames for which `replies` has an answer.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -76,7 +76,7 @@ export interface Frame {
   readonly channel: number
   readonly correlation: number
   readonly payload: Uint8Array
-  /** Number of the socket write that contained it. */
+  /** Number of the socket write that contained the frame. */
   readonly write: number
 }
 
@@ -104,15 +104,15 @@ const HELLO_OK: HelloOk = {
 
 type Reply = (frame: Frame, link: Link) => void
 
-/** One connection, from the side of the broker. */
+/** One connection, seen from the broker. */
 export class Link {
   readonly frames: Frame[] = []
   hello: Hello | undefined
   writes = 0
-  /** The result of `write` for the client. */
+  /** What the client's calls of `write` return. */
   flowing = true
   closed = false
-  /** The client has ended it, after a GOODBYE. */
+  /** Whether the client has ended the connection, after a GOODBYE. */
   ended = false
   readonly #peer: Peer
   readonly #events: TransportEvents
@@ -160,10 +160,10 @@ export class Link {
     if (!this.closed) this.#events.opened()
   }
 
-  /** Sends in a later turn, as a socket does. */
+  /** Sends the bytes in a later turn, as a socket does. */
   sendBytes(bytes: Uint8Array): void {
     setImmediate(() => {
-      // Overwritten after the call, like the read buffer of a socket.
+      // The chunk is overwritten after the call, like the read buffer of a socket.
       const chunk = new Uint8Array(bytes)
       if (!this.closed) this.#events.data(chunk)
       chunk.fill(0xee)
@@ -332,7 +332,7 @@ export class Peer {
   /** The claims of a SUBSCRIBE that are granted. Default: none. */
   grants: ((claims: readonly Claim[]) => Granted[]) | undefined
   readonly links: Link[] = []
-  /** Answers, by opcode. A test deletes those that it does not want. */
+  /** Automatic answers, by opcode. A test deletes those that it does not want. */
   readonly replies: Record<number, Reply | undefined> = {
     [OP.HELLO]: (_frame, link) => link.helloOk(),
     [OP.SUBSCRIBE]: (frame, link) => {
@@ -390,7 +390,7 @@ export class Peer {
 
   get link(): Link {
     const link = this.links.at(-1)
-    if (link === undefined) throw new Error('nobody has connected')
+    if (link === undefined) throw new Error('no client has connected')
     return link
   }
 
@@ -406,7 +406,7 @@ export class Peer {
     return sluice
   }
 
-  /** Checks the invariants of its clients after this turn. Called after everything it sends, and after each of their writes. */
+  /** Checks the invariants of the clients after this turn. Called whenever the broker sends and whenever a client writes. */
   check(): void {
     if (this.#isChecking) return
     this.#isChecking = true
@@ -438,7 +438,7 @@ export function fault(code: ErrorCode, scope: ErrorScope): Uint8Array {
   return encodeFault({ code, scope, retryable, retryAfterMs: 0, message: `told: ${code}` })
 }
 
-/** Bodies: the numbers from `from` on. */
+/** Returns `count` bodies: the numbers from `from` on, as strings. */
 export function texts(count: number, from = 0): string[] {
   return Array.from({ length: count }, (_, i) => `${from + i}`)
 }
@@ -484,7 +484,7 @@ export function control(frame: Frame): { readonly [name: string]: unknown } {
 export async function until(holds: () => boolean, what = 'the condition'): Promise<void> {
   const giveUpMs = performance.now() + 5_000
   while (!holds()) {
-    if (performance.now() > giveUpMs) throw new Error(`${what} did not come about`)
+    if (performance.now() > giveUpMs) throw new Error(`waited in vain for ${what}`)
     await new Promise((resolve) => setTimeout(resolve, 1))
   }
 }

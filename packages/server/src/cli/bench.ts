@@ -84,7 +84,7 @@ interface Figure {
   readonly messages: number
   readonly perSecond: number
   readonly failed: number
-  /** Milliseconds; null if nothing was timed. */
+  /** In milliseconds; null if nothing was timed. */
   readonly p50: number | null
   readonly p99: number | null
   readonly p999: number | null
@@ -95,7 +95,7 @@ const PROGRESS_MS = 1_000
 /** Time limit for deleting the queue of a run. */
 const DELETE_TIMEOUT_MS = 3_000
 
-/** Bounds of the numeric options. A body has at least the 8 bytes of its send time. */
+/** Bounds of the numeric options. A body has at least 8 bytes, because it contains its send time. */
 const BOUNDS = {
   producers: [0, 1_000],
   consumers: [0, 1_000],
@@ -114,19 +114,20 @@ export const bench = command<BenchOptions>({
       .option('in-flight', {
         type: 'number',
         default: 1_000,
-        describe: 'Unanswered publishes, or held messages, per process',
+        describe: 'Maximum number of unanswered publishes, or of held messages, per process',
       })
       .option('rate', {
         type: 'number',
         default: 0,
-        describe: 'Messages per second of all producers, open loop; 0: as fast as they are confirmed',
+        describe:
+          'Messages per second of all producers together, sent at a fixed rate; 0 means as fast as they are confirmed',
       })
       .option('duration', { type: 'string', default: '10s', describe: 'How long to measure' })
       .option('warmup', { type: 'string', default: '1s', describe: 'How long to run before measuring' })
       .option('messages', {
         type: 'number',
         default: 2_000_000,
-        describe: 'Without producers: messages that are published first and then consumed',
+        describe: 'Number of messages that are published first and then consumed, if there are no producers',
       })
       .option('queue', {
         type: 'string',
@@ -187,7 +188,7 @@ async function runBench(options: Options, times: Times, sluice: Sluice, name: st
   } finally {
     run.kill()
     if (options.queue === undefined) {
-      // An earlier failure is the one to report.
+      // An earlier failure is reported instead.
       await sluice.queues.delete(name, { timeout: DELETE_TIMEOUT_MS }).catch(() => {})
     }
     forget()
@@ -220,7 +221,7 @@ async function measure(
     const progress = showProgress([consume], options, run)
     await Promise.all(consume.loads.map((load) => exited(load)))
     progress()
-    // Counted from the first message, to leave out the startup of the processes.
+    // The time counts from the first message, so that it does not include the startup of the processes.
     consume.fromMs = Math.min(...[...consume.reports.values()].map(({ firstMs }) => firstMs))
     return { publish: undefined, consume: figure(consume) }
   }

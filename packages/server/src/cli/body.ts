@@ -1,4 +1,4 @@
-/** Bodies as text: complete in JSON, or the beginning in a table. */
+/** Formats bodies as text: the whole body in JSON, or its beginning in a table. */
 import { failureOf } from './failure.js'
 import { printable } from './output.js'
 import { shortened } from './table.js'
@@ -40,7 +40,7 @@ export function base64(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('base64')
 }
 
-/** Bytes of a binary body that a preview shows. */
+/** Maximum number of bytes of a binary body that a preview shows. */
 const BYTES_SHOWN = 16
 
 /** The beginning of a body, on one line. */

@@ -1,6 +1,6 @@
 /**
- * Flags and progress of an operation on many messages. A terminal shows its progress; Ctrl-C prints how far it got. Both
- * figures come from the counters of a queue, so they include the work of other clients on that queue.
+ * Flags and progress of an operation on many messages. On a terminal its progress is shown, and Ctrl-C prints how far it
+ * got. Both figures come from the counters of a queue, so they include the work of other clients on that queue.
  */
 import { SluiceError, type QueueInfo, type Sluice } from '@sluice/client'
 import type { Argv } from 'yargs'
@@ -32,7 +32,7 @@ export function bulkFlags(yargs: Argv): Argv {
     .option('dry-run', {
       type: 'boolean',
       default: false,
-      describe: 'Only count the messages it would affect',
+      describe: 'Only count the messages that would be affected',
     })
 }
 
@@ -40,7 +40,7 @@ export function rateFlag(yargs: Argv): Argv {
   return yargs.option('rate', {
     type: 'string',
     requiresArg: true,
-    describe: 'Most messages per second [default: unlimited]',
+    describe: 'Maximum number of messages per second [default: unlimited]',
   })
 }
 
@@ -58,8 +58,8 @@ export function rateOf({ rate }: PacedOptions): { readonly rate?: number } {
 }
 
 /**
- * Runs `work`. `describe` words the progress, from the counters of `queue` at the start and now.
- * @returns undefined if a signal ended it
+ * Runs `work`. `describe` formats the progress from the counters of `queue` at the start and now.
+ * @returns undefined if a signal ended the operation
  * @throws the error of `work`; SluiceError QUEUE_NOT_FOUND
  */
 export async function runBulk<Result>(

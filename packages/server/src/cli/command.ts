@@ -1,6 +1,6 @@
 /**
- * The form of a command, and the checks that all commands share: unknown words and options are refused, options given
- * twice too, and an error names the right help page.
+ * The form of a command, and the checks that all commands share: unknown words, unknown options and options that are given
+ * twice are refused, and an error names the right help page.
  */
 import type { Argv, ArgumentsCamelCase } from 'yargs'
 import { UsageError } from './failure.js'
@@ -13,15 +13,15 @@ export interface GlobalOptions {
   readonly json: boolean
 }
 
-/** Their names, and the names of the options that yargs adds. */
+/** Names of the global options, including those that yargs adds. */
 export const GLOBAL_OPTIONS = ['url', 'timeout', 'json', 'help', 'version']
 
 export interface CommandEntry {
-  /** Name, then `<required>` and `[optional]` arguments. */
+  /** Name of the command, followed by its `<required>` and `[optional]` arguments. */
   readonly command: string
   readonly aliases?: readonly string[]
   readonly describe: string
-  /** It has subcommands. */
+  /** Whether the command has subcommands. */
   readonly isGroup?: boolean
   /** Imports the body of the command; called only if the command is used. */
   readonly load: () => Promise<CommandBody>
@@ -41,7 +41,7 @@ export function command<Options>(body: {
   return body
 }
 
-/** Adds commands below `path`, the words that precede them. `$0` handles a missing or unknown command. */
+/** Adds commands below `path`, which is the list of words that precede them. `$0` handles a missing or unknown command. */
 export function addCommands(yargs: Argv, path: readonly string[], entries: readonly CommandEntry[]): Argv {
   for (const { command: text, aliases = [], describe, isGroup = false, load } of entries) {
     const [name, ...positionals] = text.split(' ')
@@ -80,8 +80,8 @@ export function addCommands(yargs: Argv, path: readonly string[], entries: reado
 const SHIELD = '\0'
 
 /**
- * Prefixes the arguments after `--` with a character that no argument can contain. yargs would not assign them to
- * positionals; with the prefix it treats them as ordinary words, even if they start with a dash.
+ * Prefixes the arguments after `--` with a character that no argument can contain. Without the prefix, yargs would not
+ * assign them to positionals. With it, yargs treats them as ordinary words, even if they start with a dash.
  */
 export function shieldWords(args: readonly string[]): string[] {
   const end = args.indexOf('--')
@@ -113,7 +113,7 @@ function ownOptions(yargs: Argv, positionals: readonly string[]): string[] {
   )
 }
 
-/** Refuses extra words, such as the third of `orders hello world` where two are accepted. */
+/** Refuses extra words, such as `world` in `orders hello world` where two words are accepted. */
 function refuseExtra(options: ArgumentsCamelCase, words: readonly string[], positionals: number): void {
   const extra = options._.slice(words.length)
   if (extra.length === 0) return

@@ -18,14 +18,14 @@ export function yesFlag(yargs: Argv): Argv {
   })
 }
 
-/** Whether to ask. `what`: the operation, as the subject of a sentence. @throws UsageError without a terminal */
+/** Whether to ask. `what` is the operation, as the subject of a sentence. @throws UsageError without a terminal */
 export function needsAnswer({ yes }: YesOption, what: string): boolean {
   if (yes) return false
   if (process.stdin.isTTY && process.stderr.isTTY) return true
   throw new UsageError(`${what} needs a confirmation, and stdin is not a terminal.`, 'Add --yes to confirm.')
 }
 
-/** Asks, and returns whether the answer is yes. If not, prints that nothing was changed and sets the exit code. */
+/** Asks, and returns whether the answer is yes. If the answer is no, prints that nothing was changed and sets the exit code. */
 export async function isConfirmed(text: string): Promise<boolean> {
   const terminal = createInterface({ input: process.stdin, output: process.stderr })
   let interrupted = false

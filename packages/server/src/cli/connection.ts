@@ -37,7 +37,7 @@ async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Slu
   try {
     const sluice = await connect(url, {
       name: `sluice ${label}`,
-      // 0: an unreachable broker is reported at once instead of being retried, because a user is waiting.
+      // With 0 an unreachable broker is reported at once and not dialled again, because a user is waiting.
       connectTimeout: 0,
       ...(timeout === undefined ? {} : { timeout: durationMs(timeout, '--timeout', 1) }),
     })

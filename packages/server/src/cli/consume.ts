@@ -1,6 +1,6 @@
 /**
- * `sluice consume`: prints messages and acknowledges each after it was written. Messages that were not written return to
- * the queue when the command is interrupted or the reader closes stdout. A message that cannot be decoded is retried, as
+ * `sluice consume`: prints messages, and acknowledges each message after it was written. Messages that were not written
+ * return to the queue when the command is interrupted or the reader closes stdout. A message that cannot be decoded is retried, as
  * by a handler that throws: held, it would take the credit of a message that can be printed; released, it would come back
  * at once.
  */
@@ -15,7 +15,7 @@ import { counted, notice, outputError } from './output.js'
 import { onStop, signalExit, type StopSignal } from './signals.js'
 
 const PREFETCH = 256
-/** Limits of messages held with --no-ack. The broker leases at most twice these bytes. */
+/** Maximum number and total size of the messages held with --no-ack. The broker leases at most twice this size. */
 const HELD_MESSAGES_MAX = LIMITS.creditMessagesMax
 const HELD_BYTES_MAX = 128 << 20
 
@@ -157,7 +157,7 @@ function checkAll(printer: Printer, unreadable: number, queue: string): void {
   )
 }
 
-/** Lower bound of --wait: a ready message can take this long to arrive. */
+/** Minimum of --wait: a ready message can take this long to arrive. */
 const WAIT_MS_MIN = 100
 
 /**
@@ -202,7 +202,7 @@ class Printer {
     return process.stdout.writableNeedDrain && this.failure === undefined
   }
 
-  /** Some messages are not written and acknowledged yet, so the broker may be waiting for credit. */
+  /** Whether some messages are not yet written and acknowledged; then the broker may be waiting for credit. */
   get isBusy(): boolean {
     return this.#open > 0
   }
@@ -239,12 +239,12 @@ class Printer {
     for (const resolve of waiters) resolve()
   }
 
-  /** Resolves when stdout accepts more, or has failed. */
+  /** Resolves when stdout accepts more output, or has failed. */
   async room(): Promise<void> {
     while (this.isFull && this.#open > 0) await this.#change()
   }
 
-  /** Resolves when each message has been written and acknowledged, or that has failed. */
+  /** Resolves when each message has been written and acknowledged, or when that has failed. */
   async done(): Promise<void> {
     while (this.#open > 0) await this.#change()
   }

@@ -1,6 +1,6 @@
 /**
- * How a failure ends a command: the exit code, one line that says what happened, and one that says what to do. The tables
- * have a row for each error code, and for each system error that a user can act on.
+ * How a failure ends a command: the exit code, one line that states what happened, and one line of advice. The tables have
+ * a row for each error code, and for each system error that a user can act on.
  */
 import { SluiceError, type Effect, type ErrorCode, type Progress } from '@sluice/protocol'
 import { printable } from './output.js'
@@ -12,7 +12,7 @@ export const EXIT = {
   notFound: 4,
   denied: 5,
   unreachable: 6,
-  /** The log failed while the broker was running, so it may confirm nothing more. */
+  /** The log failed while the broker was running, so the broker may confirm nothing more. */
   fatal: 70,
 } as const
 
@@ -102,7 +102,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   },
   QUEUE_DELETED: {
     exit: EXIT.notFound,
-    advice: 'If it is still needed, create it again with `sluice queue ensure NAME`.',
+    advice: 'If the queue is still needed, create it again with `sluice queue ensure NAME`.',
   },
   TOO_MANY_QUEUES: {
     exit: EXIT.failure,
@@ -200,7 +200,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   },
   READ_FAILED: {
     exit: EXIT.failure,
-    advice: "Try again; the broker's log says what it could not read.",
+    advice: "Try again; the broker's log shows what it could not read.",
   },
   LOG_CORRUPT: {
     exit: EXIT.failure,
@@ -246,16 +246,16 @@ const SYSTEM_ROWS: Readonly<Record<string, Row>> = {
 export interface Failure {
   readonly exit: number
   readonly code: string
-  /** One line. */
+  /** What happened, on one line. */
   readonly what: string
-  /** One line. */
+  /** What the user can do, on one line. */
   readonly advice: string
   /** Set if the command had, or may have had, an effect before it failed. */
   readonly outcome?: Effect | undefined
   readonly progress?: Progress | undefined
 }
 
-/** The failure for a thrown value. */
+/** Converts a thrown value to a failure. */
 export function failureOf(error: unknown): Failure {
   const what = printable(error instanceof Error ? error.message : String(error))
   if (error instanceof UsageError) {

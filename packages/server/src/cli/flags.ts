@@ -4,7 +4,7 @@ import { UsageError } from './failure.js'
 import { nearest } from './spelling.js'
 import { duration, moment, size } from './units.js'
 
-/** The whole number that `text` contains; undefined for any other text, and out of bounds. */
+/** The whole number that `text` contains; undefined if `text` is anything else or the number is out of bounds. */
 export function whole(text: string, min: number, max: number): number | undefined {
   if (!/^\d{1,16}$/.test(text)) return undefined
   const value = Number(text)
@@ -20,14 +20,14 @@ export function numberFlag(text: string, flag: string, min: number, max: number)
   )
 }
 
-/** A count or an offset: any whole number from `min`. @throws UsageError */
+/** Reads a count or an offset: any whole number from `min` on. @throws UsageError */
 export function countFlag(text: string, flag: string, min = 0): number {
   return numberFlag(text, flag, min, Number.MAX_SAFE_INTEGER)
 }
 
 const DURATIONS = "Write it with a unit: '500ms', '30s', '5m', '2h', '7d', '1d12h'."
 
-/** A duration with units, at most 100 years, in milliseconds. @throws UsageError */
+/** Reads a duration with units, of at most 100 years. Returns milliseconds. @throws UsageError */
 export function durationMs(text: string, flag: string, minMs = 0): number {
   const ms = duration(text)
   if (ms === undefined) return refuse(text, flag, 'a duration', DURATIONS)
@@ -46,13 +46,13 @@ export function sizeFlag(text: string, flag: string): number {
 
 const MOMENTS = 'Write it as 2026-05-01T10:00Z, or without Z for local time'
 
-/** A time, given as ISO text or as milliseconds since 1970. @throws UsageError */
+/** Reads a time, given as ISO text or as milliseconds since 1970. @throws UsageError */
 export function timeFlag(text: string, flag: string): Date {
   if (/^\d{1,14}$/.test(text)) return new Date(Number(text))
   return moment(text) ?? refuse(text, flag, 'a time', `${MOMENTS}, or as milliseconds since 1970.`)
 }
 
-/** A starting point: a plain number is an offset, any other text a time. @throws UsageError */
+/** Reads a starting point: a plain number is an offset, and any other text is a time. @throws UsageError */
 export function placeFlag(text: string, flag: string): number | Date {
   const must = 'an offset or a time'
   return (
@@ -84,7 +84,7 @@ export function choiceFlag<Choice extends string>(
   )
 }
 
-/** The headers given as `--header name=value`, each name once. @throws UsageError */
+/** Reads the headers given as `--header name=value`; each name may occur once. @throws UsageError */
 export function headersFlag(texts: readonly string[] | undefined): Record<string, string> | undefined {
   if (texts === undefined || texts.length === 0) return undefined
   const headers = new Map<string, string>()
@@ -106,7 +106,7 @@ function refuse(text: string, flag: string, must: string, advice: string): never
   throw new UsageError(`${flag} is ${JSON.stringify(text.slice(0, 60))}; it must be ${must}.`, advice)
 }
 
-/** Drops the fields that are undefined, because options of the client may be missing but not undefined. */
+/** Drops the fields that are undefined, because an option of the client may be missing but not undefined. */
 export function given<Fields extends object>(
   fields: Fields,
 ): { [Name in keyof Fields]?: NonNullable<Fields[Name]> } {

@@ -2,8 +2,9 @@
  * One load process of `sluice bench`: a producer or a consumer with its own connection. It receives its task from its
  * parent, and reports counts and latencies a few times a second.
  *
- * If a rate is set, latencies are measured from the intended send time, so that a stall shows in the messages behind it;
- * otherwise from the call. Times are of the system's monotonic clock, which all processes share.
+ * If a rate is set, latencies are measured from the intended send time, so that a stall also shows in the messages that it
+ * delays. Otherwise they are measured from the call. Times are read from the monotonic clock of the system, which all
+ * processes share.
  */
 import {
   connect,
@@ -20,20 +21,20 @@ export interface LoadTask {
   readonly role: 'producer' | 'consumer'
   readonly url: string | undefined
   readonly queue: string
-  /** Bytes of a body; at least 8, for the send time. */
+  /** Size of a body in bytes; at least 8, for the send time. */
   readonly size: number
-  /** Most unanswered publishes, or messages that a consumer holds. */
+  /** Maximum number of unanswered publishes, or of messages that a consumer holds. */
   readonly inFlight: number
-  /** Messages per second of this process, independent of confirms; 0: each confirm starts the next publish. */
+  /** Number of messages per second that this process publishes, independent of confirms. With 0, each confirm starts the next publish. */
   readonly rate: number
-  /** Stops after this many messages; 0: when the parent sends `stop`. */
+  /** Number of messages after which the process stops. With 0, it stops when the parent sends `stop`. */
   readonly messages: number
   /** Whether bodies contain their send time, which the consumer reads. */
   readonly endToEnd: boolean
 }
 
 export interface LoadReport {
-  /** Messages confirmed or acknowledged since the process started. */
+  /** Number of messages confirmed or acknowledged since the process started. */
   readonly count: number
   /** Times of the first message and of this report, by the monotonic clock. */
   readonly firstMs: number
@@ -49,9 +50,9 @@ export interface LoadFailure {
 }
 
 const REPORT_MS = 200
-/** Latencies kept for one report. */
+/** Maximum number of latencies in one report. */
 const SAMPLES_MAX = 5_000
-/** Without a rate, one in this many publishes is timed, because reading the clock for each would distort the result. */
+/** Without a rate, one in this many publishes is timed. Reading the clock for each publish would distort the result. */
 const TIMED_EVERY = 16
 
 class Load {

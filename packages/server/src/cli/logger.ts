@@ -27,7 +27,7 @@ const LEVELS: Readonly<Record<string, Level>> = {
   'stored messages could not be read': 'error',
 }
 
-/** Bytes of lines that are kept for a slow reader; further lines are dropped. */
+/** Maximum size of the lines that are kept for a slow reader; further lines are dropped. */
 const PENDING_BYTES_MAX = 8 << 20
 
 export class Logger {
@@ -41,7 +41,7 @@ export class Logger {
   static async open(level: LogLevel, isPretty: boolean): Promise<Logger> {
     const destination: DestinationStream = isPretty
       ? await prettyStderr()
-      : // Asynchronous, so that a stalled reader does not block the event loop.
+      : // Writes are asynchronous, so that a stalled reader does not block the event loop.
         pino.destination({ dest: 2, sync: false, maxLength: PENDING_BYTES_MAX })
     const logger = pino(
       {

@@ -88,7 +88,7 @@ Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 5 denied, 6 unreachable.
 
 const WIDTH_MAX = 100
 
-/** Replacements for texts of yargs. */
+/** Replacements for the messages of yargs. */
 const WORDING = {
   'Not enough non-option arguments: got %s, need at least %s': plural('%s of %s arguments'),
   'Not enough arguments following: %s': 'The option --%s needs a value.',
@@ -114,7 +114,8 @@ function program(args: readonly string[]): Argv {
     .option('timeout', {
       type: 'string',
       requiresArg: true,
-      describe: 'Longest wait for an answer, such as 500ms or 10s [default: 5s to connect, 30s per call]',
+      describe:
+        'Maximum time to wait for an answer, such as 500ms or 10s [default: 5s to connect, 30s per call]',
     })
     .option('json', { type: 'boolean', default: false, describe: 'Print JSON' })
     .version(version())

@@ -8,9 +8,9 @@ import { notice, print, printJson } from './output.js'
 import { list, shortened, table, type Column } from './table.js'
 import { rounded } from './units.js'
 
-/** Messages shown without --limit. */
+/** Number of messages that are shown without --limit. */
 export const SHOWN_DEFAULT = 20
-/** Characters that a table shows of a body, and of a key, an id or an error. */
+/** Maximum number of characters that a table shows of a body, and of a key, an id or an error. */
 const BODY_CHARACTERS_MAX = 80
 const TEXT_CHARACTERS_MAX = 40
 
@@ -37,7 +37,7 @@ async function* pages(
 ): AsyncGenerator<PeekedMessage[], number | undefined> {
   let left = limit
   for (let place: number | undefined = from; place !== undefined;) {
-    // One more than is shown, to learn the offset of the next match.
+    // One more message than is shown is requested, to learn the offset of the next match.
     const page: MessagePage = await fetch({ from: place, limit: Math.min(left + 1, LIMITS.pageMessagesMax) })
     if (page.messages.length > left) {
       yield page.messages.slice(0, left)
@@ -84,7 +84,7 @@ function widthMax(): number {
   return process.stdout.isTTY && process.stdout.columns > 0 ? process.stdout.columns : Infinity
 }
 
-/** A row keeps only the beginning of a body, to limit the memory of a long table. */
+/** A row of a table. It keeps only the beginning of a body, to limit the memory of a long table. */
 interface Row {
   readonly message: Omit<PeekedMessage, 'body'>
   readonly when: string
@@ -111,7 +111,7 @@ type MessageColumn =
   | 'body'
 
 interface MessageColumnEntry extends Column<Row> {
-  /** If given, the column is omitted unless a row uses it. */
+  /** If set, the column is omitted unless this is true for a row. */
   readonly isUsed?: (row: Row) => boolean
 }
 
@@ -148,7 +148,7 @@ function whenOf({ readySince, dueAt, leasedAt, diedAt }: PeekedMessage, nowMs: n
   return awayMs > 0 ? `in ${rounded(awayMs)}` : `${rounded(-awayMs)} ago`
 }
 
-/** All fields of a message, for JSON. */
+/** All fields of a message, for the output as JSON. */
 function messageDocument(message: PeekedMessage): object {
   const { queue, offset, state, id, key, priority, attempts, totalAttempts, redrives } = message
   const { publishedAt, readySince, dueAt, leasedAt, holder, diedAt, expiresAt } = message

@@ -49,7 +49,7 @@ export function writeBeforeExit(text: string): void {
   try {
     writeSync(2, text)
   } catch {
-    // stderr is closed.
+    // stderr is closed, so the text cannot be written.
   }
 }
 
@@ -61,12 +61,12 @@ export function printable(text: string): string {
   )
 }
 
-/** A count with its digits in groups of three. */
+/** Formats a count with its digits in groups of three. */
 export function grouped(count: number): string {
   return count.toLocaleString('en-US')
 }
 
-/** "1 message", "2 messages". */
+/** Returns "1 message" or "2 messages". */
 export function counted(count: number, noun: string): string {
   return `${grouped(count)} ${noun}${count === 1 ? '' : 's'}`
 }

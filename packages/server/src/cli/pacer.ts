@@ -8,8 +8,8 @@ export function nowMs(): number {
 }
 
 /**
- * Calls `each` with the send times, `rate` of them per second from now on, by the clock of `nowMs`. Returns a function that
- * ends it. A thread waits for each time, because timers of the event loop are late under load.
+ * Calls `each` with the send times, `rate` times per second from now on, by the clock of `nowMs`. Returns a function that
+ * ends the calls. A thread waits for each time, because timers of the event loop are late under load.
  */
 export function pace(rate: number, each: (dueMs: number) => void): () => void {
   const pacer = new Thread(PACER, { eval: true, workerData: { rate } })

@@ -41,12 +41,13 @@ export const reschedule = command<RescheduleOptions>({
       .option('delay', {
         type: 'string',
         requiresArg: true,
-        describe: 'Due this long from now, such as 30s or 2h; 0: now',
+        describe: 'Time from now until the message is due, such as 30s or 2h; 0 means now',
       })
       .option('at', {
         type: 'string',
         requiresArg: true,
-        describe: 'Due at this time: ISO text such as 2030-05-01T10:00Z, or milliseconds since 1970',
+        describe:
+          'Time at which the message is due: ISO text such as 2030-05-01T10:00Z, or milliseconds since 1970',
       })
       .epilogue(WHICH),
   handler: async (options) => {

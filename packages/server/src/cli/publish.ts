@@ -1,6 +1,6 @@
 /**
- * `sluice publish`: publishes one message from an argument or a file, or one for each line of stdin. stdin is read only a
- * bounded number of messages and bytes ahead of the confirms.
+ * `sluice publish`: publishes one message from an argument or a file, or one message for each line of stdin. The messages
+ * that are read from stdin and not yet confirmed are bounded in number and size.
  */
 import { open } from 'node:fs/promises'
 import type { MessageOptions, Receipt } from '@sluice/client'
@@ -17,11 +17,11 @@ import { onStop, signalExit, type StopSignal } from './signals.js'
 const BODY_TYPES = ['text', 'json', 'bytes'] as const
 type BodyType = (typeof BODY_TYPES)[number]
 
-/** Most messages and bytes that are published and not yet confirmed. */
+/** Maximum number and size of the messages that are published and not yet confirmed. */
 const IN_FLIGHT_MESSAGES_MAX = 5_000
 const IN_FLIGHT_BYTES_MAX = 16 << 20
 const PROGRESS_MS = 200
-/** The summary shows a rate from this many messages on. */
+/** Number of messages from which on the summary shows a rate. */
 const RATE_MESSAGES_MIN = 1_000
 
 interface PublishOptions {
@@ -44,7 +44,7 @@ const MESSAGE_FLAGS = {
   id: 'Deduplication id: the same id is not accepted twice',
   'on-duplicate': 'keep or replace the waiting message with the same id [default: keep]',
   key: 'Ordering key: messages of one key are handled one after the other',
-  priority: `0 to ${LIMITS.priorityMax}, higher goes first [default: 0]`,
+  priority: `0 to ${LIMITS.priorityMax}; a higher priority is delivered first [default: 0]`,
   delay: 'Deliver no earlier than this long from now, such as 30s or 2h',
   at: 'Deliver no earlier than this time: ISO text such as 2030-05-01T10:00Z, or milliseconds since 1970',
   ttl: 'Expire this long after it is due [default: the queue setting]',
@@ -203,7 +203,7 @@ function isBlank(bytes: Uint8Array): boolean {
 /** The unconfirmed publishes: bounded in number and size, and reported in order. */
 class PublishWindow {
   confirmed = 0
-  /** Duplicates among the confirmed messages. */
+  /** Number of duplicates among the confirmed messages. */
   duplicates = 0
   firstOffset: number | undefined
   lastOffset: number | undefined

@@ -21,7 +21,7 @@ interface QueueFlag {
   readonly flag: string
   readonly option: Option
   readonly unit: Unit
-  /** Its path in the client's options: `retry-initial` is `retry.initial`. */
+  /** Path of the option in the options of the client: `retry-initial` is `retry.initial`. */
   readonly path: readonly [string, string?]
 }
 
@@ -39,7 +39,7 @@ function queueFlag(name: QueueOptionName): QueueFlag {
 const NAMES = Object.keys(QUEUE_OPTIONS) as QueueOptionName[]
 const QUEUE_FLAGS = NAMES.map(queueFlag)
 
-/** The option can be none, so it has a flag `--no-NAME`. */
+/** Whether the option can be none; then it has a flag `--no-NAME`. */
 function isOptional({ option }: QueueFlag): boolean {
   return option.default === 0 || option.default === ''
 }
@@ -72,7 +72,7 @@ function described(each: QueueFlag): string {
 }
 
 /**
- * The options that are given, in the form of the client.
+ * The options that are given, in the form that the client takes.
  * @throws UsageError, SluiceError INVALID_ARGUMENT, INVALID_NAME
  */
 export function queueOptionsOf(flags: Readonly<Record<string, unknown>>): QueueOptions {
@@ -142,7 +142,7 @@ function valueText({ option, unit }: QueueFlag, value: unknown): string {
   return unit === 'duration' ? durationText(value) : unit === 'size' ? sizeText(value) : String(value)
 }
 
-/** Runs `work`; in its errors, options are named by their flags. */
+/** Runs `work`, and replaces the names of options in its errors by the names of their flags. */
 export async function withFlagNames<Result>(work: () => Promise<Result>): Promise<Result> {
   try {
     return await work()

@@ -47,7 +47,7 @@ export const replay = command<ReplayFlags>({
         ),
       ),
     ).epilogue(
-      'Publishes acknowledged messages again that the queue still keeps: see --retain-age and --retain-bytes of ' +
+      'Publishes again the acknowledged messages that the queue still keeps: see --retain-age and --retain-bytes of ' +
         '`sluice queue ensure`. Each copy is a new message.',
     ),
   handler: async (options) => {

@@ -14,7 +14,7 @@ export interface RecordFilterOptions {
   readonly youngerThan: string | undefined
 }
 
-/** Filters that also use what happened to a message since then. */
+/** Filters that also use what happened to a message after it was published. */
 export interface FilterOptions extends RecordFilterOptions {
   readonly reason: string | undefined
   readonly error: string | undefined
@@ -62,7 +62,7 @@ export function filterOf(options: RecordFilterOptions & Partial<FilterOptions>):
   const { key, id, header, reason, error, attempts, olderThan, youngerThan } = options
   // An empty value is most likely an unset variable of the shell.
   for (const [flag, text] of Object.entries({ key, id, error })) {
-    if (text === '') throw new UsageError(`--${flag} is empty.`, 'Give a text, or omit it.')
+    if (text === '') throw new UsageError(`--${flag} is empty.`, 'Give a value, or omit the option.')
   }
   return given({
     key,

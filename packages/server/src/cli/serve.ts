@@ -1,6 +1,6 @@
 /**
- * `sluice serve`: the broker as a process. A signal stops it gracefully, a second one immediately. If its log fails, it
- * exits with code 70, because it may confirm nothing more.
+ * `sluice serve`: the broker as a process. A first signal stops it gracefully, and a second one immediately. If its log
+ * fails, it exits with code 70, because it may confirm nothing more.
  */
 import { startServer, type RunningServer } from '../server.js'
 import { command } from './command.js'
@@ -21,7 +21,7 @@ import { version } from '../version.js'
 
 /** Time limit of a graceful stop. */
 const STOP_MS_MAX = 9_500
-/** Time limit for a startup to finish after a signal. Aborting a startup loses nothing. */
+/** Time limit for finishing a startup after a signal. Aborting a startup loses nothing. */
 const START_MS_MAX = 2_000
 
 export const serve = command({
@@ -82,7 +82,7 @@ async function run(settings: Settings, forceLock: boolean, logger: Logger, isPre
     memoryBytes: settings.memory,
     session: { heartbeatMs: settings.heartbeat },
     onEvent: (event, details) => {
-      // `onFatal` logs this one.
+      // `onFatal` logs this event.
       if (event !== 'log failed') logger.event(event, details)
     },
     onFatal: (error) => fatal(logger, error),

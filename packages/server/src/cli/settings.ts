@@ -11,12 +11,12 @@ import { UsageError } from './failure.js'
 import { nearest } from './spelling.js'
 import { duration, size } from './units.js'
 
-/** The log itself accepts less, but state pages of queues with keys, ids and times to live need this much. */
+/** Minimum size of a segment. The log itself accepts less, but state pages of queues with keys, ids and times to live need this much. */
 const SEGMENT_BYTES_LEAST = 1024 ** 2
 
 interface Setting<Value> {
   readonly describe: string
-  /** In the form of a flag's value. */
+  /** The default, written like the value of a flag. */
   readonly default: string
   /** The expected form, to end the sentence "it must be …". */
   readonly form: string
@@ -49,7 +49,7 @@ export const SETTINGS = {
     text === '' || text.includes('\0') ? undefined : text,
   ),
   'segment-bytes': setting(
-    'Size of a log file; an existing log keeps its own',
+    'Size of a log file; an existing log keeps its size',
     `${SEGMENT_BYTES_DEFAULT / 1024 ** 2}MiB`,
     `a size from ${SEGMENT_BYTES_LEAST / 1024 ** 2}MiB to ${SEGMENT_BYTES_MAX / 1024 ** 2}MiB in whole blocks of 4KiB`,
     (text) => {
@@ -58,7 +58,7 @@ export const SETTINGS = {
     },
   ),
   'max-message-bytes': setting(
-    'Largest message; at most a quarter of a segment',
+    'Maximum size of a message; at most a quarter of a segment',
     `${LIMITS.messageBytesDefault / 1024 ** 2}MiB`,
     `a size from 1 to ${LIMITS.messageBytesMax / 1024 ** 2}MiB`,
     (text) => {
@@ -67,7 +67,7 @@ export const SETTINGS = {
     },
   ),
   'max-connections': setting(
-    'Most connections at a time',
+    'Maximum number of connections',
     '10000',
     `a whole number from 1 to ${CONNECTIONS_MAX}`,
     (text) => whole(text, 1, CONNECTIONS_MAX),
@@ -82,7 +82,7 @@ export const SETTINGS = {
     },
   ),
   heartbeat: setting(
-    'Longest silence of a healthy connection; after twice that it is closed',
+    'Maximum silence of a healthy connection; after twice this time it is closed',
     `${LIMITS.heartbeatMsDefault / 1000}s`,
     `a duration from ${durationText(LIMITS.heartbeatMsMin)} to ${durationText(LIMITS.heartbeatMsMax)}`,
     (text) => {

@@ -1,6 +1,6 @@
 /** Suggests a known word for a mistyped one. */
 
-/** Words up to this length match with one edit only, because two edits would be half the word. */
+/** Words up to this length match with one edit only, because two edits would change half of the word. */
 const SHORT = 4
 
 /** The known word with the fewest edits; undefined if it is too different. */
@@ -18,7 +18,7 @@ export function nearest(word: string, known: Iterable<string>): string | undefin
   return bestDistance <= (best.length <= SHORT ? 1 : Math.ceil(best.length / 3)) ? best : undefined
 }
 
-/** The number of letters to insert, delete, replace, or swap with a neighbour. */
+/** The number of letters that must be inserted, deleted, replaced, or swapped with a neighbour. */
 export function editDistance(from: string, to: string): number {
   let beforeLast: number[] = []
   let last = Array.from({ length: to.length + 1 }, (_, index) => index)

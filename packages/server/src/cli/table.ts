@@ -1,4 +1,4 @@
-/** Tables and lists as aligned text without borders, numbers right-aligned. A pipe gets the same text as a terminal. */
+/** Formats tables and lists as aligned text without borders. Numbers are right-aligned. A pipe gets the same text as a terminal. */
 import { printable } from './output.js'
 
 export interface Column<Row> {
@@ -8,7 +8,7 @@ export interface Column<Row> {
 
 const GAP = '  '
 
-/** A line of titles, then one line for each row. Lines are cut at `widthMax`. */
+/** Returns a line of titles, and then one line for each row. Lines are truncated to `widthMax`. */
 export function table<Row>(
   columns: readonly Column<Row>[],
   rows: readonly Row[],
@@ -30,7 +30,7 @@ export function table<Row>(
     .join('')
 }
 
-/** One line for each entry: its name, then its value. */
+/** Returns one line for each entry, with its name and its value. */
 export function list(
   entries: readonly (readonly [name: string, value: string | number])[],
   indent = '',

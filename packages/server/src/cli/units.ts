@@ -38,10 +38,10 @@ export function duration(text: string): number | undefined {
   return text === '' ? undefined : Math.round(ms)
 }
 
-/** From this many of a unit on, the next smaller unit is omitted. */
+/** If a duration has at least this many of its largest unit, the next smaller unit is omitted. */
 const UNITS_MANY = 10
 
-/** A duration in its largest unit, and for less than 10 of that also in the next smaller: 350ms, 12s, 1h59m, 30d. */
+/** A duration in its largest unit and, if that number is below 10, also in the next smaller unit: 350ms, 12s, 1h59m, 30d. */
 export function rounded(ms: number): string {
   for (const [index, [unit, unitMs]] of DURATION_UNITS.entries()) {
     if (ms < unitMs || unit === 'ms') continue

@@ -11,30 +11,30 @@ import type { Traits } from './chunk.js'
 import { ID_WORDS, isId } from './hash.js'
 import type { Queue } from './queue.js'
 
-/** A batch before it changes anything. Final after `check`. */
+/** A batch before it changes anything. Its fields are final after `check`. */
 export interface AdmittedBatch {
-  /** Offset of its first message. */
+  /** Offset of the first message of the batch. */
   readonly base: number
-  /** Messages with the id of another message, in any order. */
+  /** Messages that have the id of another message, in any order. */
   later: { readonly index: number; readonly first: First }[] | undefined
-  /** The same by index: index → offset of the other message. */
+  /** The same messages by index: index → offset of the other message. */
   duplicates: Map<number, number> | undefined
-  /** Messages that replace a waiting one: index → offset of that one. */
+  /** Messages that replace a waiting message: index → offset of the waiting message. */
   replaced: Map<number, number> | undefined
-  /** Messages and bytes without duplicates. */
+  /** Number and bytes of the messages, without duplicates. */
   messages: number
   bytes: number
 }
 
-/** The message that has an id, until the end of the step. */
+/** The message that has an id until the end of the step. Other messages with that id are duplicates. */
 interface First {
-  /** Offset of a message that arrives, or of one that is known. */
+  /** Offset of the message, which arrives in this step or was known before. */
   offset: number
   /** The batch of the arriving message; undefined if the message was known before. */
   batch: AdmittedBatch | undefined
-  /** Size of its record, if sizes count. */
+  /** Size of the record; 0 if single sizes are not needed. */
   bytes: number
-  /** Offset of the message that it replaces; -1: none. */
+  /** Offset of the message that it replaces; -1 if there is none. */
   readonly replaced: number
 }
 
@@ -44,14 +44,14 @@ export class Admission {
   readonly batches: AdmittedBatch[] = []
   /** Number of offsets that the batches take. */
   taken = 0
-  /** Messages that are acknowledged in the same step, and count as gone. */
+  /** Number of messages that are acknowledged in the same step. They count as gone. */
   #messagesLeaving = 0
   #bytesLeaving = 0
-  /** Their offsets; undefined: none. */
+  /** Offsets of these messages; undefined if there are none. */
   #leaving: Set<number> | undefined
-  /** The message of each id in the batches; undefined: none so far. */
+  /** The message of each id in the batches; undefined until there is one. */
   #firsts: Map<string, First> | undefined
-  /** Those that replace a waiting message. */
+  /** Those of `#firsts` that replace a waiting message. */
   #replacing: First[] | undefined
   /** Number of ids that were not known. */
   #freshIds = 0
@@ -60,7 +60,7 @@ export class Admission {
     this.#queue = queue
   }
 
-  /** The leased message at `offset` is acknowledged in the same step. */
+  /** Notes that the leased message at `offset` is acknowledged in the same step. */
   leaves(offset: number, bytes: number): void {
     this.#messagesLeaving++
     this.#bytesLeaving += bytes
@@ -118,7 +118,7 @@ export class Admission {
         if (!isAccepted) addLater(batch, index, bytes, made)
         else if (known !== -1) (this.#replacing ??= []).push(made)
       } else if (replaces && first.batch !== undefined) {
-        // If several messages replace the same one, the last one is accepted, across batches too.
+        // If several messages replace the same one, the last of them is accepted, even if they are in different batches.
         addLater(first.batch, first.offset - first.batch.base, first.bytes, first)
         first.offset = offset
         first.batch = batch

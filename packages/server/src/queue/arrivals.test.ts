@@ -35,7 +35,7 @@ const steps = fc.array(
       weight: 8,
       arbitrary: fc.record({
         queue: fc.nat(QUEUES - 1),
-        // Up to more messages than a chunk holds, and more than may stay in the ring.
+        // The largest batches have more messages than a chunk holds, and more than may stay in the ring.
         append: fc.oneof(fc.integer({ min: 1, max: 3 }), fc.integer({ min: 1, max: 1_500 })),
       }),
     },

@@ -1,28 +1,28 @@
 /**
- * Arrivals: batches that are counted in their queues, but not yet in the chunks and lines. All queues share one ring.
+ * Arrivals: batches that are counted in their queues but not yet added to the chunks and lines. All queues share one ring.
  *
- * A publish that cycles through 10,000 queues misses the CPU cache on each. Accepting a batch touches one part of its
- * queue, and the end of this ring. The other dozen cache lines of the queue are touched once for several batches.
+ * A client that publishes to 10,000 queues in turn misses the CPU cache on each. Accepting a batch touches only one part of
+ * its queue, and the end of this ring. The other dozen cache lines of the queue are touched once for several batches.
  *
- * Invariant: the arrivals of a queue are a chain, from its newest, which the queue keeps, to its oldest. The queue
- * applies the whole chain before its chunks or its line are read, and before the ring overwrites its oldest.
+ * Invariant: the arrivals of a queue are a chain from the newest, whose place the queue keeps, to the oldest. The queue
+ * applies the whole chain before its chunks or its line are read, and before the ring overwrites the oldest.
  */
 
 /** A queue with arrivals. */
 export interface Arriving {
-  /** Place of its newest arrival; `NO_ARRIVAL`: none. */
+  /** Place of the newest arrival; `NO_ARRIVAL` if there is none. */
   lastArrival: number
-  /** Moves all its arrivals out of the ring. */
+  /** Moves all arrivals of the queue out of the ring. */
   applyArrivals(): void
 }
 
 export const NO_ARRIVAL = -1
 
-/** Six for each of 10,000 queues: 2.5 MiB. */
+/** Number of places. It is enough for six arrivals of each of 10,000 queues, and takes 2.5 MiB. */
 const PLACES_DEFAULT = 1 << 16
 const PLACES_FIRST = 64
 
-/** Numbers of an arrival: position in the log, time, record bytes, and count and link in one. */
+/** Numbers per arrival: its position in the log, its time, its record bytes, and one number for both count and link. */
 const WIDTH = 4
 const POSITION = 0
 const TIME = 1
@@ -32,7 +32,7 @@ const COUNT_UNIT = 2 ** 32
 
 export class Arrivals {
   readonly #placesMax: number
-  /** Grows up to `#placesMax` places. */
+  /** The ring, which grows up to `#placesMax` places. */
   #numbers = new Float64Array(PLACES_FIRST * WIDTH)
   readonly #owners: (Arriving | undefined)[] = []
   #next = 0
@@ -57,7 +57,7 @@ export class Arrivals {
     owner.lastArrival = place
   }
 
-  /** Reverses the chain that starts at `last`, its newest. Returns the place of its oldest. */
+  /** Reverses the chain that starts at `last`, the newest arrival. Returns the place of the oldest. */
   reverse(last: number): number {
     let after = NO_ARRIVAL
     for (let place = last; place !== NO_ARRIVAL;) {
@@ -81,12 +81,12 @@ export class Arrivals {
     return this.#numbers[place * WIDTH + TIME]!
   }
 
-  /** Record bytes. */
+  /** Record bytes of the arrival. */
   bytes(place: number): number {
     return this.#numbers[place * WIDTH + BYTES]!
   }
 
-  /** Frees the place. Returns the next one in the reversed chain, `NO_ARRIVAL` after the last. */
+  /** Frees the place. Returns the next place in the reversed chain, or `NO_ARRIVAL` after the last. */
   free(place: number): number {
     this.#owners[place] = undefined
     return this.#link(place)

@@ -1,12 +1,12 @@
-/** The wait before a failed message is delivered again. The consumer can ask for another one. */
+/** The wait before a failed message is delivered again. The consumer can ask for another wait. */
 import type { QueueOptions } from '@sluice/protocol'
 
-/** More doublings reach the longest wait in any case. */
+/** Maximum number of doublings. After these, the longest wait is reached in any case. */
 const DOUBLINGS_MAX = 50
 
 /**
- * Wait before attempt `attempts + 1`: initial × 2^(attempts − 1), within ± 20 % by `chance` in [0, 1), at most
- * `retryMaxMs`.
+ * Returns the wait before attempt `attempts + 1`: initial × 2^(attempts − 1), changed by up to ± 20 % according to `chance`
+ * in [0, 1), and at most `retryMaxMs`.
  */
 export function backoffMs(
   { retryInitialMs, retryMaxMs }: Pick<QueueOptions, 'retryInitialMs' | 'retryMaxMs'>,

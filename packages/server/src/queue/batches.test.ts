@@ -70,7 +70,7 @@ it('returns what was pushed, at any distance, also after a page was decoded', ()
         expect(table.encode(page, 5)).toBe(5 + table.pageBytes)
         const again = new BatchTable()
         expect(again.decode(page, 5, table.count, table.isNarrow)).toBe(5 + table.pageBytes)
-        // Batches can still be pushed.
+        // Further batches can be pushed.
         for (const one of [table, again]) one.push(first, place + 7, timeMs + 9, 99)
         plain.push({ first, place: place + 7, timeMs: timeMs + 9, bytes: 99 })
         expect(contentsOf(again)).toEqual(plain)

@@ -1,13 +1,14 @@
 /**
- * The batches that hold the messages of one chunk, oldest first: for each the index of its first message, its position in
- * the log, its time of publication and its size there. Most positions and times are less than 2^32 above those of the
- * first batch, and few batches have 64 KiB: a batch takes 12 bytes while that is true of all of them, and 20 otherwise.
- * Ten million messages in batches of one need ten million of these.
+ * The batches that hold the messages of one chunk, oldest first. Each has the index of its first message, its position in
+ * the log, its time of publication, and its size in the log. Most positions and times are less than 2^32 above those of the
+ * first batch, and few batches have 64 KiB. While this is true of all batches of the chunk, a batch takes 12 bytes, and
+ * otherwise 20. The size matters, because ten million messages in batches of one need ten million entries.
  *
- * All of it is in one array of 16-bit words, as in a page. A publish that cycles through 10,000 queues misses the CPU
- * cache on each: one array costs one miss, eight arrays cost eight.
+ * The whole table is in one array of 16-bit words, as in a page. A client that publishes to 10,000 queues in turn misses the
+ * CPU cache on each: one array costs one miss, and eight arrays would cost eight.
  *
- * Words: index, position and time of the first batch in the wide form, the base of the narrow ones; then for each batch
+ * Words: first the index, position and time of the first batch in the wide form, which are the base of the narrow form. Then
+ * for each batch
  *   narrow: first index · 2 of position · 2 of time · bytes    wide: first index · 4 of position · 3 of time · 2 of bytes
  */
 import { CHUNK_MESSAGES } from './bits.js'
@@ -15,7 +16,7 @@ import { CHUNK_MESSAGES } from './bits.js'
 const BATCHES_FIRST = 2
 const NARROW = 6
 const WIDE = 10
-/** Words before those of the first batch. */
+/** Number of words before the words of the first batch. */
 const AHEAD = 8
 const FIRST = 0
 const PLACE = 1
@@ -31,7 +32,7 @@ export class BatchTable {
   count = 0
   /** Number of batches that there is room for. */
   room = BATCHES_FIRST
-  /** Words of one batch. */
+  /** Number of words of one batch. */
   #width = NARROW
   #words = new Uint16Array(AHEAD + BATCHES_FIRST * NARROW)
 
@@ -39,12 +40,12 @@ export class BatchTable {
     return this.#width === NARROW
   }
 
-  /** Size in a page. */
+  /** Size of the table in a page. */
   get pageBytes(): number {
     return (this.isNarrow ? AHEAD + this.count * NARROW : this.count * WIDE) * 2
   }
 
-  /** Adds a batch of `bytes`, header included. Its first message has the index `first`, above that of all others. */
+  /** Adds a batch of `bytes`, header included. Its first message has the index `first`, above all indexes in the table. */
   push(first: number, place: number, timeMs: number, bytes: number): void {
     const batch = this.count++
     if (batch === 0) {
@@ -61,9 +62,9 @@ export class BatchTable {
   }
 
   /**
-   * Removes the batches between the first and the last that hold none of these messages, which are in order of their
-   * indexes. The batch before a removed one takes over its indexes. The first and the last may reach into the neighbouring
-   * chunks, which look for them here.
+   * Removes batches that hold none of these messages. `indexes` are in ascending order. The batch before a removed one takes
+   * over its indexes. The first and the last batch are kept, because they may reach into the neighbouring chunks, which look
+   * for them here.
    */
   keep(indexes: readonly number[]): void {
     const last = this.count - 1
@@ -84,13 +85,13 @@ export class BatchTable {
     this.#words.copyWithin(AHEAD + to * width, AHEAD + batch * width, AHEAD + (batch + 1) * width)
   }
 
-  /** Releases unused room: no more batches follow. */
+  /** Releases unused room, because no more batches follow. */
   trim(): void {
     this.room = Math.max(this.count, BATCHES_FIRST)
     this.#words = this.#words.slice(0, AHEAD + this.room * this.#width)
   }
 
-  /** Index of the batch's first message. */
+  /** Index of the first message of the batch. */
   first(batch: number): number {
     return this.#words[AHEAD + batch * this.#width]!
   }
@@ -105,7 +106,7 @@ export class BatchTable {
     return this.isNarrow ? this.#wideTime(0) + this.#pair(at + TIME_NARROW) : this.#wideTime(at)
   }
 
-  /** Size in the log: that of the whole batch, even if it reaches into the next chunk. */
+  /** Size of the whole batch in the log, even if the batch reaches into the next chunk. */
   bytes(batch: number): number {
     const at = AHEAD + batch * this.#width
     return this.isNarrow ? this.#words[at + BYTES_NARROW]! : this.#pair(at + BYTES_WIDE)
@@ -139,7 +140,7 @@ export class BatchTable {
     return this.timeMs(this.find(index))
   }
 
-  /** Writes the words into a page, in the wide form without those before the first batch. Returns the end. */
+  /** Writes the words into a page. The wide form omits the words before the first batch. Returns the end. */
   encode(bytes: Uint8Array, at: number): number {
     const written = bytes.subarray(at, at + this.pageBytes)
     written.set(this.#pageWords)

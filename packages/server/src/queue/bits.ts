@@ -1,6 +1,6 @@
 /**
- * Sets of message indexes within one chunk: 1,024 bits in 32 words, several sets one after another. Pure; nothing here
- * allocates.
+ * Sets of message indexes within one chunk. A set has 1,024 bits in 32 words, and several sets follow one another. The
+ * functions are pure and allocate nothing.
  */
 
 export const CHUNK_MESSAGES = 1024

@@ -1,14 +1,14 @@
 /**
- * The page of a chunk: its durable state at one position of the log. The newest page of each chunk and the facts after
- * it are the whole state of its messages, so older parts of the log can go. A checkpoint encodes pages, and recovery
+ * The page of a chunk: its durable state at one position of the log. The newest page of each chunk and the facts after it
+ * are the whole state of its messages, so older parts of the log can be deleted. A checkpoint encodes pages, and recovery
  * decodes them.
  *
  * Page: u64 base · u64 record bytes · u16 count · u16 batches · u16 waiting · u16 dead · u16 redriven · u16 live · u32 flags
  *   (1 gone, 2 priorities, 4 expiries, 8 keys, 16 ids, 32 sizes, 64 narrow, 128 listed) · batches of u16 first index, u64 position,
  *   u48 time, u32 bytes; narrow: u16 first index, u64 position and u48 time of the first batch, then for each batch u16
- *   first index, u32 position and u32 time above those of the first, u16 bytes ·
- *   128 B of gone bits, index 0 in the lowest; or listed: live × u16 index, all others are gone · then for each message,
- *   or for each listed one: u8 priority; u48 expiry; two u32 of the key's hash; four u32 of the id's hash; u32 record
+ *   first index, u32 position and u32 time relative to the first batch, u16 bytes ·
+ *   128 B of gone bits, index 0 in the lowest bit; or listed: live × u16 index, all other messages are gone · then for each
+ *   message, or for each listed one: u8 priority; u48 expiry; two u32 of the key's hash; four u32 of the id's hash; u32 record
  *   size · waiting of u32 index and attempts, u64 due · redriven of u16 index, u16 redrives, u32 attempts before
  *   the last redrive · dead of u32 index and attempts, u8 death (128: to be moved), u8 0, u16 reason bytes, u64 time, reason.
  *   A u32 of index and attempts has the index in its low 10 bits.
@@ -38,7 +38,7 @@ const GONE_BYTES = CHUNK_WORDS * 4
 const INDEX_BYTES = 2
 const WAITING_BYTES = 12
 const REDRIVEN_BYTES = 8
-/** Without its reason. */
+/** Size of a dead message without its reason. */
 const DEAD_BYTES = 16
 const FLAG = {
   gone: 1,
@@ -51,13 +51,13 @@ const FLAG = {
   listed: 128,
 } as const
 const MOVING = 128
-/** Live messages are listed if they are less than this share of all, one in four. */
+/** Live messages are listed if fewer than one message in this many is live. */
 const LISTED_SHARE = 4
 const INDEX_BITS = 10
 const INDEX_MASK = 2 ** INDEX_BITS - 1
 const ALL_INDEXES: readonly number[] = Array.from({ length: CHUNK_MESSAGES }, (_, index) => index)
 
-/** The bytes of the page. A chunk holds the slots of its keys; their hashes are in `keys`. */
+/** Returns the bytes of the page. A chunk holds the slots of its keys; the hashes of the keys are in `keys`. */
 export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   const { count, live, batches } = chunk
   const isListed = live * LISTED_SHARE < count
@@ -86,7 +86,7 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   return bytes
 }
 
-/** The bytes have passed their checksum. Each message that is not gone holds its key in `keys`. */
+/** Decodes a page whose checksum was verified. Each message that is not gone holds its key in `keys`. */
 export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): Chunk {
   const head = decodeHead(bytes, start)
   const { count, flags } = head
@@ -193,13 +193,13 @@ function decodeList(bytes: Uint8Array, at: number, chunk: Chunk, live: number): 
   return indexes
 }
 
-// --- columns: a value for each of `indexes`, if any message of the chunk has one ---
+// --- columns: one value for each of `indexes`; a column is present if any message of the chunk has a value in it ---
 
 interface PageColumn {
   readonly flag: number
   /** Size of one value. */
   readonly bytes: number
-  /** Columns of the chunk that hold it, reserved together before a whole page is decoded. */
+  /** Columns of the chunk that hold the value. They are reserved together before a whole page is decoded. */
   readonly names: readonly ColumnName[]
   isIn(chunk: Chunk): boolean
   /** Returns the position after the last value, as `decode` does. */
@@ -306,7 +306,7 @@ const SIZE_COLUMN: PageColumn = {
   },
 }
 
-/** In the order of the page. */
+/** The columns, in the order of the page. */
 const PAGE_COLUMNS: readonly PageColumn[] = [
   PRIORITY_COLUMN,
   EXPIRY_COLUMN,

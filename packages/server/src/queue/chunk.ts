@@ -1,7 +1,7 @@
 /**
  * A chunk: the durable state of 1,024 consecutive offsets of one queue. A message that waits without options costs only its
- * part of the batch table. The state of single messages is in tables that grow with their contents. As messages go, the
- * tables are packed: one message that is left takes the room of one, not of a thousand.
+ * part of the batch table. The state of single messages is in tables that grow with their contents. When messages are gone,
+ * the tables are packed, so that a single remaining message takes the room of one message and not of a thousand.
  *
  * Invariant: `live` counts the indexes in `[0, count)` that are not gone. After recovery a chunk can begin in its middle:
  * then the indexes before its first message are gone.
@@ -20,17 +20,17 @@ export { DEATH, type Death }
 /** Options of the messages of one batch, by index in the batch. One object is filled again for each batch. */
 export interface Traits {
   readonly priorities: Uint8Array
-  /** Time at which a delayed message is due, ms since the epoch; 0: at once. */
+  /** Time at which a delayed message is due, ms since the epoch; 0 for a message without a delay. */
   readonly dues: Float64Array
-  /** Time at which a message expires; 0: never. */
+  /** Time at which a message expires; 0 if it does not expire. */
   readonly expiries: Float64Array
-  /** Whether any message has a key. `keys`: two words of the hash of each key, both 0 for a message without one. */
+  /** Whether any message has a key. `keys` has two words of the hash of each key, both 0 for a message without a key. */
   readonly isKeyed: boolean
   readonly keys: Uint32Array
-  /** Whether any message has an id. `ids`: four words of the hash of each id, all 0 for a message without one. */
+  /** Whether any message has an id. `ids` has four words of the hash of each id, all 0 for a message without an id. */
   readonly hasIds: boolean
   readonly ids: Uint32Array
-  /** 1: the message replaces a waiting message with the same id. */
+  /** 1 if the message replaces a waiting message with the same id. */
   readonly replaces: Uint8Array
   /** Sizes of the records; undefined if single sizes are not needed. */
   readonly sizes: Uint32Array | undefined
@@ -40,14 +40,14 @@ export interface Traits {
 export interface RedriveHistory {
   /** Number of redrives. */
   readonly redrives: number
-  /** Attempts before the last redrive. */
+  /** Number of attempts before the last redrive. */
   readonly attempts: number
 }
 
 /** Tables with less room than this are packed only in a full chunk, which gets no more messages. */
 const ROWS_KEPT = 32
 const BATCHES_KEPT = 32
-/** A chunk whose messages go in order is packed only when this many or fewer are left: most such chunks soon empty. */
+/** A chunk whose messages go in order is packed only when this many or fewer are left, because most such chunks are soon empty. */
 const DRAINED_MAX = 4
 /** Columns whose contents must be released when a message is gone: its key, its id, its share of the bytes. */
 const RESOURCES = (1 << COLUMN.key) | (1 << COLUMN.id) | (1 << COLUMN.size)
@@ -56,7 +56,7 @@ export const PRIORITIES = 2 ** PRIORITY_BITS
 const PRIORITY_MASK = PRIORITIES - 1
 
 export class Chunk {
-  // Fields that each append reads are declared first. For most chunks it reads no others.
+  // Fields that each append reads are declared first. For most chunks an append reads no other fields.
   /** Offset of index 0. */
   readonly base: number
   /** Index after the last appended message. */
@@ -66,12 +66,12 @@ export class Chunk {
   bytes = 0
   /** The batches of the messages. Only the contents and the pages of a queue use this table. */
   readonly batches = new BatchTable()
-  /** Bit by priority: some message was appended with it. */
+  /** One bit for each priority, which is set if some message was appended with that priority. */
   priorityMask = 0
-  /** The state differs from its newest page in the log, whose position is `pagePosition` (-1: there is none). */
+  /** Whether the state differs from its newest page in the log, whose position is `pagePosition` (-1 if there is none). */
   dirty = true
   pagePosition = -1
-  /** Bytes of that page in the log. */
+  /** Size of that page in the log. */
   pageBytes = 0
   readonly marks = new Marks()
   dead: DeadMessages | undefined
@@ -81,9 +81,9 @@ export class Chunk {
   /** Number and bytes of the live messages whose size is known. */
   #sizedLive = 0
   #sizedBytes = 0
-  /** No message here expires earlier. */
+  /** Lower bound for the time at which the next message of the chunk expires. */
   earliestExpiryMs = Infinity
-  /** Volatile: no message here beyond the horizon of the schedule is due earlier. */
+  /** Lower bound for the due times of the messages of the chunk that are beyond the horizon of the schedule. Volatile. */
   laterMs = Infinity
 
   constructor(base: number) {
@@ -103,7 +103,7 @@ export class Chunk {
     return this.priorityMask === 1 << priority
   }
 
-  /** Attempts that were charged so far. */
+  /** Number of attempts that were charged so far. */
   attemptsAt(index: number): number {
     return this.#columns === undefined ? 0 : this.#columns.get(COLUMN.charge, index) >>> PRIORITY_BITS
   }
@@ -221,7 +221,7 @@ export class Chunk {
     return this.#columns === undefined ? 0 : this.#columns.get(COLUMN.size, index)
   }
 
-  /** Size of the record of a live message. If it is not known: the mean of the live messages without a known size. */
+  /** Size of the record of a live message. If it is not known, the mean of the live messages without a known size. */
   bytesAt(index: number): number {
     const size = this.sizeAt(index)
     if (size > 0) return size
@@ -328,14 +328,15 @@ export class Chunk {
     this.#setLink(COLUMN.previousSameId, COLUMN.previousSameIdHigh, index, offset)
   }
 
-  // Distances to neighbours, which are mostly small. 0: none; even: twice the distance forward; odd: twice back, less 1.
+  // A link is the distance to a neighbour, which is mostly small. 0 means that there is no neighbour. An even number is twice
+  // the distance forward. An odd number is twice the distance back, minus 1.
   #linkAt(low: LinkColumn, high: LinkHighColumn, index: number): number {
     const code = this.#columns === undefined ? 0 : this.#columns.getWide(low, high, index)
     if (code === 0) return -1
     return this.base + index + (code % 2 === 0 ? code / 2 : -(code + 1) / 2)
   }
 
-  // `offset` is not that of the message itself.
+  // `offset` must not be the offset of the message itself.
   #setLink(low: LinkColumn, high: LinkHighColumn, index: number, offset: number): void {
     const distance = offset === -1 ? 0 : offset - this.base - index
     this.columns.setWide(low, high, index, distance >= 0 ? distance * 2 : -distance * 2 - 1)
@@ -350,7 +351,7 @@ export class Chunk {
     if (priority !== 0) this.#charge(index, this.attemptsAt(index), priority)
   }
 
-  /** The message is due at `dueMs`, after `attempts` attempts. */
+  /** Sets that the message is due at `dueMs`, after `attempts` attempts. */
   setDue(index: number, attempts: number, dueMs: number): void {
     this.columns.setWide(COLUMN.due, COLUMN.dueHigh, index, dueMs)
     if (attempts !== this.attemptsAt(index)) this.#charge(index, attempts, this.priorityAt(index))
@@ -360,23 +361,23 @@ export class Chunk {
     this.columns.set(COLUMN.charge, index, ((attempts << PRIORITY_BITS) | priority) >>> 0)
   }
 
-  /** `expiryMs`: 0 for never. */
+  /** Sets when the message expires; 0 if it does not expire. */
   setExpiry(index: number, expiryMs: number): void {
     this.columns.setWide(COLUMN.expiry, COLUMN.expiryHigh, index, expiryMs)
     if (expiryMs !== 0) this.checkExpiriesAt(expiryMs)
   }
 
-  /** A message must be checked for expiry at `timeMs`. */
+  /** Requests a check for expired messages at `timeMs`. */
   checkExpiriesAt(timeMs: number): void {
     if (timeMs < this.earliestExpiryMs) this.earliestExpiryMs = timeMs
   }
 
   /**
    * Appends a batch for the indexes `[count, end)`, with priority 0 until options set another.
-   * `bytes`: size of its records; `batchBytes`: size of the whole batch in the log.
+   * `bytes` is the size of its records, and `batchBytes` the size of the whole batch in the log.
    */
   append(end: number, position: number, timeMs: number, bytes: number, batchBytes: number): void {
-    // If at least half of the batches are gone, their room is used again.
+    // If at least half of the batches are gone, their room is reused.
     const { count, room } = this.batches
     if (count === room && count >= BATCHES_KEPT && this.live * 2 <= count)
       this.batches.keep(this.liveIndexes())
@@ -400,13 +401,13 @@ export class Chunk {
     return this.isGone(end - 1) && this.marks.firstLive(this.batches.first(batch), end) === end
   }
 
-  /** The batch was copied forward in the log. */
+  /** Sets the new position of a batch that was copied forward in the log. */
   relocate(batch: number, position: number): void {
     this.batches.setPlace(batch, position)
     this.dirty = true
   }
 
-  /** Marks `[from, to)` gone and returns how many were not. `bytes`: size of their records, if it is known. */
+  /** Marks `[from, to)` gone and returns how many were not gone before. `bytes` is the size of their records, if it is known. */
   remove(from: number, to: number, bytes?: number): number {
     const removed = this.marks.add(MARK.gone, from, to)
     if (removed === 0) return 0
@@ -473,7 +474,7 @@ export class Chunk {
     }
     if (sizedLive !== this.#sizedLive || sizedBytes !== this.#sizedBytes)
       this.#differs(
-        `${this.#sizedLive} known sizes of ${this.#sizedBytes} bytes, counted ${sizedLive} of ${sizedBytes}`,
+        `${this.#sizedLive} known sizes, ${this.#sizedBytes} bytes; counted ${sizedLive} known sizes, ${sizedBytes} bytes`,
       )
     for (const index of [...(this.dead?.indexes() ?? []), ...(this.redriven?.keys() ?? [])])
       if (this.isGone(index)) this.#differs(`${index} is gone, but has an entry as dead or redriven`)
@@ -483,12 +484,12 @@ export class Chunk {
     throw new Error(`chunk ${this.base}: ${what}`)
   }
 
-  /** Recovery: messages `[from, to)` are gone, according to a page. */
+  /** Used in recovery: marks `[from, to)` gone, according to a page. */
   restoreGone(from: number, to: number): void {
     this.live -= this.marks.add(MARK.gone, from, to)
   }
 
-  /** Recovery: the batches were decoded from a page. They hold the messages `[0, count)`. */
+  /** Used in recovery, after the batches were decoded from a page. They hold the messages `[0, count)`. */
   restored(count: number, bytes: number): void {
     this.count = count
     this.live = count

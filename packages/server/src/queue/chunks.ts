@@ -1,16 +1,16 @@
 /**
- * The chunks of one queue, by offset. A chunk that is full and has no live message is dropped: of an absent chunk every
- * message is gone.
+ * The chunks of one queue, by offset. A chunk that is full and has no live message is dropped. So all messages of an absent
+ * chunk are gone.
  */
 import { LIMITS } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
 import { Chunk } from './chunk.js'
 import { MARK } from './marks.js'
 
-/** Most chunks that one batch can be in. */
+/** Maximum number of chunks that one batch can be in. */
 const BATCH_CHUNKS_MAX = Math.ceil(LIMITS.batchCountMax / CHUNK_MESSAGES) + 1
 
-/** End of the chunk that holds `offset`: the offset after its last one. */
+/** End of the chunk that holds `offset`: the offset after the last offset of the chunk. */
 export function chunkEndAfter(offset: number): number {
   return (Math.floor(offset / CHUNK_MESSAGES) + 1) * CHUNK_MESSAGES
 }
@@ -35,7 +35,7 @@ export class Chunks {
     const base = chunkEndAfter(offset) - CHUNK_MESSAGES
     const chunk = new Chunk(base)
     if (offset > base) {
-      // Messages before `offset` in this chunk are gone: recovery found no page of it.
+      // Messages before `offset` in this chunk are gone, because recovery found no page of the chunk.
       chunk.marks.add(MARK.gone, 0, offset - base)
       chunk.count = offset - base
     }
@@ -65,7 +65,7 @@ export class Chunks {
     this.#list[chunk.base / CHUNK_MESSAGES - this.#first] = undefined
     let empty = 0
     while (empty < this.#list.length && this.#list[empty] === undefined) empty++
-    // Absent chunks are cut off at the front in blocks, so that `drop` stays cheap for a long queue.
+    // Absent chunks are removed from the front in blocks, so that `drop` stays cheap for a long queue.
     if (empty === this.#list.length || (empty >= 64 && empty * 2 >= this.#list.length)) {
       this.#list.splice(0, empty)
       this.#first += empty
@@ -148,8 +148,8 @@ export class Chunks {
     return !isLast || !chunk.full || !this.#isLiveFrom(chunk.base, CHUNK_MESSAGES, place)
   }
 
-  // Whether the batch at `place` has a live message in the nearest chunk in the direction of `step`. An absent chunk
-  // between them was all of that batch.
+  // Whether the batch at `place` has a live message in the nearest chunk in the direction of `step`. An absent chunk in
+  // between belonged to that batch as a whole.
   #isLiveFrom(base: number, step: number, place: number): boolean {
     for (let i = 1; i <= BATCH_CHUNKS_MAX; i++) {
       const chunk = this.at(base + i * step)

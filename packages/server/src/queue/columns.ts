@@ -1,25 +1,26 @@
 /**
- * State of single messages of one chunk that is not in the batch table: a row of 32-bit words for each message that needs
- * one, and only the columns that some message needs. The table is dense if most messages from some index on have a row:
- * then each column is an array, and one access finds a word. Otherwise it is sparse: the rows are in one array, in the
- * order of their indexes, and the first word of each is its index. A message without a row has 0 in all columns.
+ * The state of single messages of one chunk, as far as it is not in the batch table. Each message that needs it has a row of
+ * 32-bit words, and there are only the columns that some message needs. The table is dense if most messages from some index
+ * on have a row: then each column is an array, and one access finds a word. Otherwise it is sparse: the rows are in one
+ * array, in the order of their indexes, and the first word of each row is its index. A message without a row has 0 in all
+ * columns.
  *
  * Rows are removed only by `pack`, which keeps those of some messages, and by `restart`, which keeps none.
  */
 import { CHUNK_MESSAGES } from './bits.js'
 import { ID_WORDS } from './hash.js'
 
-/** Columns by name. Each has one word; numbers from 2^32 take two. */
+/** Columns by name. Each has one word; a number that can reach 2^32 takes two columns. */
 export const COLUMN = {
-  /** Priority in the low 5 bits, above them the attempts that were charged so far. */
+  /** Priority in the low 5 bits; the bits above them have the number of attempts that were charged so far. */
   charge: 0,
-  /** Time at which the message is or was due, ms; 0: no due time. */
+  /** Time at which the message is or was due, ms; 0 if it has no due time. */
   due: 1,
   dueHigh: 2,
-  /** Time at which it expires, ms; 0: never. */
+  /** Time at which the message expires, ms; 0 if it does not expire. */
   expiry: 3,
   expiryHigh: 4,
-  /** Slot of the key, plus 1; 0: no key. */
+  /** Slot of the key, plus 1; 0 if the message has no key. */
   key: 5,
   /** Volatile: neighbours in the line of a key. */
   next: 6,
@@ -44,20 +45,20 @@ type Column = (typeof COLUMN)[ColumnName]
 
 const COLUMNS = Object.keys(COLUMN).length
 const ROWS_FIRST = 4
-/** Growth of a full dense table, to which messages are added in order. */
+/** Number of rows by which a dense table grows when it is full and messages are added in order. */
 const ROWS_GROWTH = 4
 const WORD_2 = 2 ** 32
 const NO_WORDS = new Uint32Array(0)
 const NO_ARRAYS: readonly Uint32Array[] = Array.from({ length: COLUMNS }, () => NO_WORDS)
 const ID_MASK = (2 ** ID_WORDS - 1) << COLUMN.id
 
-/** The columns of a table, and their places in a sparse row. One object for each combination in use. */
+/** The columns of a table, and their places in a sparse row. There is one object for each combination in use. */
 interface Layout {
   readonly mask: number
   readonly columns: readonly number[]
-  /** Words of a sparse row; the first one is its index. */
+  /** Number of words of a sparse row; the first word is the index of the message. */
   readonly width: number
-  /** Place in the row, by column; 0: the column does not exist. */
+  /** Place in the row, by column; 0 if the column does not exist. */
   readonly at: Uint8Array
 }
 
@@ -77,15 +78,15 @@ function layoutOf(mask: number): Layout {
 
 export class Columns {
   #layout = layoutOf(0)
-  /** Dense: words by column, for the rows from `#first` on; empty if the column does not exist. */
+  /** In a dense table, the words by column, for the rows from `#first` on; empty if the column does not exist. */
   #arrays = NO_ARRAYS.slice()
-  /** Dense: index of the first row. */
+  /** In a dense table, the index of the first row. */
   #first = 0
-  /** Rows in use. */
+  /** Number of rows in use. */
   #rows = 0
   /** Number of rows that there is room for. */
   #room = 0
-  /** Rows are in `#words`, in the order of their indexes, with gaps between these. */
+  /** Whether the table is sparse: its rows are in `#words`, in the order of their indexes, which need not be consecutive. */
   #isSparse = false
   #words = NO_WORDS
 
@@ -111,7 +112,7 @@ export class Columns {
     return this.#isSparse ? this.#getSparse(column, index) : 0
   }
 
-  /** A number in two columns. */
+  /** Reads a number in two columns. */
   getWide(low: Column, high: Column, index: number): number {
     return this.get(low, index) + this.get(high, index) * WORD_2
   }
@@ -135,7 +136,7 @@ export class Columns {
     } else this.#setSlowly(column, index, word)
   }
 
-  /** Sets a number below 2^53 in two columns. The high one is created when a number needs it. */
+  /** Sets a number below 2^53 in two columns. The high column is created when a number needs it. */
   setWide(low: Column, high: Column, index: number, value: number): void {
     if (value < WORD_2) {
       this.set(low, index, value)
@@ -163,7 +164,7 @@ export class Columns {
     if (this.#rows === 0 && count > this.#room) this.#resize(powerOf2(count))
   }
 
-  /** All messages below `index` are gone: their room is used again. */
+  /** Reuses the room of all messages below `index`, which are gone. */
   restart(index: number): void {
     if (this.#isSparse) this.#rebuild([], false, index, this.#room)
     for (const column of this.#layout.columns) this.#arrays[column]!.fill(0, 0, this.#rows)
@@ -186,7 +187,7 @@ export class Columns {
     return rows > 0
   }
 
-  // Rebuilds the table with `room` rows. `kept` has the row and the index of each row to keep, in turn.
+  // Rebuilds the table with `room` rows. `kept` has two numbers for each row to keep: the row and its index.
   #rebuild(kept: readonly number[], isSparse: boolean, first: number, room: number): void {
     const { columns, width, at } = this.#layout
     const arrays = NO_ARRAYS.slice()
@@ -228,7 +229,7 @@ export class Columns {
     return row < 0 ? 0 : this.#words[row * this.#layout.width + at]!
   }
 
-  // Row of the message in a sparse table; if it has none, -1 minus the row to insert.
+  // Row of the message in a sparse table. If it has no row, -1 minus the place at which its row would be inserted.
   #find(index: number): number {
     const words = this.#words
     const { width } = this.#layout
@@ -280,7 +281,7 @@ export class Columns {
     return this.#insertRow(-1 - row, index)
   }
 
-  // All rows and their indexes, as `#rebuild` takes them.
+  // All rows and their indexes, in the form that `#rebuild` takes.
   #all(): number[] {
     const rows: number[] = []
     for (let row = 0; row < this.#rows; row++)
@@ -288,7 +289,7 @@ export class Columns {
     return rows
   }
 
-  // Whether the message comes after all rows, and most messages up to it have one.
+  // Whether the message comes after all rows, and most messages up to it have a row.
   #isDenseUntil(index: number): boolean {
     if (this.#rows === 0) return false
     const last = this.#words[(this.#rows - 1) * this.#layout.width]!

@@ -7,9 +7,9 @@
  * The volatile part (the line, the index of pending ids, the use of the log) is notified of each change through
  * `Follower`. It does not exist during recovery.
  *
- * Each message is in exactly one state (invariant 6): ready in a plain line (in neither `gone` nor `out` of its
- * chunk), scheduled (in `out` and `waiting`), due (also in `due`, and in a due queue or the line of its key), leased
- * (in `out`, and in one slot of one subscription), dead (in `out` and `dead`), or gone.
+ * Each message is in exactly one state (invariant 6): ready in a plain line (neither `gone` nor `out` in the marks of its
+ * chunk), scheduled (`out` and `waiting`), due (also `due`, and in a due queue or the line of its key), leased (`out`, and in
+ * one slot of one subscription), dead (`out`, and in the dead messages of its chunk), or gone.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -31,19 +31,19 @@ import type { PageUse } from './page-use.js'
 import { Reasons } from './reasons.js'
 
 /**
- * Counts, by place in the log, the bytes of batches that have live messages: the segments that are still needed, and
- * the cost of copying them. A batch counts in full until its last message is gone.
+ * Counts, by place in the log, the bytes of batches that have live messages. The counts show which segments are still
+ * needed, and what it costs to copy them. A batch counts in full until its last message is gone.
  */
 export interface LogUse {
-  /** Number and bytes of state pages. */
+  /** Number and total size of the state pages. */
   readonly pages: PageUse
-  /** A batch with live messages is at `position`. `bytes` includes its header. */
+  /** Called when a batch with live messages is at `position`. `bytes` includes its header. */
   add(position: number, bytes: number): void
-  /** No message of the batch at `position` is live any more. */
+  /** Called when no message of the batch at `position` is live any more. */
   remove(position: number, bytes: number): void
   /** A live batch was copied from `from` to `to`. */
   move(from: number, to: number, bytes: number): void
-  /** Messages of a queue with retention were settled. They stay readable for a time. */
+  /** Called when messages of a queue with retention were settled. They stay readable for some time. */
   retain(queueId: number, position: number, bytes: number, timeMs: number): void
 }
 
@@ -59,16 +59,16 @@ export interface QueueDefinition {
   readonly idsFrom: number
 }
 
-/** A batch to append, by the fields of its header. */
+/** The header fields of a batch to append. */
 export interface AppendedBatch {
   readonly baseOffset: number
   readonly count: number
   readonly timeMs: number
-  /** Bytes of the batch, header included. */
+  /** Size of the batch, header included. */
   readonly length: number
 }
 
-/** Is notified of changes once recovery is over. `Queue` is the only implementation. */
+/** Gets notified of changes once recovery is over. `Queue` is the only implementation. */
 export interface Follower {
   /** The messages of `chunk` at `[from, to)` are new. */
   entered(chunk: Chunk, from: number, to: number): void
@@ -86,7 +86,7 @@ export interface Follower {
   dropped(): void
 }
 
-/** During recovery: the volatile part is built at its end, because a later fact can change it. */
+/** The follower during recovery, which does nothing: the volatile part is built at the end, because a later fact can change it. */
 const NO_FOLLOWER: Follower = {
   entered() {},
   passed() {},
@@ -97,33 +97,33 @@ const NO_FOLLOWER: Follower = {
   dropped() {},
 }
 
-/** Messages of one queue that may be in the ring of arrivals. Applying 1,024 batches takes 0.2 ms. */
+/** Maximum number of messages of one queue in the ring of arrivals. Applying 1,024 batches takes 0.2 ms. */
 const ARRIVED_MAX = CHUNK_MESSAGES
 /** Settle time of a message that was never available to a consumer. It is not retained. */
 const NEVER = -1
 const NEVER_REDRIVEN: RedriveHistory = { redrives: 0, attempts: 0 }
 
 export class Contents implements Arriving {
-  // Fields that each append reads are declared first: with thousands of queues few of their cache lines stay in the cache.
+  // Fields that each append reads are declared first, because with thousands of queues few cache lines stay in the cache.
   readonly id: number
   readonly name: string
   /** Offset of the next message. */
   next = 0
   live = 0
-  /** The definition or the counters differ from the newest page. */
+  /** Whether the definition or the counters differ from the newest page. */
   dirty = true
-  /** The options of the queue require a check of each batch, whatever the options of its messages. */
+  /** Whether the options of the queue require a check of each batch, whatever the options of its messages are. */
   looksAtMessages = false
   protected readonly use: LogUse
   readonly #arrivals: Arrivals
   lastArrival = NO_ARRIVAL
-  /** Number of messages in the ring of arrivals, the newest of the queue. */
+  /** Number of messages in the ring of arrivals. These are the newest messages of the queue. */
   #arrived = 0
-  /** Record bytes of all messages that are not gone. */
+  /** Total record bytes of all messages that are not gone. */
   bytes = 0
   #options!: QueueOptions
   #follower = NO_FOLLOWER
-  /** The chunk that was filled last, unless it was dropped. Saves the look-up in the list. */
+  /** The chunk that was filled last, unless it was dropped. This saves the look-up in the list. */
   #newest: Chunk | undefined
   /** The chunks without the arrivals. Only a follower that is notified of arrivals reads them directly. */
   protected readonly appliedChunks = new Chunks()
@@ -134,30 +134,30 @@ export class Contents implements Arriving {
   idsFrom: number
   /** Offsets below this may have been delivered by an earlier run of the broker. */
   redeliveredBelow = 0
-  /** Messages that moved to another queue when they were redriven. */
+  /** Number of messages that moved to another queue when they were redriven. */
   carried = 0
   readonly counts = Object.fromEntries(Object.keys(QUEUE_COUNTERS).map((name) => [name, 0])) as Record<
     QueueCounter,
     number
   >
-  /** Values in the log of the counters that follow from no other fact. */
+  /** Values, as recorded in the log, of the counters that follow from no other fact. */
   readonly tallied = { released: 0, redelivered: 0 }
   deadCount = 0
-  /** Record bytes of the dead messages. */
+  /** Total record bytes of the dead messages. */
   deadBytes = 0
-  /** Position of the newest page of the queue; -1: none. */
+  /** Position of the newest page of the queue; -1 if there is none. */
   pagePosition = -1
-  /** Bytes of that page in the log. */
+  /** Size of that page in the log. */
   pageBytes = 0
   /**
-   * During recovery: position in the log of the fact that is being applied. A chunk with a newer page already contains
-   * the fact and ignores it.
+   * Position in the log of the fact that is being applied; only used during recovery. A chunk with a newer page already
+   * contains the fact and ignores it.
    */
   appliedFrom = Infinity
   /** How the options of messages are read. */
   traitRules!: { readonly seed: readonly number[]; readonly ttlMs: number; readonly withSizes: boolean }
   readonly ids: IdWindow
-  /** No message expires earlier. */
+  /** Lower bound for the time at which the next message expires. */
   protected earliestExpiryMs = Infinity
   readonly #reasons: Reasons
 
@@ -197,7 +197,7 @@ export class Contents implements Arriving {
     return this.appliedChunks
   }
 
-  /** Recovery is over: `follower`, which knows the current contents, is notified of each later change. */
+  /** Ends recovery: `follower`, which knows the current contents, is notified of each later change. */
   protected follow(follower: Follower): void {
     this.#follower = follower
   }
@@ -213,7 +213,7 @@ export class Contents implements Arriving {
     return this.#options.retainAgeMs > 0 || this.#options.retainBytes > 0
   }
 
-  /** Attempts of the message that were charged so far. */
+  /** Number of attempts of the message that were charged so far. */
   attemptsOf(offset: number): number {
     const chunk = this.chunkAt(offset)
     return chunk === undefined ? 0 : chunk.attemptsAt(offset - chunk.base)
@@ -232,8 +232,8 @@ export class Contents implements Arriving {
   // --- arrivals: in service ---
 
   /**
-   * As `appendFact`, for the next batch, whose messages have no options. It is only counted here. Its chunk and the line
-   * are updated when the chunks are next read.
+   * Like `appendFact`, for the next batch, if its messages have no options. The batch is only counted here. Its chunk and the
+   * line are updated when the chunks are next read.
    */
   protected arrive(count: number, position: number, timeMs: number, recordsBytes: number): void {
     this.#arrivals.add(this, count, position, timeMs, recordsBytes)
@@ -272,8 +272,8 @@ export class Contents implements Arriving {
   // --- facts: the same in service and in recovery ---
 
   /**
-   * The messages of a batch were accepted; it is at `position` in the log. In service its first offset is `next`.
-   * `traits`: the options of its messages, if any has one. `duplicates` are gone at once.
+   * The messages of a batch, which is at `position` in the log, were accepted. In service its first offset is `next`. `traits`
+   * are the options of its messages, if any has one. `duplicates` are gone at once.
    */
   appendFact(batch: AppendedBatch, position: number, traits?: Traits, duplicates?: Duplicates): void {
     this.applyArrivals()
@@ -338,13 +338,13 @@ export class Contents implements Arriving {
     if (this.ids.restoredUntil > this.appliedFrom) return
     this.ids.forgetUntil(timeMs - this.#options.dedupWindowMs)
     for (let i = 0; i < count; i++) {
-      // During recovery the window may already be that of a later change.
+      // During recovery, `idsFrom` may already be the result of a later change of the window.
       if (base + i >= this.idsFrom && isId(traits.ids, i * ID_WORDS) && duplicates?.has(i) !== true)
         this.ids.remember(traits.ids, i * ID_WORDS, base + i, timeMs)
     }
   }
 
-  // Called after the whole batch is in its chunks: a batch stays live while any of its messages is.
+  // Called after the whole batch is in its chunks, because a batch stays live while any of its messages is live.
   #takeDuplicates(base: number, end: number, duplicates: Duplicates): void {
     for (const index of duplicates.keys()) this.remove(base + index, 1, NEVER)
     for (let from = base; from < end;) {
@@ -382,14 +382,14 @@ export class Contents implements Arriving {
     chunk.dirty = true
   }
 
-  /** `size` is the size of the record, if it is known. */
+  /** The message is dead. `size` is the size of its record, if it is known. */
   deadFact(offset: number, dead: Omit<Dead, 'bytes'>, size?: number): void {
     const chunk = this.#liveChunkToApply(offset)
     if (chunk === undefined) return
     const index = offset - chunk.base
     if (chunk.hasId(index) && !chunk.isDead(index)) this.#follower.idDone(offset)
     chunk.dead ??= new DeadMessages()
-    // Rounded as `dead` stores it, so that the same number is subtracted later.
+    // The size is read back as `dead` stores it, rounded, so that the same number is subtracted later.
     const known = chunk.dead.get(index)
     const bytes = known?.bytes ?? size ?? Math.round(chunk.bytesAt(index))
     if (known === undefined) {
@@ -423,7 +423,7 @@ export class Contents implements Arriving {
     chunk.dirty = true
   }
 
-  /** Changes the due time of a message. If it was not tried yet, its time to live starts at the new time. */
+  /** Changes the due time of a message. If the message has not been tried yet, its time to live starts at the new time. */
   rescheduleFact(offset: number, dueMs: number): void {
     const chunk = this.#liveChunkToApply(offset)
     if (chunk === undefined) return
@@ -470,7 +470,7 @@ export class Contents implements Arriving {
     if (from !== -1) this.#follower.copied(from, position, bytes)
   }
 
-  /** Recovery: the definition was changed. */
+  /** Used in recovery: the definition was changed. */
   redefine({ options, paused, idsFrom }: QueueDefinition): void {
     this.options = options
     this.paused = paused
@@ -487,7 +487,7 @@ export class Contents implements Arriving {
 
   // --- chunks ---
 
-  /** The queue is deleted: it needs nothing in the log any more. */
+  /** Called when the queue is deleted: it needs nothing in the log any more. */
   drop(): void {
     this.#follower.dropped()
     for (const chunk of this.chunks) {
@@ -540,7 +540,8 @@ export class Contents implements Arriving {
     return chunk === undefined || chunk.isGone(offset - chunk.base) ? undefined : chunk
   }
 
-  // Batch by batch, because each may be in a different segment. `size` is the record bytes of the messages, if known.
+  // Removes messages batch by batch, because each batch may be in a different segment. `size` is the total size of their
+  // records, if it is known.
   #removeIn(chunk: Chunk, from: number, to: number, timeMs: number, size?: number): number {
     let removed = 0
     const end = Math.min(to, chunk.count)

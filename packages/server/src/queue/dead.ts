@@ -1,6 +1,6 @@
 /**
- * The dead messages of one chunk, by index: a map that takes a few bytes for each, because a queue can hold very many
- * dead messages.
+ * The dead messages of one chunk, by index. This map takes only a few bytes for each, because a queue can hold very many dead
+ * messages.
  */
 import type { Death } from '@sluice/protocol'
 
@@ -10,20 +10,20 @@ export interface Dead {
   readonly timeMs: number
   /** Reason from the consumer, at most `LIMITS.reasonBytesMax` bytes; '' if there is none. */
   readonly reason: string
-  /** Will be moved to the dead-letter queue. */
+  /** Whether the message will be moved to the dead-letter queue. */
   readonly isMoving: boolean
-  /** Size of its record; if that was not known at its death, the mean of its chunk. */
+  /** Size of the record; if the size was not known at the death of the message, the mean of its chunk. */
   readonly bytes: number
 }
 
 const MOVING = 8
 const PLACES_FIRST = 2
-/** Words of a dead message: index in the low 10 bits, then death and `MOVING`, then the high 16 bits of the time; … */
+/** Words of a dead message. The first has the index in its low 10 bits, then death and `MOVING`, then the high 16 bits of the time. */
 const WORDS = 4
 const DEATH_SHIFT = 10
 const INDEX_MASK = 2 ** DEATH_SHIFT - 1
 const TIME_SHIFT = 16
-/** … low 32 bits of the time; attempts; bytes. */
+/** Places of the other words: the low 32 bits of the time, the attempts, and the bytes. */
 const TIME = 1
 const ATTEMPTS = 2
 const BYTES = 3
@@ -99,7 +99,7 @@ export class DeadMessages {
     return indexes
   }
 
-  // Place of the message; if it is not here, -1 minus the place to insert it.
+  // Place of the message. If it is not here, -1 minus the place at which it would be inserted.
   #find(index: number): number {
     let low = 0
     let high = this.size

@@ -1,6 +1,6 @@
 /**
- * The order in which messages of the line are dropped to make room: lowest priority first, then lowest offset. The line
- * asks for the first one and reports each message that returns to it. Volatile.
+ * The order in which messages of the line are dropped to make room: lowest priority first, then lowest offset. The line asks
+ * for the first message to drop, and reports each message that returns to the line. Volatile.
  *
  * Invariant: each message of the line that is below the cursor of its priority is also in `#behind`. A cursor never
  * moves back, so a search passes each message once.
@@ -13,16 +13,16 @@ import { TimeQueue } from './time-queue.js'
 
 export class DropOrder {
   readonly #chunks: Chunks
-  /** By priority. */
+  /** Cursors, by priority. */
   readonly #cursors = new Float64Array(PRIORITIES)
-  /** By priority: messages that returned below the cursor, by offset. Some have left the line again. */
+  /** Messages that returned below the cursor of their priority, by offset. Some have left the line again. */
   readonly #behind: (TimeQueue | undefined)[] = []
 
   constructor(chunks: Chunks) {
     this.#chunks = chunks
   }
 
-  /** The message is in the line again. */
+  /** Called when the message is in the line again. */
   returned(chunk: Chunk, index: number): void {
     const priority = chunk.priorityAt(index)
     if (chunk.base + index >= this.#cursors[priority]!) return

@@ -21,9 +21,9 @@ export const FACT = {
   ack: 1,
   /** Failed: `count` is the number of attempts so far; the message returns at `time`. */
   retry: 2,
-  /** Dead since `time`; `count` is the number of attempts, `text` the reason from the consumer. */
+  /** Dead since `time`; `count` is the number of attempts, and `text` is the reason from the consumer. */
   dead: 3,
-  /** Purged: `count` messages below `offset` are gone, all that were scheduled, ready or leased. */
+  /** Purged: `count` messages below `offset` are gone. These are all that were scheduled, ready or leased. */
   purge: 4,
   /** Every message below `offset` may have been delivered before. Written when the broker stops. */
   delivered: 5,
@@ -33,7 +33,7 @@ export const FACT = {
   drop: 7,
   /** Cancelled: `count` messages from `offset` are gone. */
   cancel: 8,
-  /** Precedes the batch of the message, which is gone at once: it has the id of the message accepted at offset `time`. */
+  /** Precedes the batch of the message. The message is gone at once, because it has the id of the message that was accepted at offset `time`. */
   duplicate: 9,
   /** Discarded while dead: `count` messages from `offset` are gone. */
   discard: 10,
@@ -45,7 +45,7 @@ export const FACT = {
   carry: 13,
   /** The due time was changed to `time`. */
   reschedule: 14,
-  /** Precedes a batch: its messages without their own time to live have one of `time` ms. */
+  /** Precedes a batch: messages of the batch that set no time to live have one of `time` ms. */
   ttl: 15,
   /** A queue was created or its options changed; `text` is its definition. */
   ensure: 16,
@@ -53,7 +53,7 @@ export const FACT = {
   delete: 17,
   /** `count` messages from `offset` were delivered to the client that `text` names. Only for inspection. */
   hand: 18,
-  /** Precedes the batch of the message, which replaced the one at offset `time`: that one was cancelled. */
+  /** Precedes the batch of the message. The message replaced the one at offset `time`, which was cancelled. */
   replace: 19,
   /** Totals so far: `offset` releases, `time` redeliveries. Written with the queue's next fact, and at a graceful stop. */
   tally: 20,
@@ -61,7 +61,7 @@ export const FACT = {
   ended: 21,
   /** `offset` is the id of the producer with the identity `text`, in hex. */
   producer: 32,
-  /** An atomic step: `time` is its number, `offset` its producer's id, `count` its checksum, `text` its batches as JSON. */
+  /** An atomic step: `time` is its number, `offset` the id of its producer, `count` its checksum, and `text` its batches as JSON. */
   atomic: 33,
 } as const
 export type FactKind = (typeof FACT)[keyof typeof FACT]
@@ -127,7 +127,7 @@ export class FactBuffer {
     return taken
   }
 
-  /** Messages that are gone, with no detail but the kind of the fact. */
+  /** Adds a fact about messages that are gone. It has no other detail than its kind. */
   gone(kind: GoneFact, offset: number, count: number): void {
     if (this.#openAt !== -1 && this.#openKind === FACT[kind] && this.#openEnd === offset) {
       writeU32(this.#bytes, this.#openAt + 4, readU32(this.#bytes, this.#openAt + 4) + count)
@@ -266,7 +266,7 @@ const BYTES_FIRST = 256
 const KEPT_BYTES = 64 * 1024
 const TEXT_BYTES_MAX = 0xffff
 
-/** End and number of the items from byte `from` on that take at most `bytesMax` together, but at least one item. */
+/** End and number of the items from byte `from` on that together take at most `bytesMax`. There is at least one item. */
 export function factsUntil(
   bytes: Uint8Array,
   from: number,
@@ -285,9 +285,9 @@ export function factsUntil(
 
 export interface Fact {
   readonly kind: number
-  /** Of a dead fact: cause of death, and `MOVING`. */
+  /** In a dead fact, the cause of death, and `MOVING`. */
   readonly death: number
-  /** Of a retry or dead fact; 0 in others. */
+  /** Number of attempts in a retry or dead fact; 0 in other facts. */
   readonly attempts: number
   readonly count: number
   readonly offset: number
@@ -296,7 +296,7 @@ export interface Fact {
 }
 
 /**
- * Reads what a FactBuffer wrote. The bytes have passed their checksum, so an error here is a defect of the broker.
+ * Reads what a FactBuffer wrote. The checksum of the bytes was verified, so an error here is a defect of the broker.
  * @throws Error if the items do not fill the range exactly
  */
 export function readFacts(bytes: Uint8Array, start: number, end: number, each: (fact: Fact) => void): void {

@@ -2,29 +2,29 @@
  * Former leases: those that ended before their messages were settled. A client that still handles such a message can
  * claim its lease when it subscribes again, until the message is leased again.
  *
- * After a restart only the durable part counts: which subscriptions ended while the broker ran, because other consumers
- * may have received their messages since. These are kept for one boot, as facts and in the page of the queue.
+ * After a restart only the durable part counts: the subscriptions that ended while the broker ran, because other consumers
+ * may have received their messages since. They are kept for one boot, as facts and in the page of the queue.
  *
- * Bounded: the newest `FORMER_LEASES_MAX` leases are kept, and `ENDED_MAX` ended subscriptions; beyond that, all count as
- * ended. A forgotten lease cannot be claimed, so its message is delivered again.
+ * Bounds: the newest `FORMER_LEASES_MAX` leases are kept. A forgotten lease cannot be claimed, so its message is delivered
+ * again. Up to `ENDED_MAX` ended subscriptions are kept; beyond that, all subscriptions count as ended.
  */
 import type { Claim } from '@sluice/protocol'
 
-/** Former leases that one queue keeps. */
+/** Maximum number of former leases that one queue keeps. */
 export const FORMER_LEASES_MAX = 1_024
-/** Ended subscriptions of one boot that one queue keeps. */
+/** Maximum number of ended subscriptions of one boot that one queue keeps. */
 export const ENDED_MAX = 256
-/** In place of a subscription: all of the boot. */
+/** Used instead of a subscription id: all subscriptions of the boot count as ended. */
 export const ALL_ENDED = -1
 
 export interface FormerLease {
   readonly subscriptionId: number
   readonly tag: number
-  /** Deadline of its handling; Infinity: none. */
+  /** Deadline of the handling; Infinity if there is none. */
   readonly deadlineMs: number
-  /** Its attempt was charged when it ended. */
+  /** Whether the attempt was charged when the lease ended. */
   readonly isCharged: boolean
-  /** Size of its record. */
+  /** Size of the record. */
   readonly bytes: number
 }
 
@@ -41,9 +41,9 @@ export interface Reclaimed {
 }
 
 export class FormerLeases {
-  /** By offset. */
+  /** The former leases, by offset. */
   readonly #leases = new Map<number, FormerLease>()
-  /** A lease was forgotten whose message may not have been leased since. */
+  /** Whether a lease was forgotten whose message may not have been leased again. */
   #hasForgotten = false
   /** Subscriptions of this boot that ended and returned messages. */
   #ended = new Set<number>()
@@ -74,24 +74,24 @@ export class FormerLeases {
     return this.#leases.get(offset)
   }
 
-  /** The message was leased again, or has changed. */
+  /** Called when the message was leased again, or has changed. */
   delete(offset: number): void {
     this.#leases.delete(offset)
   }
 
-  /** No former lease can be claimed any more in this boot. */
+  /** Forgets all former leases: none can be claimed any more in this boot. */
   forget(): void {
     if (this.#leases.size > 0) this.#hasForgotten = true
     this.#leases.clear()
   }
 
-  /** All messages are gone. */
+  /** Called when all messages are gone. */
   clear(): void {
     this.#leases.clear()
     this.#hasForgotten = false
   }
 
-  /** The subscription ended and returned messages. Returns false if that was already known. */
+  /** Called when the subscription ended and returned messages. Returns false if that was already known. */
   end(subscriptionId: number): boolean {
     if (this.#ended.has(ALL_ENDED) || this.#ended.has(subscriptionId)) return false
     if (this.#ended.size === ENDED_MAX) this.#ended = new Set([ALL_ENDED])
@@ -108,12 +108,12 @@ export class FormerLeases {
     this.#ended = new Set(ended)
   }
 
-  /** During recovery: a boot started. Subscriptions that ended before it no longer matter. */
+  /** Used in recovery, when a boot started. Subscriptions that ended before it no longer matter. */
   bootBegan(): void {
     if (this.#ended.size > 0) this.#ended = new Set()
   }
 
-  /** Recovery is over: the ended subscriptions in the log are those of the previous boot. */
+  /** Called when recovery is over: the ended subscriptions in the log are those of the previous boot. */
   open(): void {
     this.#endedBefore = this.#ended
     this.#ended = new Set()

@@ -1,21 +1,22 @@
 /**
  * An index by a hash of two or four words. Its entries are refs: numbers of the subclass (slots, offsets), which also keeps
- * the hashes. Open addressing with linear probing and no tombstones; about 21 bytes a ref.
+ * the hashes. The index uses open addressing with linear probing and without tombstones, and takes about 21 bytes per ref.
  *
- * It grows by one segment at a time (linear hashing; Litwin, 1980). A table that doubles needs three times its room for a
- * moment, and one of eight million refs blocked the broker for 1.4 s.
+ * It grows by one segment at a time (linear hashing; Litwin, 1980). A table that doubles its size needs three times its room
+ * for a moment, and with eight million refs it blocked the broker for 1.4 s.
  *
- * No two refs have the same hash: a search among n of them would take n steps. A subclass with several items of one hash
- * adds the first and links the others to it.
+ * No two refs have the same hash, because a search among n such refs would take n steps. A subclass with several items of one
+ * hash adds the first item and links the others to it.
  *
- * Invariants: a ref is in the segment of its hash; in it, no place between its home place and the ref is empty.
+ * Invariants: a ref is in the segment of its hash. In this segment, no place between the home place of the ref and its actual
+ * place is empty.
  */
 const PLACES_MIN = 16
-/** Places of a segment. A single segment starts smaller. */
+/** Number of places of a segment. The first segment starts smaller. */
 const SEGMENT_PLACES = 4096
 const SEGMENT_BITS = 12
 const EMPTY = -1
-/** Stays empty: a search ends at an empty place. */
+/** A segment that stays empty. A search ends at its empty place. */
 const NO_PLACES: Float64Array = new Float64Array(1).fill(EMPTY)
 
 export abstract class HashIndex {
@@ -59,7 +60,7 @@ export abstract class HashIndex {
   /** Adds a ref. No ref with its hash is in the index. */
   protected enter(ref: number): void {
     this.size++
-    // Segments that were split are half as full as the others: more than 3/4 is rare.
+    // Segments that were split are half as full as the others, so few segments are more than 3/4 full.
     const { length } = this.#segments
     const first = this.#segments[0]!.length
     if (length > 1 || first >= SEGMENT_PLACES) {

@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { hashId, hashKey } from './hash.js'
 
 describe('HalfSipHash-2-4', () => {
-  // From the reference implementation: the key 00 01 … 07, the first n bytes of 00 01 02 …
+  // Results of the reference implementation for the key 00 01 … 07 and the first n bytes of 00 01 02 …
   const VECTORS: readonly (readonly [number, string])[] = [
     [0, '218d1f59b9b83cc8'],
     [1, 'be552412f8387315'],

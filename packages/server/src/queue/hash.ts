@@ -1,15 +1,15 @@
 /**
  * Keyed hashes of the ids and keys of messages: HalfSipHash-2-4 with a result of 64 bits, in 32-bit arithmetic. A client
- * that does not know the seed of a queue cannot choose texts that collide. (Aumasson and Bernstein, "SipHash: a fast
+ * that does not know the seed of a queue cannot choose strings that collide. (Aumasson and Bernstein, "SipHash: a fast
  * short-input PRF", 2012, and its reference implementation for 32-bit machines.)
  *
- * All words 0 mean that a message has no id or no key, so no hash is all 0.
+ * If all words are 0, the message has no id or no key. So the hash of an id or a key is never all 0.
  */
 
-/** Words of the hash of an id: two hashes with different keys. */
+/** Number of words of the hash of an id, which consists of two hashes with different keys. */
 export const ID_WORDS = 4
 
-/** Writes the hash of the key in `bytes[start, end)` into two words of `out` from `at`. `seed` is that of the queue. */
+/** Writes the hash of the key in `bytes[start, end)` into two words of `out` from `at`. `seed` is the seed of the queue. */
 export function hashKey(
   bytes: Uint8Array,
   start: number,
@@ -24,7 +24,7 @@ export function hashKey(
   if ((low | high) === 0) out[at] = 1
 }
 
-/** Writes the hash of the id in `bytes[start, end)` into four words of `out` from `at`. `seed` is that of the queue. */
+/** Writes the hash of the id in `bytes[start, end)` into four words of `out` from `at`. `seed` is the seed of the queue. */
 export function hashId(
   bytes: Uint8Array,
   start: number,
@@ -47,12 +47,12 @@ export function isId(words: Uint32Array, at: number): boolean {
   return (words[at]! | words[at + 1]! | words[at + 2]! | words[at + 3]!) !== 0
 }
 
-// The result of `hash`: module variables, so that a call allocates nothing.
+// The result of `hash`. These are module variables, so that a call allocates nothing.
 let low = 0
 let high = 0
 
-// The round is written out twice, on local variables: as a function on module variables it took almost twice as long
-// (20 bytes: 290 ns, against 165).
+// The round is written out twice, on local variables. As a function on module variables it took almost twice as long (for
+// 20 bytes: 290 ns instead of 165).
 function hash(bytes: Uint8Array, start: number, end: number, k0: number, k1: number): void {
   let v0 = k0
   let v1 = k1 ^ 0xee
@@ -99,7 +99,7 @@ function hash(bytes: Uint8Array, start: number, end: number, k0: number, k1: num
   high = v1 ^ v3
 }
 
-// The bytes after the last whole word, below the length in the highest byte.
+// A word with the bytes after the last whole word, and the length in its highest byte.
 function lastWord(bytes: Uint8Array, from: number, end: number, length: number): number {
   let word = length << 24
   for (let i = from; i < end; i++) word |= bytes[i]! << ((i - from) * 8)

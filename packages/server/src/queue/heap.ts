@@ -3,9 +3,9 @@ const HEAP_FIRST = 16
 const HEAP_KEPT = 4096
 
 /**
- * Messages by time, then by offset: a heap of (time, offset) in two typed arrays, 16 bytes an entry. Each entry has four
- * children: that halves the depth, and they are adjacent in memory (pop and push with random offsets, in a heap of
- * 10,000: 0.20 µs, against 0.26 with two children; of 1,000,000: 0.29 against 0.43).
+ * Messages by time, then by offset: a heap of (time, offset) in two typed arrays, with 16 bytes per entry. Each entry has
+ * four children, which halves the depth, and the children are adjacent in memory. A pop and a push with random offsets take
+ * 0.20 µs in a heap of 10,000 entries (0.26 with two children), and 0.29 µs in a heap of 1,000,000 (0.43).
  */
 export class TimeHeap {
   size = 0

@@ -10,7 +10,7 @@ import { Keys, NONE } from './keys.js'
 import { runs } from '../../../../test/amount.js'
 import { expectSame } from '../../../../test/same.js'
 
-/** A hash whose first words often collide. */
+/** Makes a hash whose first words often collide. */
 function words(id: number): Uint32Array {
   return Uint32Array.of(id % 7, id, id * 3, 1)
 }
@@ -34,7 +34,7 @@ class Names extends HashIndex {
   }
 }
 
-/** Hashes as they are in practice: all different. */
+/** An index of hashes that are all different, as in practice. */
 class Spread extends HashIndex {
   protected override wordOf(ref: number): number {
     return Math.imul(ref, 0x9e3779b1) >>> 0
@@ -94,7 +94,7 @@ describe('HashIndex', () => {
       if (ref > 4_096) least = Math.min(least, index.size / index.places)
     }
     expect(worst).toBeLessThanOrEqual(4_096)
-    // Between a quarter and three eighths of the places are used: 32 bytes an entry at most.
+    // Between a quarter and three eighths of the places are used, so an entry takes at most 32 bytes.
     expect(least).toBeGreaterThan(0.25)
     expect(index.size / index.places).toBeLessThanOrEqual(0.375)
     const refs = Array.from({ length: COUNT }, (_, ref) => ref)
@@ -138,7 +138,7 @@ describe('PendingIds', () => {
           const others = lists.get(id) ?? []
           lists.set(id, others)
           if (how === 'add') {
-            // Some are far apart.
+            // Some offsets are far apart.
             const offset = (next += pick % 7 === 0 ? 3_000 : 1)
             chunks.toFill(offset).setId(offset % 1_024, words(id), 0)
             pending.add(offset)
@@ -193,7 +193,7 @@ describe('Keys', () => {
     expect(other).not.toBe(slot)
     keys.release(slot)
     expect(new Set(keys.slots())).toEqual(new Set([slot, other]))
-    // The slot is used again, without its old contents.
+    // The slot is reused, without its old contents.
     keys.setHead(slot, 4)
     keys.setTail(slot, 5)
     keys.offer(slot, 4, 1_000)
@@ -211,12 +211,12 @@ describe('Keys', () => {
     let most = 0
     fc.assert(
       fc.property(fc.array(fc.nat(6), { minLength: 10, maxLength: 20 }), (list) => {
-        // In a row they would be one chain of the table, and each removal a walk to its end.
+        // Consecutive hashes would form one chain of the table, and each removal would walk to its end.
         const hashOf = (key: number): number => Math.imul(key, 0x9e3779b1) >>> 0
         const keys = new Keys()
         const plain = new Map<number, number>()
         let next = 0
-        // Always room for more than ten pages.
+        // The list starts with additions, so that there are always more than ten pages.
         for (const what of [6, 6, 6, ...list]) {
           // Adds thousands of keys, or removes most of them.
           if (what > 2) {
@@ -239,7 +239,7 @@ describe('Keys', () => {
           most = Math.max(most, keys.pages)
           expect(keys.size).toBe(plain.size)
           expect([...keys.slots()].filter((slot) => !plain.has(slot))).toEqual([])
-          // One comparison for all of them: there are hundreds of thousands.
+          // All keys are compared at once, because there are hundreds of thousands.
           const wrong = [...plain].filter(([slot, key]) => {
             const isFound = keys.hold(hashOf(key), 77) === slot
             keys.release(slot)
@@ -281,7 +281,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
 const WINDOW_MS = 5_000
 
 describe('IdWindow', () => {
-  it('remembers an id during its window and no longer, also when restored from its pages', () => {
+  it('remembers an id during its window and no longer, even when it is restored from its pages', () => {
     const numRuns = runs(5, 150)
     let looked = 0
     let duplicates = 0
@@ -318,7 +318,7 @@ describe('IdWindow', () => {
             }
             const use = new PageUse()
             const restored = new IdWindow(use)
-            // In any order, as the directory lists them.
+            // The directory lists pages in any order.
             for (const { position: at } of [...window.pagesAt()].reverse())
               restored.restorePage(log.get(at)!, 0, log.get(at)!.length, at, log.get(at)!.length)
             restored.restored()

@@ -1,9 +1,9 @@
 /**
- * Known ids, for deduplication, each as a keyed 128-bit hash (see hash.ts): in practice two ids never share a hash, and a
- * client cannot construct two that do.
+ * Known ids, for deduplication. Each is kept as a keyed 128-bit hash (see hash.ts): in practice two ids never share a hash,
+ * and a client cannot construct two that do.
  *
- * `IdWindow` remembers ids for a time after they were first accepted, in the order of acceptance. `PendingIds` knows the
- * ids of messages that are not done. Neither forgets an id early: callers check the limit before they add one.
+ * `IdWindow` remembers ids for a time after they were first accepted, in the order of acceptance. `PendingIds` knows the ids
+ * of messages that are not done. Neither forgets an id early, because callers check the limit before they add one.
  */
 import { readU32, readU64, writeU32, writeU64 } from '@sluice/protocol'
 import type { Chunks } from './chunks.js'
@@ -12,7 +12,7 @@ import { HashIndex } from './hash-index.js'
 import { PageUse } from './page-use.js'
 
 const NONE = -1
-/** Ids in one state page. */
+/** Number of ids in one state page. */
 const PAGE_IDS = 1024
 const IDS_FIRST = 16
 const PAGE_HEAD_BYTES = 16
@@ -47,7 +47,7 @@ export class IdWindow extends HashIndex {
   /** Entries `[#first, #next)` are remembered. */
   #first = 0
   #next = 0
-  /** Pages, starting with that of `#first`. */
+  /** Pages, starting with the page of entry `#first`. */
   #held: IdPage[] = []
   #heldFrom = 0
   #use: PageUse
@@ -151,11 +151,11 @@ export class IdWindow extends HashIndex {
     if (this.#cleanUntil < this.#first) this.#cleanUntil = this.#first
   }
 
-  /** The queue is deleted, and its pages with it. */
+  /** Called when the queue is deleted, and its pages with it. */
   drop(): void {
     for (let page = 0; page < this.#held.length; page++)
       this.#use.gone(this.#pages.get(this.#heldFrom + page)?.bytes ?? 0)
-    // Later changes must not be counted.
+    // Later changes must not be counted any more.
     this.#use = new PageUse()
   }
 
@@ -179,8 +179,8 @@ export class IdWindow extends HashIndex {
   // --- state pages: u64 first entry · u32 count · u32 0 · entries of four u32 words, u64 offset, u64 time ---
 
   /**
-   * Numbers of pages to append, one after another: those at positions before `evacuateBefore`, then those with entries
-   * that are in no page. Entries can be added while a checkpoint waits between two pages, even to the page just written.
+   * Yields the numbers of the pages to append: first those at positions before `evacuateBefore`, then those with entries that
+   * are in no page. Entries can be added while a checkpoint waits between two pages, even to the page that was just written.
    */
   *pagesToWrite(evacuateBefore: number): IterableIterator<number> {
     for (let page = Math.floor(this.#first / PAGE_IDS); (page + 1) * PAGE_IDS <= this.#cleanUntil; page++)
@@ -209,7 +209,7 @@ export class IdWindow extends HashIndex {
     return bytes
   }
 
-  /** The page was appended at `position` with all its current entries, and takes `bytes` there. */
+  /** Called when the page was appended at `position` with all its current entries. It takes `bytes` in the log. */
   pageWritten(page: number, position: number, bytes: number): void {
     this.#use.written(this.#pages.get(page)?.bytes ?? 0, bytes)
     this.#pages.set(page, { position, bytes })
@@ -220,18 +220,18 @@ export class IdWindow extends HashIndex {
     return this.#pages.values()
   }
 
-  /** State pages that exist or will be written. */
+  /** Number of state pages that exist or will be written. */
   get pageCount(): number {
     return this.#held.length
   }
 
-  /** Recovery: keeps the contents of a page of `pageBytes` until `restored` is called. */
+  /** Used in recovery: keeps the contents of a page of `pageBytes` until `restored` is called. */
   restorePage(bytes: Uint8Array, start: number, end: number, position: number, pageBytes: number): void {
     this.#read.push({ bytes: bytes.slice(start, end), position, pageBytes })
     this.restoredUntil = Math.max(this.restoredUntil, position)
   }
 
-  /** Recovery: all pages were passed to `restorePage`, in any order. */
+  /** Used in recovery, after all pages were passed to `restorePage`, in any order. */
   restored(): void {
     const read = this.#read.toSorted((a, b) => readU64(a.bytes, 0) - readU64(b.bytes, 0))
     this.#read = []
@@ -253,10 +253,10 @@ export class IdWindow extends HashIndex {
 }
 
 /**
- * Ids of messages that are not done. The hashes are in the chunks. Several messages can have one id: if the window of the
- * id is over, if ids are not checked, or if one message came from another queue. They form a list in the order in which
- * they became pending, and the index holds the first one. Lists are doubly linked through the chunks; the previous
- * message of the first is the last.
+ * Ids of messages that are not done. The hashes are in the chunks. Several messages can have one id: if the window of the id
+ * is over, if ids are not checked, or if one message came from another queue. These messages form a list in the order in
+ * which they became pending, and the index holds the first of them. Lists are doubly linked through the chunks. The link back
+ * from the first message leads to the last.
  */
 export class PendingIds extends HashIndex {
   readonly #chunks: Chunks
@@ -288,7 +288,7 @@ export class PendingIds extends HashIndex {
     return offset
   }
 
-  /** The message at `offset` is pending. Its id is in its chunk. */
+  /** Adds the message at `offset`, which is pending. Its id is in its chunk. */
   add(offset: number): void {
     const first = this.#firstLike(offset)
     if (first === NONE) {
@@ -306,17 +306,17 @@ export class PendingIds extends HashIndex {
     this.removeAll()
   }
 
-  /** The message at `offset` is no longer pending. It is still in its chunk. */
+  /** Removes the message at `offset`, which is no longer pending but still in its chunk. */
   done(offset: number): void {
     const previous = this.#previous(offset)
-    // A list of several messages is a ring of previous messages, so this one is alone.
+    // In a list of several messages each has a previous one, so this message is alone.
     if (previous === NONE) {
       this.remove(offset)
       return
     }
     const next = this.#next(offset)
     if (this.#next(previous) === NONE) {
-      // The message is the first of its list, and its previous one is the last.
+      // The message is the first of its list, so its link back leads to the last.
       this.replace(offset, next)
       this.#setPrevious(next, previous === next ? NONE : previous)
     } else {

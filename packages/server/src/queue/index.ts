@@ -1,4 +1,4 @@
-/** The queue core: pure and synchronous, without clock, randomness or I/O. */
+/** The core of a queue. It is pure and synchronous: it has no clock, no randomness and no I/O. */
 export * from './admission.js'
 export * from './arrivals.js'
 export * from './backoff.js'

@@ -1,6 +1,6 @@
 /**
  * The lines of keys: the order of the messages of each key, and whether the head of a key may be delivered (invariant 13).
- * Part of the line. `Keys` holds the numbers of each key, the chunks hold the links.
+ * They are a part of the line. `Keys` holds the numbers of each key, and the chunks hold the links.
  *
  * Invariant: the head of a key is on offer if and only if the key is free. No other message of a key is on offer.
  */
@@ -11,7 +11,7 @@ import { NONE, type Keys } from './keys.js'
 /** Options of a queue that concern keys. */
 export interface KeyRules {
   readonly keyConcurrency: number
-  /** A message that waits for a retry blocks its key. */
+  /** Whether a message that waits for a retry blocks its key. */
   readonly blocks: boolean
 }
 
@@ -46,7 +46,7 @@ export class KeyLines {
   /** Builds the lines, which are empty, from these messages, and puts their heads on offer. */
   rebuild(messages: Placed[]): void {
     const rank = ({ chunk, index }: Placed): number => this.#rank(chunk, index)
-    // In order, so that each is appended at the end of its line.
+    // The messages are sorted, so that each is appended at the end of its line.
     messages.sort(
       (a, b) => rank(a) - rank(b) || a.timeMs - b.timeMs || a.chunk.base + a.index - (b.chunk.base + b.index),
     )
@@ -100,15 +100,15 @@ export class KeyLines {
     return this.#keys.leasedOf(slot) < this.rules.keyConcurrency
   }
 
-  // If failed messages block their key, they precede those that were not tried.
+  // If failed messages block their key, they precede the messages that were not tried.
   #rank(chunk: Chunk, index: number): number {
     return this.rules.blocks && chunk.attemptsAt(index) > 0 ? 0 : 1
   }
 
   /**
-   * Puts the head of the key on offer if the key is free, after a change at `timeMs`. The head is eligible since then, but
-   * not since before its own time. The message at `arrived` brings its own time. A change may be noticed late, after later
-   * ones.
+   * Puts the head of the key on offer if the key is free, after a change at `timeMs`. The head became eligible at that time,
+   * or at its own time if that is later. The message at `arrived` became eligible at `arrivedSinceMs`. A change may be noticed
+   * late, after later changes.
    */
   offer(slot: number, timeMs: number, arrived: number, arrivedSinceMs: number): void {
     const keys = this.#keys
@@ -140,7 +140,7 @@ export class KeyLines {
     this.#link(slot, chunk, index, this.#keys.tailOf(slot), NONE)
   }
 
-  /** Adds the message at its place: mostly the end. A returning message belongs near the front. */
+  /** Adds the message at its place, which is mostly the end. A message that returns belongs near the front. */
   insert(slot: number, chunk: Chunk, index: number): void {
     const tail = this.#keys.tailOf(slot)
     if (tail === NONE || this.#isBehind(tail, chunk, index)) {
@@ -153,8 +153,8 @@ export class KeyLines {
     this.#inserted = chunk.base + index
   }
 
-  // The message that the one at `index` must precede. Searches from the head and from the last inserted message at once: of
-  // messages that return in order, each takes one step.
+  // The message that the one at `index` must precede. The search starts from the head and from the last inserted message at
+  // the same time. So each of several messages that return in order takes one step.
   #nextOf(slot: number, chunk: Chunk, index: number): number {
     let next = this.#keys.headOf(slot)
     let other = this.#isInserted(slot, chunk.base + index) ? this.#inserted : NONE
@@ -212,7 +212,7 @@ export class KeyLines {
     this.#setPrevious(slot, next, offset)
   }
 
-  /** The message leaves the line. */
+  /** Removes the message from the line. */
   unlink(slot: number, chunk: Chunk, index: number): void {
     const previous = chunk.previousAt(index)
     const next = chunk.nextAt(index)

@@ -1,48 +1,48 @@
 /**
- * The keys of a queue's messages. For each key: the line in which its messages wait, how many of them are leased, how
- * many wait for a retry, and which one is on offer.
+ * The keys of the messages of a queue. Each key has the line in which its messages wait, the number of its messages that are
+ * leased and that wait for a retry, and the message that is on offer.
  *
  * A key is identified by a 64-bit hash. Two keys with the same hash share a line, which only delays them. A key has a
  * slot while one of its messages is in the queue. Lines are doubly linked through the chunks, so a message leaves from
  * the middle in constant time, and a million messages behind a blocked head cost nothing.
  *
- * Invariants: `refs` counts the messages of a key that are not gone; the offered message is the head, or none.
+ * Invariants: `refs` counts the messages of a key that are not gone. If a message is on offer, it is the head.
  */
 import { HashIndex } from './hash-index.js'
 
-/** No message. */
+/** Marks that there is no message. */
 export const NONE = -1
-/** Slots of a page. The first page starts smaller. */
+/** Number of slots of a page. The first page starts smaller. */
 const PAGE_SLOTS = 1024
 const SLOTS_FIRST = 16
 /** A page of this many slots or fewer is kept when its last key is gone. */
 const SLOTS_KEPT = 64
-/** A slot takes 56 bytes, mostly in one cache line: four numbers of 8 bytes … */
+/** Numbers of 8 bytes in a slot, which takes 56 bytes, mostly in one cache line. The first four fields are such numbers. */
 const NUMBERS = 7
 const HEAD = 0
 const TAIL = 1
 const OFFERED = 2
 const SINCE = 3
-/** … and five of 4 bytes, counted in words. */
+/** Words of 4 bytes in a slot. The other five fields are such words. */
 const WORDS = NUMBERS * 2
 const LEASED = 8
 const RETRYING = 9
 const LOW = 10
 const HIGH = 11
-/** 0: the slot is free. */
+/** Number of messages that hold the slot; 0 if the slot is free. */
 const REFS = 12
-/** In a free slot: the next free slot, plus 1; 0 for none. */
+/** In a free slot, this is the next free slot, plus 1; 0 if there is none. */
 const NEXT_FREE = LOW
 
 /** A page of neighbouring slots. */
 class KeyPage {
-  /** Slots in use. */
+  /** Number of slots in use. */
   used = 0
   numbers: Float64Array
   words: Uint32Array
   /** Slots from here on were never used. */
   end = 0
-  /** The first free slot before `end`, plus 1; 0 for none. */
+  /** The first free slot before `end`, plus 1; 0 if there is none. */
   #free = 0
 
   constructor(slots: number) {
@@ -68,7 +68,7 @@ class KeyPage {
     return slot
   }
 
-  /** The slot is no longer in use. */
+  /** Frees a slot that is no longer in use. */
   free(slot: number): void {
     this.words[slot * WORDS + NEXT_FREE] = this.#free
     this.#free = slot + 1
@@ -135,7 +135,7 @@ export class Keys extends HashIndex {
     return this.#number(slot, OFFERED)
   }
 
-  /** Time from which the last offered message was on offer; 0 if none ever was. */
+  /** Time at which the last offered message went on offer; 0 if none ever did. */
   sinceOf(slot: number): number {
     return this.#number(slot, SINCE)
   }
@@ -145,7 +145,7 @@ export class Keys extends HashIndex {
     this.#setNumber(slot, SINCE, sinceMs)
   }
 
-  /** No message is on offer any more. */
+  /** Withdraws the message that is on offer. */
   withdraw(slot: number): void {
     this.#setNumber(slot, OFFERED, NONE)
   }
@@ -158,7 +158,7 @@ export class Keys extends HashIndex {
     this.#count(slot, LEASED, change)
   }
 
-  /** Failed messages that wait for their retry. */
+  /** Number of failed messages that wait for their retry. */
   retryingOf(slot: number): number {
     return this.#word(slot, RETRYING)
   }
@@ -167,7 +167,7 @@ export class Keys extends HashIndex {
     this.#count(slot, RETRYING, change)
   }
 
-  /** The slot of the key with this hash, which counts one more message. */
+  /** Returns the slot of the key with this hash, and counts one more message of the key. */
   hold(low: number, high: number): number {
     let slot = this.lookUp(low, high, 0, 0)
     if (slot === NONE) slot = this.#make(low, high)
@@ -175,7 +175,7 @@ export class Keys extends HashIndex {
     return slot
   }
 
-  /** A message of the key is gone. */
+  /** Called when a message of the key is gone. */
   release(slot: number): void {
     if (this.#count(slot, REFS, -1) > 0) return
     this.remove(slot)
@@ -186,7 +186,7 @@ export class Keys extends HashIndex {
     while (this.#pages.length > 0 && this.#pages.at(-1) === undefined) this.#pages.pop()
   }
 
-  /** Every slot that is in use. */
+  /** Iterates all slots that are in use. */
   *slots(): IterableIterator<number> {
     for (const [number, page] of this.#pages.entries()) {
       if (page === undefined) continue
@@ -204,7 +204,7 @@ export class Keys extends HashIndex {
     }
   }
 
-  /** No message waits or is leased any more. */
+  /** Called when no message waits or is leased any more. */
   clear(): void {
     this.clearLines()
     for (const slot of this.slots()) {

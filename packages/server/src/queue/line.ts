@@ -1,11 +1,11 @@
 /**
- * The line: the order in which the messages of a queue are delivered: by priority, then by eligible since, then by offset
- * (invariant 12). Volatile: recovery builds it from the chunks.
+ * The line: the order in which the messages of a queue are delivered. It is by priority, then by the time at which a message
+ * became eligible, then by offset (invariant 12). The line is volatile: recovery builds it from the chunks.
  *
- * A message without key and delay that was not tried yet is in the plain line of its priority. That line is a cursor,
- * and the messages that returned below it. A message whose due time is in the future is scheduled. A message that is due
- * is in the line of its key or, without a key, in the due queue of its priority. The head of each free key is in that
- * due queue too, from the time at which it became eligible, so keys take turns (invariant 13).
+ * A message without key and delay that has not been tried yet is in the plain line of its priority. That line consists of a
+ * cursor and of the messages that returned below the cursor. A message whose due time is in the future is scheduled. A message
+ * that is due is in the line of its key or, without a key, in the due queue of its priority. The head of each free key is in
+ * that due queue too, from the time at which it became eligible, so keys take turns (invariant 13).
  *
  * A due queue can hold stale entries. An entry is checked when it is first, and all are checked when there are too many.
  */
@@ -23,18 +23,18 @@ import { Schedule } from './schedule.js'
 import type { Suspects } from './suspects.js'
 import { TimeQueue } from './time-queue.js'
 
-/** A due queue is cleared of stale entries when it grows to twice its size after the last clearing, plus this. */
+/** Stale entries of a due queue are removed when it reaches twice the size that it had after the last removal, plus this. */
 const STALE_SLACK = 1024
-/** Messages that a search for the oldest keyed message visits. After that it returns the oldest of these. */
+/** Maximum number of messages that a search for the oldest keyed message visits. Then it returns the oldest of them. */
 const OLDEST_LOOKED_AT_MAX = 16_384
 
 export class Line {
   // Fields that adding a plain message reads are declared first, so that they share cache lines, as in `Contents`.
   /** Offset after the newest message. */
   #end = 0
-  /** Priorities whose plain line is not empty. */
+  /** One bit for each priority, which is set if its plain line is not empty. */
   #plainMask = 0
-  /** Messages in the plain line of priority 0, often the only one. `#plainCounts` has those of the other priorities. */
+  /** Number of messages in the plain line of priority 0, which is often the only one in use. `#plainCounts` has those of the other priorities. */
   #ordinary = 0
   /** Offsets below this may have been delivered by an earlier run of the broker. */
   #redeliveredBelow = 0
@@ -43,16 +43,16 @@ export class Line {
   readonly #keyLines: KeyLines
   readonly #cursors = new Float64Array(PRIORITIES)
   readonly #returned: ReturnedMessages
-  /** Created by the first drop: most queues drop no message. */
+  /** Created by the first drop, because most queues drop no message. */
   #dropOrder: DropOrder | undefined
   /** Offset that the last `#head` found. */
   #headOffset = 0
   readonly #plainCounts = new Float64Array(PRIORITIES)
   readonly #due: (TimeQueue | undefined)[] = []
   readonly #schedule: Schedule
-  /** Priorities whose due queue is not empty. */
+  /** One bit for each priority, which is set if its due queue is not empty. */
   #dueMask = 0
-  /** No keyed message below this is in the line of its key. */
+  /** No keyed message below this offset is in the line of its key. */
   #keyedFrom = 0
   readonly #suspects: Suspects
   readonly #location = emptyLocation()
@@ -68,7 +68,7 @@ export class Line {
     )
   }
 
-  /** Adds the messages `[from, to)` of `chunk`, the newest of the queue. The caller has called `advance`. */
+  /** Adds the messages `[from, to)` of `chunk`, which are the newest of the queue. The caller has called `advance`. */
   add(chunk: Chunk, from: number, to: number): void {
     this.#end = Math.max(this.#end, chunk.base + to)
     if (chunk.hasOnly(0) && !chunk.hasDues && !chunk.hasKeys) {
@@ -91,12 +91,12 @@ export class Line {
     }
   }
 
-  /** Every message below `end` was added, or is gone. */
+  /** Notes that every message below `end` was added, or is gone. */
   passed(end: number): void {
     this.#end = Math.max(this.#end, end)
   }
 
-  /** Recovery is over: adds every message that is live and not dead. */
+  /** Called when recovery is over: adds every message that is live and not dead. */
   rebuild(rules: KeyRules, end: number, redeliveredBelow: number, nowMs: number): void {
     this.#keyLines.rules = rules
     this.#end = end
@@ -111,7 +111,7 @@ export class Line {
     this.advance(nowMs)
   }
 
-  /** The rules of keys have changed: rebuilds the lines of keys. */
+  /** Called when the rules of keys have changed: rebuilds the lines of keys. */
   reorder(rules: KeyRules, nowMs: number): void {
     this.#keyLines.rules = rules
     const due: Placed[] = []
@@ -127,7 +127,7 @@ export class Line {
     this.advance(nowMs)
   }
 
-  // Adds messages without key and due time: in runs, if the chunk has no others.
+  // Adds messages without key and due time. If the chunk has no other messages, they are added in runs.
   #placePlain(chunk: Chunk): void {
     if (!chunk.hasDues) {
       for (let index = 0; index < chunk.count;) {
@@ -172,7 +172,7 @@ export class Line {
     return max
   }
 
-  /** Messages whose due time is in the future. */
+  /** Number of messages whose due time is in the future. */
   get scheduled(): number {
     return this.#schedule.size
   }
@@ -199,8 +199,8 @@ export class Line {
     return Math.min(oldest, this.#oldestKeyed())
   }
 
-  // Searches the keyed messages by offset, from the lowest possible one. A message that was published after the oldest time
-  // found so far cannot be older.
+  // Searches the keyed messages by offset, from the lowest possible one. The search ends at a message that was published after
+  // the oldest time found so far, because no later message can be older.
   #oldestKeyed(): number {
     let oldest = Infinity
     let isFirst = true
@@ -259,7 +259,7 @@ export class Line {
     })
   }
 
-  /** The first `count` messages of `run`, which `next` filled last, are leased. */
+  /** Leases the first `count` messages of `run`, which `next` filled last. */
   lease(run: Run, count: number, nowMs: number): void {
     const chunk = this.#chunks.at(run.offset)!
     const index = run.offset - chunk.base
@@ -287,7 +287,7 @@ export class Line {
     }
   }
 
-  /** A leased message returns to its old place. */
+  /** Returns a leased message to its old place. */
   release(chunk: Chunk, offset: number, sinceMs: number, nowMs: number): void {
     const index = offset - chunk.base
     const priority = chunk.priorityAt(index)
@@ -311,7 +311,7 @@ export class Line {
     this.#keyLines.offer(slot, nowMs, offset, sinceMs)
   }
 
-  /** A leased message returns at `dueMs`, which is already in its chunk. */
+  /** Returns a leased message at `dueMs`, which is already in its chunk. */
   retry(chunk: Chunk, offset: number, dueMs: number, nowMs: number): void {
     const index = offset - chunk.base
     this.#mark(chunk, index)
@@ -321,7 +321,7 @@ export class Line {
     this.enter(chunk, index, dueMs, nowMs)
   }
 
-  /** A message that is not in the line enters it at `dueMs`, which is already in its chunk. */
+  /** Adds a message that is not in the line, at `dueMs`, which is already in its chunk. */
   enter(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
     this.#dropOrder?.returned(chunk, index)
     const slot = chunk.keyAt(index)
@@ -334,7 +334,7 @@ export class Line {
     if (slot !== NONE) this.#keyLines.offer(slot, nowMs, NONE, 0)
   }
 
-  /** A message in the line leaves it, as of `timeMs`. */
+  /** Removes a message that is in the line, as of `timeMs`. */
   leave(chunk: Chunk, index: number, timeMs: number): void {
     if (!chunk.isWaiting(index)) {
       this.#countPlain(chunk.priorityAt(index), -1)
@@ -354,15 +354,15 @@ export class Line {
   }
 
   /**
-   * A message in the line is leased again to the consumer that held it before. Returns the time from which it was
-   * eligible, -1 if it was in the plain line. Returns undefined and changes nothing if its key has no place for it.
+   * Leases a message in the line again to the consumer that held it before. Returns the time from which the message was
+   * eligible, or -1 if it was in the plain line. Returns undefined and changes nothing if its key has no place for it.
    */
   reclaim(chunk: Chunk, index: number, nowMs: number): number | undefined {
     const slot = chunk.keyAt(index)
     const isPlain = !chunk.isWaiting(index)
     if (slot !== NONE) {
       if (!this.#keyLines.hasPlace(slot)) return undefined
-      // Counted before the message leaves, so that its key is not free for another one in between.
+      // The lease is counted before the message leaves, so that its key is not free for another message in between.
       this.#keys.countLeased(slot, 1)
     }
     this.leave(chunk, index, nowMs)
@@ -375,7 +375,7 @@ export class Line {
     return chunk.has(MARK.seen, index)
   }
 
-  /** The leased messages `[offset, offset + count)` are settled. */
+  /** Removes the leased messages `[offset, offset + count)`, which are settled. */
   finish(offset: number, count: number, nowMs: number): void {
     this.#suspects.clear(offset, count)
     if (this.#keys.size === 0) return
@@ -394,7 +394,7 @@ export class Line {
     return this.#dropOrder.first(this.#end)
   }
 
-  /** Every message that was in the line or leased is gone. */
+  /** Called when every message that was in the line or leased is gone. */
   clear(): void {
     this.#ordinary = 0
     this.#plainCounts.fill(0)
@@ -505,7 +505,7 @@ export class Line {
     run.sinceMs = due.firstTime
   }
 
-  // Whether nothing but its batch determines how the message is delivered. Such neighbours can share a run.
+  // Whether only its batch determines how the message is delivered. Neighbours for which this is true can share a run.
   #isFirstTry(chunk: Chunk, index: number): boolean {
     return (
       this.#suspects.size === 0 &&
@@ -518,7 +518,7 @@ export class Line {
 
   // Length of the run that starts with the first due message: at most `max` messages of one batch.
   #neighbours(due: TimeQueue, chunk: Chunk, index: number, max: number): number {
-    // With several places for a key, leasing one message can offer another one that precedes the neighbour.
+    // With several places for a key, leasing one message can put another one on offer that precedes the neighbour.
     if (chunk.hasKeys && this.#keyLines.rules.keyConcurrency > 1) return 1
     const end = index + due.firstRun(max)
     const timeMs = due.firstTime
@@ -582,14 +582,14 @@ export class Line {
     if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.countRetrying(slot, 1)
   }
 
-  // The message is no longer scheduled. The caller puts it where it belongs.
+  // Removes the message from the scheduled ones. The caller puts it where it belongs.
   #unschedule(chunk: Chunk, index: number): void {
     this.#schedule.remove(chunk, index)
     const slot = chunk.keyAt(index)
     if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.countRetrying(slot, -1)
   }
 
-  // The due time of the message has come.
+  // Called when the due time of the message has come.
   #becomeDue(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
     const slot = chunk.keyAt(index)
     const offset = chunk.base + index

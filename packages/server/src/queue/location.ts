@@ -8,12 +8,12 @@ import { CHUNK_MESSAGES } from './bits.js'
 
 export interface Location {
   offset: number
-  /** Position of its batch in the log. */
+  /** Position of the batch in the log. */
   batchPosition: number
   publishedAtMs: number
   /**
-   * Each offset in `[batchFrom, batchEnd)` is in this batch or gone. The range ends at the ends of the chunk; the batch can
-   * start before it, continue after it, or end within it before offsets that are gone.
+   * Each offset in `[batchFrom, batchEnd)` is in this batch or gone. The range does not go beyond the chunk. The batch can
+   * start before the range, continue after it, or end within it before offsets that are gone.
    */
   batchFrom: number
   batchEnd: number

@@ -1,8 +1,9 @@
 /**
- * The states of the messages of one chunk, as sets of indexes. While many messages are live, each set is 1,024 bits. When
- * few are left in a full chunk, only those are listed: a chunk with one dead message takes the room of one message.
+ * The states of the messages of one chunk, as sets of indexes. While many messages are live, each set has 1,024 bits. When
+ * few live messages are left in a full chunk, only these are listed: a chunk with one dead message takes the room of one
+ * message.
  *
- * Invariant: of a message that is gone, no other mark is read.
+ * Invariant: if a message is gone, none of its other marks is read.
  */
 import {
   CHUNK_MESSAGES,
@@ -17,17 +18,17 @@ import {
 
 export const MARK = {
   gone: 0,
-  /** Volatile, like all that follow. The message is leased, scheduled, due or dead: it is not in the plain line. */
+  /** The message is leased, scheduled, due or dead: it is not in the plain line. This mark and all that follow are volatile. */
   out: 1,
-  /** Scheduled or due: in a queue by time or in the line of a key. */
+  /** The message is scheduled or due: it is in a queue by time or in the line of a key. */
   waiting: 2,
-  /** Those in `waiting` that are due. */
+  /** The message is in `waiting` and is due. */
   due: 3,
-  /** Delivered at least once since the broker started. */
+  /** The message was delivered at least once since the broker started. */
   seen: 4,
-  /** In the queue of messages that returned below the cursor of the drop order. */
+  /** The message is in the queue of those that returned below the cursor of the drop order. */
   behind: 5,
-  /** In the queue of plain messages that returned below the cursor of the line. */
+  /** The message is in the queue of plain messages that returned below the cursor of the line. */
   returned: 6,
 } as const
 export type Mark = (typeof MARK)[keyof typeof MARK]
@@ -35,7 +36,7 @@ export type Mark = (typeof MARK)[keyof typeof MARK]
 const SETS = 7
 /** A full chunk with this many live messages or fewer lists them. */
 export const LISTED_MAX = 32
-/** An entry of the list has the index from this bit up, and below it one bit for each set except `gone`. */
+/** An entry of the list has the index from this bit upwards, and below it one bit for each set except `gone`. */
 const INDEX_SHIFT = SETS - 1
 const OUT_WORDS = MARK.out * CHUNK_WORDS
 const SEEN_WORDS = MARK.seen * CHUNK_WORDS
@@ -45,7 +46,7 @@ const OUT_FLAG = flagOf(MARK.out)
 export class Marks {
   /** The sets, one after another; undefined while nothing is marked, or when the live messages are listed. */
   #words: Uint32Array | undefined
-  /** The list: an entry for each live message, by index. */
+  /** The list, with an entry for each live message, by index. */
   #list: number[] | undefined
 
   get areListed(): boolean {
@@ -60,7 +61,7 @@ export class Marks {
     return mark === MARK.gone ? !isLive : isLive && (entry & flagOf(mark)) !== 0
   }
 
-  /** Marks `[from, to)` and returns how many were not marked. */
+  /** Marks `[from, to)` and returns how many were not marked before. */
   add(mark: Mark, from: number, to: number): number {
     if (this.#list !== undefined)
       return mark === MARK.gone ? this.#drop(from, to) : this.#flag(mark, from, to)
@@ -80,7 +81,7 @@ export class Marks {
       list[place]! &= ~flagOf(mark)
   }
 
-  /** Word `number` of the set `gone`. Not for a list. */
+  /** Word `number` of the set `gone`. Must not be called while the messages are listed. */
   goneWord(number: number): number {
     return this.#words === undefined ? 0 : this.#words[number]!
   }
@@ -173,7 +174,7 @@ export class Marks {
         if (hasBit(words, mark * CHUNK_MESSAGES + index)) entry |= flagOf(mark as Mark)
       list[place] = entry
     }
-    // A copy of exact length: the original has room to grow.
+    // The copy has the exact length; the original has room to grow.
     this.#list = list.slice()
     this.#words = undefined
   }
@@ -195,7 +196,7 @@ export class Marks {
     const list = this.#list!
     const start = this.#place(from)
     const end = this.#place(to)
-    // A list is short: `splice` and `copyWithin` take longer.
+    // A list is short, so a loop is faster than `splice` and `copyWithin`.
     let kept = start
     for (let place = end; place < list.length; place++) list[kept++] = list[place]!
     list.length = kept
@@ -213,7 +214,7 @@ export class Marks {
     return added
   }
 
-  // First index that is neither gone nor in the set whose words begin at `other` (0: only the set `gone` is checked).
+  // First index that is neither gone nor in the set whose words begin at `other`. If `other` is 0, only `gone` is checked.
   #firstClear(other: number, from: number, to: number): number {
     const words = this.#words
     if (words === undefined) return from

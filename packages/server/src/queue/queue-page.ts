@@ -1,6 +1,6 @@
 /**
- * The page of a queue: its definition and counters at one position of the log, as JSON text. The newest page and the
- * facts after it are the whole state of the queue, without its messages: those are in the pages of its chunks.
+ * The page of a queue: its definition and counters at one position of the log, as JSON text. The newest page and the facts
+ * after it are the whole state of the queue, except for its messages, which are in the pages of its chunks.
  */
 import { readText, textBytes, writeText, type QueueCounts } from '@sluice/protocol'
 import type { QueueDefinition } from './contents.js'
@@ -9,7 +9,7 @@ import type { Queue } from './queue.js'
 export interface QueuePage extends QueueDefinition {
   readonly next: number
   readonly redeliveredBelow: number
-  /** Subscriptions of the boot that wrote the page, which ended and returned messages. */
+  /** Subscriptions that ended and returned messages in the boot that wrote the page. */
   readonly ended?: readonly number[]
   readonly carried: number
   readonly counts: QueueCounts
@@ -23,7 +23,8 @@ export function encodeDefinition(queue: Queue): string {
 }
 
 export function encodeQueuePage(queue: Queue, retained: QueuePage['retained']): Uint8Array {
-  // Each field by name: spreading the definition took half the time of a page, and a checkpoint writes thousands.
+  // The fields are listed by name, because spreading the definition took half the time of a page, and a checkpoint writes
+  // thousands of pages.
   const page: QueuePage = {
     name: queue.name,
     options: queue.options,
@@ -35,7 +36,7 @@ export function encodeQueuePage(queue: Queue, retained: QueuePage['retained']): 
     redeliveredBelow: queue.redeliveredBelow,
     ...(queue.former.ended.length === 0 ? {} : { ended: queue.former.ended }),
     carried: queue.carried,
-    // As of the facts before the page, so that both agree.
+    // Tallied counters are as of the facts before the page, so that page and facts agree.
     counts: { ...queue.counts, ...queue.tallied },
     retained,
   }

@@ -21,7 +21,7 @@ function definition(options: Partial<QueueOptions> = {}): QueueDefinition {
   return { name: 'q', options: all, createdAtMs: 0, paused: false, seed, idsFrom: 0 }
 }
 
-/** Options of the messages of a batch: some a priority, some a delay, some a time to live. */
+/** Options of the messages of a batch. Some have a priority, some a delay, and some a time to live. */
 function traitsOf(seed: number, count: number, now: number): Traits {
   const traits = {
     priorities: new Uint8Array(count),
@@ -45,7 +45,7 @@ function traitsOf(seed: number, count: number, now: number): Traits {
 interface Message {
   readonly offset: number
   readonly priority: number
-  /** 0: never. */
+  /** Time at which the message expires; 0 if it does not expire. */
   readonly expiry: number
   readonly position: number
   state: 'ready' | 'leased' | 'scheduled' | 'dead' | 'gone'
@@ -62,13 +62,13 @@ function makeRoom(queue: Queue, count: number, nowMs: number): void {
   admission.makeRoom(nowMs, Infinity)
 }
 
-/** Delivery order: by priority, then by eligible since, then by offset. */
+/** Delivery order: by priority, then by the time at which a message became eligible, then by offset. */
 function isBefore(a: Message, b: Message): boolean {
   if (a.priority !== b.priority) return a.priority > b.priority
   return a.since < b.since || (a.since === b.since && a.offset < b.offset)
 }
 
-/** A simple model of a queue: a list of messages that is searched from end to end. */
+/** A simple model of a queue: a list of messages, which is searched as a whole. */
 class Model {
   messages: Message[] = []
   now = 1_000
@@ -83,7 +83,7 @@ class Model {
     return best
   }
 
-  /** As `next`, but faster for many calls, between which only leases may happen. */
+  /** Like `next`, but faster for many calls. Between the calls only leases may happen. */
   nextOfMany(): () => Message | undefined {
     const ready = this.messages.filter((message) => message.state === 'ready' && !this.isExpired(message))
     ready.sort((a, b) => (isBefore(a, b) ? -1 : 1))
@@ -105,7 +105,7 @@ class Model {
     return message.expiry !== 0 && message.expiry <= this.now
   }
 
-  /** Expired messages that could be delivered are gone. */
+  /** Removes expired messages that could be delivered. */
   sweep(): void {
     for (const message of this.messages) {
       if (message.state === 'ready' && this.isExpired(message)) message.state = 'gone'
@@ -140,7 +140,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
       arbitrary: fc.record({
         kind: fc.constant('append' as const),
         count: fc.oneof(fc.integer({ min: 1, max: 8 }), fc.integer({ min: 500, max: 1500 })),
-        // 0: plain messages; otherwise the options of each follow from this number and its index.
+        // With 0 the messages are plain; otherwise the options of each follow from this number and its index.
         traits: fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 1000 })),
       }),
     },
@@ -294,7 +294,7 @@ class Pair {
   }
 
   #ackMany(most: number): void {
-    // As runs of consecutive offsets, as settles name them.
+    // Messages are settled in runs of consecutive offsets, as settles name them.
     const first = this.leased[0]
     if (first === undefined) return
     let count = 1
@@ -322,7 +322,7 @@ class Pair {
     if (next !== undefined) expect(queue.stateOf(next.offset)).toBe(next.state)
   }
 
-  // Delivers and acknowledges all ready messages, except every nth.
+  // Delivers all ready messages, and acknowledges all except every nth.
   #thin(every: number, how: 'retry' | 'release' | 'dead' | 'keep'): void {
     const next = this.model.nextOfMany()
     while (this.#lease(1_024, 1_024, next));
@@ -363,7 +363,7 @@ class Pair {
 
   check(): void {
     const { queue, model } = this
-    // After the next sweep, so that no expired message is left that could be delivered.
+    // The comparison follows a sweep, so that no expired message is left that could be delivered.
     this.apply({ kind: 'advance', ms: 3_000 })
     model.sweep()
     let held = 0
@@ -546,7 +546,7 @@ describe('queue', () => {
     expect(page.dead!.get(0)).toMatchObject({ attempts: 300, timeMs: 1, reason: 'busy', isMoving: false })
   })
 
-  it('delivers returned messages without a search through all that were delivered since', () => {
+  it('delivers returned messages without searching all messages that were delivered since', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.open(1)
     const run = emptyRun()
@@ -637,7 +637,7 @@ describe('queue', () => {
     publish(4_997, 5)
     const looks = vi.spyOn(Chunk.prototype, 'priorityAt')
     for (let i = 0; i < 2_000; i++) publish(1, 5)
-    // Visits each message once for each priority, wherever the search starts.
+    // The search visits each message once for each priority, wherever it starts.
     expect(looks.mock.calls.length).toBeLessThan(32 * 7_000)
     looks.mockRestore()
     expect(queue.counts.dropped).toBe(2_000)
@@ -648,7 +648,7 @@ describe('queue', () => {
     expect([0, 1, 2].map((offset) => queue.stateOf(offset))).toEqual([undefined, 'leased', undefined])
   })
 
-  it.each([1, 10])('releases the room of the others of a chunk when %d of its messages are left', (left) => {
+  it.each([1, 10])('releases the room of removed messages when %d messages of a chunk are left', (left) => {
     const all = { ...definition({ unique: 'pending', maxBytes: 1e12, ttlMs: 1e9 }) }
     const queue = new Queue(1, all, new CountedUse(), new Arrivals(4))
     queue.open(1)
@@ -693,7 +693,7 @@ describe('queue', () => {
         expect(restored.priorityAt(index)).toBe(chunk.priorityAt(index))
       }
     }
-    // On disk as in memory.
+    // The pages on disk are small too.
     expect(pages).toHaveLength(3)
     expect(Math.max(...pages)).toBeLessThan(150 + 150 * left)
     for (const chunk of queue.chunks)
@@ -723,7 +723,7 @@ describe('queue', () => {
   it.each(['ack', 'dead'] as const)('counts the real bytes of the remaining messages after %s', (how) => {
     const { queue } = make()
     const LARGE = 1_000_000
-    // The queue needs no single sizes at first: it knows only the total of the batch.
+    // At first the queue needs no single sizes, and knows only the total of the batch.
     queue.append(1_000, 512, 1, LARGE + 999 * 50)
     queue.applyOptions({ ...queue.options, maxBytes: 1_500_000 }, 1)
     const run = emptyRun()

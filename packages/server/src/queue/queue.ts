@@ -36,19 +36,19 @@ export type Subscription = SubscriptionOf<Queue>
 export type Consumer = ConsumerOf<Queue>
 
 const NO_SUBSCRIPTIONS: readonly Subscription[] = []
-/** Shortest time between two searches for expired messages. */
+/** Minimum time between two searches for expired messages. */
 const SWEEP_MS = 1_000
 
-/** The argument of `appendFact`: one object for all calls. */
+/** The argument of `appendFact`. All calls share one object. */
 const APPENDED = { baseOffset: 0, count: 0, timeMs: 0, length: 0 }
 
-/** Is notified of messages that expire. */
+/** Gets notified of messages that expire. */
 export interface QueueObserver {
   expired(queue: Queue, offset: number): void
 }
 
 export class Queue extends Contents implements Follower {
-  /** In the order in which they were attached. */
+  /** The subscriptions, in the order in which they were attached. */
   subscriptions: readonly Subscription[] = NO_SUBSCRIPTIONS
   readonly suspects = new Suspects()
   readonly #appliedLine = new Line(this.appliedChunks, this.keys, this.suspects)
@@ -57,21 +57,21 @@ export class Queue extends Contents implements Follower {
   hasMoreDue = false
   /** Facts that are applied here and not yet written to the open entry. */
   readonly facts = new FactBuffer()
-  // Three fields of the broker, which reads them for each batch. A map from the queue would cost another look-up.
-  /** The queue is in the list of queues with facts to write; see `Writer.note`. */
+  // The next three fields belong to the broker, which reads them for each batch. A map by queue would cost another look-up.
+  /** Whether the queue is in the list of queues with facts to write; see `Writer.note`. */
   hasPendingFacts = false
-  /** The queue is in the list of queues that may have messages to deliver; see `Turn.activate`. */
+  /** Whether the queue is in the list of queues that may have messages to deliver; see `Turn.activate`. */
   active = false
   /** Created when the queue first has a deadline; see `Turn.armQueue`. */
   timer: Timer | undefined
-  /** No message that is being handled has an earlier deadline. */
+  /** Lower bound for the deadlines of the messages that are being handled. */
   earliestDeadlineMs = Infinity
   readonly moving = new Moving(this.appliedChunks)
 
   readonly former = new FormerLeases()
   /** Ids of messages that are not done. */
   readonly pending = new PendingIds(this.appliedChunks)
-  /** Highest offset that was delivered since the broker started, + 1. */
+  /** Highest offset that was delivered since the broker started, plus 1. */
   #deliveredBelow = 0
   #sweptMs = 0
   observer: QueueObserver | undefined
@@ -81,20 +81,21 @@ export class Queue extends Contents implements Follower {
     return this.#appliedLine
   }
 
-  /** The subscription takes part in round robin from now on. */
+  /** Adds a subscription, which takes part in round robin from now on. */
   attach(subscription: Subscription): void {
     this.subscriptions = [...this.subscriptions, subscription]
   }
 
-  /** The subscription gets no more messages. */
+  /** Removes a subscription, which gets no more messages. */
   detach(subscription: Subscription): void {
     const others = this.subscriptions.filter((other) => other !== subscription)
     this.subscriptions = others.length === 0 ? NO_SUBSCRIPTIONS : others
   }
 
   /**
-   * The one subscription of a queue with `single` that gets messages: one with unsettled messages, or else the oldest with
-   * credit. A subscription that is idle, for example between two pulls, does not block the others.
+   * The only subscription of a queue with `single` that gets messages. It is a subscription with unsettled messages or, if
+   * there is none, the oldest with credit. A subscription that is idle, for example between two pulls, does not block the
+   * others.
    */
   get soleSubscription(): Subscription | undefined {
     let oldest: Subscription | undefined
@@ -118,7 +119,7 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * Appends a batch in service: its first message gets the offset `next`. A batch without options is only counted; the
+   * Appends a batch in service. Its first message gets the offset `next`. A batch without options is only counted, and the
    * chunks and the line are updated when they are next read.
    */
   append(
@@ -178,7 +179,7 @@ export class Queue extends Contents implements Follower {
 
   // --- the line ---
 
-  /** Recovery is over: builds the line and the rest of the volatile state. */
+  /** Called when recovery is over: builds the line and the rest of the volatile state. */
   open(nowMs: number): void {
     this.follow(this)
     this.chunks.eachLiveBatch((place, bytes) => this.use.add(place, bytes))
@@ -200,7 +201,7 @@ export class Queue extends Contents implements Follower {
     if (onFail !== options.onFail || keyConcurrency !== options.keyConcurrency)
       this.#line.reorder(keyRules(options), nowMs)
     if (dedupWindowMs !== options.dedupWindowMs) {
-      // An id that either window has forgotten stays forgotten, here and for a process that reads the ids in the log.
+      // An id that the old or the new window has forgotten stays forgotten, here and for a process that reads the log.
       this.ids.forgetUntil(nowMs - Math.min(dedupWindowMs, options.dedupWindowMs))
       this.idsFrom = this.ids.oldestOffset === -1 ? this.next : this.ids.oldestOffset
     }
@@ -256,7 +257,7 @@ export class Queue extends Contents implements Follower {
     this.#line.upcoming(count, each)
   }
 
-  /** The first `count` messages of `run`, which `nextRun` filled last, are leased to the client with this name. */
+  /** Leases the first `count` messages of `run`, which `nextRun` filled last, to the client with this name. */
   lease(run: Run, count: number, nowMs: number, client: string): void {
     this.#line.lease(run, count, nowMs)
     this.leased += count
@@ -268,8 +269,8 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * Leases a message again to a client that lost its connection while it handled the message. Returns undefined and
-   * changes nothing if the message may have changed since. `boot` is that of this run of the broker.
+   * Leases a message again to a client that lost its connection while it handled the message. Returns undefined and changes
+   * nothing if the message may have changed since. `boot` is the number of this run of the broker.
    */
   reclaim(claim: Claim, boot: number, nowMs: number, client: string): Reclaimed | undefined {
     const { offset } = claim
@@ -285,13 +286,14 @@ export class Queue extends Contents implements Follower {
     } else if (
       claim.boot !== boot - 1 ||
       claim.attempt !== chunk.attemptsAt(index) + 1 ||
-      // The count of attempts stops there.
+      // The count of attempts stops at this maximum.
       claim.attempt > LIMITS.maxDeliveriesMax ||
       this.former.hadEnded(claim) ||
       this.#line.isSeen(chunk, index) ||
       chunk.redriven?.has(index) === true
     ) {
-      // Another consumer may have received it, before the restart or since, or it was redriven, which resets its attempts.
+      // Another consumer may have received the message, before the restart or since. Or the message was redriven, which
+      // resets its attempts.
       return undefined
     }
     const sinceMs = this.#line.reclaim(chunk, index, nowMs)
@@ -310,8 +312,9 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * Record bytes of the message that a claim names, for the credit: as its former lease counted them, or, if this boot has
-   * no such lease, as the queue counts them. A size from the client could falsify the count. 0: there is no such message.
+   * Record bytes of the message that a claim names, for the credit. They are counted as its former lease counted them or, if
+   * this boot has no such lease, as the queue counts them. A size from the client could falsify the count. 0 means that there
+   * is no such message.
    */
   claimBytes(offset: number): number {
     const former = this.former.get(offset)
@@ -320,14 +323,14 @@ export class Queue extends Contents implements Follower {
     return chunk === undefined ? 0 : Math.round(chunk.bytesAt(offset - chunk.base))
   }
 
-  /** A subscription ended and returned messages: none of its leases can be claimed after a restart. */
+  /** Called when a subscription ended and returned messages: none of its leases can be claimed after a restart. */
   subscriptionEnded(id: number): void {
     if (!this.former.end(id)) return
     this.facts.ended(id)
     this.dirty = true
   }
 
-  /** Leased messages are acknowledged. `bytes`: size of their records, if the caller knows it. */
+  /** Acknowledges leased messages. `bytes` is the size of their records, if the caller knows it. */
   ack(offset: number, count: number, nowMs: number, bytes?: number): void {
     this.leased -= count
     this.#line.finish(offset, count, nowMs)
@@ -336,8 +339,8 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * A leased message failed and returns at `dueMs`. It is dead if that was its last attempt, and gone if it has expired.
-   * `isCharged`: this attempt is already counted.
+   * Returns a leased message that failed, at `dueMs`. The message is dead if this was its last attempt, and gone if it has
+   * expired. `isCharged` means that this attempt is already counted.
    */
   retry(
     offset: number,
@@ -363,7 +366,7 @@ export class Queue extends Contents implements Follower {
     this.#line.retry(this.chunkAt(offset)!, offset, dueMs, nowMs)
   }
 
-  /** Adds a fact with the counts of releases and redeliveries, if they changed: no other fact records them. */
+  /** Adds a fact with the counts of releases and redeliveries, if they changed. No other fact records them. */
   tally(): void {
     const { released, redelivered } = this.counts
     if (released === this.tallied.released && redelivered === this.tallied.redelivered) return
@@ -371,7 +374,7 @@ export class Queue extends Contents implements Follower {
     this.tallyFact(released, redelivered)
   }
 
-  /** A leased message that was not tried returns to its old place. No fact records it. */
+  /** Returns a leased message that was not tried to its old place. No fact records this. */
   release(offset: number, sinceMs: number, nowMs: number): void {
     this.counts.released++
     if (this.#isExpired(offset, nowMs)) {
@@ -382,7 +385,7 @@ export class Queue extends Contents implements Follower {
     this.#line.release(this.chunkAt(offset)!, offset, sinceMs, nowMs)
   }
 
-  /** A leased message becomes dead. `isCharged`: this attempt is already counted. */
+  /** Makes a leased message dead. `isCharged` means that this attempt is already counted. */
   deadLetter(
     offset: number,
     death: Death,
@@ -396,7 +399,7 @@ export class Queue extends Contents implements Follower {
     this.#die(offset, this.#nextAttempt(offset, isCharged), death, nowMs, reason, bytes)
   }
 
-  // The count stops at its maximum: attempts may be unlimited.
+  // The count stops at its maximum, because the number of attempts may be unlimited.
   #nextAttempt(offset: number, isCharged: boolean): number {
     return Math.min(this.attemptsOf(offset) + (isCharged ? 0 : 1), LIMITS.maxDeliveriesMax)
   }
@@ -423,7 +426,7 @@ export class Queue extends Contents implements Follower {
     return messages
   }
 
-  /** Removes a message that is in the line. @throws SluiceError if it is not; then nothing changes */
+  /** Removes a message that is in the line. @throws SluiceError if it is not in the line; then nothing changes */
   cancel(offset: number, nowMs: number): void {
     const chunk = this.#inLine(offset)
     this.#line.leave(chunk, offset - chunk.base, nowMs)
@@ -431,7 +434,7 @@ export class Queue extends Contents implements Follower {
     this.counts.cancelled += this.remove(offset, 1, nowMs)
   }
 
-  /** Makes a message that is in the line due at `dueMs`. @throws SluiceError if it is not; then nothing changes */
+  /** Makes a message that is in the line due at `dueMs`. @throws SluiceError if it is not in the line; then nothing changes */
   reschedule(offset: number, dueMs: number, nowMs: number): void {
     const chunk = this.#inLine(offset)
     this.#line.leave(chunk, offset - chunk.base, nowMs)
@@ -460,7 +463,7 @@ export class Queue extends Contents implements Follower {
     return this.chunkAt(offset)!
   }
 
-  /** The id that no pending message may have when a dead message returns; undefined if any message may have it. */
+  /** The id of a dead message, if no pending message may have the same id when the dead one returns; otherwise undefined. */
   uniqueIdOf(offset: number): Uint32Array | undefined {
     if (this.options.unique !== 'pending') return undefined
     const chunk = this.chunkAt(offset)!
@@ -468,7 +471,7 @@ export class Queue extends Contents implements Follower {
     return chunk.hasId(index) ? chunk.idAt(index) : undefined
   }
 
-  /** A dead message returns to the end of the line. */
+  /** Returns a dead message to the end of the line. */
   redrive(offset: number, nowMs: number, by: string): void {
     const redrives = this.redriveHistory(offset).redrives + 1
     this.former.delete(offset)
@@ -523,7 +526,7 @@ export class Queue extends Contents implements Follower {
 
   // --- inspection ---
 
-  /** Undefined for a message that is gone or never existed. */
+  /** The state of a message; undefined if it is gone or never existed. */
   stateOf(offset: number): MessageState | undefined {
     const chunk = this.chunkAt(offset)
     const index = chunk === undefined ? 0 : offset - chunk.base
@@ -545,7 +548,7 @@ export class Queue extends Contents implements Follower {
 
   /** Offset of the message with this id, if the id is still known and the message is here; -1 otherwise. */
   offsetOf(id: Uint32Array): number {
-    // If several messages have the id, prefer one that is not leased: it can be changed.
+    // If several messages have the id, one that is not leased is preferred, because it can be changed.
     const unleased = this.pending.find(id, 0, (offset) => this.stateOf(offset) !== 'leased')
     const pending = unleased === -1 ? this.pending.find(id, 0) : unleased
     if (pending !== -1 || this.options.unique === 'pending') return pending
@@ -554,8 +557,8 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * As `info`, but as of `nowMs`, even if `advance` has not run: due messages count as ready, and expired ones as gone.
-   * Changes nothing. The cost is proportional to the number of overdue messages.
+   * Like `info`, but as of `nowMs`, even if `advance` has not run: due messages count as ready, and expired ones as gone. The
+   * method changes nothing. Its cost is proportional to the number of overdue messages.
    */
   infoAt(nowMs: number, retainedBytes: number): QueueInfo {
     const info = this.info(nowMs, retainedBytes)
@@ -677,7 +680,7 @@ export class Queue extends Contents implements Follower {
     const expired: Placed[] = []
     for (const chunk of this.chunks) if (chunk.earliestExpiryMs <= nowMs) findExpired(chunk, nowMs, expired)
     if (this.keys.size > 0) {
-      // By expiry time: each message that leaves may free its key for the next one.
+      // Messages leave by expiry time, because each one may free its key for the next.
       expired.sort((a, b) => a.timeMs - b.timeMs)
       for (const { chunk, index } of expired) this.#expireInLine(chunk, chunk.base + index, 1, nowMs)
     } else

@@ -27,7 +27,7 @@ test('short texts are kept whole, however many there are', () => {
   expect(reasons.bytes).toBe(0)
 })
 
-test('beyond the limit only the beginning of a long text is kept, without half a character', () => {
+test('beyond the limit only the beginning of a long text is kept, and no character is split', () => {
   const reasons = new Reasons(10_000)
   const kept = Array.from({ length: 100 }, (_, number) => reasons.keep(long(number)))
   const whole = kept.filter((text, number) => text === long(number))
@@ -39,7 +39,7 @@ test('beyond the limit only the beginning of a long text is kept, without half a
     expect(Buffer.byteLength(text)).toBeGreaterThan(REASON_HEAD_BYTES - 2)
     expect(long(number).startsWith(text)).toBe(true)
   }
-  // A kept text is whole for other messages too, and a forgotten one makes room.
+  // A text that is kept whole is whole for other messages too, and a forgotten text makes room.
   expect(reasons.keep(long(0))).toBe(long(0))
   for (const text of kept) reasons.forget(text)
   reasons.forget(long(0))

@@ -1,19 +1,19 @@
 /**
- * The reasons why messages died, for all queues together. A text that several messages share is kept once. Short texts are
- * always kept. Long ones are kept whole while their total is below a limit; beyond it, only their beginning is kept:
- * dead messages can be very many, and a reason can have 4 KiB.
+ * The reasons why messages died, for all queues together. A string that several messages share is kept once. Short strings
+ * are always kept. Long ones are kept whole while their total is below a limit. Beyond the limit only their beginning is
+ * kept, because there can be very many dead messages, and a reason can have 4 KiB.
  *
- * Invariant: `#bytes` is the total cost of the entries of `#long`; `uses` of each is the number of its dead messages.
+ * Invariant: `#bytes` is the total cost of the entries of `#long`. The `uses` of an entry is the number of its dead messages.
  */
 import { clipText } from '@sluice/protocol'
 
-/** Bytes that are kept of any text. */
+/** Number of bytes that are kept of any reason. */
 export const REASON_HEAD_BYTES = 64
-/** Limit of the total cost of long texts. */
+/** Maximum total cost of the long reasons. */
 export const REASONS_BYTES_MAX = 16 << 20
-/** Cost of an entry without its text. */
+/** Cost of an entry without its string. */
 const ENTRY_BYTES = 96
-/** Most short texts to look up for sharing. When there are more, the look-up starts empty again. */
+/** Maximum number of short strings that are searched for an equal one. When there are more, the search starts empty again. */
 const SHORT_SHARED = 1_024
 
 interface Long {
@@ -31,12 +31,12 @@ export class Reasons {
     this.#bytesMax = bytesMax
   }
 
-  /** Total cost of the long texts. */
+  /** Total cost of the long reasons. */
   get bytes(): number {
     return this.#bytes
   }
 
-  /** Another dead message has this text. Returns what is kept of it, the argument of the later `forget`. */
+  /** Counts one more dead message with this reason. Returns what is kept of the reason, which is the argument of the later `forget`. */
   keep(text: string): string {
     if (text.length * 3 <= REASON_HEAD_BYTES) return this.#shared(text)
     const known = this.#long.get(text)
@@ -67,7 +67,7 @@ export class Reasons {
   }
 }
 
-// With characters beyond Latin-1, each character of a text takes two bytes.
+// If a string has characters beyond Latin-1, each of its characters takes two bytes.
 function costOf(text: string): number {
   return ENTRY_BYTES + 2 * text.length
 }

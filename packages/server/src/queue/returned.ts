@@ -1,6 +1,6 @@
 /**
- * Plain messages that returned to the line before the cursor of their priority. They are delivered before the messages
- * at the cursor, by offset. The cursor does not move back for them, so the line passes each message once. Volatile.
+ * Plain messages that returned to the line below the cursor of their priority. They are delivered by offset, before the
+ * messages at the cursor. The cursor does not move back for them, so the line passes each message once. Volatile.
  *
  * Invariant: each message is here at most once, and has `MARK.returned` while it is.
  */
@@ -11,10 +11,10 @@ import { MARK } from './marks.js'
 import { TimeQueue } from './time-queue.js'
 
 export class ReturnedMessages {
-  /** Bit by priority: some message of it may be here. */
+  /** One bit for each priority, which is set if a message of that priority may be here. */
   mask = 0
   readonly #chunks: Chunks
-  /** By priority. Some messages have left the line again. */
+  /** The messages, by priority. Some have left the line again. */
   readonly #queues: (TimeQueue | undefined)[] = []
 
   constructor(chunks: Chunks) {
@@ -42,7 +42,7 @@ export class ReturnedMessages {
     return NONE
   }
 
-  /** No message of this priority below `end` is plain any more. */
+  /** Called when no message of this priority below `end` is plain any more. */
   dropBelow(priority: number, end: number): void {
     const queue = this.#queues[priority]
     if (queue === undefined) return

@@ -8,13 +8,13 @@ export interface Run extends Location {
   count: number
   attempt: number
   redelivered: boolean
-  /** A suspect: its consumer gets no other message until this one is settled. */
+  /** Whether the run is a suspect: its consumer gets no other message until this one is settled. */
   alone: boolean
   /** Time from which the messages have been eligible; -1 if they come from the plain line. */
   sinceMs: number
-  /** The time to live is over: the run is one message, which must not be delivered. */
+  /** Whether the time to live is over. Then the run is one message, which must not be delivered. */
   expired: boolean
-  /** Everything that a delivery implies is already on disk. Set by the caller, who knows what is on disk. */
+  /** Whether everything that a delivery implies is already on disk. Set by the caller, which knows what is on disk. */
   durable: boolean
 }
 

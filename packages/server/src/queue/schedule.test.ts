@@ -54,7 +54,7 @@ class Rig {
     return offsets
   }
 
-  /** The same, by checking every message. */
+  /** Offsets that are due, found by checking every message. */
   expected(nowMs: number): number[] {
     return [...this.dues]
       .filter(([, dueMs]) => dueMs <= nowMs)
@@ -77,7 +77,7 @@ it('returns each message when it is due and never earlier, however many there ar
   fc.assert(
     fc.property(fc.array(step, { minLength: 10, maxLength: 60 }), (steps) => {
       const rig = new Rig()
-      // Offsets of two chunks.
+      // The offsets are in two chunks.
       rig.next = CHUNK_MESSAGES - 40
       let nowMs = 0
       for (const step of steps) {

@@ -1,11 +1,11 @@
 /**
- * Scheduled messages. Those that are due first are in a queue by time. The others, possibly very many, have only the due
- * times in their chunks, and each chunk has a lower bound of them. The horizon between both moves forward when the queue
- * is used up, and back when it grows too large. So ten million messages scattered over a year take 8 bytes each instead
- * of 24.
+ * Scheduled messages. Those that are due first are in a queue by time. The others can be very many: their due times are only
+ * in their chunks, and each chunk has a lower bound of these times. The horizon divides the two groups. It moves forward when
+ * the queue is used up, and back when the queue grows too large. So ten million messages scattered over a year take 8 bytes
+ * each instead of 24.
  *
- * Invariant: a scheduled message that is due before the horizon is in the queue by time. For each other one, `laterMs` of
- * its chunk is not after its due time.
+ * Invariant: a scheduled message that is due before the horizon is in the queue by time. For each other scheduled message,
+ * `laterMs` of its chunk is not after its due time.
  */
 import type { Chunk } from './chunk.js'
 import type { Chunks } from './chunks.js'
@@ -14,19 +14,19 @@ import { TimeQueue } from './time-queue.js'
 
 /** Stale entries are removed when the queue by time exceeds twice the number of scheduled messages, plus this. */
 const STALE_SLACK = 1_024
-/** Most due times, and most chunks, that are sampled to choose a horizon. */
+/** Maximum number of due times, and of chunks, that are sampled to choose a horizon. */
 const SAMPLE_TIMES = 4_096
 const SAMPLE_CHUNKS = 64
 
 export class Schedule {
-  /** Most messages in the queue by time: 16 MiB. Tests set a smaller one. */
+  /** Maximum number of messages in the queue by time, which then takes 16 MiB. Tests set a smaller number. */
   static nearMax = 1 << 20
   /** Number of scheduled messages. */
   size = 0
   readonly #chunks: Chunks
   readonly #near = new TimeQueue()
   #horizonMs = Infinity
-  /** Number of messages that are due at the horizon or later, or more. */
+  /** Upper bound for the number of messages that are due at the horizon or later. */
   #later = 0
 
   constructor(chunks: Chunks) {
@@ -52,13 +52,13 @@ export class Schedule {
     else if (size > Schedule.nearMax) this.#spill()
   }
 
-  /** The message is no longer scheduled. Its due time is still in its chunk. */
+  /** Removes a message that is no longer scheduled. Its due time is still in its chunk. */
   remove(chunk: Chunk, index: number): void {
     this.size--
     if (chunk.dueAt(index) >= this.#horizonMs) this.#later--
   }
 
-  /** Offset of the next message that is due at `nowMs`, by due time and offset; -1: none. It stays scheduled. */
+  /** Offset of the next message that is due at `nowMs`, by due time and offset; -1 if there is none. The message stays scheduled. */
   takeDue(nowMs: number): number {
     for (;;) {
       const timeMs = this.#near.firstTime

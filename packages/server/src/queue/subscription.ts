@@ -1,10 +1,10 @@
 /**
  * A subscription: the credit of one consumer, and the ring that maps its delivery tags to its leased messages.
  *
- * Invariants: a slot is held from grant to settle; its index is the tag modulo the size of the ring; the ring has at
- * least twice as many slots as are held, so a free one is always found. The ring grows with the held slots, not with the
- * credit, which a client can set to any value. `unsettled` counts the held slots and never exceeds the credit at the time
- * of their grants (invariant 14).
+ * Invariants: a slot is held from grant to settle. Its index is the tag modulo the size of the ring. The ring has at least
+ * twice as many slots as are held, so a free slot is always found. The ring grows with the held slots, and not with the
+ * credit, which a client can set to any value. `unsettled` counts the held slots, and never exceeds the credit at the time of
+ * their grants (invariant 14).
  */
 import type { Loss, LostRange, SluiceError, TagRange } from '@sluice/protocol'
 import type { Run } from './run.js'
@@ -12,7 +12,7 @@ import type { Run } from './run.js'
 const FREE = 0
 const HELD = 1
 const STARTED = 2
-/** May be handled next: named in the last STARTING, and in no STARTED since. */
+/** State of a message that may be handled next: it is named in the last STARTING, and in no STARTED since. */
 const STARTING = 3
 
 /** A lease, as it was when it ended. */
@@ -22,13 +22,13 @@ export interface Lease {
   bytes: number
   /** Time from which the message was eligible when it was delivered; -1 if it was in the plain line. */
   sinceMs: number
-  /** It was probably being handled: named in STARTED, or in STARTING and in no STARTED since. */
+  /** Whether the message was probably being handled: it was named in STARTED, or in STARTING and in no STARTED since. */
   started: boolean
-  /** It was a suspect, delivered alone. */
+  /** Whether the message was a suspect, delivered alone. */
   alone: boolean
-  /** The attempt was charged earlier, when the client lost the connection from which it claimed this lease. */
+  /** Whether the attempt was charged earlier, when the client lost the connection from which it claimed this lease. */
   isCharged: boolean
-  /** Deadline of its handling; Infinity: none. Only `takeAll` sets it. */
+  /** Deadline of the handling; Infinity if there is none. Only `takeAll` sets it. */
   deadlineMs: number
 }
 
@@ -52,10 +52,10 @@ interface Settled {
 
 /** Receives deliveries and events of a subscription. What it sends to the client waits at the durability gate. */
 export interface ConsumerOf<Q extends Settled> {
-  /** The client's own label, and its address. For people. */
+  /** The label that the client gave itself, and its address, for lists and logs. */
   readonly label: string
   readonly peer: string
-  /** Whether it accepts deliveries now: false while too much of what was sent is unread. */
+  /** Whether the consumer accepts deliveries now; false while too much of what was sent is unread. */
   readonly isReady: boolean
   /** These messages are leased to the subscription. */
   deliver(subscription: SubscriptionOf<Q>, delivery: Delivery): void
@@ -73,24 +73,24 @@ export class SubscriptionOf<Q extends Settled> {
   readonly queue: Q
   readonly consumer: ConsumerOf<Q>
   readonly sinceMs: number
-  /** Longest time that a message may be handled; undefined: no limit. */
+  /** Maximum time that a message may be handled; undefined if there is no limit. */
   processingTimeoutMs: number | undefined
   creditMessages = 0
   creditBytes = 0
-  /** Number of deliveries after which it stops; Infinity: no limit. */
+  /** Number of deliveries after which the subscription stops; Infinity if there is no limit. */
   limit = Infinity
-  /** The client asked for a drain that is not answered yet. */
+  /** Whether the client asked for a drain that is not answered yet. */
   draining = false
   unsettled = 0
   unsettledBytes = 0
   /** Number of held messages that are being handled, or may be next. */
   startedCount = 0
   delivered = 0
-  /** Its one held message is a suspect. */
+  /** Whether the only held message is a suspect. */
   holdsSuspect = false
-  /** No message that is being handled has an earlier deadline. */
+  /** Lower bound for the deadlines of the messages that are being handled. */
   earliestDeadlineMs = Infinity
-  /** Tags of claimed leases whose attempt is already charged; undefined: none. */
+  /** Tags of claimed leases whose attempt is already charged; undefined if there are none. */
   #charged: Set<number> | undefined
   /** Tags that the last STARTING named, if no STARTED followed. */
   #starting: readonly TagRange[] = NO_RANGES
@@ -142,7 +142,7 @@ export class SubscriptionOf<Q extends Settled> {
     return Math.min(this.creditMessages - this.unsettled, this.limit - this.delivered)
   }
 
-  /** It holds nothing and asks for nothing: with `single`, another subscription takes over. */
+  /** Whether the subscription holds nothing and asks for nothing. With `single`, another subscription then takes over. */
   get isIdle(): boolean {
     return this.unsettled === 0 && (this.creditMessages === 0 || this.delivered >= this.limit)
   }
@@ -163,12 +163,12 @@ export class SubscriptionOf<Q extends Settled> {
     return this.#nextTag
   }
 
-  /** Whether the slot of `tag` is free. A run of consecutive tags ends at a slot that is not. */
+  /** Whether the slot of `tag` is free. A run of consecutive tags ends at a slot that is not free. */
   isFree(tag: number): boolean {
     return this.#states[tag & this.#mask] === FREE
   }
 
-  /** Leases a message under `tag`, which is the next one and free. */
+  /** Leases a message under `tag`, which is the next tag and whose slot is free. */
   grant(tag: number, offset: number, bytes: number, sinceMs: number, nowMs: number): void {
     const slot = tag & this.#mask
     this.#states[slot] = HELD
@@ -188,7 +188,7 @@ export class SubscriptionOf<Q extends Settled> {
     return this.unsettled < this.creditMessages && this.takes(bytes)
   }
 
-  /** Leases a message again that the client is handling, and returns its new tag. It does not count as a delivery. */
+  /** Leases again a message that the client is still handling, and returns its new tag. This does not count as a delivery. */
   grantClaim(
     offset: number,
     bytes: number,
@@ -235,7 +235,7 @@ export class SubscriptionOf<Q extends Settled> {
     return true
   }
 
-  /** The consumer handles the message of `tag`, with a deadline. Ignores stale tags. */
+  /** Notes that the consumer handles the message of `tag`, with a deadline. Ignores stale tags. */
   start(tag: number, deadlineMs: number): void {
     const slot = tag & this.#mask
     const state = this.#states[slot]
@@ -250,14 +250,14 @@ export class SubscriptionOf<Q extends Settled> {
     if (deadlineMs < this.earliestDeadlineMs) this.earliestDeadlineMs = deadlineMs
   }
 
-  /** The consumer will handle the messages of these tags in order, and reports only those that take long. */
+  /** Notes that the consumer will handle the messages of these tags in order. It reports only those that take long. */
   announce(ranges: readonly TagRange[]): void {
     this.endAnnouncement()
     this.#starting = ranges
     this.#restate(HELD, STARTING, 1)
   }
 
-  /** Announced messages that were neither settled nor reported as started are not being handled. */
+  /** Ends the announcement: announced messages that were neither settled nor reported as started are not being handled. */
   endAnnouncement(): void {
     if (this.startedCount > 0) this.#restate(STARTING, HELD, -1)
     this.#starting = NO_RANGES
@@ -283,7 +283,7 @@ export class SubscriptionOf<Q extends Settled> {
     const slot = tag & this.#mask
     const state = this.#states[slot]
     if (state === undefined || state === FREE || this.#tags[slot] !== tag) return false
-    // Only a handler extends, so an announced message is being handled now.
+    // Only a handler extends a lease, so an announced message is being handled now.
     if (state !== HELD) this.#setDeadline(slot, deadlineMs)
     return true
   }
@@ -308,7 +308,7 @@ export class SubscriptionOf<Q extends Settled> {
     return tags
   }
 
-  /** Every held tag and its message. */
+  /** Iterates every held tag and its message. */
   *held(): IterableIterator<{ readonly tag: number; readonly offset: number; readonly leasedAtMs: number }> {
     for (let slot = 0; slot < this.#states.length; slot++) {
       if (this.#states[slot] === FREE) continue
@@ -316,12 +316,12 @@ export class SubscriptionOf<Q extends Settled> {
     }
   }
 
-  /** Number of slots that a loop over the held tags visits: at least twice the most that were ever held. */
+  /** Number of slots that a loop over the held tags visits. This is at least twice the maximum that was ever held. */
   get slots(): number {
     return this.#states.length
   }
 
-  /** Delivery time of the lease that is oldest; null if nothing is held. */
+  /** Delivery time of the oldest lease; null if nothing is held. */
   get oldestLeaseMs(): number | null {
     if (this.unsettled === 0) return null
     let oldestMs = Infinity
@@ -404,7 +404,7 @@ export class SubscriptionOf<Q extends Settled> {
   }
 }
 
-/** A lease to fill. */
+/** Makes an empty lease, to be filled. */
 export function emptyLease(): Lease {
   return {
     tag: 0,

@@ -1,10 +1,10 @@
 /**
- * Suspects: messages that may have crashed their consumer. Each is delivered alone until it is settled. A message becomes
- * a suspect if a connection died while its consumer handled this message and others, or if several consumers died that
- * held it and had not started any message: no single message explains such a death.
+ * Suspects: messages that may have crashed their consumer. Each is delivered alone until it is settled. A message becomes a
+ * suspect if a connection died while its consumer handled this message and others. It also becomes one if several consumers
+ * died while they held it and had not started any message, because then no single message explains the death.
  *
- * Volatile, by offset. The line asks for each run, and each settle clears: both check a number first, because there are
- * mostly no suspects.
+ * The suspects are volatile, and are kept by offset. The line looks for suspects in each run, and each settle clears them.
+ * Both check a number first, because there are mostly no suspects.
  */
 
 /** A message is a suspect after this many unattributed deaths of its consumers. */
@@ -13,10 +13,10 @@ const UNATTRIBUTED_MAX = 3
 export class Suspects {
   /** Number of suspects. */
   size = 0
-  /** No suspects, and no deaths counted. */
+  /** Whether there are no suspects and no counted deaths. */
   #isEmpty = true
   readonly #offsets = new Set<number>()
-  /** Of other messages: number of consumers that died while they held the message and had not started any. */
+  /** Messages that are not suspects, with the number of consumers that died while they held the message and had not started any. */
   readonly #deaths = new Map<number, number>()
 
   has(offset: number): boolean {
@@ -30,14 +30,14 @@ export class Suspects {
     return to
   }
 
-  /** The message may have crashed its consumer. */
+  /** Makes the message a suspect: it may have crashed its consumer. */
   add(offset: number): void {
     this.#offsets.add(offset)
     this.#deaths.delete(offset)
     this.#count()
   }
 
-  /** The consumer of the message died, and had not started any of its messages. */
+  /** Called when the consumer of the message died and had not started any of its messages. */
   addUnattributed(offset: number): void {
     if (this.#offsets.has(offset)) return
     const deaths = (this.#deaths.get(offset) ?? 0) + 1

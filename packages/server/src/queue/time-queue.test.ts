@@ -60,7 +60,7 @@ it('returns entries by time and offset, whatever the order in which they were ad
         expectSame(queue.firstOffset, offset)
         const run = queue.firstRun(12)
         expect(run).toBeLessThanOrEqual(Math.min(12, expected.length))
-        // Whichever entries have the same time and offset, these come next.
+        // Entries with the same time and offset are interchangeable.
         const next = [...new Set(expected.map(String))].slice(0, run)
         expect(next).toEqual(Array.from({ length: run }, (_, i) => String([timeMs, offset + i])))
         if (run > 1) inRuns++

@@ -1,7 +1,7 @@
 /**
- * Messages by time, then by offset. Entries that arrive in this order, as most do (a constant delay, heads of keys that
- * become free one after another), go into a ring, where adding and removing is cheap. The others go into a heap. An entry
- * takes 16 bytes in both.
+ * Messages by time, then by offset. Entries that arrive in this order go into a ring, where adding and removing is cheap. Most
+ * entries do, for example with a constant delay, or when keys become free one after another. The others go into a heap. An
+ * entry takes 16 bytes in either.
  */
 import { TimeHeap } from './heap.js'
 
@@ -11,10 +11,10 @@ const LOOK_FIRST = 4096
 const RING_KEPT = 4096
 
 export class TimeQueue {
-  /** Set and read by the owner: the size at which it removes stale entries. */
+  /** Size at which the owner removes stale entries. Only the owner sets and reads it. */
   lookAt = LOOK_FIRST
   readonly #heap = new TimeHeap()
-  /** Ring of `#length` entries in ascending order from `#at`. Its size is a power of two, or 0. */
+  /** A ring of `#length` entries in ascending order from `#at`. Its size is a power of two, or 0. */
   #times: Float64Array = new Float64Array(0)
   #offsets: Float64Array = new Float64Array(0)
   #at = 0
