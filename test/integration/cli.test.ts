@@ -316,6 +316,22 @@ describe.concurrent('messages', () => {
     expectFailure(large, 1, /1048577 bytes.* at most 1MiB/, /--max-message-bytes/)
   })
 
+  test('that are none at all need their queue too', async () => {
+    await sluice.queues.ensure('exists')
+    const [none, blank, exists] = await Promise.all([
+      run(['publish', 'nowhere'], { input: '' }),
+      run(['publish', 'nowhere', '--body-type', 'json'], { input: '\n \n' }),
+      run(['publish', 'exists'], { input: '' }),
+    ])
+    for (const { stderr, code } of [none, blank]) {
+      expect(stderr).toMatch(
+        /^Published 0 messages to nowhere. Then this failed:\nerror: .*nowhere.*\n hint: .*ensure/,
+      )
+      expect(code).toBe(4)
+    }
+    expect(exists).toEqual({ code: 0, stdout: '', stderr: 'Published 0 messages to exists.\n' })
+  })
+
   test('10,000 lines of stdin are as many messages, in their order', async () => {
     await sluice.queues.ensure('lines')
     const count = 10_000

@@ -3,7 +3,7 @@
  * that are read from stdin and not yet confirmed are bounded in number and size.
  */
 import { open } from 'node:fs/promises'
-import type { MessageOptions, Receipt } from '@sluice/client'
+import type { MessageOptions, Receipt, Sluice } from '@sluice/client'
 import { LIMITS, SluiceError, queueName, shown, sizeText } from '@sluice/protocol'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
@@ -99,7 +99,7 @@ export const publish = command<PublishOptions>({
           ...record,
           ...(options.timeout === undefined ? {} : { timeout: durationMs(options.timeout, '--timeout', 1) }),
         })
-      if (single === undefined) return publishLines(queue, bodyType, options.json, send)
+      if (single === undefined) return publishLines(sluice, queue, bodyType, options.json, send)
       const receipt = await send(single)
       if (options.json) await printJson({ queue, ...receipt })
       else
@@ -142,6 +142,7 @@ function onDuplicateOf(text: string | undefined, id: string | undefined): 'keep'
 }
 
 async function publishLines(
+  sluice: Sluice,
   queue: string,
   bodyType: BodyType,
   json: boolean,
@@ -188,10 +189,22 @@ async function publishLines(
   forget()
   const elapsedMs = performance.now() - beganMs
   failure ??= window.failure?.error
+  // Without a message, no answer of the broker has shown whether the queue exists.
+  if (failure === undefined && stopped === undefined && window.confirmed === 0)
+    failure = await missing(sluice, queue)
   // A closed stdout is not a failure: no error follows the summary.
   notice(summary(window, queue, elapsedMs, failure !== undefined && !(failure instanceof OutputClosed)))
   if (failure !== undefined) throw failure
   if (stopped !== undefined) process.exitCode = signalExit(stopped)
+}
+
+async function missing(sluice: Sluice, queue: string): Promise<Error | undefined> {
+  try {
+    await sluice.queues.get(queue)
+    return undefined
+  } catch (error) {
+    return error as Error
+  }
 }
 
 const CARRIAGE_RETURN = 13
