@@ -1,6 +1,6 @@
 /**
  * The data directory of a broker: its disk, and the lock that excludes other brokers. Both are opened and closed
- * together. Called by the server.
+ * together. Used by the server.
  */
 import { resolve } from 'node:path'
 import { SluiceError } from '@sluice/protocol'

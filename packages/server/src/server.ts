@@ -1,6 +1,6 @@
 /**
- * One broker process: opens data directory, log, broker and listener in this order, and closes them in reverse. Called by the
- * command `sluice serve`, and by programs that run a broker themselves.
+ * One broker process: opens the data directory, the log, the broker and the listener in this order, and closes them in
+ * reverse order. Called by the command `sluice serve`, and by programs that run a broker themselves.
  */
 import { randomInt } from 'node:crypto'
 import { MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
@@ -63,7 +63,7 @@ export interface RunningServer {
   readonly dataDir: string
   readonly status: BrokerStatus
   readonly broker: Broker
-  /** Memory in use now. */
+  /** Current use of memory. */
   memory(): MemoryReport
   /** Use of the disk, and what keeps the oldest segment of the log. Visits every queue. */
   disk(): DiskReport
@@ -73,7 +73,7 @@ export interface RunningServer {
   stop(): Promise<void>
 }
 
-/** In bytes. */
+/** Use of memory, in bytes. */
 export interface MemoryReport {
   readonly budgetBytes: number
   /** Runtime, objects and buffers, including the parts below. */
@@ -88,7 +88,10 @@ export interface MemoryReport {
   readonly outboundBytes: number
 }
 
-/** In bytes, except `segments`. `writtenBytes / recordBytes` is the write amplification since the broker started. */
+/**
+ * Use of the disk. All values except `segments` are in bytes. `writtenBytes / recordBytes` is the write amplification
+ * since the broker started.
+ */
 export interface DiskReport extends Pick<
   BrokerUsage,
   'liveBytes' | 'logBytes' | 'segments' | 'recordBytes' | 'writtenBytes'

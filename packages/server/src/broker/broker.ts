@@ -39,7 +39,7 @@ export interface BrokerOptions {
    * clock reaches that time.
    */
   readonly continueFrom?: (timeMs: number) => void
-  /** A number in [0, 1), for jitter. */
+  /** Returns a number in [0, 1), for jitter. */
   readonly random: () => number
   /** Runs the end of a turn after all input of the turn was handled. */
   readonly defer: (endTurn: () => void) => void
@@ -55,11 +55,11 @@ export interface BrokerOptions {
   readonly checkpointBytes?: number
   /** Number of offsets in one window of a replay; the log is read twice for each window. Default: 2^25. */
   readonly replayWindowOffsets?: number
-  /** Messages beyond lowered limits that the publishes of one turn evict. Default: 1,024. */
+  /** Maximum number of messages beyond lowered limits that the publishes of one turn evict. Default: 1,024. */
   readonly excessMax?: number
-  /** Due messages that one turn makes ready, of all queues without keys. Default: 8,192. */
+  /** Maximum number of due messages that one turn makes ready, for all queues without keys together. Default: 8,192. */
   readonly dueMax?: number
-  /** For tests. */
+  /** Used by tests. */
   readonly observer?: Observer | undefined
 }
 
@@ -88,15 +88,18 @@ export interface BrokerStatus {
   readonly afterCrash: boolean
 }
 
-/** In bytes, except `segments`. */
+/** Use of memory and disk. All values except `segments` are in bytes. */
 export interface BrokerUsage {
-  /** Blocks of the log in memory: recently written blocks, and blocks that were read back. */
+  /** Size of the blocks of the log in memory: recently written blocks, and blocks that were read back. */
   readonly blockBytes: number
-  /** On disk: batches with live messages, and the whole log. */
+  /** Size of the batches with live messages, and of the whole log, on disk. */
   readonly liveBytes: number
   readonly logBytes: number
   readonly segments: number
-  /** Since the broker started: records of accepted messages, and all bytes written, including those that fill new segments. */
+  /**
+   * Since the broker started: size of the records of accepted messages, and all bytes written, including those that
+   * fill new segments.
+   */
   readonly recordBytes: number
   readonly writtenBytes: number
 }
@@ -126,7 +129,7 @@ export class Broker {
   readonly #idleTimer: Timer
   readonly #pagesMax: number
   readonly #pendingBytesMax: number
-  /** Outputs with something to send, in no particular order. */
+  /** Outputs that have something to send, in no particular order. */
   readonly #outputs = new Set<Output>()
   readonly #waitingForDisk: (() => void)[] = []
   #endedAtMs = 0
@@ -271,7 +274,7 @@ export class Broker {
   async #close(): Promise<void> {
     if (this.#failed) return
     this.#endTurn()
-    // Nothing may follow the mark of the end, neither a turn nor a copy from relocation.
+    // Nothing may follow the end mark, neither a turn nor a copy from relocation.
     this.#stopped = true
     this.turn.stop()
     this.#space.stop()
@@ -372,7 +375,7 @@ export class Broker {
       const { pages } = this.#state
       this.#writer.pagesFull = pages < this.#pagesMax ? undefined : { pages, pagesMax: this.#pagesMax }
     } catch (error) {
-      // A defect of the broker: the state may be half changed, and must not be confirmed.
+      // This is a defect of the broker. The state may be half changed, so it must not be confirmed.
       this.fail(error)
       return
     }

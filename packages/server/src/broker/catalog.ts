@@ -218,7 +218,7 @@ export class Catalog {
     return queue.infoAt(this.#turn.nowMs, this.#state.segments.retainedBytes(queue.id))
   }
 
-  /** At most `limit` queues in order of name, after the name `after`. `more`: others follow. */
+  /** At most `limit` queues in order of name, after the name `after`. `more`: whether other queues follow. */
   list(after: string, limit: number): { readonly queues: QueueInfo[]; readonly more: boolean } {
     const names = (this.#names ??= [...this.#state.queues.keys()].sort())
     let from = 0

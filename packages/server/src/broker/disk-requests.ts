@@ -15,13 +15,15 @@ const REQUESTS_MAX = 256
 
 /** The client that sent a request. */
 export interface Caller {
-  /** Label of the client, for the history of a message. */
+  /** Label of the client, which the history of a message shows. */
   readonly label: string
-  /** False: its connection has ended, and it gets no answer. */
+  /** Whether the client is connected. If not, it gets no answer. */
   readonly isOpen: boolean
 }
 
-/** Why a page stopped early after it changed some messages. The message at its `next` or `cursor` is unchanged. */
+/**
+ * Why a page stopped early after it changed some messages. The message at the page's `next` or `cursor` is unchanged.
+ */
 export interface CutShort {
   readonly error?: CutFault
 }
@@ -63,7 +65,7 @@ export class DiskRequests {
     }
   }
 
-  /** Interrupts a long request so that other input is served. @throws as `resume` */
+  /** Interrupts a long request so that other input is served. @throws SluiceError SHUTTING_DOWN, CONNECTION_LOST */
   async pause(caller: Caller): Promise<void> {
     await this.#turn.pass()
     this.resume(caller)

@@ -34,7 +34,7 @@ const UPCOMING = 64
 interface Progress {
   /** Index of the subscription to serve next. */
   nextSubscription: number
-  /** A block is being loaded. */
+  /** Whether a block is being loaded. */
   isLoading: boolean
   /** Position of the batch that could not be read; -1: none. */
   unreadablePosition: number
@@ -84,7 +84,7 @@ export class Dispatcher {
       this.#answerDrains(queue)
       return
     }
-    // Until all due messages are ready, the first one is unknown.
+    // While due messages are not ready yet, the message to deliver first is unknown.
     if (queue.subscriptions.length === 0 || queue.hasMoreDue) return
     const progress = this.#progressOf(queue)
     if (progress.isLoading) return
@@ -278,7 +278,7 @@ export class Dispatcher {
     }
   }
 
-  // Answers the subscriptions that wait to be drained: nothing more is delivered now.
+  // Answers the drain requests of subscriptions, because nothing more is delivered now.
   #answerDrains(queue: Queue): void {
     for (const subscription of queue.subscriptions) {
       if (!subscription.draining || !subscription.consumer.isReady) continue

@@ -62,7 +62,7 @@ export class History {
   }
 }
 
-// Calls `resume` for each entry; it throws when the request must end.
+// Calls `resume` for each entry. `resume` throws when the request must end.
 async function read(
   queue: Queue,
   request: HistoryRequest,

@@ -59,12 +59,15 @@ const ACK_FACT_BYTES = 16
 const DUPLICATE_FACT_BYTES = 24
 /** Size of the two facts about a replacement, in bytes: one message replaces another, and the other is gone. */
 const REPLACE_FACTS_BYTES = 24 + 16
-/** Messages beyond lowered limits that the publishes of one turn evict, besides those that make room for themselves: 6 ms. */
+/**
+ * Maximum number of messages beyond lowered limits that the publishes of one turn evict, besides those evicted to make
+ * room for the published messages. Evicting them takes 6 ms.
+ */
 const EXCESS_MAX = 1_024
 
 export interface IntakeOptions {
   readonly messageBytesMax: number
-  /** Tests set a smaller one than EXCESS_MAX. */
+  /** Tests use a smaller value than EXCESS_MAX. */
   readonly excessMax?: number
   readonly observer?: Observer | undefined
 }
@@ -77,7 +80,7 @@ export class Intake {
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
   readonly #excessMax: number
-  /** Excess messages that this turn may still evict, from all queues together. */
+  /** Number of excess messages that this turn may still evict, from all queues together. */
   #excessLeft: number
 
   constructor(state: State, writer: Writer, turn: Turn, options: IntakeOptions) {
@@ -182,8 +185,8 @@ export class Intake {
     queue.append(count, position, this.#turn.nowMs, end - at - BATCH_HEADER_BYTES)
     producer.accept(batchNumber(bytes, at), baseOffset, batchRecordsCrc(bytes, at), undefined)
     producer.lastUsedMs = this.#turn.nowMs
-    // Plain messages leave no facts and no deadline. A queue without subscriptions is not touched further: with many queues,
-    // each touch misses the CPU cache.
+    // Plain messages cause no facts and no deadline. A queue without subscriptions is not accessed again, because with
+    // many queues each access misses the CPU cache.
     if (queue.subscriptions.length > 0) this.#turn.changed(queue)
     return { baseOffset, duplicates: undefined }
   }

@@ -1,8 +1,8 @@
 /**
- * Subscriptions and their leases, from credit to the end of each lease. Called by sessions for the requests of consumers, by
- * the turn when a deadline of a queue has passed, and by the catalog when a queue is purged or deleted.
+ * Subscriptions and their leases, from credit to the end of each lease. Called by sessions for the requests of
+ * consumers, by the turn when a deadline of a queue has passed, and by the catalog when a queue is purged or deleted.
  *
- * Invariant: when a lease ends, its message is acknowledged, or `#end` decides what happens to it.
+ * Invariant: when a lease ends, its message is acknowledged, or `#end` decides what happens to the message.
  */
 import {
   LOSS,
@@ -39,7 +39,7 @@ import type { Writer } from './writer.js'
 type Ending = 'release' | 'suspect' | 'unattributed' | 'retry' | 'rejected' | 'invalid'
 
 export interface LeasesOptions {
-  /** A number in [0, 1), for jitter. */
+  /** Returns a number in [0, 1), for jitter. */
   readonly random: () => number
   readonly observer?: Observer | undefined
 }
@@ -180,7 +180,7 @@ export class Leases {
     return { messages }
   }
 
-  /** Ends all subscriptions of the queue with `error`; its messages stay. */
+  /** Ends all subscriptions of the queue with `error`; the messages stay in the queue. */
   closeAll(queue: Queue, error: SluiceError): void {
     for (const subscription of [...queue.subscriptions]) this.#close(subscription, error)
   }
@@ -270,7 +270,10 @@ export class Leases {
     this.#observer?.starting(subscription, ranges)
   }
 
-  /** Sets the deadline to `durationMs` from now; 0: to the processing timeout. Returns the ranges of stale tags. */
+  /**
+   * Sets the deadline of the messages to `durationMs` from now, or, if that is 0, to the end of the processing timeout.
+   * Returns the ranges of stale tags.
+   */
   extend(subscription: Subscription, firstTag: number, count: number, durationMs: number): TagRange[] {
     const deadlineMs = this.#turn.nowMs + (durationMs || processingTimeoutMs(subscription))
     const stale: TagRange[] = []
@@ -346,7 +349,7 @@ export class Leases {
     const { queue } = subscription
     const { nowMs } = this.#turn
     const granted: Granted[] = []
-    // With `single`, a subscription that is not the active one handles nothing.
+    // With `single`, only the active subscription may handle messages.
     const { soleSubscription } = queue
     if (queue.options.single && soleSubscription !== undefined && soleSubscription !== subscription)
       return granted

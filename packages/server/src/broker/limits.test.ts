@@ -86,9 +86,10 @@ it('makes at most 8,192 due messages ready in a turn, serves other queues meanwh
   bench.broker.turn.tick()
   const queue = bench.broker.catalog.queue(Q)
   expect(queue.scheduled).toBe(count - 8_192)
-  // What others see does not depend on how far it is.
+  // Counts and peeks do not depend on the progress of making the messages ready.
   expect(bench.info()).toMatchObject({ ready: count, scheduled: 0, oldestReadyMs: 0 })
-  // A plain message is published later than the others are due, and one that needs a check makes no more of them ready.
+  // The plain message is published later than the due times of the others. The message with options is checked, but
+  // makes no more of them ready.
   bench.now += 1
   bench.put([{}])
   bench.put([{ delayMs: 1 }])

@@ -22,9 +22,9 @@ import type { Observer } from './observer.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
-/** Maximum number of messages moved in one turn; the rest follow in the next. */
+/** Maximum number of messages moved in one turn; the rest are moved in later turns. */
 const TURN_MESSAGES = 256
-/** Delay before another try when the log has no room. */
+/** Time after which a move is tried again when the log had no room. */
 const RETRY_MS = 1_000
 
 export class Moves {
@@ -82,7 +82,7 @@ export class Moves {
       const target = this.#state.queues.get(queue.options.deadLetter)
       const isGone = this.#isGone(queue)
       if (target === undefined || isGone) {
-        // Its messages stay until the dead-letter queue is created.
+        // The messages stay in the queue until the dead-letter queue is created.
         this.#queues.delete(queue)
         if (!isGone) this.#stranded.add(queue)
         continue
@@ -121,7 +121,8 @@ export class Moves {
     return left
   }
 
-  // The record of a message to move; 'none' if it is damaged: the message stays in its queue, and the next one is tried.
+  // Returns the record of a message to move; 'none' if the record is damaged, in which case the message stays in its
+  // queue and the next one is moved.
   #find(queue: Queue, offset: number): Uint8Array | 'loading' | 'none' {
     try {
       const record = this.#records.find(queue, offset)
@@ -141,7 +142,7 @@ export class Moves {
       this.#turn.wake()
     }
     this.#records.read(queue, offset).then(done, (error: unknown) => {
-      // A damaged message stays in its queue; after READ_FAILED it is tried again.
+      // A damaged message stays in its queue. After READ_FAILED the move is tried again.
       if (!(error instanceof SluiceError) || error.code !== 'READ_FAILED') queue.moving.skip(offset)
       done()
     })
@@ -163,7 +164,7 @@ export class Moves {
       redrives: redrivesOf(queue, offset, record) + (kind === 'carry' ? 1 : 0),
       dead,
     })
-    // Earlier facts about the message come first.
+    // Earlier facts about the message are written first.
     this.#writer.facts(queue.id, queue.facts)
     this.#facts.move(kind, offset, target.name)
     const bytes = this.#bytesOf(batch)
@@ -186,7 +187,7 @@ export class Moves {
     this.#put(batch, bytes, target, () => {})
   }
 
-  // Bytes of the batch together with the facts in `#facts`.
+  // Size in the log of the batch together with the facts in `#facts`.
   #bytesOf(batch: Uint8Array): number {
     return batch.length + this.#writer.factsBytes(this.#facts) + 2 * BATCH_HEADER_BYTES
   }

@@ -24,7 +24,7 @@ import type { Producer } from '../state/producers.js'
 import type { AtomicStep, EndReason } from './commands.js'
 
 export interface Observer extends QueueObserver {
-  // Producers. An error is an answer too.
+  // Producers. An answer can be an error.
   published(
     producer: Producer,
     bytes: Uint8Array,

@@ -29,9 +29,9 @@ import { fittedRecord } from './origin.js'
 import { matchesState, matchesRecord, needsRecord, redrivesOf, type Records } from './records.js'
 import type { Turn } from './turn.js'
 
-/** Maximum bytes of one answer, unless a single message is larger. */
+/** Maximum size of one answer in bytes, unless a single message is larger. */
 const PAGE_BYTES = 1 << 20
-/** Maximum number of messages that one page examines, chosen or not. */
+/** Maximum number of messages that one page examines, whether they match or not. */
 const EXAMINED_MAX = 100_000
 /** Number of messages that a request examines before other input is served; this takes about a millisecond. */
 const EXAMINED_IN_TURN = 512

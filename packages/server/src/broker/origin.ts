@@ -1,9 +1,10 @@
 /**
- * Origin headers: they name the queue that a moved message comes from and what happened to it there. They are added to a copy
- * of the record; everything else is copied as bytes, because keys, ids and headers need not be valid text.
+ * Origin headers: they name the queue from which a message was moved and what happened to the message there. They are
+ * added to a copy of the record; everything else is copied as bytes, because keys, ids and headers need not be valid
+ * text.
  *
- * A moved record is at most `ORIGIN_BYTES_MAX` larger than a published one. If the frames of a connection are too small for it,
- * its delivery has fewer origin headers.
+ * A moved record is at most `ORIGIN_BYTES_MAX` larger than a published one. If the frames of a connection are too small
+ * for it, its delivery has fewer origin headers.
  */
 import {
   BATCH_HEADER_BYTES,

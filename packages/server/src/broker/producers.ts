@@ -49,7 +49,7 @@ export class Producers {
     return producer
   }
 
-  /** A connection of the producer has ended. With `hasLeft` its client never asks for a result again. */
+  /** A connection of the producer has ended. `hasLeft`: the client will never ask for a result again. */
   detach(producer: Producer, hasLeft = false): void {
     producer.connections--
     producer.lastUsedMs = this.#turn.nowMs

@@ -57,7 +57,7 @@ interface Settled {
   readonly record: Uint8Array
   readonly offset: number
   readonly publishedMs: number
-  /** Position of its batch, and its index in the batch. */
+  /** Position of the message's batch, and index of the message in the batch. */
   readonly position: number
   readonly index: number
 }
@@ -89,7 +89,7 @@ class Window {
   done: OffsetSet | undefined
   /** First offset after the window that is in the log. */
   nextFloor = Infinity
-  /** Segments were freed before the set was rebuilt, so `done` is incomplete. */
+  /** Whether segments were freed before the set was rebuilt, so that `done` is incomplete. */
   isPartial = false
   /** Cursor of the next page, the caller of the replay, and the time of its last page. */
   cursor = ''
@@ -170,7 +170,8 @@ export class Replays {
     })
   }
 
-  // Time advances between the messages of a page, and the target can be deleted between pages.
+  // Starts a turn for each message, because time advances within a page, and looks up the target again, because it can
+  // be deleted between pages.
   #publish(message: Settled, queue: Queue, request: ReplayRequest, caller: Caller): void {
     this.#requests.resume(caller)
     const { record, offset, publishedMs } = message
@@ -179,7 +180,7 @@ export class Replays {
     this.#moves.copy(record, origin, target)
   }
 
-  // Keeps the window for the next page, if one follows in the same window.
+  // Keeps the window for the next page, if that page needs the same window.
   #keep({ window, isOver, result }: Page, caller: Caller): void {
     if (isOver || !caller.isOpen) return
     window.cursor = result.cursor ?? ''
@@ -223,7 +224,7 @@ export class Replays {
   }
 }
 
-/** What a page needs from the broker. */
+/** The functions of the broker that a page needs. */
 interface Work {
   /** Time of this turn. */
   nowMs(): number
@@ -264,7 +265,7 @@ class Page {
     return this.#position >= this.#cursor.end
   }
 
-  /** Progress of the page, also after an error. */
+  /** Progress of the page, even after an error. */
   get result(): ReplayResult {
     return { matched: this.matched, replayed: this.matched, cursor: this.#next() }
   }

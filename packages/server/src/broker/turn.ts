@@ -1,6 +1,6 @@
 /**
  * One turn of the event loop: its time, the queues that may have something to deliver, and the deadlines at which a
- * turn is due although nothing arrives. Sessions and the listener begin a turn, every change of a queue is followed by
+ * turn is due even if nothing arrives. Sessions and the listener begin a turn, every change of a queue is followed by
  * `changed`, and the broker ends the turn.
  *
  * Invariant: `nextDeadline` is never later than the deadline of any queue or timer.
@@ -10,13 +10,13 @@ import { Timer, type Queue } from '../queue/index.js'
 import type { Observer } from './observer.js'
 import { Timers } from './timers.js'
 
-/** Due messages that one turn makes ready, of all queues without keys together: 10 ms. */
+/** Maximum number of due messages that one turn makes ready, for all queues without keys together. This takes 10 ms. */
 const DUE_MAX = 8_192
 
 export interface TurnOptions {
   readonly now: () => number
   readonly defer: (endTurn: () => void) => void
-  /** Tests set a smaller one than DUE_MAX. */
+  /** Tests use a smaller value than DUE_MAX. */
   readonly dueMax?: number
   readonly observer?: Observer | undefined
 }
@@ -47,7 +47,7 @@ export class Turn {
   /** Queues with due messages that are not ready yet. */
   readonly #withMoreDue = new Set<Queue>()
   readonly #dueMax: number
-  /** Due messages that may still become ready in this turn. */
+  /** Number of due messages that may still become ready in this turn. */
   #dueLeft: number
   #parts!: TurnParts
   #isDue = false
@@ -65,7 +65,7 @@ export class Turn {
     this.#parts = parts
   }
 
-  /** When `tick` is due, ms since the epoch; Infinity when no timer is armed. */
+  /** Time at which `tick` is due, in ms since the epoch; Infinity when no timer is armed. */
   get nextDeadline(): number {
     return this.#timers.firstMs
   }
@@ -76,7 +76,7 @@ export class Turn {
     this.nowMs = Math.max(this.nowMs, this.#options.now())
   }
 
-  /** As `begin`, after a wait. @throws SluiceError SHUTTING_DOWN when nothing may be written any more */
+  /** Works like `begin`, after a wait. @throws SluiceError SHUTTING_DOWN when nothing may be written any more */
   beginAgain(): void {
     if (this.#isStopped)
       throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
@@ -104,7 +104,7 @@ export class Turn {
     return true
   }
 
-  /** No turn ends after this call. */
+  /** After this call no turn ends, and no waiting request continues. */
   stop(): void {
     this.#isStopped = true
   }
@@ -156,7 +156,7 @@ export class Turn {
     observer?.caughtUp(queue)
   }
 
-  /** Makes due messages ready, as many as this turn still may; the next turns continue. */
+  /** Makes as many due messages ready as this turn still may; later turns continue. */
   advance(queue: Queue): void {
     this.#options.observer?.looked(queue)
     this.#madeReady(queue, queue.advance(this.nowMs, this.#dueLeft))
@@ -174,7 +174,7 @@ export class Turn {
     for (const queue of this.#withMoreDue) {
       if (this.#dueLeft === 0) break
       this.#withMoreDue.delete(queue)
-      // Adds the queue again, as the last one, if it still has more.
+      // If the queue still has due messages, this adds it again as the last one.
       this.#parts.due(queue)
     }
     if (this.#withMoreDue.size > 0) this.wake()

@@ -37,7 +37,7 @@ export class Writer {
   recordBytes = 0
   /** Set while publishes are refused because the process is out of memory. */
   memoryFull: MemoryUse | undefined
-  /** Bytes of the largest checkpoint; room for it is always kept. */
+  /** Maximum size of a checkpoint in bytes; room for one is always kept. */
   upkeepBytes = 0
   /** Set while the directory of a checkpoint has no room for more pages. */
   pagesFull: PagesFull | undefined

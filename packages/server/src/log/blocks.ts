@@ -23,8 +23,8 @@ export interface Block {
   /** Number of valid bytes. */
   used: number
   /**
-   * Position of the batch in a cold block whose checksum was verified last; -1 while the block is unused. RECENT for a
-   * recent block.
+   * Position of the batch in a cold block whose checksum was verified last; -1 while the block is unused. For a recent
+   * block the value is RECENT.
    */
   checkedPosition: number
   /** For a cold block: value of `#readBytes` when the block was read. */

@@ -14,7 +14,7 @@ interface History {
   readonly begun: MadeEntry[]
   /** Number of promised entries: their append resolved, or an `open` reported them. */
   promised: number
-  /** Position up to which truncation was requested, and position up to which it resolved. */
+  /** Positions up to which truncation was requested and was completed. */
   truncating: number
   truncated: number
 }

@@ -1,5 +1,5 @@
 /**
- * Damage at rest: torn entries, files cut short, flipped bits, lost writes. Each `open` cuts off an unfinished entry,
+ * Damage at rest: torn entries, truncated files, flipped bits, lost writes. Each `open` cuts off an unfinished entry,
  * refuses the log, or loses nothing.
  */
 import { SluiceError } from '@sluice/protocol'

@@ -1,7 +1,7 @@
 /**
- * A directory of the file system as a `Disk`. Every read and write moves all bytes or rejects: libuv reports a write
- * that a full disk cut short as a success with a smaller count. Files are readable only by their owner, and names are
- * plain file names, so that nothing outside the directory can be touched.
+ * A directory of the file system as a `Disk`. Every read and write moves all bytes or rejects: libuv reports an
+ * incomplete write to a full disk as a success with a smaller count. Files are readable only by their owner, and names
+ * are plain file names, so that nothing outside the directory can be touched.
  */
 import fs from 'node:fs'
 import { dirname, join, resolve } from 'node:path'

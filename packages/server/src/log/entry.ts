@@ -93,7 +93,7 @@ export function batchEnd(bytes: Uint8Array, at: number, end: number): number {
   return length < BATCH_HEADER_BYTES || length > end - at ? -1 : at + length
 }
 
-/** The entry's CRC, or -1 when its batches do not fill it exactly or their number is not that in the header. */
+/** The entry's CRC, or -1 when its batches do not fill it exactly or their number differs from that in the header. */
 function entryCrc(bytes: Uint8Array, at: number, length: number, salt: number): number {
   const end = at + length
   let left = readU32(bytes, at + BATCHES_AT)
@@ -159,8 +159,8 @@ export function entryCrcOf(bytes: Uint8Array, at: number): number {
 }
 
 /**
- * Whether the entry at `at` is whole and the expected one. Reads at most `available` bytes from `at` on. Does not check
- * the records: see `recordsAreIntact`.
+ * Whether the entry at `at` is whole and is the expected entry. Reads at most `available` bytes from `at` on. Does not
+ * check the records: see `recordsAreIntact`.
  */
 export function checkEntry(
   bytes: Uint8Array,

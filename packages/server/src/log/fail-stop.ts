@@ -39,7 +39,7 @@ export class FailStop {
     this.#onStop()
   }
 
-  /** Runs a write that must reach the disk. Its first failure ends the log. */
+  /** Runs a write that must reach the disk. The first failed write ends the log. */
   async durably<T>(what: string, work: () => Promise<T>): Promise<T> {
     if (this.#failure !== undefined) throw this.#failure
     try {

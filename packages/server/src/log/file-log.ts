@@ -38,9 +38,9 @@ export interface FileLogOptions {
   readonly disk: Disk
   /** Size of the segments of a new log, in bytes; an existing log keeps its segment size. Default: 64 MiB. */
   readonly segmentBytes?: number
-  /** Bytes that `reserve` keeps for settles, state pages and relocation. Default: see `defaultReserveBytes`. */
+  /** Bytes that `hasRoomFor` reserves for settles, state pages and relocation. Default: see `defaultReserveBytes`. */
   readonly reserveBytes?: number
-  /** Free bytes of the file system below which `reserve` refuses. Default: see `defaultLowFreeBytes`. */
+  /** Free bytes of the file system below which `hasRoomFor` returns false. Default: see `defaultLowFreeBytes`. */
   readonly lowFreeBytes?: number
   /** Milliseconds since 1970. */
   readonly now: () => number
@@ -316,8 +316,8 @@ export class FileLog implements Log {
             continue
           }
           if (walker.lsn === undefined) {
-            // The first entry cannot be read: it is damaged, the segment ends here, or no entry begins here. A walk from
-            // the start of the segment tells which.
+            // The first entry cannot be read: it is damaged, the segment ends here, or no entry begins here. A walk
+            // from the start of the segment shows which of these is the case.
             walker = await this.#walkTo(reader, header, number, entryAt)
             continue
           }

@@ -33,7 +33,7 @@ const TOUCH_MS = 10_000
 const ABANDONED_MS = 60_000
 /** A socket without an answer within this time belongs to an owner that is busy or stopped. */
 const ANSWER_MS = 1_000
-/** Pause before the other sockets are asked again, while some do not decide. */
+/** Pause before the other sockets are asked again, while the owner is not decided yet. */
 const RETRY_MS = 10
 
 const SOCKET = /^lock\.[0-9a-f]{16}\.socket$/
@@ -79,7 +79,7 @@ interface Holder {
   readonly pid: number
 }
 
-/** @throws SluiceError DATA_DIR_LOCKED with the directory and the process that has it */
+/** @throws SluiceError DATA_DIR_LOCKED with the directory and the process that uses it */
 export async function lockDirectory(path: string, options: LockOptions = {}): Promise<DirectoryLock> {
   const directory = resolve(path)
   await makeDirectory(directory)

@@ -11,8 +11,8 @@ export interface LogEntry {
   readonly position: number
   readonly lsn: number
   /**
-   * The whole entry: header, batches, padding. The reader has verified its place in the chain, its CRC and the CRCs of
-   * its records.
+   * The whole entry: header, batches and padding. The reader has verified its place in the chain, its CRC and the CRCs
+   * of its records.
    */
   readonly bytes: Uint8Array
 }
@@ -106,7 +106,7 @@ export interface Disk {
   open(name: string, options: { readonly create?: boolean; readonly durable?: boolean }): Promise<DiskFile>
   rename(from: string, to: string): Promise<void>
   remove(name: string): Promise<void>
-  /** Makes creations, renames and removals durable. */
+  /** Makes all creations, renames and removals durable. */
   syncDirectory(): Promise<void>
   /** Free and total bytes of the file system. */
   space(): Promise<{ readonly freeBytes: number; readonly totalBytes: number }>

@@ -20,7 +20,7 @@ export interface MemoryLogOptions {
   readonly salt?: number
   /** Maximum number of segments; default: unlimited. An entry that needs another segment waits until one is freed. */
   readonly segmentsMax?: number
-  /** Bytes that `reserve` keeps for entries that must not be refused; default 0. */
+  /** Bytes that `hasRoomFor` reserves for entries that must not be refused; default 0. */
   readonly reserveBytes?: number
   /** Runs before each entry becomes durable. If it rejects, the write failed, which ends the log. */
   readonly beforeAppend?: (entry: LogEntry) => Promise<void> | void
@@ -39,7 +39,7 @@ interface Stored {
 
 export class MemoryLog implements Log {
   readonly segmentBytes: number
-  /** Number of further calls of `reserve` that may succeed; later calls are refused. */
+  /** Number of further calls of `hasRoomFor` that may succeed; later calls are refused. */
   refusedFrom = Infinity
   readonly #options: MemoryLogOptions
   readonly #salt: number

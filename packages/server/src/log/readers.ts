@@ -1,7 +1,7 @@
 /**
  * The segments that are open for reading: a limited number, the most recently used ones. All reads of the file log go
  * through this class. A failed read is retried, because a lack of file descriptors or memory, or a slow disk, is not
- * damage. Only checksums decide about damage, and callers compare them.
+ * damage. Only a wrong checksum proves damage, and the callers compare checksums.
  *
  * Invariant: a file stays open while a reader uses it, even after its segment was freed or the log was closed; the last
  * user closes the file. A dropped segment cannot be acquired again.
@@ -145,7 +145,7 @@ export class Readers {
 class SharedFile implements Reader {
   readonly number: number
   users = 0
-  /** The segment was freed or the log closed: the last user closes the file. */
+  /** Whether the segment was freed or the log was closed, so that the last user closes the file. */
   doomed = false
   readonly #readers: Readers
   readonly #segmentBytes: number
@@ -174,7 +174,7 @@ class SharedFile implements Reader {
   }
 
   close(): void {
-    // A failed close of a file that was only read loses nothing.
+    // If closing a file that was only read fails, nothing is lost.
     this.#file?.then((file) => file.close()).catch(() => undefined)
     this.#file = undefined
   }

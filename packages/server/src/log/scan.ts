@@ -1,6 +1,6 @@
 /**
  * The log scan at the start of a broker: it reads the directory, then finds the end of the log. `FileLog.open` calls it
- * once. Its halves, `directory-scan.ts` and `tail-scan.ts`, have one decision table each.
+ * once. The scan has two halves, `directory-scan.ts` and `tail-scan.ts`, with one decision table each.
  */
 import type { ScanRows } from './decisions.js'
 import { scanDirectory } from './directory-scan.js'

@@ -5,7 +5,7 @@
  *
  * Invariant: segment numbers have no gap, not even on disk after a power cut. Renames and removals run one at a time,
  * each durable before the next, and a file is written to only when its name is durable. Failing to prepare a segment
- * does not fail the log: `reserve` refuses, and an append waits in `take`.
+ * does not fail the log: `hasRoomFor` returns false, and an append waits in `take`.
  */
 import type { FailStop } from './fail-stop.js'
 import type { Disk } from './log.js'
@@ -60,7 +60,7 @@ export class SegmentPool {
   readonly #disk: Disk
   readonly #failStop: FailStop
   readonly #segmentBytes: number
-  /** Zero bytes written into new segments. */
+  /** Number of zero bytes written into new segments. */
   filledBytes = 0
 
   #first: number
@@ -81,9 +81,9 @@ export class SegmentPool {
   #freeBytes = 0
   #lowFreeBytes = 0
   #reserveBytes: number
-  /** Free space is below the low mark. */
+  /** Whether free space is below the low mark. */
   #low = false
-  /** The last call of `reserve` would have used part of the reserve. */
+  /** Whether the bytes of the last call of `hasRoomFor` would have used part of the reserve. */
   #short = false
   #refuses = false
   readonly #lowNotices = new NoticeLimit()
@@ -157,12 +157,12 @@ export class SegmentPool {
       return
     this.#preparing = this.#prepare().finally(() => {
       this.#preparing = undefined
-      // The spare may already have been taken. On a full disk, `take` and `reserve` start the next try.
+      // The spare may already have been taken. On a full disk, `take` and `hasRoomFor` start the next try.
       if (!this.#prepareFailed) this.#prepareAhead()
     })
   }
 
-  /** Never rejects: `reserve` reports a full disk, and the next append reports a failed sync of the directory. */
+  /** Never rejects: `hasRoomFor` reports a full disk, and the next append reports a failed sync of the directory. */
   async #prepare(): Promise<void> {
     try {
       if (!(await this.#fillDraft())) return

@@ -30,7 +30,7 @@ import {
 } from './segment.js'
 import type { LaterEntry, LogMeta, OpenSegment, SegmentHeader } from './segment.js'
 
-/** Where the log continues. The caller owns the open files of `active` and `spares`. */
+/** The point at which the log continues. The caller owns the open files of `active` and `spares`. */
 export interface LogEnd {
   readonly segmentBytes: number
   readonly salt: number

@@ -39,7 +39,7 @@ export class Clock {
   #offMs = 0
   /** Monotonic time since which the difference is large in one direction; undefined while it is small. */
   #largeSinceMs: number | undefined
-  /** The wall clock is far behind, and that was reported. */
+  /** Whether the wall clock is far behind and this was reported. */
   #isBehind = false
 
   /** Whole milliseconds since the epoch; never goes back. */

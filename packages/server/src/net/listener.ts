@@ -80,7 +80,7 @@ export class Listener {
   #ticker: NodeJS.Timeout | undefined
   #retry: NodeJS.Timeout | undefined
   #stopped = false
-  /** The last attempt to accept a connection failed. */
+  /** Whether the last attempt to accept a connection failed. */
   #isFailing = false
   #tickedMs = 0
   #receiveBytes = 0

@@ -19,14 +19,14 @@ export interface Transport {
 
 /**
  * The protocol of one connection, as the listener sees it. `receive` starts a turn of the broker itself; the listener
- * makes the other calls within one. After the peer has closed, its methods have no effect.
+ * makes the other calls within a turn. After the peer has closed, its methods have no effect.
  */
 export interface Peer {
   /** The label that the client has chosen; '' until it is known. */
   readonly label: string
   /** Memory held for a partly received frame. */
   readonly heldBytes: number
-  /** No message is leased, and no answer is outstanding: the connection can be closed without loss. */
+  /** Whether no message is leased and no answer is outstanding, so that the connection can be closed without loss. */
   readonly isIdle: boolean
   /** Handles the next bytes from the client. */
   receive(chunk: Uint8Array, nowMs: number): void

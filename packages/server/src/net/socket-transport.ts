@@ -5,7 +5,7 @@
 import type { Socket } from 'node:net'
 import type { Transport } from './peer.js'
 
-/** Longest time for a closed connection to flush its last bytes. */
+/** Maximum time for a closed connection to flush its last bytes. */
 const LINGER_MS = 1_000
 
 export class SocketTransport implements Transport {

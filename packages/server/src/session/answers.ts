@@ -55,7 +55,7 @@ function cutShort(page: CutShort): Answer {
   return result({ ...page, error: { ...error, code: ERRORS[error.code].number } })
 }
 
-/** The payload of ERROR. `scope`: what the error ends on this connection. */
+/** The payload of ERROR. `scope`: whether the error ends the request, the channel or the connection. */
 export function errorPayload(error: SluiceError, scope: SluiceError['scope']): Uint8Array {
   return encodeFault({ ...faultOf(error), scope })
 }

@@ -31,7 +31,7 @@ import type { Outboxes } from './outboxes.js'
 import type { Reading } from './reading.js'
 import type { Unread } from './unread.js'
 
-/** The connection. The ends of its turns send the frames in the outboxes. */
+/** The connection, which sends the frames in the outboxes at the end of a turn. */
 export interface Connection extends Output {
   readonly label: string
   readonly peer: string
@@ -49,7 +49,7 @@ export class Consuming implements Consumer {
   /** Size of the largest record that fits in its own frame. */
   #recordBytesMax = 0
   #isOpen = false
-  /** The broker stops: nothing more is delivered. */
+  /** Whether the broker is stopping and delivers nothing more. */
   #isStopping = false
 
   constructor(
@@ -76,7 +76,7 @@ export class Consuming implements Consumer {
     this.#isOpen = true
   }
 
-  /** The broker stops: nothing more is delivered; settles are still accepted. */
+  /** The broker is stopping: nothing more is delivered, but settles are still accepted. */
   stop(): void {
     this.#isStopping = true
   }
@@ -88,7 +88,10 @@ export class Consuming implements Consumer {
     this.#subscriptions.clear()
   }
 
-  /** The connection is closed. `isLost`: without GOODBYE, so a message that was being handled may be the reason. */
+  /**
+   * The connection is closed. `isLost`: the connection ended without GOODBYE, so a message that was being handled may
+   * be the reason.
+   */
   end(isLost: boolean): void {
     this.#isOpen = false
     if (isLost) this.#broker.leases.disconnect(this.#subscriptions.values(), this.#isStopping)

@@ -37,7 +37,7 @@ export class Producing {
   #producer: Producer | undefined
   #inFlightBatches = 0
 
-  /** The ends of the turns of `connection` send the frames in `outbox`. */
+  /** `connection` sends the frames in `outbox` at the end of a turn. */
   constructor(broker: Broker, connection: Output, outbox: Outbox, reading: Reading, consuming: Consuming) {
     this.#broker = broker
     this.#connection = connection

@@ -51,9 +51,9 @@ export class Session implements Peer, Connection, Receiver {
   readonly #longRequests = new LongRequests((correlation, answer) =>
     this.#longRequestDone(correlation, answer),
   )
-  /** The client has sent GOODBYE, or the broker is closing this connection. */
+  /** Whether the client has sent GOODBYE, or the broker is closing this connection. */
   #saidGoodbye = false
-  /** GOODBYE said that the client does not reconnect. */
+  /** Whether GOODBYE said that the client will not reconnect. */
   #hasLeft = false
   /** Largest frame that the client accepts. */
   #frameBytesMax = 0
@@ -161,12 +161,12 @@ export class Session implements Peer, Connection, Receiver {
     this.#broker.hold(this)
   }
 
-  /** No message is leased, and no answer is outstanding: the connection can be closed without loss. */
+  /** Whether no message is leased and no answer is outstanding, so that the connection can be closed without loss. */
   get isIdle(): boolean {
     return this.consuming.isIdle && this.#longRequests.unanswered === 0 && this.#outboxes.isEmpty
   }
 
-  /** Closes once all answers have been sent. No message that is being handled is charged an attempt. */
+  /** Closes once all answers have been sent. No attempt is charged to messages that are being handled. */
   end(): void {
     this.#saidGoodbye = true
     if (this.#stage === 'open' && (this.#longRequests.unanswered > 0 || !this.#outboxes.gated.isEmpty)) return

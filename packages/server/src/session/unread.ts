@@ -55,7 +55,7 @@ export class Unread {
     if (this.bytes > this.#softBytes) this.#congest(nowMs)
   }
 
-  /** Updates the sum over all connections. */
+  /** Updates the sum of unread bytes of all connections. */
   count(): void {
     const { outbound } = this.#settings
     const { bytes } = this

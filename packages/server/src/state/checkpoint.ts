@@ -53,9 +53,9 @@ export class Checkpoints {
   evacuateBefore = 0
   /** While the log uses too much space: the low-water mark that another checkpoint would reach. Otherwise 0. */
   wantedLowWater = 0
-  /** Publishes are refused for lack of room, so every freed segment helps. */
+  /** Whether publishes are refused for lack of room, so that every freed segment helps. */
   isScarce = false
-  /** Copies are filling the segment, so the segment need not end early. */
+  /** Whether copies are filling the segment, so that it need not end early. */
   isFilling = false
 
   constructor(log: Log, tail: Tail, state: State, intervalBytes: number, lowWater: number) {
@@ -68,8 +68,8 @@ export class Checkpoints {
   }
 
   /**
-   * Runs one slice of a checkpoint. Starts one if it is due or would free enough. Every applied fact must be in the open
-   * entry. Returns whether a slice ran.
+   * Runs one slice of a checkpoint. Starts a checkpoint if one is due or would free enough. Every applied fact must be
+   * in the open entry. Returns whether a slice ran.
    */
   step(nowMs: number): boolean {
     this.#anchor(nowMs)
@@ -86,8 +86,8 @@ export class Checkpoints {
     }
     if (this.#running.next().done === true) {
       this.#running = undefined
-      // The pages of ten thousand busy queues take half an interval, so the interval grows: otherwise checkpoints would be
-      // most of the work. A restart then reads up to three intervals.
+      // The pages of ten thousand busy queues take half an interval, so the interval grows with their size. Otherwise
+      // the broker would mostly write checkpoints. A restart then reads up to three intervals.
       const checkpointBytes = this.#writtenBytes - this.#startedAtWritten
       this.#dueBytes = Math.max(this.#intervalBytes, Math.min(checkpointBytes * 8, this.#intervalBytes * 3))
     }
@@ -145,7 +145,7 @@ export class Checkpoints {
     return this.#marked !== undefined && this.#segmentsUpTo(this.#marked.lowWater) >= 1
   }
 
-  // Segments that are freed when the low-water mark reaches `lowWater`.
+  // Number of segments that are freed when the low-water mark reaches `lowWater`.
   #segmentsUpTo(lowWater: number): number {
     const { segmentBytes } = this.#log
     return Math.floor(lowWater / segmentBytes) - Math.floor(this.lowWater / segmentBytes)

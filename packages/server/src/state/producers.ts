@@ -37,12 +37,12 @@ const PLACE_BYTES = 40
 export class Producer {
   /** Id in the log; 0 until the first batch is accepted. */
   id: number
-  /** 16 bytes in hex. */
+  /** 16 bytes in hexadecimal. */
   readonly identity: string
   /** Highest accepted number; 0 when there is none. */
   highest = 0
   lastUsedMs = 0
-  /** Open connections of this producer. */
+  /** Number of open connections of this producer. */
   connections = 0
   dirty = true
   pagePosition = -1

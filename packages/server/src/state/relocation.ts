@@ -64,9 +64,9 @@ export class Relocation {
   retainedFrom = Infinity
   /** Bytes that the next checkpoint will free. */
   freedBytes = 0
-  /** Publishes are refused for lack of room: all dead bytes are freed, without delay. */
+  /** Whether publishes are refused for lack of room. All dead bytes are then freed without delay. */
   isScarce = false
-  /** The start of the next segment will free an older segment. */
+  /** Whether the start of the next segment will free an older segment. */
   markFrees = false
 
   /** `wake` asks for another turn. */
@@ -129,8 +129,8 @@ export class Relocation {
         this.#wake()
       },
       (error: unknown) => {
-        // A segment that cannot be read is kept; deliveries from it report the error. A read that may succeed later is
-        // tried again.
+        // A segment that cannot be read is kept; deliveries from it report the error. If the read may succeed later,
+        // the segment is copied later.
         this.#reading = false
         if (error instanceof SluiceError && error.code === 'READ_FAILED')
           this.before = Math.min(this.before, this.#segmentEnd - this.#log.segmentBytes)
@@ -153,7 +153,10 @@ export class Relocation {
     }
   }
 
-  /** When the next step can copy, in ms since the epoch; Infinity when there is nothing to copy or a read is in progress. */
+  /**
+   * Time at which the next step can copy, in ms since the epoch; Infinity when there is nothing to copy or a read is in
+   * progress.
+   */
   nextStepMs(nowMs: number): number {
     if (this.#reading || !this.isCopying) return Infinity
     return this.isScarce ? nowMs : nowMs + Math.max(1, Math.ceil(-this.#allowance / IDLE_BYTES_PER_MS))

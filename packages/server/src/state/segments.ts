@@ -11,7 +11,7 @@ import { PageUse, type LogUse, type Queue } from '../queue/index.js'
 
 /** Settled messages of one queue in one segment. */
 interface Retained {
-  /** When the last of these messages was settled. */
+  /** Time at which the last of these messages was settled. */
   lastMs: number
   bytes: number
 }

@@ -59,7 +59,7 @@ export class Space {
   /** Low-water mark when the pause before an early checkpoint last began. */
   #seenLowWater = 0
   #retainedCheckedMs = 0
-  /** When the next retained segment expires. */
+  /** Time at which the next retained segment expires. */
   #retainedUntilMs = Infinity
   /**
    * Neither the state nor live messages need the segments before this position, and the facts that made this true are
@@ -134,7 +134,7 @@ export class Space {
     this.#nextCheckMs = this.#nextAfter(nowMs, wanted)
   }
 
-  /** When `step` must be called although nothing happens, in ms since the epoch; Infinity: never. */
+  /** Time at which `step` must be called even if nothing happens, in ms since the epoch; Infinity: never. */
   get nextDeadline(): number {
     return this.#nextCheckMs
   }

@@ -1,10 +1,10 @@
 /**
- * The durable state of the broker: all queues and producers, and the use of the log by segment. It follows from the log
- * alone.
+ * The durable state of the broker: all queues and producers, and the use of the log by segment. It is derived from the
+ * log alone.
  *
  * Service and recovery change a queue with the same methods of `Contents`, one for each kind of fact (invariant 17). In
- * service a `Queue` decides, adds the fact to its buffer, and calls the method; the writer puts the buffer into the open
- * entry. In recovery `Replay` reads the fact and calls the same method.
+ * service a `Queue` decides, adds the fact to its buffer, and calls the method; the writer puts the buffer into the
+ * open entry. In recovery `Replay` reads the fact and calls the same method.
  */
 import { SluiceError, type QueueOptions } from '@sluice/protocol'
 import { Arrivals, Queue, Reasons, type QueueDefinition, type QueueObserver } from '../queue/index.js'
@@ -23,14 +23,14 @@ export class State {
   readonly #reasons = new Reasons()
   nextQueueId = 1
   nextProducerId = 1
-  /** How often the broker has started on this log. */
+  /** Number of times that the broker has started on this log. */
   boot = 0
   /** Whether the log ends with the mark of an orderly stop. */
   closed = true
   /** Newest time in the log. A later batch with an earlier time would be delivered before older messages. */
   newestMs = 0
 
-  /** Bytes that the results of one producer may take in its page. */
+  /** Maximum size of the results of one producer in its page, in bytes. */
   readonly producerPageBytes: number
   #queueObserver: QueueObserver | undefined
 

@@ -237,7 +237,7 @@ export class Bench {
     return request
   }
 
-  /** Ends the turns that are due; returns their number. Their entries are not on disk yet. */
+  /** Ends the turns that are due; returns their number. The entries of these turns are not on disk yet. */
   endTurns(): number {
     const turns = this.#turns.splice(0)
     for (const turn of turns) turn()
