@@ -94,8 +94,10 @@ function changesText(name: string, changes: readonly string[]): string {
     : `The queue ${name} is unchanged.`
 }
 
+const BYTES = 'Bytes: the size of all messages that are scheduled, ready, leased or dead.'
+
 const get = command<NamedOptions>({
-  builder: named,
+  builder: (yargs) => named(yargs).epilogue(BYTES),
   handler: async (options) => {
     const name = queueName(options.name)
     const info = await withBroker(options, 'queue get', (sluice) => sluice.queues.get(name))
@@ -105,7 +107,7 @@ const get = command<NamedOptions>({
 })
 
 const listQueues = command<object>({
-  builder: (yargs) => yargs,
+  builder: (yargs) => yargs.epilogue(BYTES),
   handler: async (options) => {
     const queues = await withBroker(options, 'queue list', (sluice) => sluice.queues.list())
     const sorted = queues.toSorted((a, b) => (a.name < b.name ? -1 : 1))

@@ -47,8 +47,8 @@ export const replay = command<ReplayFlags>({
         ),
       ),
     ).epilogue(
-      'Publishes again the acknowledged messages that the queue still keeps: see --retain-age and --retain-bytes of ' +
-        '`sluice queue ensure`. Each copy is a new message.',
+      'Publishes again the acknowledged messages that the log still holds: at least those that --retain-age and ' +
+        '--retain-bytes of `sluice queue ensure` keep, often more. Each copy is a new message. Try --dry-run first.',
     ),
   handler: async (options) => {
     const queue = queueName(options.queue)
