@@ -1,4 +1,4 @@
-/** R8: a broker on a full disk refuses publishes with an error code, still drains, and accepts messages when space is free. */
+/** A broker on a full disk refuses publishes with an error code, still delivers, and accepts messages once space is free. */
 import { SluiceError, connect } from '@sluice/client'
 import { spawnSync } from 'node:child_process'
 import { appendFile, rm } from 'node:fs/promises'
@@ -92,7 +92,7 @@ test.skipIf(missing !== undefined)(
       expect(full).toBeGreaterThan(1_000)
       expect(full).toBe(events.filter((event) => event.kind === 'outcome' && event.outcome === 'ok').length)
 
-      // 2. Settles still work: a part is drained and its acks are confirmed.
+      // 2. Settles still work: a part of the messages is consumed, and the acks are confirmed.
       let settled = 0
       const take = async (wanted: number): Promise<void> => {
         while (wanted > 0) {
@@ -169,7 +169,7 @@ test.skipIf(missing !== undefined)(
 )
 
 test.skipIf(missing !== undefined)(
-  `a full disk is drained one by one, stops in order, and starts or says why not${because}`,
+  `a broker on a full disk is drained one message at a time, stops in an orderly way, and starts or reports why it cannot${because}`,
   async () => {
     const scratch = await scratchDirectory('small')
     const size = IS_LONG ? 12 << 20 : 3 << 20
@@ -202,11 +202,11 @@ test.skipIf(missing !== undefined)(
       }
       const { ready: backlog } = await client.queues.get('q')
 
-      // Another file takes the last byte; settles use the rest of the segment.
+      // Another file takes the last byte of the disk; settles use the rest of the segment.
       const stuff = (): Promise<void> =>
         expect(appendFile(ballast, new Uint8Array(size))).rejects.toThrow('ENOSPC')
       let more = 0
-      // Until a settle fails for want of space, or all is drained because freed segments were enough.
+      // Drains until a settle fails because the disk is full, or until the queue is empty because freed segments sufficed.
       const drain = async (): Promise<unknown> => {
         for (; more < backlog; more++) {
           if (more % 4 === 0) await stuff()
@@ -217,11 +217,11 @@ test.skipIf(missing !== undefined)(
         return undefined
       }
       const stuck = await drain()
-      // Waiting settles continue when space is free, also the one whose call timed out.
+      // Waiting settles continue when space is free, including the one whose call timed out.
       await rm(ballast)
       if (stuck !== undefined) {
         expect(stuck).toBeInstanceOf(SluiceError)
-        await until('settles to go on', async () => {
+        await until('settles to continue', async () => {
           const { ready, leased } = await client.queues.get('q')
           return ready + leased === backlog - more - 1
         })
@@ -246,7 +246,7 @@ test.skipIf(missing !== undefined)(
       if (refused === undefined) second.signal('SIGTERM')
       else expect(refused).toMatch(/The disk is full/)
       expect((await second.exited).code === 0).toBe(refused === undefined)
-      // Segments that were freed after the last failed settle may be enough for a start.
+      // Segments that were freed after the last failed settle can provide enough space for a start.
       console.log(
         `${more} of ${backlog} drained; stuck: ${stuck !== undefined}, again: ${stuckAgain !== undefined}, ` +
           `start refused: ${refused !== undefined}`,
@@ -256,7 +256,7 @@ test.skipIf(missing !== undefined)(
       const third = new BrokerProcess(options)
       others.push(third)
       const again = await connect(`sluice://127.0.0.1:${(await third.ready()).port}`)
-      // The last settle was not confirmed, so both outcomes are right.
+      // The last settle was not confirmed, so it may or may not have taken effect.
       expect(backlog - more - (await again.queues.get('q')).ready).toBeOneOf([0, 1])
       await again.close()
       await client.close({ timeout: 100 }).catch(() => {})

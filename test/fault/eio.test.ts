@@ -1,4 +1,4 @@
-/** R7: after the first failed write of the log the broker confirms nothing and exits. */
+/** After the first failed write of the log the broker confirms nothing and exits. */
 import { SluiceError, connect } from '@sluice/client'
 import { startServer } from '@sluice/server'
 import { join } from 'node:path'
@@ -70,7 +70,7 @@ async function round(kind: string, when: number, random: Random): Promise<Round>
     expect(exit).toEqual({ code: EXIT_LOG_FAILED, signal: null })
     expect(trace.violations).toEqual([])
 
-    // The log opens and holds all confirmed messages.
+    // The log opens and has all confirmed messages.
     const server = await startServer({
       port: 0,
       dataDir,
@@ -80,14 +80,14 @@ async function round(kind: string, when: number, random: Random): Promise<Round>
     })
     try {
       const reader = await connect(`sluice://127.0.0.1:${server.port}`)
-      // It died before the queue was durable, so nothing was confirmed.
+      // The broker died before the queue was durable, so nothing was confirmed.
       const { ready } = (await reader.queues.ensure('q')).queue
       let handled = 0
       reader.consume<string>('q', { concurrency: 100 }, ({ body, redelivered, offset }) => {
         events.push({ kind: 'deliver', queue: 'q', message: body, consumer: 'c', redelivered, offset, body })
         handled++
       })
-      await until('what is there to be consumed', () => handled >= ready)
+      await until('the stored messages to be consumed', () => handled >= ready)
       await reader.close()
       server.broker.audit()
       const { ready: left, dead } = server.broker.catalog.info('q' as never)
@@ -112,7 +112,7 @@ test.skipIf(missing !== undefined)(
     const hits: Round[] = []
     for (let i = 0; i < ROUNDS; i++) {
       const kind = kinds[i % kinds.length]!
-      // The first writes prepare files; their failure is not one of the log.
+      // The first writes prepare files; a failure of these is not a failure of the log.
       const when = 8 + random.below(150)
       try {
         const result = await round(kind, when, random)
@@ -125,7 +125,7 @@ test.skipIf(missing !== undefined)(
     const confirmed = hits.reduce((sum, one) => sum + one.confirmed, 0)
     console.log(
       `${hits.length} of ${ROUNDS} hit the log: exit after p50 ${Math.round(exitMs[exitMs.length >> 1]!)} ms, ` +
-        `max ${Math.round(exitMs.at(-1)!)} ms; ${confirmed} confirmed messages all there, seed ${SEED}`,
+        `max ${Math.round(exitMs.at(-1)!)} ms; ${confirmed} confirmed messages, none lost, seed ${SEED}`,
     )
     expect(hits.length).toBeGreaterThan(ROUNDS * 0.7)
     expect(confirmed).toBeGreaterThan(ROUNDS)

@@ -11,7 +11,7 @@ import { until } from '../rig/wait.js'
 const FILES_MAX = 80
 
 test.runIf(process.platform === 'linux')(
-  'as many connections as the limit of open files leaves room for, and cold messages are delivered with all of them open',
+  'a broker accepts as many connections as the limit of open files allows, and with all of them open delivers messages from disk',
   async () => {
     const scratch = await scratchDirectory('files')
     const broker = new BrokerProcess(
@@ -42,7 +42,7 @@ test.runIf(process.platform === 'linux')(
         const { opcode } = await peer.frame(OP.HELLO_OK, OP.ERROR)
         if (opcode === OP.ERROR) refused++
       }
-      // Half of the descriptors, one of which the client uses.
+      // Half of the descriptors are for connections, and the client uses one of them.
       expect(FILES_MAX - refused).toBe(FILES_MAX / 2 - 1)
       const handled = new Set<number>()
       const worker = sluice.consume('q', (message) => void handled.add(message.offset))

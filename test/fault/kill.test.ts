@@ -1,4 +1,4 @@
-/** R1: a kill at any moment loses, alters or reorders no confirmed message and repeats none without a mark. */
+/** A kill at any moment loses, alters or reorders no confirmed message, and repeats none without a mark. */
 import { expect, test } from 'vitest'
 import { runs } from '../amount.js'
 import { complaints, killRepeatedly, summary } from './kill.js'

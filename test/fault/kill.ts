@@ -1,7 +1,7 @@
 /**
  * Kills a broker at random moments under load and restarts it on the same data, many times; then drains the queues and
  * checks the histories of the clients. `kill -9` keeps the page cache, so this proves recovery from any point of the
- * program. That bytes reach the disk is proven by trace.ts and the simulated disk.
+ * program. trace.ts and the simulated disk prove that bytes reach the disk.
  *
  * As a script: node test/dist/fault/kill.js --kills 200 [--seed 1] [--segment-mib 64] [--backlog-mib 1024]
  */
@@ -23,7 +23,7 @@ export interface KillOptions {
   readonly segmentBytes?: number
   /** Mean time under load before a kill. */
   readonly meanLifeMs?: number
-  /** Published before the first kill and consumed at the end; each start recovers it. Default: 100 messages. */
+  /** Bytes that are published before the first kill and consumed at the end; each start recovers them. Default: 100 messages. */
   readonly backlogBytes?: number
   readonly say?: (line: string) => void
 }
@@ -34,16 +34,16 @@ export interface KillResult {
   /** Kills by moment: under load, soon after the start, during recovery. */
   readonly moments: Readonly<Record<Moment, number>>
   readonly report: Report
-  /** First deliveries out of order on the queue with one consumer, marked ones included. */
+  /** First deliveries, marked or not, that were out of order on the queue with one consumer. */
   readonly overtaken: readonly string[]
   /** Publishes without an answer whose client was not replaced. */
   readonly unresolved: number
   readonly failures: Readonly<Record<string, number>>
-  /** Times from spawn to the first accepted connection, ms, sorted. */
+  /** Times from spawn to the first accepted connection, in ms, sorted. */
   readonly readyMs: readonly number[]
   /** The start times that the broker measured. */
   readonly startedMs: readonly number[]
-  /** Counts of started and of freed segments. */
+  /** Numbers of started and of freed segments. */
   readonly rolls: number
   readonly removed: number
   readonly tookMs: number
@@ -134,7 +134,7 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
       const { confirmed } = producers.progress
       const { settled } = consumers.progress
       return until(
-        `confirms and settles to go on (seed ${seed})`,
+        `confirms and settles to continue (seed ${seed})`,
         () => {
           if (producers.exit !== undefined || consumers.exit !== undefined) {
             throw new Error(`a load process ended: ${producers.stderr} ${consumers.stderr}`)
@@ -242,8 +242,8 @@ async function drained(url: string): Promise<HistoryEvent[]> {
 }
 
 /**
- * The first deliveries on a queue with one consumer are in the order of offsets, marked or not: a repeated delivery was
- * seen before.
+ * Finds first deliveries that are out of order on the queue with one consumer, marked or not. A repeated delivery does
+ * not count, because the message was seen before.
  */
 function overtakings(events: readonly TimedEvent[]): string[] {
   const found: string[] = []
@@ -254,7 +254,7 @@ function overtakings(events: readonly TimedEvent[]): string[] {
     if (seen.has(event.offset)) continue
     seen.add(event.offset)
     if (event.offset < highest)
-      found.push(`${event.message} at offset ${event.offset} came first after offset ${highest}`)
+      found.push(`${event.message} at offset ${event.offset} was first delivered after offset ${highest}`)
     highest = Math.max(highest, event.offset)
   }
   return found
@@ -286,10 +286,12 @@ const EXPECTED_FAILURES = new Set([
 export function complaints({ report, overtaken, unresolved, failures, seed, kills }: KillResult): string {
   const lines = [findingLines(violations(report)), ...overtaken.slice(0, 10)].filter((line) => line !== '')
   if (unresolved > 0) {
-    lines.push(`${unresolved} publishes of clients that lived on had no outcome: ${JSON.stringify(failures)}`)
+    lines.push(
+      `${unresolved} publishes of clients that were not replaced had no outcome: ${JSON.stringify(failures)}`,
+    )
   }
   const refusals = Object.keys(failures).filter((code) => !EXPECTED_FAILURES.has(code))
-  if (refusals.length > 0) lines.push(`clients were told ${refusals.join(', ')}: ${JSON.stringify(failures)}`)
+  if (refusals.length > 0) lines.push(`clients received ${refusals.join(', ')}: ${JSON.stringify(failures)}`)
   if (lines.length > 0)
     lines.push(`repeat with: node test/dist/fault/kill.js --kills ${kills} --seed ${seed}`)
   return lines.join('\n')
@@ -314,10 +316,10 @@ export function summary(results: readonly KillResult[]): string {
       `${sum(({ report }) => report.deliveries)} deliveries, ${sum(({ report }) => report.settles)} settles`,
     `${verdicts.map((verdict) => `${verdict} ${sum(({ report }) => report.counts[verdict])}`).join(', ')}, ` +
       `overtaken ${sum(({ overtaken }) => overtaken.length)}, unresolved ${sum(({ unresolved }) => unresolved)}`,
-    `errors that clients were told: ${JSON.stringify(added(results.map(({ failures }) => failures)))}`,
-    `ready again p50 ${at(ready, 0.5)}, p99 ${at(ready, 0.99)} (the broker's own part p50 ${at(started, 0.5)}, p99 ${at(started, 0.99)})`,
-    `${sum(({ rolls }) => rolls)} segments begun, ${sum(({ removed }) => removed)} given back; ${Math.round(sum(({ tookMs }) => tookMs) / 1000)} s`,
-    `a fault that shows in more than ${((3 / kills) * 100).toPrecision(2)} % of kills would have shown here, at 95 %`,
+    `errors that clients received: ${JSON.stringify(added(results.map(({ failures }) => failures)))}`,
+    `ready again p50 ${at(ready, 0.5)}, p99 ${at(ready, 0.99)} (as measured by the broker p50 ${at(started, 0.5)}, p99 ${at(started, 0.99)})`,
+    `${sum(({ rolls }) => rolls)} segments started, ${sum(({ removed }) => removed)} freed; ${Math.round(sum(({ tookMs }) => tookMs) / 1000)} s`,
+    `with a confidence of 95 %, no fault shows in more than ${((3 / kills) * 100).toPrecision(2)} % of kills would have shown here, at 95 %`,
   ].join('\n')
 }
 
@@ -328,7 +330,7 @@ function added(counts: readonly Readonly<Record<string, number>>[]): Record<stri
   return total
 }
 
-/** The most kills in one history; more kills take several histories, each drained and checked. */
+/** Maximum number of kills in one history; more kills take several histories, each drained and checked. */
 const KILLS_A_HISTORY = 200
 
 async function main(args: readonly string[]): Promise<void> {

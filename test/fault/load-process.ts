@@ -1,5 +1,5 @@
 /**
- * A process of producers or consumers that outlives the broker. It writes the checker's events to a file, one JSON line
+ * A process of producers or consumers that outlives the broker. It writes the checker's events to a file as JSON lines,
  * each with the time of the machine's monotonic clock. The parent sends `drain` and `stop` over IPC and receives the
  * progress.
  *
@@ -27,17 +27,17 @@ export interface LoadArguments {
   /** A queue that is filled once at the start and consumed only after `drain`. */
   readonly coldQueue?: string
   readonly coldMessages?: number
-  /** Size of each of them; as others by default. */
+  /** Size of the bodies in the cold queue; by default as in other queues. */
   readonly coldBodyBytes?: number
-  /** The number of producers, or of consumers of each queue in the order of `queues`. */
+  /** The number of producers, or the number of consumers of each queue in the order of `queues`. */
   readonly clients: readonly number[]
   /** The target rate of one producer in messages per second. */
   readonly rate?: number
   readonly bodyBytesMax: number
   readonly heartbeatMs?: number
-  /** The longest patience of a client, ms; the shortest is a tenth of it. */
+  /** The longest patience of a client in ms; the shortest is a tenth of it. */
   readonly patienceMs: number
-  /** Settles other than ack, per thousand. */
+  /** Number of settles other than ack, per thousand. */
   readonly otherSettles?: number
 }
 
@@ -47,17 +47,17 @@ export interface Progress {
   readonly confirmed: number
   readonly refused: number
   readonly unknown: number
-  /** Unknown outcomes of a client that was not replaced: it should have sent the batch again. */
+  /** Publishes with an unknown outcome of clients that were not replaced, and should have sent the batch again. */
   readonly unresolved: number
   readonly delivered: number
   readonly settled: number
-  /** By error code. */
+  /** Number of failures by error code. */
   readonly failures: Readonly<Record<string, number>>
 }
 
 const load = JSON.parse(process.argv[2]!) as LoadArguments
 const random = new Random(load.seed)
-/** The requests of the parent. */
+/** The parent's requests so far. */
 const asked = { draining: false, stopping: false }
 const wakers = new Set<() => void>()
 
@@ -113,7 +113,7 @@ function count(error: unknown): void {
   progress.failures[code] = (progress.failures[code] ?? 0) + 1
 }
 
-/** A client until the end of its patience. */
+/** A client, used until the end of its patience. */
 class Client {
   readonly sluice: Sluice
   #isRetired = false
@@ -132,7 +132,7 @@ class Client {
     return this.#isRetired
   }
 
-  /** Resolves when it is retired. */
+  /** Resolves when the client is retired. */
   retired(): Promise<void> {
     if (this.#isRetired) return Promise.resolve()
     return new Promise((resolve) => this.#onRetired.add(resolve))
@@ -157,7 +157,7 @@ async function dial(name: string): Promise<Client | undefined> {
       return new Client(await connect(load.url, { name, signal, ...heartbeat }))
     } catch (error) {
       count(error)
-      // The port of a stopped broker refuses connections at once.
+      // A stopped broker refuses connections at once, so the loop must not spin.
       await delay(20)
     }
   }
@@ -170,7 +170,7 @@ const OUTSTANDING_MAX = 256
 const COLD_OUTSTANDING_MAX = 64
 
 function bodyOf(message: string, size?: number): string {
-  // Mostly small, some large: entries of one batch and of many, and batches that fill a segment's rest exactly or not.
+  // Most bodies are small and some are large, so that entries have one batch or many, and fill a segment or do not.
   const usual =
     random.below(50) === 0
       ? random.below(load.bodyBytesMax)
@@ -241,7 +241,7 @@ async function settle(message: Message, text: string, consumer: string): Promise
   const others = load.otherSettles ?? 0
   const action: SettleEvent['action'] =
     chance >= others || asked.draining ? 'ack' : chance % 2 === 0 ? 'retry' : 'release'
-  // Some messages are settled at once, some keep their lease for a while.
+  // Some messages are settled at once, others keep their lease for a while.
   if (random.below(20) === 0) await delay(random.below(40))
   const event = { kind: 'settle', queue: message.queue, message: text, consumer, action } as const
   const sentUs = nowUs()

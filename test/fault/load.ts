@@ -28,12 +28,12 @@ export class LoadProcess extends ScriptProcess {
     })
   }
 
-  /** Acknowledges everything from now on, the cold queue too. */
+  /** Makes the process acknowledge everything from now on, including the cold queue. */
   drain(): void {
     this.child.send('drain')
   }
 
-  /** Starts nothing new, waits for the answers and ends. */
+  /** Makes the process start nothing new, wait for the answers and end. */
   async stop(): Promise<Exit> {
     if (this.exit === undefined && this.child.connected) this.child.send('stop')
     return this.exited

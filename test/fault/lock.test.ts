@@ -1,6 +1,6 @@
 /**
- * Two brokers never serve one directory on one machine, with any host names and after any end of the first. Tests with
- * own host names and network namespaces, as in containers, need root; without it they are reported as skipped.
+ * Two brokers never serve one directory on one machine, whatever their host names are and however the first one ended.
+ * Tests with their own host names and network namespaces, as in containers, need root; without root they are skipped.
  */
 import { spawnSync } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
@@ -13,7 +13,9 @@ import { scratchDirectory } from '../rig/scratch.js'
 const isLinux = process.platform === 'linux'
 const canUnshare = isLinux && spawnSync('unshare', ['-u', '-n', 'true']).status === 0
 if (!canUnshare)
-  console.warn('SKIPPED: host names and network namespaces of their own, which need `unshare` and root.')
+  console.warn(
+    'SKIPPED: tests with separate host names and network namespaces, which need `unshare` and root.',
+  )
 
 let scratch: Awaited<ReturnType<typeof scratchDirectory>>
 const brokers: BrokerProcess[] = []
@@ -34,7 +36,7 @@ function start(spawning: SpawnOptions = {}): BrokerProcess {
   return broker
 }
 
-/** The command prefix that gives a process its own host name, and optionally its own network. */
+/** The command prefix that gives a process a separate host name, and optionally a separate network. */
 function named(name: string, ...namespaces: string[]): SpawnOptions {
   return { under: ['unshare', '-u', ...namespaces, 'sh', '-c', `hostname ${name}; exec "$0" "$@"`] }
 }
@@ -45,7 +47,7 @@ async function expectRefused(broker: BrokerProcess): Promise<void> {
 }
 
 describe.runIf(isLinux)('two processes and one directory', () => {
-  test('the second is refused while the first runs, or is stopped, and gets it when that was killed', async () => {
+  test('the second is refused while the first runs or is suspended, and gets the directory after the first is killed', async () => {
     const first = start()
     await first.ready()
     const second = start()
@@ -59,7 +61,7 @@ describe.runIf(isLinux)('two processes and one directory', () => {
     await start().ready()
   })
 
-  test('of several that start at once after a kill, one gets it', async () => {
+  test('of several processes that start at once after a kill, one gets the directory', async () => {
     for (let round = 0; round < 3; round++) {
       const dead = start()
       await dead.ready()
@@ -82,7 +84,7 @@ describe.runIf(isLinux)('two processes and one directory', () => {
     }
   })
 
-  test('the process id in a file left behind may be that of any process now', async () => {
+  test('the process id in an abandoned lock file can now belong to any process', async () => {
     const dead = start()
     await dead.ready()
     dead.signal('SIGKILL')
@@ -96,8 +98,8 @@ describe.runIf(isLinux)('two processes and one directory', () => {
   })
 })
 
-describe.runIf(canUnshare)('containers, with names of their own', () => {
-  test('the second is refused, also from another network namespace', async () => {
+describe.runIf(canUnshare)('containers with separate host names', () => {
+  test('the second is refused, even from another network namespace', async () => {
     const first = start(named('one'))
     await first.ready()
     await expectRefused(start(named('two')))
@@ -106,7 +108,7 @@ describe.runIf(canUnshare)('containers, with names of their own', () => {
     expect(third.lines.join('\n')).toContain('on host one')
   })
 
-  test('the next one gets the directory of one that was killed', async () => {
+  test('the next container gets the directory of a killed one', async () => {
     for (const name of ['one', 'two', 'three']) {
       const broker = start(named(name))
       await broker.ready()

@@ -1,6 +1,6 @@
 /**
- * A worker that kills its own process when it starts to handle one certain message. It handles and reports all other
- * messages. Its argument holds the options of the consumer as JSON.
+ * A worker that kills its own process when it starts to handle a certain message. It handles and reports all other
+ * messages. Its argument contains the options of the consumer as JSON.
  */
 import { connect, type Message } from '@sluice/client'
 import { writeSync } from 'node:fs'
@@ -10,16 +10,16 @@ export type Style = 'handler' | 'iterator' | 'pull' | 'batch'
 export interface PoisonArguments {
   readonly url: string
   readonly queue: string
-  /** The body that kills. */
+  /** The body of the message that kills the worker. */
   readonly poison: string
   readonly style: Style
   readonly concurrency: number
   readonly prefetch: number
-  /** The time to handle a message, ms. */
+  /** Time for which a message is handled, in ms. */
   readonly handleMs: number
 }
 
-// The worker ends with its parent, even when the test did not stop it.
+// The worker ends with its parent, even if the test did not stop it.
 process.stdin.on('end', () => process.exit(1)).resume()
 
 const { url, queue, poison, style, concurrency, prefetch, handleMs } = JSON.parse(

@@ -10,7 +10,7 @@ import { until } from '../rig/wait.js'
 const MESSAGES = 100
 const POISON = 'poison'
 const MAX_DELIVERIES = 3
-/** A queue of 100 suspects, one at a time, and then some. */
+/** Upper bound on worker restarts, well above what 100 messages with one bad one need. */
 const LIVES_MAX = 40
 
 let broker: BrokerProcess
@@ -43,7 +43,7 @@ const CASES: readonly (readonly [style: Style, concurrency: number, handleMs: nu
 ]
 
 for (const [style, concurrency, handleMs] of CASES) {
-  it(`is found among ${MESSAGES}: ${style}, concurrency ${concurrency}, ${handleMs} ms a message`, async () => {
+  it(`is found among ${MESSAGES}: ${style}, concurrency ${concurrency}, ${handleMs} ms per message`, async () => {
     await sluice.queues.ensure('q', {
       maxDeliveries: MAX_DELIVERIES,
       retry: { initial: 20, max: 50 },
@@ -66,7 +66,7 @@ for (const [style, concurrency, handleMs] of CASES) {
         handleMs,
       }
       const worker = new ScriptProcess('fault/poison-worker', options)
-      await until('the worker to die or to be done', async () => {
+      await until('the worker to die or to finish', async () => {
         if (worker.exit !== undefined) return true
         const { ready, scheduled, leased } = await sluice.queues.get('q')
         return ready + scheduled + leased === 0

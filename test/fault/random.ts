@@ -7,7 +7,7 @@ export class Random {
     this.#state = (Math.imul(seed ^ 0x9e3779b9, 0x85ebca6b) ^ (seed >>> 16) ^ 0x6d2b79f5) >>> 0 || 1
   }
 
-  /** In [0, 1). */
+  /** A number in [0, 1). */
   next(): number {
     let state = this.#state
     state ^= state << 13

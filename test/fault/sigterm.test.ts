@@ -1,4 +1,4 @@
-/** R14: after SIGTERM at full load a broker completes its work, exits with 0 and loses nothing. */
+/** After SIGTERM at full load a broker completes its work, exits with 0 and loses nothing. */
 import { connect } from '@sluice/client'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
@@ -14,7 +14,7 @@ const ROUNDS = runs(3, 50)
 const EXIT_MS_MAX = 10_000
 
 test(
-  `SIGTERM at full load, ${ROUNDS} times: exit 0 within ${EXIT_MS_MAX / 1000} s, nothing lost, nothing acknowledged comes again`,
+  `SIGTERM at full load, ${ROUNDS} times: exit 0 within ${EXIT_MS_MAX / 1000} s, nothing lost, nothing acknowledged is delivered again`,
   async () => {
     const scratch = await scratchDirectory('sigterm')
     const port = await freePort()

@@ -1,6 +1,6 @@
 /**
- * R13: the broker or a client is stopped (SIGSTOP) for longer than the heartbeats allow and then continues. Its leases
- * have moved to other consumers by then, and no message has two owners at once.
+ * The broker or a client is suspended (SIGSTOP) for longer than the heartbeats allow and then continues. By then its
+ * leases have moved to other consumers, and no message has two owners at once.
  */
 import { connect } from '@sluice/client'
 import { join } from 'node:path'
@@ -71,7 +71,7 @@ test(
       loads.push(producers, ...consumers)
       const goesOn = (load: LoadProcess): Promise<true> => {
         const { confirmed, settled } = load.progress
-        return until(`process ${load.pid} to go on, seed ${SEED}`, () => {
+        return until(`process ${load.pid} to continue, seed ${SEED}`, () => {
           if (load.exit !== undefined) throw new Error(`it ended: ${load.stderr}`)
           return load === producers ? load.progress.confirmed > confirmed : load.progress.settled > settled
         })
@@ -84,7 +84,7 @@ test(
         const target = targets[index]!
         stops[index]!++
         target.signal('SIGSTOP')
-        // Longer than two heartbeats, after which a peer counts as dead.
+        // The process is suspended for longer than two heartbeats, after which its peer considers it dead.
         await delay(HEARTBEAT_MS * (2.2 + random.next() * 2))
         target.signal('SIGCONT')
         await (target instanceof LoadProcess ? goesOn(target) : Promise.all(loads.map(goesOn)))
@@ -123,12 +123,12 @@ test(
       console.log(
         `${stops[0]} stops of the broker, ${stops[1]} of the producers, ${stops[2]! + stops[3]!} of consumers; ` +
           `${report.confirmed} confirmed, ${report.deliveries} deliveries of ${report.delivered} messages, ${report.settles} settles, ` +
-          `${ended} of them too late; ${checked} messages with several owners looked at; ${JSON.stringify(report.counts)}, seed ${SEED}`,
+          `${ended} of them too late; ${checked} messages with several owners checked; ${JSON.stringify(report.counts)}, seed ${SEED}`,
       )
       expect(overlaps, `seed ${SEED}`).toEqual([])
       expect(findingLines(violations(report)), `seed ${SEED}`).toBe('')
       expect(producers.progress.unresolved, JSON.stringify(producers.progress.failures)).toBe(0)
-      // Leases were lost and messages changed owners, so the check had something to find.
+      // Some leases were lost and some messages changed owners, so the check had something to find.
       expect(ended, JSON.stringify(failures)).toBeGreaterThan(0)
       expect(checked).toBeGreaterThan(0)
       expect(report.confirmed).toBeGreaterThan(STOPS * 10)

@@ -1,9 +1,10 @@
 /**
- * Reads a trace of a broker by strace: the durable writes, the frames that it sent, and their order.
+ * Reads a trace of a broker by strace: the durable writes, the frames that the broker sent, and their order.
  *
- * Order is the order of lines: strace prints one when a call begins and another when it ends, unless nothing else of
- * the process happened in between. So whatever stands above the beginning of a write to a socket was over by then.
- * The layout of log entries is written down here once more, so that a mistake in the broker's own reader cannot hide.
+ * The order is that of the lines. strace prints one line when a call starts and another when it ends, unless nothing
+ * else of the process happened in between. So a call whose end is on an earlier line than the start of a socket write
+ * had completed before that write. The layout of log entries is repeated here, so that a mistake in the broker's own
+ * reader cannot hide.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -21,7 +22,7 @@ import { spawnSync } from 'node:child_process'
 import { createReadStream } from 'node:fs'
 import { createInterface } from 'node:readline'
 
-/** Why strace cannot be used here, or undefined if it can. */
+/** The reason why strace cannot be used here; undefined if it can. */
 export function straceIsMissing(): string | undefined {
   const tried = spawnSync(
     'strace',
@@ -52,34 +53,34 @@ export function traced(file: string, injections: readonly string[] = []): string
 }
 
 export interface Sighting {
-  /** What the frame says: a number confirmed at an offset, or offsets delivered. */
+  /** The content of the frame: a number that is confirmed at an offset, or offsets that are delivered. */
   readonly what: string
   readonly why: string
 }
 
 export interface TraceReport {
-  /** Writes to segment files that were opened to be durable, and the batches of messages in them. */
+  /** Writes to segment files that were opened for durable writes, and the batches of messages in them. */
   readonly durableWrites: number
   readonly durableBatches: number
-  /** Writes to sockets that carried at least one of the frames below. */
+  /** Writes to sockets that contained at least one of the frames below. */
   readonly socketWrites: number
   readonly confirms: number
   readonly deliveries: number
   readonly violations: readonly Sighting[]
-  /** The first write that was made to fail: to what, and when, seconds since the epoch. */
+  /** The first write that was made to fail: whether it was durable, and its time in seconds since the epoch. */
   readonly failure: { readonly durable: boolean; readonly atS: number } | undefined
 }
 
 interface Call {
   readonly name: string
-  /** Everything between the parentheses. */
+  /** The text between the parentheses of the call. */
   text: string
   readonly beganAt: number
 }
 
 interface Stream {
   readonly decoder: FrameDecoder
-  /** When the write began that carries the first byte of the frame being decoded. */
+  /** Start of the write that contains the first byte of the frame being decoded. */
   writeBeganAt: number
   frameBeganAt: number | undefined
 }
@@ -94,7 +95,7 @@ export async function readTrace(path: string): Promise<TraceReport> {
   const durableFiles = new Set<number>()
   const streams = new Map<number, Stream>()
   const unfinished = new Map<string, Call>()
-  /** Line on which the write was over that made the batch at this base offset durable. */
+  /** Line at which the write that made the batch at this base offset durable completed. */
   const durableBatches = new Map<
     number,
     { readonly at: number; readonly number: number; readonly end: number }
@@ -118,7 +119,7 @@ export async function readTrace(path: string): Promise<TraceReport> {
         const batch = durableBatches.get(base)
         if (batch === undefined || batch.at >= beganAt)
           violations.push({ what, why: 'its batch was not yet on disk' })
-        else if (batch.number !== number) violations.push({ what, why: `batch ${batch.number} stands there` })
+        else if (batch.number !== number) violations.push({ what, why: `batch ${batch.number} is there` })
         if (beganAt > failedAt) violations.push({ what, why: 'it left after a write had failed' })
       })
     } else if (opcode === OP.DELIVER) {
@@ -143,7 +144,7 @@ export async function readTrace(path: string): Promise<TraceReport> {
       const header = readBatchHeader(bytes, at)
       if (!batchIsIntact(bytes, at, at + header.length))
         throw new Error(`line ${line}: a batch of the entry is not intact`)
-      // Relocated ones were durable before.
+      // A relocated batch was already durable.
       if (header.type === BATCH_TYPE.messages && !durableBatches.has(header.baseOffset)) {
         durableBatches.set(header.baseOffset, {
           at: line,
@@ -156,7 +157,8 @@ export async function readTrace(path: string): Promise<TraceReport> {
         throw new Error(`line ${line}: a batch of ${header.length} bytes`)
       at += header.length
     }
-    if (left !== 0) throw new Error(`line ${line}: the entry has ${left} batches more or less than it says`)
+    if (left !== 0)
+      throw new Error(`line ${line}: the entry has ${left} batches more or fewer than its header says`)
   }
 
   const ended = (call: Call, result: string, atS: number): void => {
@@ -196,7 +198,7 @@ export async function readTrace(path: string): Promise<TraceReport> {
       stream.writeBeganAt = call.beganAt
       const bytes = textBytes(text).subarray(0, returned)
       stream.decoder.push(bytes)
-      // What is left is the beginning of a frame that ends with a later write.
+      // The remaining bytes are the beginning of a frame that ends with a later write.
       if (stream.decoder.heldBytes > 0) stream.frameBeganAt ??= call.beganAt
       if (confirms + deliveries > seen) socketWrites++
     }
@@ -243,9 +245,9 @@ export async function readTrace(path: string): Promise<TraceReport> {
   }
 }
 
-/** The bytes of all strings in the arguments of a call, one behind the other. */
+/** The bytes of all strings in the arguments of a call, concatenated. */
 function textBytes(text: string): Uint8Array {
-  if (text.includes('"...')) throw new Error('strace cut a string off')
+  if (text.includes('"...')) throw new Error('strace truncated a string')
   const parts: Buffer[] = []
   for (const [, hex] of text.matchAll(/"((?:\\x[0-9a-f]{2})*)"/g))
     parts.push(Buffer.from(hex!.replaceAll('\\x', ''), 'hex'))

@@ -1,6 +1,6 @@
 /**
  * Traces the system calls of a broker under load: each confirm and each delivery must follow a completed durable write
- * that holds exactly those batches.
+ * that contains exactly those batches.
  *
  * As a script: node test/dist/fault/trace.js [--messages 20000]
  */
@@ -48,7 +48,7 @@ export async function traceUnderLoad({ messages, seed }: TraceOptions): Promise<
       const confirms = Array.from({ length: burst }, () =>
         producer.publish('q', 'x'.repeat(random.below(300))),
       )
-      // Some bursts start during the write of the previous one.
+      // Some bursts start during the write of the previous burst.
       if (random.below(2) === 0) await Promise.all(confirms)
       else await confirms[0]
     }

@@ -1,4 +1,4 @@
-/** A handler keeps its messages over a lost connection or a restart of the broker; no message runs twice at once. */
+/** A handler keeps its messages across a lost connection or a restart of the broker; no message runs twice at once. */
 import { createConnection, createServer, type AddressInfo, type Socket } from 'node:net'
 import { connect, type LeaseLoss, type Message, type Sluice } from '@sluice/client'
 import { startServer, type RunningServer } from '@sluice/server'
@@ -81,7 +81,7 @@ async function until(what: string, holds: () => boolean | Promise<boolean>): Pro
   }
 }
 
-/** Handlers that end on request, and a record of their calls. */
+/** Handlers that end on request, with a record of their calls. */
 class Handlers {
   readonly runs: string[] = []
   readonly ends: (() => void)[] = []
@@ -109,7 +109,7 @@ describe.each([
   ['one by one', {}],
   ['in the order of keys', { ordering: 'key' }],
 ] as const)('a handler, %s', (_name, options) => {
-  it('goes on under a new lease after its connection was lost, and its acknowledgement counts', async () => {
+  it('a handler continues under a new lease after its connection was lost, and its acknowledgement counts', async () => {
     const server = await start(await directory())
     const way = await Way.to(server)
     const sluice = await client(way.url)
@@ -128,7 +128,7 @@ describe.each([
     await until('it is made again', () => sluice.connected)
     await until('the leases are back', async () => (await sluice.queues.get('q')).leased === 2)
     handlers.end()
-    await until('the third runs', () => handlers.ends.length === 1)
+    await until('the third message runs', () => handlers.ends.length === 1)
     handlers.end()
     await until('all is acknowledged', async () => (await sluice.queues.get('q')).acked === 3)
     expect(handlers.runs).toEqual(['1 1', '2 1', '3 1'])
@@ -139,7 +139,7 @@ describe.each([
   it.each([
     ['an orderly stop', 'stop'],
     ['a crash', 'crash'],
-  ])('goes on after %s of its broker', async (_what, how) => {
+  ])('a handler continues after %s of its broker', async (_what, how) => {
     const dataDir = await directory()
     const server = await start(dataDir)
     const way = await Way.to(server)
@@ -161,7 +161,7 @@ describe.each([
     await stopping
     way.cut()
     way.port = (await start(dataDir)).port
-    // One handler ends without a connection.
+    // One of the handlers ends while there is no connection.
     handlers.ends.shift()!()
     await new Promise((resolve) => setTimeout(resolve, 20))
     way.isOpen = true
@@ -179,7 +179,7 @@ describe.each([
     if (how === 'stop') expect(handlers.runs).toEqual(['1 1', '2 1'])
   })
 
-  it('is told by signal and event when another has its message, and never runs it twice at once', async () => {
+  it('a handler learns by signal and event that another consumer has its message, which never runs twice at once', async () => {
     const server = await start(await directory())
     const way = await Way.to(server)
     const sluice = await client(way.url)
@@ -197,10 +197,10 @@ describe.each([
     const [taken] = await other.pull('q', { wait: '5s' })
     expect(taken).toMatchObject({ body: 'a', attempt: 2 })
     way.isOpen = true
-    await until('the loss is told', () => losses.length === 1)
+    await until('the loss is reported', () => losses.length === 1)
     expect(losses).toEqual([{ queue: 'q', offset: 0, reason: 'disconnected' }])
     expect(handlers.aborted).toEqual(['a'])
-    // The other gives it back while the handler still runs here: it is kept back, or released.
+    // The other consumer releases the message while the handler here still runs: the message is held back or released.
     await taken!.release()
     await other.close()
     await new Promise((resolve) => setTimeout(resolve, 100))
@@ -213,7 +213,7 @@ describe.each([
   })
 })
 
-it('what an iterator yielded and a pull returned is claimed too', async () => {
+it('messages of an iterator and of a pull are claimed too', async () => {
   const server = await start(await directory())
   const way = await Way.to(server)
   const sluice = await client(way.url)
@@ -234,7 +234,7 @@ it('what an iterator yielded and a pull returned is claimed too', async () => {
   expect((await iterator.next()).value!.body).toBe(3)
 })
 
-it('what was taken by a consumer that has ended is claimed too', async () => {
+it('messages of a consumer that has ended are claimed too', async () => {
   const server = await start(await directory())
   const way = await Way.to(server)
   const sluice = await client(way.url)
@@ -255,7 +255,7 @@ it('what was taken by a consumer that has ended is claimed too', async () => {
   await until('nothing subscribes', async () => (await sluice.queues.get('q')).consumers === 0)
 })
 
-it('with one active consumer, an ended one claims its message before the next becomes active', async () => {
+it('with one active consumer, a consumer that has ended claims its message before the next one becomes active', async () => {
   const server = await start(await directory())
   const way = await Way.to(server)
   const sluice = await client(way.url)
@@ -281,7 +281,7 @@ it('with one active consumer, an ended one claims its message before the next be
   await until('all is acknowledged', async () => (await sluice.queues.get('q')).acked === 2)
 })
 
-it('a message whose processing timeout passed does not run beside its old handler', async () => {
+it('a message whose processing timeout passed does not run at the same time as its old handler', async () => {
   const server = await start(await directory())
   const sluice = await client(`sluice://127.0.0.1:${server.port}`)
   sluice.on('leaseLost', () => {})

@@ -1,5 +1,5 @@
 /**
- * The commands of operators at the built command line: queue options, peek, cancel, dead letters, replays; also with
+ * The commands of operators on the built command line: queue options, peek, cancel, dead letters, replays; also with
  * wrong values, missing queues, and pipes.
  */
 import { DeadLetter } from '@sluice/client'
@@ -7,7 +7,7 @@ import { QUEUE_COUNTERS, QUEUE_OPTIONS } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
 import { broker, ended, expectFailure, run, sluice, start, until } from './cli.js'
 
-/** Creates the queue with dead messages whose bodies are 0, 1, 2 and so on; even ones have the key `even`. */
+/** Creates the queue with dead messages, whose bodies are 0, 1, 2 and so on; those with even bodies have the key `even`. */
 async function dying(name: string, count: number): Promise<void> {
   await sluice.queues.ensure(name)
   await sluice.publishBatch(
@@ -71,13 +71,13 @@ describe.concurrent('wrong values', () => {
     'dead redrive missing',
     'replay missing',
     'queue ensure new --dead-letter missing',
-  ])('%s names the queue that is not there', async (args) => {
+  ])('%s names the missing queue', async (args) => {
     expectFailure(await run(args.split(' ')), 4, /"missing"/, /queue list/)
   })
 })
 
 describe.concurrent('queues', () => {
-  test('have a flag for each option, and show what is not as by default', async () => {
+  test('have a flag for each option, and show options that differ from the default', async () => {
     await sluice.queues.ensure('failed')
     const values: Record<keyof typeof QUEUE_OPTIONS, readonly string[]> = {
       maxDeliveries: ['--max-deliveries', '5'],
@@ -157,7 +157,7 @@ describe.concurrent('queues', () => {
     expect((await run(['queue', 'resume', 'pausing'])).stderr).toBe('The queue pausing is not paused.\n')
   })
 
-  test('tell of their consumers, and close them', async () => {
+  test('list their consumers, and close them', async () => {
     await sluice.queues.ensure('consumed')
     expect(await run(['queue', 'consumers', 'consumed'])).toMatchObject({
       stdout: '',
@@ -202,7 +202,7 @@ describe.concurrent('queues', () => {
 })
 
 describe.concurrent('messages', () => {
-  test('are published with all that they can have, and looked at', async () => {
+  test('are published with all options, and inspected', async () => {
     await sluice.queues.ensure('peeked')
     const publish = ['publish', 'peeked']
     const first = [
@@ -339,7 +339,7 @@ describe.concurrent('dead letters', () => {
     expectFailure(await run(['dead', 'get', 'dead/shown', '9']), 4, /no dead message at offset 9/)
   })
 
-  test('are brought back, here or elsewhere', async () => {
+  test('are redriven to their own queue or to another one', async () => {
     await dying('dead/back', 6)
     await sluice.queues.ensure('dead/elsewhere')
     const redrive = ['dead', 'redrive', 'dead/back']
@@ -369,7 +369,7 @@ describe.concurrent('dead letters', () => {
     expect((await sluice.queues.get('dead/elsewhere')).ready).toBe(2)
   })
 
-  test('that came back too often need force', async () => {
+  test('that were redriven too often need --force', async () => {
     await dying('dead/often', 1)
     for (let i = 0; i < 10; i++) {
       await sluice.dead.redrive('dead/often')
@@ -405,7 +405,7 @@ describe.concurrent('dead letters', () => {
     expect(await sluice.queues.get('dead/gone')).toMatchObject({ dead: 0, discarded: 4 })
   })
 
-  test('come back no faster than asked, until Ctrl-C', async () => {
+  test('are redriven no faster than requested, until Ctrl-C', async () => {
     await dying('dead/paced', 40)
     const child = start(['dead', 'redrive', 'dead/paced', '--rate', '10'], { SLUICE_URL: broker.url })
     const result = ended(child)
@@ -422,8 +422,8 @@ describe.concurrent('dead letters', () => {
   })
 })
 
-describe.concurrent('messages that are done', () => {
-  test('are published again until Ctrl-C, and from there on, each once', async () => {
+describe.concurrent('acknowledged messages', () => {
+  test('are published again until Ctrl-C, then from the same place, each once', async () => {
     await sluice.queues.ensure('paced', { retain: { age: '1d' } })
     await sluice.queues.ensure('paced/copies')
     await sluice.publishBatch(
@@ -481,7 +481,7 @@ describe.concurrent('messages that are done', () => {
     expect((await run(['peek', 'copies', '--json'])).stdout).toContain('"origin":{"queue":"done","offset":2')
   })
 
-  test('tell what happened to them', async () => {
+  test('have a history that shows what happened to them', async () => {
     await sluice.queues.ensure('told', { retain: { age: '1d' } })
     await sluice.publish('told', 'x', { delay: '1h' })
     await sluice.queues.reschedule('told', { offset: 0 }, { delay: 0 })
@@ -505,7 +505,7 @@ describe.concurrent('messages that are done', () => {
   })
 })
 
-test('a reader that has had enough ends a long list quietly', async () => {
+test('a reader that closes its pipe ends a long list without an error', async () => {
   await sluice.queues.ensure('long')
   await sluice.publishBatch(
     'long',

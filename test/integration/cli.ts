@@ -108,7 +108,7 @@ afterAll(async () => {
   await scratch.dispose()
 })
 
-/** Expects an error and a hint, one line each. */
+/** Expects an error and a hint, each on one line. */
 export function expectFailure(result: Result, code: number, what: RegExp, hint = /\S/): void {
   expect(result.stderr).toMatch(/^error: .*\n hint: .*\n$/)
   const [first, second] = result.stderr.split('\n')

@@ -12,7 +12,7 @@ const scenario = (fields: object = {}): Scenario =>
 describe('scenarios', () => {
   const mistakes: readonly (readonly [given: unknown, said: RegExp])[] = [
     [{}, /array/],
-    [[{ kind: 'publish' }], /Scenario 0 needs a name/],
+    [[{ kind: 'publish' }], /Scenario 0 needs a unique name/],
     [
       [
         { name: 'a', kind: 'both' },
