@@ -48,7 +48,7 @@ describe.concurrent('usage', () => {
     expect(command.stdout).toContain('--max-deliveries')
   })
 
-  test('the version is a line of stdout', async () => {
+  test('the version is printed as one line on stdout', async () => {
     const { code, stdout } = await run(['--version'])
     expect(stdout).toMatch(/^\d+\.\d+\.\d+\S*\n$/)
     expect(code).toBe(0)
@@ -86,7 +86,7 @@ describe.concurrent('usage', () => {
       /"65536".* 1 to 65535/,
       /\S/,
     ],
-    ['an address that is none', ['queue', 'list', '--url', 'http://x'], /"http:\/\/x"/, /sluice:\/\//],
+    ['an invalid address', ['queue', 'list', '--url', 'http://x'], /"http:\/\/x"/, /sluice:\/\//],
     ['a body twice', ['publish', 'q', 'b', '--file', 'f'], /mutually exclusive/, /\S/],
     ['a header without a value', ['publish', 'q', 'b', '--header', 'a'], /"a"/, /name=value/],
     ['a delete that nobody confirms', ['queue', 'rm', 'q'], /not a terminal/, /--yes/],
@@ -102,7 +102,7 @@ describe.concurrent('usage', () => {
     expectFailure(await run(args), 2, what, hint)
   })
 
-  test('settings come from variables too', async () => {
+  test('settings can come from environment variables', async () => {
     expectFailure(
       await run(['serve'], { env: { SLUICE_DATADIR: 'x' } }),
       2,
@@ -111,14 +111,14 @@ describe.concurrent('usage', () => {
     )
   })
 
-  test('hostile names of queues are refused, on one line', async () => {
+  test('malicious queue names are refused with an error of one line', async () => {
     const names = ['', '-x', '\u001b[31ma\nb', 'x'.repeat(256)]
     const results = await Promise.all(names.map((name) => run(['queue', 'ensure', '--', name])))
     for (const result of results) expectFailure(result, 2, /queue name/)
     expect(results).toHaveLength(names.length)
   })
 
-  test('with --json an error is a document', async () => {
+  test('with --json an error is a JSON document', async () => {
     const { code, stdout, stderr } = await run(['queue', 'get', 'missing', '--json'])
     expect(JSON.parse(stderr)).toEqual({
       error: {
@@ -133,7 +133,7 @@ describe.concurrent('usage', () => {
 })
 
 describe.concurrent('queues', () => {
-  test('are made, shown, changed and deleted', async () => {
+  test('are created, shown, changed and deleted', async () => {
     const made = await run(['queue', 'ensure', 'life', '--max-deliveries', '5', '--retry-initial', '2s'])
     expect(made).toEqual({ code: 0, stdout: '', stderr: 'Created the queue life.\n' })
     const again = await run(['queue', 'ensure', 'life'])
@@ -172,7 +172,7 @@ describe.concurrent('queues', () => {
     expectFailure(await run(['queue', 'delete', 'life', '--yes']), 4, /life/)
   })
 
-  test('are listed as a table and as a document', async () => {
+  test('are listed as a table and as JSON', async () => {
     await sluice.queues.ensure('list/b')
     await sluice.queues.ensure('list/a')
     const [table, json] = await Promise.all([run(['queue', 'list']), run(['queue', 'ls', '--json'])])
@@ -191,7 +191,7 @@ describe.concurrent('queues', () => {
 })
 
 describe.concurrent('messages', () => {
-  test('go from an argument, whatever it looks like, to stdout', async () => {
+  test('are published from an argument, whatever it looks like, and printed to stdout', async () => {
     await sluice.queues.ensure('words')
     const bodies = ['help', '-5', '007', '', '--help grüße']
     for (const [offset, body] of bodies.entries()) {
@@ -207,7 +207,7 @@ describe.concurrent('messages', () => {
     expect(code).toBe(0)
   })
 
-  test('of each type come back as they were, with what belongs to them', async () => {
+  test('of each type are consumed unchanged, with their options and headers', async () => {
     await sluice.queues.ensure('types')
     const file = join(directory, 'bytes')
     await writeFile(file, Uint8Array.of(0, 255, 10))
@@ -256,7 +256,7 @@ describe.concurrent('messages', () => {
 
   test('that cannot be decoded are retried, and do not hide the others', async () => {
     const peer = await Peer.open(broker.port)
-    // A byte that no msgpack value begins with.
+    // This byte starts no msgpack value.
     const unreadable = { payload: Uint8Array.of(0xc1), contentType: CONTENT_TYPE.msgpack }
     const good = (text: string): RecordOf => ({ payload: Buffer.from(text), contentType: CONTENT_TYPE.text })
     let number = 0
@@ -293,7 +293,7 @@ describe.concurrent('messages', () => {
     ])
   })
 
-  test('that cannot be read are refused with their line, after what came before', async () => {
+  test('that cannot be parsed are refused with their line number, after the preceding ones are published', async () => {
     await sluice.queues.ensure('broken')
     const [json, text, single, missing, file, large] = await Promise.all([
       run(['publish', 'broken', '--body-type', 'json'], { input: '1\n\n{\n2\n' }),
@@ -316,7 +316,7 @@ describe.concurrent('messages', () => {
     expectFailure(large, 1, /1048577 bytes.* at most 1MiB/, /--max-message-bytes/)
   })
 
-  test('that are none at all need their queue too', async () => {
+  test('an empty input also needs an existing queue', async () => {
     await sluice.queues.ensure('exists')
     const [none, blank, exists] = await Promise.all([
       run(['publish', 'nowhere'], { input: '' }),
@@ -332,7 +332,7 @@ describe.concurrent('messages', () => {
     expect(exists).toEqual({ code: 0, stdout: '', stderr: 'Published 0 messages to exists.\n' })
   })
 
-  test('10,000 lines of stdin are as many messages, in their order', async () => {
+  test('10,000 lines of stdin become 10,000 messages, in the same order', async () => {
     await sluice.queues.ensure('lines')
     const count = 10_000
     const input = Array.from({ length: count }, (_, index) => `line ${index}\n`).join('')
@@ -390,7 +390,7 @@ describe.concurrent('messages', () => {
     )
   })
 
-  test('go back when the reader of stdout has had enough', async () => {
+  test('are released when the reader of stdout closes its pipe', async () => {
     await sluice.queues.ensure('early')
     const count = 20_000
     await sluice.publishBatch(
@@ -409,7 +409,7 @@ describe.concurrent('messages', () => {
     expect(info.ready).toBeGreaterThan(0)
   })
 
-  test('of which no more receipts are read are published without a word of a failure', async () => {
+  test('are published without an error when the reader of the receipts closes its pipe', async () => {
     await sluice.queues.ensure('receipts')
     const child = start(['publish', 'receipts', '--json'], { SLUICE_URL: broker.url })
     child.stdout.once('data', () => child.stdout.destroy())
@@ -464,7 +464,7 @@ describe.concurrent('messages', () => {
     expect(await result).toMatchObject({ code: 130, stderr: 'Published 1 message to typed, offset 0.\n' })
   })
 
-  test('end when their queue is deleted, or is not there', async () => {
+  test('end when their queue is deleted, or does not exist', async () => {
     expectFailure(await run(['consume', 'nowhere']), 4, /nowhere/, /queue ensure/)
     await sluice.queues.ensure('doomed')
     const consuming = run(['consume', 'doomed'])
@@ -475,7 +475,7 @@ describe.concurrent('messages', () => {
 })
 
 describe.concurrent('connections', () => {
-  test('a broker that is not there', async () => {
+  test('a broker that does not run', async () => {
     const result = await run(['queue', 'list', '--url', 'sluice://127.0.0.1:1', '--timeout', '200ms'])
     expectFailure(result, 6, /127\.0\.0\.1:1/, /sluice serve/)
   })
@@ -503,7 +503,7 @@ describe.concurrent('connections', () => {
     expectFailure(result, 5, /Who are you\?\\u\{1b\}\[31m/)
   })
 
-  test('a peer that closes each connection at once is no broker, so nothing can have taken effect', async () => {
+  test('a peer that closes each connection at once is not a broker, so nothing can have taken effect', async () => {
     const server = createServer((socket) => {
       socket.on('error', () => {})
       socket.end()
@@ -515,7 +515,7 @@ describe.concurrent('connections', () => {
     expectFailure(result, 6, /closed the connection before the handshake/, /Start a broker/)
   })
 
-  test('hostile names of clients stay one line of the log', async () => {
+  test('a malicious client name stays within one line of the log', async () => {
     const name = 'evil\n{"level":"fatal"}\u001b[31m\u009b31m\u2028end'
     const evil = await connect(broker.url, { name })
     await evil.close()
@@ -551,7 +551,7 @@ describe.concurrent('serve', () => {
     expectFailure(taken, 1, new RegExp(`127\\.0\\.0\\.1:${broker.port}: the port is in use`), /--port/)
   })
 
-  test('stops in order at SIGTERM, and knows its messages when it starts again', async () => {
+  test('stops in an orderly way at SIGTERM, and has its messages when it starts again', async () => {
     const dataDir = join(directory, 'again')
     const first = await startBroker(dataDir)
     const client = await connect(first.url)
@@ -583,13 +583,13 @@ describe.concurrent('serve', () => {
 
   test('ends at once at a second signal', async () => {
     const stubborn = await startBroker(join(directory, 'stubborn'))
-    // The peer never closes its side, so that an orderly stop takes a while.
+    // The peer never closes its side, so an orderly stop takes a while.
     const socket = connectSocket({ port: stubborn.port, host: '127.0.0.1', allowHalfOpen: true })
     socket.on('error', () => {})
     await once(socket, 'connect')
     stubborn.child.kill('SIGTERM')
     await until(() => stubborn.lines.some((line) => line.includes('"stopping"')))
-    // The first ones arrive within the moment in which they count as the same.
+    // The first repeated signals arrive so soon after SIGTERM that they count as the same signal.
     await until(
       () => !stubborn.child.kill('SIGTERM') || stubborn.lines.some((line) => line.includes('second')),
     )
@@ -620,7 +620,7 @@ describe.concurrent('serve', () => {
     await client.close()
     const limit = spawn('/usr/bin/prlimit', ['--pid', String(failing.child.pid), '--fsize=4096'])
     expect(await once(limit, 'close')).toEqual([0, null])
-    // A publish could be refused for want of a segment; the creation of a queue is always written.
+    // A publish could be refused because no segment is free; the creation of a queue is always written.
     const ensured = await run(['queue', 'ensure', 'other', '--url', failing.url, '--timeout', '500ms'])
     expect(ensured.code, ensured.stderr).toBe(6)
     expect(await failing.closed).toBe(70)
@@ -661,12 +661,12 @@ describe('bench', () => {
     expectFailure(await run([...QUICK.slice(0, 1), ...args]), 2, message, /./)
   })
 
-  test('ends when the broker takes none of its messages', async () => {
+  test('ends when the broker accepts none of its messages', async () => {
     expectFailure(await run([...QUICK, '--size', '2000000']), 1, /2000000 bytes/, /smaller/)
     expect(await queuesOfRuns()).toEqual([])
   })
 
-  test.each(['SIGINT', 'SIGTERM'] as const)('%s ends it at once and takes its queue away', async (signal) => {
+  test.each(['SIGINT', 'SIGTERM'] as const)('%s ends it at once and deletes its queue', async (signal) => {
     const child = start(['bench', '--duration', '30d', '--url', broker.url])
     const result = ended(child)
     await until(async () => {

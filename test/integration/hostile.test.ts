@@ -66,7 +66,7 @@ let honest: Honest
 const events: Event[] = []
 const peers = new Set<Peer>()
 
-/** A client that publishes a message, consumes it and waits for both confirms, round after round, during each attack. */
+/** A client that, during each attack, publishes a message, consumes it and waits for both confirms, in rounds. */
 class Honest {
   rounds = 0
   readonly troubles: string[] = []
@@ -115,7 +115,7 @@ class Honest {
   /** Expects that new rounds complete without an error. */
   async goesOn(): Promise<void> {
     const reached = this.rounds + 3
-    await until('the honest client to go on', () => this.rounds >= reached || this.troubles.length > 0)
+    await until('the honest client to continue', () => this.rounds >= reached || this.troubles.length > 0)
     expect(this.troubles).toEqual([])
   }
 
@@ -182,11 +182,11 @@ async function open(
 interface Expected {
   readonly code: ErrorCode
   readonly scope?: ErrorScope
-  /** What the sentence has to name. */
+  /** Names and values that the sentence must contain. */
   readonly names: readonly (string | number)[]
 }
 
-/** Expects this error, and a closed connection if and only if that is the error's scope. */
+/** Expects this error, and a closed connection if and only if the error's scope is the connection. */
 async function expectFault(peer: Peer, { code, scope = ERRORS[code].scope, names }: Expected): Promise<void> {
   const fault = await peer.fault()
   expect({ code: fault.code, scope: fault.scope, retryable: fault.retryable }).toEqual({
@@ -214,8 +214,7 @@ function control(opcode: number, body: { readonly [name: string]: unknown }, cha
   return frame(opcode, channel, 9, encodeControl(body))
 }
 
-/** `bytes` with a u32 written over them. */
-/** A message of five bytes to each of these queues. */
+/** An atomic step with a message of five bytes for each of these queues. */
 function atomicStep(number: number, queues: readonly string[], acks: readonly AtomicAck[] = []): Uint8Array {
   const batches = queues.map((queue) => {
     const bytes = batch(number, [{ payload: BODY }])
@@ -236,7 +235,7 @@ function withByte(bytes: Uint8Array, at: number, value: number): Uint8Array {
   return changed
 }
 
-/** The batch with a checksum that fits its changed records. */
+/** The batch with a checksum that matches its changed records. */
 function resealed(bytes: Uint8Array): Uint8Array {
   const changed = new Uint8Array(bytes)
   writeU32(changed, 44, crc32(changed.subarray(BATCH_HEADER_BYTES)))
@@ -266,10 +265,10 @@ describe('before the handshake is done', () => {
     'almost our magic': text.encode('SLCX'),
   }
   test.each(Object.entries(foreign))(
-    '%s: closed within 100 ms, and not answered in our protocol',
+    '%s: the connection is closed within 100 ms without an answer in our protocol',
     async (_name, bytes) => {
       const times: number[] = []
-      // The fastest of three, since other processes share the machine.
+      // The fastest of three rounds counts, because other processes share the machine.
       for (let round = 0; round < 3; round++) {
         const peer = await bare()
         const sentMs = performance.now()
@@ -302,12 +301,12 @@ describe('before the handshake is done', () => {
       code: 'PROTOCOL_VERSION',
       names: [9, 1],
     },
-    'versions that we do not speak': {
+    'versions that the broker does not support': {
       sends: () => [encodePreface(), helloFrame({ versionMin: 2, versionMax: 7 })],
       code: 'PROTOCOL_VERSION',
       names: [2, 7, 1],
     },
-    'frames that no message fits': {
+    'a frame size that fits no message': {
       sends: () => [encodePreface(), helloFrame({ frameBytesMax: 65_536 }), authFrame()],
       code: 'INVALID_ARGUMENT',
       scope: 'connection',
@@ -343,7 +342,7 @@ describe('before the handshake is done', () => {
       code: 'MALFORMED_FRAME',
       names: ['HELLO', 1, 45],
     },
-    'a way of authentication that is not there': {
+    'an unknown authentication mechanism': {
       sends: () => [encodePreface(), helloFrame(), authFrame(9)],
       code: 'AUTH_FAILED',
       names: [9],
@@ -357,7 +356,7 @@ describe('before the handshake is done', () => {
       code: 'MALFORMED_FRAME',
       names: [1025, LIMITS.credentialBytesMax],
     },
-    'a secret where there are no users': {
+    'a secret for a broker without users': {
       sends: () => {
         const payload = encodeAuth({ mechanism: 0, identity: 'root', secret: text.encode('toor') })
         return [encodePreface(), helloFrame(), frame(OP.AUTH, 0, 2, payload)]
@@ -365,7 +364,7 @@ describe('before the handshake is done', () => {
       code: 'AUTH_FAILED',
       names: [],
     },
-    'numbers that this broker never gave': {
+    'numbers that this broker never assigned': {
       sends: () => [encodePreface(), helloFrame({ acceptedNumber: 5 }), authFrame()],
       code: 'PRODUCER_UNKNOWN',
       names: [5, 0],
@@ -382,7 +381,7 @@ describe('before the handshake is done', () => {
     await expectFault(peer, expected)
   })
 
-  test('a HELLO of exactly 8 KiB is taken', async () => {
+  test('a HELLO of exactly 8 KiB is accepted', async () => {
     const peer = await bare()
     const hello = helloFrame()
     const payload = new Uint8Array(LIMITS.frameBytesUnauthenticated - 12)
@@ -392,7 +391,7 @@ describe('before the handshake is done', () => {
     expect(await peer.answers()).toBe(true)
   })
 
-  test('a peer that sends a byte now and then is closed at the deadline, neither before nor much later', async () => {
+  test('a peer that sends a byte from time to time is disconnected at the deadline, neither before nor much later', async () => {
     const begunMs = performance.now()
     const peer = await bare()
     peer.send(encodePreface())
@@ -409,7 +408,7 @@ describe('before the handshake is done', () => {
     expect((await peer.closed) - begunMs).toBeLessThan(HANDSHAKE_MS + 1_500)
   })
 
-  test('a peer that says nothing is closed at the deadline too', async () => {
+  test('a peer that sends nothing is disconnected at the deadline too', async () => {
     const peer = await bare()
     const begunMs = performance.now()
     expect((await peer.closed) - begunMs).toBeLessThan(HANDSHAKE_MS + 1_500)
@@ -433,7 +432,7 @@ describe('after the handshake', () => {
       code: 'FRAME_TOO_LARGE',
       names: [LIMITS.frameBytesDefault + 1, LIMITS.frameBytesDefault],
     },
-    'a PUBLISH whose queue name is cut off': {
+    'a PUBLISH whose queue name is truncated': {
       sends: () => [frame(OP.PUBLISH, 0, 0, Uint8Array.of(200, 1, 2))],
       code: 'MALFORMED_FRAME',
       names: [200, 2],
@@ -498,7 +497,7 @@ describe('after the handshake', () => {
       code: 'MALFORMED_FRAME',
       names: ['CREDIT', 25, 24],
     },
-    'an UNSUBSCRIBE of nothing': {
+    'an UNSUBSCRIBE without a subscription': {
       sends: () => [frame(OP.UNSUBSCRIBE, 3, 5, encodeSubscriptionId(77))],
       code: 'SUBSCRIPTION_NOT_FOUND',
       names: [77, 3],
@@ -518,12 +517,12 @@ describe('after the handshake', () => {
       code: 'INVALID_ARGUMENT',
       names: [-1],
     },
-    'a SUBSCRIBE with a field that is not there': {
+    'a SUBSCRIBE with an unknown field': {
       sends: () => [control(OP.SUBSCRIBE, { queue: QUEUE, messages: 1, bytes: 1, colour: 'red' }, 1)],
       code: 'INVALID_ARGUMENT',
       names: ['colour'],
     },
-    'a SUBSCRIBE to a queue that is not there': {
+    'a SUBSCRIBE to a queue that does not exist': {
       sends: () => [control(OP.SUBSCRIBE, { queue: 'nowhere', messages: 1, bytes: 1 }, 1)],
       code: 'QUEUE_NOT_FOUND',
       names: ['nowhere'],
@@ -545,7 +544,7 @@ describe('after the handshake', () => {
       code: 'INVALID_OPTION',
       names: ['maxDeliveries', LIMITS.maxDeliveriesMax + 1, LIMITS.maxDeliveriesMax],
     },
-    'a choice that there is not': {
+    'an unknown value of an option': {
       sends: () => [control(OP.ENSURE, { name: QUEUE, options: { onFail: 'wait' } })],
       code: 'INVALID_OPTION',
       names: ['onFail', 'wait', 'block', 'skip'],
@@ -555,7 +554,7 @@ describe('after the handshake', () => {
       code: 'DEAD_LETTER_CYCLE',
       names: [QUEUE],
     },
-    'a state that there is not': {
+    'an unknown state': {
       sends: () => [control(OP.PEEK, { name: QUEUE, state: 'lost' })],
       code: 'INVALID_ARGUMENT',
       names: ['state', 'lost'],
@@ -565,12 +564,12 @@ describe('after the handshake', () => {
       code: 'INVALID_ARGUMENT',
       names: [QUEUE],
     },
-    'a cursor that no page ended with': {
+    'an unknown cursor': {
       sends: () => [control(OP.REPLAY, { name: QUEUE, cursor: '1:2:3' })],
       code: 'INVALID_ARGUMENT',
       names: ['cursor'],
     },
-    'a message that there is not, cancelled': {
+    'the cancellation of a message that does not exist': {
       sends: () => [control(OP.CANCEL, { name: QUEUE, offset: Number.MAX_SAFE_INTEGER })],
       code: 'MESSAGE_NOT_FOUND',
       names: [Number.MAX_SAFE_INTEGER],
@@ -580,12 +579,12 @@ describe('after the handshake', () => {
       code: 'INVALID_ARGUMENT',
       names: ['offset', 'id'],
     },
-    'a time long past, rescheduled to': {
+    'a reschedule to a time far in the past': {
       sends: () => [control(OP.RESCHEDULE, { name: QUEUE, offset: 1, atMs: 5 })],
       code: 'AT_IN_THE_PAST',
       names: ['at', 5],
     },
-    'a consumer that there is not, closed': {
+    'the close of a consumer that does not exist': {
       sends: () => [control(OP.CLOSE_CONSUMER, { name: QUEUE, id: 0xffff_ffff })],
       code: 'CONSUMER_NOT_FOUND',
       names: [0xffff_ffff],
@@ -600,12 +599,12 @@ describe('after the handshake', () => {
       code: 'BATCH_CORRUPT',
       names: [1],
     },
-    'ATOMIC to a queue that there is not': {
+    'ATOMIC to a queue that does not exist': {
       sends: () => [frame(OP.ATOMIC, 0, 0, atomicStep(1, [QUEUE, 'nowhere']))],
       code: 'QUEUE_NOT_FOUND',
       names: ['nowhere'],
     },
-    'ATOMIC with an acknowledgement of nothing that it holds': {
+    'ATOMIC with an acknowledgement of a message that is not held': {
       sends: () => [
         frame(
           OP.ATOMIC,
@@ -624,7 +623,7 @@ describe('after the handshake', () => {
       code: 'MALFORMED_FRAME',
       names: ['EXTEND', 0, 65_535],
     },
-    'a control frame that is no map': {
+    'a control frame that is not a map': {
       sends: () => [frame(OP.GET, 0, 1, Uint8Array.of(0x93, 1, 2, 3))],
       code: 'MALFORMED_FRAME',
       names: [],
@@ -674,7 +673,7 @@ describe('after the handshake', () => {
       code: 'BATCH_MALFORMED',
       names: [BODY.length + 8],
     },
-    'a batch that says it is longer': {
+    'a batch with too large a length': {
       sends: () => [publishFrame(QUEUE, withU32(batch(1, [{ payload: BODY }]), 0, 10_000))],
       code: 'BATCH_MALFORMED',
       names: [10_000, BATCH_HEADER_BYTES + 8 + BODY.length],
@@ -706,7 +705,7 @@ describe('after the handshake', () => {
       code: 'BATCH_MALFORMED',
       names: [BATCH_TYPE.facts],
     },
-    'a batch that says it was relocated': {
+    'a batch that is marked as relocated': {
       sends: () => [
         publishFrame(QUEUE, batch(1, [{ payload: BODY }], { attributes: BATCH_ATTRIBUTE.relocated })),
       ],
@@ -745,13 +744,13 @@ describe('after the handshake', () => {
       code: 'BATCH_TOO_LARGE',
       names: [2, LIMITS.batchBytesMax],
     },
-    'a queue that is not there': {
+    'a queue that does not exist': {
       sends: () => [publishFrame('nowhere', batch(1, [{ payload: BODY }]))],
       code: 'QUEUE_NOT_FOUND',
       names: ['nowhere'],
     },
   }
-  // A hundred years and a millisecond; a time long past; no time to live at all.
+  // A delay of a hundred years and a millisecond; a time far in the past; a time to live of zero.
   const times = {
     delayMs: { value: LIMITS.delayMsMax + 1, code: 'INVALID_DELAY' },
     atMs: { value: 5, code: 'AT_IN_THE_PAST' },
@@ -807,7 +806,7 @@ describe('after the handshake', () => {
     await expectFault(peer, expected)
   })
 
-  test('what was refused left nothing behind', async () => {
+  test('refused requests leave nothing behind', async () => {
     expect(Object.keys(cases).length).toBeGreaterThan(100)
     expect(server.broker.catalog.list('', Infinity).queues.map(({ name }) => name)).toEqual([
       'fuzz',
@@ -818,7 +817,7 @@ describe('after the handshake', () => {
     expect(server.broker.catalog.info(QUEUE as never)).toMatchObject({ published: 0, ready: 0, bytes: 0 })
   })
 
-  test('a name that means something to JavaScript is a name as any other', async () => {
+  test('a name with a special meaning in JavaScript is an ordinary name', async () => {
     const peer = await open()
     for (const name of ['__proto__', 'constructor', 'toString']) {
       peer.send(control(OP.ENSURE, { name }))
@@ -833,7 +832,7 @@ describe('after the handshake', () => {
     expect(Object.keys(Object.prototype)).toEqual([])
   })
 
-  test('the largest message is taken and comes back byte for byte', async () => {
+  test('the largest message is accepted and delivered byte for byte', async () => {
     const peer = await open()
     const payload = randomBytes(LIMITS.messageBytesDefault)
     peer.send(publishFrame(QUEUE, batch(1, [{ payload }])))
@@ -847,7 +846,7 @@ describe('after the handshake', () => {
     expect(stale).toHaveLength(4)
   })
 
-  test('a number used again: the same answer for the same bytes, a refusal for others', async () => {
+  test('a reused number gets the same answer for the same bytes, and a refusal for other bytes', async () => {
     const peer = await open()
     const first = publishFrame(QUEUE, batch(1, [{ payload: BODY }]))
     peer.send(first)
@@ -865,7 +864,7 @@ describe('after the handshake', () => {
     await expectFault(peer, { code: 'NUMBER_REUSED', names: [1] })
   })
 
-  test('a window of unanswered batches sent again on another connection: each is taken once', async () => {
+  test('unanswered batches that are sent again on another connection are each accepted once', async () => {
     const producer = randomBytes(16)
     const count = 500
     const send = async (): Promise<number[]> => {
@@ -889,7 +888,7 @@ describe('after the handshake', () => {
     expect(server.broker.catalog.info(QUEUE as never).published).toBe(published + count)
   })
 
-  test('tags and subscriptions of nobody are stale, and nothing else', async () => {
+  test('unknown tags and subscriptions are reported as stale, without another effect', async () => {
     const peer = await open()
     peer.send(frame(OP.SETTLE, 1, 1, settlement(12, 0xffff_fff0, 32)))
     const { payload } = await peer.frame(OP.SETTLE_OK)
@@ -913,7 +912,7 @@ describe('after the handshake', () => {
     expect((await peer.frame(OP.SETTLE_OK)).payload).toHaveLength(4 + 8)
   })
 
-  test('a frame that breaks off takes nothing with it', async () => {
+  test('an incomplete frame has no effect', async () => {
     const whole = publishFrame(QUEUE, batch(1, [{ payload: new Uint8Array(500) }]))
     const published = server.broker.catalog.info(QUEUE as never).published
     let cuts = 0
@@ -930,7 +929,7 @@ describe('after the handshake', () => {
   })
 })
 
-describe('greed', () => {
+describe('excessive use', () => {
   test('a consumer that stops reading is closed with SLOW_CONSUMER, and all of its messages come back', async () => {
     const peer = await open({ name: 'sleeper' })
     const bytes = 100_000
@@ -954,7 +953,7 @@ describe('greed', () => {
       )
       expect(closing?.details['code']).toBe('SLOW_CONSUMER')
       expectSentence(String(closing?.details['reason']))
-      // Outbound bounds, recent blocks of the log and what the kernel's buffers do not hold: far from all of it.
+      // The outbound limits, the recent blocks of the log and the bytes beyond the kernel's buffers stay far below this.
       expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(64 << 20)
       const offsets = new Set<number>()
       let marked = 0
@@ -984,7 +983,7 @@ describe('greed', () => {
     const before = taken()
     const head = frame(OP.PUBLISH, 0, 0, new Uint8Array(LIMITS.frameBytesDefault - 12)).subarray(0, 12)
     for (const peer of many) peer.send(head, new Uint8Array(1024))
-    // The peers are still connected, and the broker has accepted their messages.
+    // The peers are still connected, and the broker has accepted the messages of the honest client.
     await honest.goesOn()
     collectGarbage()
     const grown = taken() - before
@@ -992,7 +991,7 @@ describe('greed', () => {
     expect(grown).toBeLessThan(16 << 20)
   })
 
-  test('a thousand subscriptions to one queue, and the connection gone', async () => {
+  test('a thousand subscriptions to one queue end with their connection', async () => {
     const peer = await open()
     const frames = Array.from({ length: 1_000 }, (_, index) =>
       control(OP.SUBSCRIBE, { queue: QUEUE, messages: 10, bytes: 1_000 }, index + 1),
@@ -1006,7 +1005,7 @@ describe('greed', () => {
   })
 })
 
-describe('settings at their edges', () => {
+describe('settings at their limits', () => {
   async function withServer(
     options: ServerOptions,
     run: (sluice: Sluice, server: RunningServer) => Promise<void>,
@@ -1025,7 +1024,7 @@ describe('settings at their edges', () => {
     }
   }
 
-  test('a connection too many is told so, by the SDK as well', async () => {
+  test('a connection beyond the limit is refused with the reason, which the SDK reports', async () => {
     await withServer({ connectionsMax: 2 }, async (_, server) => {
       const url = `sluice://127.0.0.1:${server.port}`
       const second = await connect(url)
@@ -1044,7 +1043,7 @@ describe('settings at their edges', () => {
     })
   })
 
-  test('connections that are refused, or closed and not gone, hold no place', async () => {
+  test('connections that are refused, or closed by one side only, do not count in the limit', async () => {
     await withServer({ connectionsMax: 4 }, async (_, server) => {
       const url = `sluice://127.0.0.1:${server.port}`
       const lingering: Socket[] = []
@@ -1062,7 +1061,7 @@ describe('settings at their edges', () => {
           lingering.map((socket) => new Promise((resolve) => socket.once('end', resolve).resume())),
         )
         const three = await Promise.all([1, 2, 3].map(() => connect(url, { connectTimeout: 0 })))
-        // More than may wait to be told that they are refused, and say nothing.
+        // More connections than may wait for a refusal; they send nothing.
         for (let i = 0; i < 150; i++) await linger()
         await expect(connect(url, { connectTimeout: 0 })).rejects.toMatchObject({
           code: 'TOO_MANY_CONNECTIONS',
@@ -1076,7 +1075,7 @@ describe('settings at their edges', () => {
     })
   })
 
-  test('what is asked for before GOODBYE is answered, also on a connection that is half closed', async () => {
+  test('requests before GOODBYE are answered, even on a half-closed connection', async () => {
     await withServer({}, async (sluice, server) => {
       await sluice.publish(QUEUE, 1)
       for (const halfClosed of [false, true]) {
@@ -1146,7 +1145,7 @@ describe('settings at their edges', () => {
     })
   })
 
-  test('a batch larger than a segment is refused by name, and the broker lives', async () => {
+  test('a batch larger than a segment is refused with the reason, and the broker continues', async () => {
     await withServer({ segmentBytes: 256 << 10, messageBytesMax: 32 << 10 }, async (sluice) => {
       const messages = Array.from({ length: 30 }, () => ({ body: new Uint8Array(30 << 10) }))
       await expect(sluice.publishBatch(QUEUE, messages)).rejects.toMatchObject({
@@ -1232,14 +1231,14 @@ test(`10,000 mutated frames, seed ${SEED}`, async () => {
         ])
       else bytes.copyWithin(at, random.below(bytes.length))
     }
-    // The length is mostly right, so that later checks find the fault.
+    // Most lengths are correct, so that later checks find the fault.
     if (bytes.length >= 12 && random.below(8) > 0) writeU32(bytes, 0, bytes.length - 12)
     return bytes
   }
   let sent = 0
   let closedByBroker = 0
   while (sent < 10_000) {
-    // Few frames per connection: the first malformed one ends it.
+    // Each connection sends few frames, because the first malformed one ends it.
     const crew = await Promise.all(Array.from({ length: 50 }, () => open()))
     for (const peer of crew) {
       const frames = Array.from({ length: 4 }, () => mutate(valid[random.below(valid.length)]!()))

@@ -1,6 +1,6 @@
 /**
- * A listener without a broker: the budget for half-received frames, the connections that are closed when it is used up,
- * and connections that the system cannot accept.
+ * A listener without a broker: the budget for incomplete frames, the connections that are closed when the budget is used
+ * up, and connections that the system cannot accept.
  */
 import { LIMITS, MESSAGE_OVERHEAD_BYTES, OP, queueName, type SluiceError } from '@sluice/protocol'
 import type * as Net from 'node:net'
@@ -77,7 +77,7 @@ async function open(): Promise<Peer> {
   return peer
 }
 
-test('a frame that is whole counts no more, on however many connections', async () => {
+test('a complete frame no longer counts in the budget, however many connections there are', async () => {
   const bytes = 200_000
   const crew = await Promise.all(Array.from({ length: 3 * Math.ceil(BUDGET_BYTES / bytes) }, open))
   const whole = publishFrame(QUEUE, batch(1, [{ payload: new Uint8Array(bytes) }]))
@@ -89,7 +89,7 @@ test('a frame that is whole counts no more, on however many connections', async 
   expect(await Promise.all(crew.map((peer) => peer.answers()))).toEqual(crew.map(() => true))
 })
 
-test('the connection that takes most gives way, whoever sends last', async () => {
+test('the connection with the most incomplete bytes is closed, whichever sends last', async () => {
   const greedy: Peer[] = []
   const head = frame(OP.PUBLISH, 0, 0, new Uint8Array(3 << 20))
   for (let i = 0; i < 2; i++) greedy.push(await open())
@@ -117,19 +117,19 @@ test('the connection that takes most gives way, whoever sends last', async () =>
   expect(broker.catalog.info(queueName(QUEUE)).published).toBe(5)
 })
 
-test('a connection that breaks off gives back what it took', async () => {
+test('a connection that breaks frees its part of the budget', async () => {
   const whole = publishFrame(QUEUE, batch(1, [{ payload: new Uint8Array(1 << 20) }]))
   for (let i = 0; i < 20; i++) {
     const peer = await open()
     peer.send(whole.subarray(0, whole.length - 1))
-    await until('it to be half received', () => listener.receiveBytes >= 1 << 20)
+    await until('the frame to be half received', () => listener.receiveBytes >= 1 << 20)
     peer.socket.destroy()
-    await until('it to be given back', () => listener.receiveBytes === 0)
+    await until('the budget to be free', () => listener.receiveBytes === 0)
   }
   expect(listener.connections).toBe(0)
 })
 
-test('a connection that cannot be accepted is reported once, and the port is open again after a pause', async () => {
+test('a connection that cannot be accepted is reported once, and the listener opens the port again after a pause', async () => {
   mayHaveTrouble = true
   const before = await open()
   const failed = servers.at(-1)!
@@ -147,7 +147,7 @@ test('a connection that cannot be accepted is reported once, and the port is ope
   expect(listener.connections).toBe(2)
 })
 
-test('a peer of another protocol is all that the listener needs', async () => {
+test('the listener works with sessions of another protocol', async () => {
   const calls: string[] = []
   const events: string[] = []
   const other = new Listener(broker.turn, {

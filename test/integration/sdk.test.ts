@@ -1,4 +1,4 @@
-/** The SDK against a broker in this process over TCP: first steps, closing, and lost connections. */
+/** The SDK with a broker in this process over TCP: first steps, closing, and lost connections. */
 import { createConnection, type Socket } from 'node:net'
 import {
   DeadLetter,
@@ -65,7 +65,7 @@ describe('publishing', () => {
     expect(info).toMatchObject({ name: 'orders', ready: 502, published: 502, leased: 0, dead: 0 })
   })
 
-  it('refuses an unknown queue, options out of bounds or at odds, and what is too large, by name', async () => {
+  it('refuses an unknown queue, options that are out of bounds or contradict each other, and a message that is too large', async () => {
     const sluice = await client(await start())
     await sluice.queues.ensure(Orders)
     const refused = async (call: Promise<unknown>): Promise<SluiceError> =>
@@ -143,7 +143,7 @@ describe('consuming', () => {
     expect(await sluice.queues.get(Orders)).toMatchObject({ ready: 0, leased: 0, acked: 5, consumers: 0 })
   })
 
-  it('goes by priority, waits for the due time, and drops what has expired', async () => {
+  it('delivers by priority, waits for the due time, and drops expired messages', async () => {
     const sluice = await client(await start())
     await sluice.queues.ensure(Orders)
     const dueMs = Date.now() + 300
@@ -163,7 +163,7 @@ describe('consuming', () => {
       seen.push([message.body, message.priority, message.redelivered])
       times.push(Date.now())
     })
-    await until('the delayed came', () => seen.length === 5)
+    await until('the delayed message arrived', () => seen.length === 5)
     expect(seen).toEqual([
       ['high', 9, false],
       ['high too', 9, false],
@@ -176,7 +176,7 @@ describe('consuming', () => {
     expect(await sluice.queues.get(Orders)).toMatchObject({ acked: 5, expired: 1, ready: 0, scheduled: 0 })
   })
 
-  it('retries what throws, with back-off, and keeps what failed too often as dead', async () => {
+  it('retries a message whose handler throws, with back-off, and keeps one that failed too often as dead', async () => {
     const sluice = await client(await start())
     await sluice.queues.ensure(Orders, { maxDeliveries: 3, retry: { initial: 10, max: 20 } })
     await sluice.publish(Orders, 'bad')
@@ -219,10 +219,10 @@ describe('consuming', () => {
     expect(counts.reduce((a, b) => a + b)).toBe(3_000)
   })
 
-  it('brings each message with what is its own, whether its neighbours come with it or not', async () => {
+  it('delivers each message with its own options, whether or not its neighbours are in the same frame', async () => {
     const sluice = await client(await start())
     await sluice.queues.ensure(Orders)
-    // Stretches of fresh keys, which go together, between keys that have more than one message; some with a delay.
+    // Runs of new keys, which are delivered together, between keys that have several messages; some messages have a delay.
     const sent = Array.from({ length: 3_000 }, (_, i) => ({
       body: `message ${i}`,
       key: (i >>> 5) % 3 === 0 ? `shared-${i % 7}` : `own-${i}`,
@@ -241,7 +241,7 @@ describe('consuming', () => {
       if (expected.delay === undefined) last.set(key, offset)
       seen.set(offset, body)
     })
-    await until('all have come', () => seen.size === sent.length)
+    await until('all have arrived', () => seen.size === sent.length)
     expect(wrong).toBe(0)
     await worker.close()
   })
@@ -259,13 +259,13 @@ describe('consuming', () => {
     await until('the credit is used', () => held.length === 7)
     expect((await sluice.queues.get(Orders)).leased).toBe(7)
     await held[3]!.ack()
-    await until('one more came', () => held.length === 8)
+    await until('one more arrived', () => held.length === 8)
     expect((await sluice.queues.get(Orders)).leased).toBe(7)
     abort.abort()
     expect(await reading).toBe('ABORTED')
   })
 
-  it('pulls what is there, waits for what is not, and gives up at the end of the wait', async () => {
+  it('pulls the messages that are ready, waits for more, and gives up at the end of the wait', async () => {
     const sluice = await client(await start())
     await sluice.queues.ensure(Orders)
     expect(await sluice.pull(Orders, { max: 5 })).toEqual([])
@@ -291,7 +291,7 @@ describe('consuming', () => {
 })
 
 describe('queues', () => {
-  it('are made once, changed only on demand, listed, purged and deleted', async () => {
+  it('are created once, changed only on demand, listed, purged and deleted', async () => {
     const sluice = await client(await start())
     expect((await sluice.queues.ensure(Orders, { maxDeliveries: 4 })).created).toBe(true)
     expect((await sluice.queues.ensure(Orders)).created).toBe(false)
@@ -321,7 +321,7 @@ describe('queues', () => {
     await expect(missing.closed).rejects.toMatchObject({ code: 'QUEUE_NOT_FOUND' })
   })
 
-  it('are waited for by workers and iterators until they exist, and again when they were deleted', async () => {
+  it('are awaited by workers and iterators until they exist, and again after they are deleted', async () => {
     const sluice = await client(await start())
     const waiting: string[] = []
     sluice.on('waiting', ({ queue, error }) => waiting.push(`${queue} ${error.code}`))
@@ -346,7 +346,7 @@ describe('queues', () => {
     await worker.close()
   })
 
-  it('of more than a connection may have are pulled from, one after the other, and consumed', async () => {
+  it('can be pulled from one after the other and consumed, even if there are more than a connection may subscribe to', async () => {
     const sluice = await client(await start({ session: { subscriptionsMax: 300 } }))
     for (let n = 0; n < 320; n++) await sluice.queues.ensure(`q${n}`)
     for (let n = 0; n < 320; n++) expect(await sluice.pull(`q${n}`)).toEqual([])
@@ -360,7 +360,7 @@ describe('queues', () => {
     await worker.close()
   })
 
-  it('with one active consumer are consumed by others after a pull', async () => {
+  it('with a single active consumer are consumed by others after a pull', async () => {
     const server = await start()
     const puller = await client(server)
     const sluice = await client(server)
@@ -417,7 +417,7 @@ describe('connections and restarts', () => {
     await server.stop()
     const again = await start({ dataDir, port: server.port })
     expect(again.status).toMatchObject({ afterCrash: false, cutBytes: 0, boot: 2, messages: 9 })
-    // What it was handling the client still has.
+    // The client still has the messages that it was handling.
     await until('it claims', async () => (await sluice.queues.get(Orders)).leased === 2)
     expect(await sluice.queues.get(Orders)).toMatchObject({ ready: 5, scheduled: 1, dead: 1, acked: 1 })
     await Promise.all(held.slice(3).map((message) => message.release()))
@@ -459,7 +459,7 @@ describe('connections and restarts', () => {
     await fragile.close({ timeout: 0 })
   })
 
-  it('hands out one at a time what was being handled when a connection died, and charges none of them', async () => {
+  it('delivers the messages that were being handled when a connection died one at a time, and charges none of them', async () => {
     const server = await start()
     const sluice = await client(server)
     await sluice.queues.ensure(Orders)
