@@ -243,7 +243,7 @@ describe('an atomic step that is refused', () => {
     expect(peer.link.settles).toMatchObject([{ outcome: OUTCOME.retry, reason: 'it broke' }])
   })
 
-  it('keeps a message that must be alone alone', async () => {
+  it('keeps a message isolated that must be handled alone', async () => {
     const begun: unknown[] = []
     sluice.consume('q', { concurrency: 4 }, async (message) => {
       begun.push(message.body)

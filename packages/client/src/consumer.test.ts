@@ -448,7 +448,7 @@ describe('a refused subscription', () => {
     })
   })
 
-  // Repeated for all retryable errors and no others: the client has no list of errors for SUBSCRIBE.
+  // All retryable errors are repeated, and no others: the client has no list of errors for SUBSCRIBE.
   for (const code of Object.keys(ERRORS) as ErrorCode[]) {
     if (ERRORS[code].number >= 1000 || ['QUEUE_NOT_FOUND', 'QUEUE_DELETED'].includes(code)) continue
     const { retryable } = ERRORS[code]

@@ -24,7 +24,7 @@ it('suspects a peer after twice the interval of silence, and clears it when byte
 it('does not count a stall of its own process as silence of the peer', () => {
   const heartbeat = new Heartbeat(1000, 0)
   expect(heartbeat.tick(250)).toBe('quiet')
-  // Ten seconds in which no timer fired.
+  // No timer fired for ten seconds.
   expect(heartbeat.tick(10_500)).toBe('ping')
   for (let at = 10_750; at < 12_000; at += 250) expect(heartbeat.tick(at)).not.toBe('suspect')
   expect(heartbeat.tick(12_000)).toBe('suspect')

@@ -14,7 +14,7 @@ it('lets a message wait twice as long after each release, up to a minute, and fo
   }
   expect(waits).toEqual([1, 2, 4, 8, 16, 32, 60, 60, 60].map((seconds) => seconds * 1_000))
   end()
-  // Only the last one was still waiting.
+  // Only the last message was still waiting.
   expect(woken).toEqual([8])
   expect(orphans.has('q')).toBe(false)
   expect(orphans.patienceMs('q', 7)).toBe(1_000)

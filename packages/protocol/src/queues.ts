@@ -52,14 +52,14 @@ export const QUEUE_OPTIONS = {
     min: 1,
     max: LIMITS.maxDeliveriesMax,
     word: 'unlimited',
-    meaning: 'Attempts after which a message is dead.',
+    meaning: 'Number of failed attempts after which a message is dead.',
   },
   retryInitialMs: {
     kind: 'number',
     default: 1_000,
     min: 0,
     max: LIMITS.delayMsMax,
-    meaning: 'Wait before the second attempt; doubles with each further one.',
+    meaning: 'Wait before the second attempt; it doubles with each further attempt.',
   },
   retryMaxMs: {
     kind: 'number',
@@ -87,7 +87,7 @@ export const QUEUE_OPTIONS = {
     default: 1,
     min: 1,
     max: LIMITS.keyConcurrencyMax,
-    meaning: 'Messages of one key that may be leased at a time.',
+    meaning: 'Maximum number of messages of one key that are leased at a time.',
   },
   onFail: {
     kind: 'choice',
@@ -114,21 +114,22 @@ export const QUEUE_OPTIONS = {
     default: 1_000_000,
     min: 1,
     max: LIMITS.dedupMaxIdsMax,
-    meaning: 'Most ids that are remembered; further ones are refused, and none is forgotten early.',
+    meaning:
+      'Maximum number of ids that are remembered; further ones are refused, and none is forgotten early.',
   },
   maxMessages: {
     kind: 'number',
     default: 0,
     min: 0,
     max: Number.MAX_SAFE_INTEGER,
-    meaning: 'Messages that may be scheduled, ready and leased; 0: any number.',
+    meaning: 'Maximum number of messages that are scheduled, ready or leased; 0: no limit.',
   },
   maxBytes: {
     kind: 'number',
     default: 0,
     min: 0,
     max: Number.MAX_SAFE_INTEGER,
-    meaning: 'Bytes of records that may be scheduled, ready and leased; 0: any number.',
+    meaning: 'Maximum total size of messages that are scheduled, ready or leased, in bytes; 0: no limit.',
   },
   overflow: {
     kind: 'choice',
@@ -158,7 +159,8 @@ export const QUEUE_OPTIONS = {
     default: 0,
     min: 0,
     max: Number.MAX_SAFE_INTEGER,
-    meaning: 'Bytes of settled messages kept for replay, in whole segments; 0: as `retainAgeMs` says.',
+    meaning:
+      'Maximum bytes of settled messages kept for replay, in whole segments; 0: only `retainAgeMs` applies.',
   },
 } as const satisfies Record<string, QueueOption>
 

@@ -26,7 +26,7 @@ type Step =
   | { readonly kind: 'run'; readonly from: number; readonly count: number }
   | { readonly kind: 'pack'; readonly every: number }
 
-// Close to each other, as messages arrive, and anywhere.
+// Indexes are near each other, like those of arriving messages, or anywhere in the chunk.
 const index = fc.oneof(fc.nat(40), fc.nat(CHUNK_MESSAGES - 1))
 const word = fc.oneof(fc.nat(3), fc.integer({ min: 0, max: 2 ** 32 - 1 }))
 const steps = fc.array<Step>(

@@ -211,7 +211,7 @@ describe('Keys', () => {
     let most = 0
     fc.assert(
       fc.property(fc.array(fc.nat(6), { minLength: 10, maxLength: 20 }), (list) => {
-        // Consecutive hashes would form one chain of the table, and each removal would walk to its end.
+        // The hashes are spread: consecutive ones would form one chain, and each removal would walk to its end.
         const hashOf = (key: number): number => Math.imul(key, 0x9e3779b1) >>> 0
         const keys = new Keys()
         const plain = new Map<number, number>()
