@@ -120,7 +120,7 @@ describe('a message that replaces', () => {
   for (const unique of ['window', 'pending'] as const) {
     const options = unique === 'window' ? { unique, dedupWindowMs: HOUR } : { unique }
 
-    it(`replaces a message that waits, with unique ${unique}`, async () => {
+    it(`replaces a waiting message, with unique ${unique}`, async () => {
       const bench = await opened(options)
       expect(await bench.publish([one('a', { delayMs: HOUR })])).toEqual({
         baseOffset: 0,
@@ -309,7 +309,7 @@ describe('ids', () => {
     expect(bench.put([{ id: 'x' }]).duplicates).toEqual(new Map([[0, 1]]))
   })
 
-  it('name the message to cancel or reschedule', async () => {
+  it('identify the message to cancel or reschedule', async () => {
     const bench = await opened()
     await bench.publish([{ id: 'later', delayMs: HOUR }, { id: 'never', delayMs: HOUR }, { id: 'now' }])
     const byId = (id: string) => ({ name: Q, offset: undefined, id })
@@ -707,8 +707,8 @@ describe('a broker without memory', () => {
   })
 })
 
-describe('what concerns thousands of messages at once', () => {
-  it('removes neighbours that expire together as one run in each chunk', async () => {
+describe('operations on thousands of messages', () => {
+  it('remove consecutive messages that expire together as one run per chunk', async () => {
     const bench = await opened({})
     await bench.publish(
       many(3_000, (index) => (index === 2_000 ? { bodyBytes: 0 } : { ttlMs: 10, bodyBytes: 0 })),
@@ -724,7 +724,7 @@ describe('what concerns thousands of messages at once', () => {
     expect(await bench.drain()).toEqual([2_000])
   })
 
-  it('forgets all pending ids in a purge at once, and knows those of later messages', async () => {
+  it('forget all pending ids of a purged queue at once, and know those of later messages', async () => {
     const bench = await opened({ unique: 'pending', dedupMaxIds: 3_000 })
     const ids = many(3_000, (index) => ({ id: String(index), bodyBytes: 0 }))
     await bench.publish(ids.slice(0, 10))

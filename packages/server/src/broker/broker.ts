@@ -294,7 +294,7 @@ export class Broker {
       await this.#idles()
     } else if (!this.#failed) {
       this.#options.onNotice?.('stopped without a mark', {
-        text: 'The disk is full. No confirmed message is lost; unsettled messages count as delivered before.',
+        text: 'The disk is full. No confirmed message is lost; unsettled messages will be marked as redelivered.',
       })
     }
     await this.#abandon()
@@ -426,7 +426,7 @@ function messageDoesNotFit(messageBytesMax: number, segmentBytes: number): strin
   const least = 4 * Math.min(messageBytesMax, LIMITS.messageBytesMax) + 4 * MESSAGE_OVERHEAD_BYTES
   return (
     `max-message-bytes is ${mib(messageBytesMax)}, and segment-bytes of this log is ${mib(segmentBytes)}: ` +
-    `a message with its headers can have at most a quarter of a segment, and at most ${mib(LIMITS.messageBytesMax)}. ` +
+    `a message with its headers can take at most a quarter of a segment, and at most ${mib(LIMITS.messageBytesMax)}. ` +
     `Set max-message-bytes to ${most} or less, or create a new log with segment-bytes of ${Math.ceil(least / 2 ** 20)} MiB or more.`
   )
 }

@@ -131,7 +131,7 @@ export class Catalog {
       if (name === from) {
         throw new SluiceError(
           'DEAD_LETTER_CYCLE',
-          `Dead messages of the queue ${from} would come back to it: ${path.join(' → ')}.`,
+          `Dead messages of the queue ${from} would return to it: ${path.join(' → ')}.`,
         )
       }
       const next = this.#state.queues.get(name)

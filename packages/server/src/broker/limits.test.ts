@@ -71,7 +71,7 @@ it('evicts at most 1,024 excess messages in a turn, besides those that make room
   expect((await bench.drain())[0]).toBe(2_507 - 10)
 })
 
-it('makes at most 8,192 due messages ready in a turn, serves other queues meanwhile, and keeps the order', async () => {
+it('makes at most 8,192 due messages ready in a turn, serves other queues in the meantime, and keeps the order', async () => {
   const bench = await new Bench().open()
   const other = queueName('other')
   bench.ensure()

@@ -406,7 +406,7 @@ describe('a producer that sends a batch again', () => {
     }
   })
 
-  it('has an atomic step refused whose batches together do not fit a queue', async () => {
+  it('gets an error for an atomic step whose batches together do not fit in a queue', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: HOUR, maxMessages: 3, dedupMaxIds: 2 })
     const step = (...all: Message[][]): Parameters<Bench['atomic']>[0] => {
@@ -642,7 +642,7 @@ describe('the log', () => {
   })
 })
 
-describe('ids that a change of the window forgot', () => {
+describe('ids that were forgotten by a change of the window', () => {
   it.each([
     ['from the facts', 1 << 30],
     ['from pages', 16 * 1024],

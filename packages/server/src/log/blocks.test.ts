@@ -61,7 +61,7 @@ test('a failed early read is ignored, and the batch is read again when it is nee
   expect(reads).toEqual([0])
 })
 
-test('early reads leave room for needed ones', async () => {
+test('early reads leave room for blocks that are needed', async () => {
   const { log, length, reads } = storedBatches(8)
   const blocks = new Blocks(log, BLOCKS_DEFAULTS)
   blocks.setDurable(length)
@@ -152,7 +152,7 @@ describe('a read before it is needed', () => {
   })
 })
 
-test('reading in order reuses memory, and blocks in the cache keep their bytes', async () => {
+test('reading in order reuses buffers, and blocks in the cache keep their bytes', async () => {
   const { log, length } = storedBatches(12)
   const read = log.readRange.bind(log)
   const memory = new Set<ArrayBufferLike>()

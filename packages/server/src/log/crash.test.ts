@@ -38,8 +38,8 @@ async function checkImage(disk: SimulatedDisk, history: History, what: string): 
     throw new Error(`${what}: ${(cause as Error).message}`, { cause })
   }
   const last = bounds.nextLsn - 1
-  if (last < promised) fail(`${last} entries are left of ${promised}`)
-  if (last > begun.length) fail(`${last} entries came of ${begun.length}`)
+  if (last < promised) fail(`${last} of ${promised} promised entries are left`)
+  if (last > begun.length) fail(`${last} entries were read, but only ${begun.length} were started`)
   if (bounds.firstPosition > Math.max(truncating, SEGMENT + SEGMENT_HEADER_BYTES))
     fail('too much was truncated')
   if (bounds.firstPosition - SEGMENT_HEADER_BYTES + SEGMENT <= truncated) fail('a truncated segment exists')

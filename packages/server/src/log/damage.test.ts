@@ -111,7 +111,7 @@ describe('damage', () => {
         await log.close()
         for (const [index, entry] of found.entries()) {
           if (!sameEntry(made[index]!, entry)) {
-            throw new Error(`${where}: entry ${entry.lsn} was served damaged`)
+            throw new Error(`${where}: entry ${entry.lsn} was returned damaged`)
           }
         }
         if (error !== undefined) {

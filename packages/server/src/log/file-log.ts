@@ -179,7 +179,7 @@ export class FileLog implements Log {
       throw new RangeError(`Position ${position} is not the place of the next entry.`)
     }
     if (at + entry.length > this.#segmentBytes) {
-      throw new RangeError(`An entry of ${entry.length} bytes does not fit the rest of its segment.`)
+      throw new RangeError(`An entry of ${entry.length} bytes does not fit in the rest of its segment.`)
     }
     if (
       entry.length !== entryPaddedBytes(header.length) ||
@@ -288,7 +288,7 @@ export class FileLog implements Log {
           throw corrupt(
             segmentName(number),
             0,
-            `the segment begins with entry ${header.firstLsn} and does not continue the one before it, which ends before entry ${lsn}`,
+            `the segment begins with entry ${header.firstLsn} and does not continue the previous segment, which ends before entry ${lsn}`,
           )
         }
         if (at === SEGMENT_HEADER_BYTES) {

@@ -139,7 +139,7 @@ export class MemoryLog implements Log {
       throw new RangeError(`Position ${position} is not the place of the next entry.`)
     }
     if (position === this.#writePosition && entry.length > this.#left()) {
-      throw new RangeError(`An entry of ${entry.length} bytes does not fit the rest of its segment.`)
+      throw new RangeError(`An entry of ${entry.length} bytes does not fit in the rest of its segment.`)
     }
     const verdict = checkEntry(entry, 0, entry.length, {
       lsn: this.#stored.nextLsn,

@@ -303,7 +303,7 @@ export class SegmentPool {
     this.#lowWasNotified = true
     const why = this.#low
       ? `less than ${this.#lowFreeBytes}`
-      : `and the reserve of ${this.#reserveBytes} for settles and copies is not whole`
+      : `and the reserve of ${this.#reserveBytes} bytes for settles and copies is incomplete`
     this.#options.notify(
       'disk-low',
       `${this.#freeBytes} bytes are free, ${why}: publishes are refused.${repeated(count)}`,

@@ -153,7 +153,7 @@ export function decodeLogMeta(bytes: Uint8Array): LogMeta | undefined {
 export function placeEntry(next: number, bytes: number, segmentBytes: number): number {
   const padded = entryPaddedBytes(bytes)
   if (padded > segmentBytes - SEGMENT_HEADER_BYTES) {
-    throw new RangeError(`An entry of ${bytes} bytes does not fit a segment of ${segmentBytes}.`)
+    throw new RangeError(`An entry of ${bytes} bytes does not fit in a segment of ${segmentBytes} bytes.`)
   }
   const segment = Math.floor(next / segmentBytes)
   const at = next - segment * segmentBytes

@@ -281,7 +281,7 @@ export class Listener {
 
   #receiveBudgetError(heldBytes: number): SluiceError {
     const { receiveBytesMax } = this.#options
-    const text = `The partly received frame of this connection takes ${heldBytes} bytes, the most of all connections, which take ${this.#receiveBytes} bytes; at most ${receiveBytesMax} are kept.`
+    const text = `The partly received frame of this connection takes ${heldBytes} bytes, more than that of any other connection. The frames of all connections take ${this.#receiveBytes} bytes; at most ${receiveBytesMax} are allowed.`
     return new SluiceError('MEMORY_FULL', text, { scope: 'connection', retryAfterMs: 1_000 })
   }
 

@@ -31,7 +31,7 @@ export class LongRequests {
     if (this.unanswered >= WORKING_MAX) {
       throw new SluiceError(
         'TOO_MANY_REQUESTS',
-        `${WORKING_MAX} requests that read from disk are running on this connection; at most ${WORKING_MAX} are allowed.`,
+        `${WORKING_MAX} requests that read from disk are unanswered on this connection; no more are allowed.`,
       )
     }
     this.unanswered++

@@ -187,10 +187,10 @@ export class Segments implements LogUse {
       const bytes = counted.get(number) ?? 0
       const { liveBytes } = this.#uses.get(number) ?? { liveBytes: 0 }
       if (bytes !== liveBytes)
-        throw new Error(`Segment ${number} has ${bytes} live bytes; its counter says ${liveBytes}.`)
+        throw new Error(`Segment ${number} has ${bytes} live bytes, but its counter is ${liveBytes}.`)
     }
     if (total !== this.liveBytes)
-      throw new Error(`All segments have ${total} live bytes; the counter says ${this.liveBytes}.`)
+      throw new Error(`All segments have ${total} live bytes, but the counter is ${this.liveBytes}.`)
   }
 
   /** Bytes of a checkpoint that writes every page, and its directory. */

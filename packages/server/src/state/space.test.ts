@@ -13,7 +13,7 @@ async function rest(bench: Bench, forMs: number): Promise<number> {
   const untilMs = bench.now + forMs
   let woken = 0
   for (; bench.broker.turn.nextDeadline <= untilMs; woken++) {
-    if (woken > 100_000) throw new Error('The broker does not come to rest.')
+    if (woken > 100_000) throw new Error('The broker does not become idle.')
     await bench.pass(Math.max(1, bench.broker.turn.nextDeadline - bench.now))
   }
   await bench.pass(untilMs - bench.now)

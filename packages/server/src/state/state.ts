@@ -120,7 +120,7 @@ export class State {
     for (const producer of this.producersById.values()) bytes += producer.pageBytes
     if (count !== segments.pages.count || bytes !== segments.pages.bytes)
       throw new Error(
-        `The counters say ${segments.pages.count} pages with ${segments.pages.bytes} bytes; there are ${count} with ${bytes}.`,
+        `There are ${count} pages with ${bytes} bytes, but the counters are ${segments.pages.count} and ${segments.pages.bytes}.`,
       )
   }
 
