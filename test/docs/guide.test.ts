@@ -14,11 +14,11 @@ import { compilePrograms, enterPrograms, helpOf, printedAt, runProgram, writePro
 import { scratchDirectory } from '../rig/scratch.js'
 
 const pages = readPages()
-/** Pages that are not about one behaviour of a queue. */
+/** Pages that do not describe a single behaviour of a queue. */
 const REFERENCE = ['README', 'errors', 'testing']
 const behaviours = pages.filter(({ name }) => !REFERENCE.includes(name) && !name.startsWith('from-'))
 
-/** Tables whose first column names options of the client: how that is headed, and the type of them. */
+/** Tables whose first column lists options of the client: the heading of the column, and the type of the options. */
 const OPTION_TYPES: Readonly<Record<string, string>> = {
   'publish option': 'PublishOptions',
   'publishAll option': 'PublishAllOptions',
@@ -79,22 +79,22 @@ function optionTypes(): string[] {
   )
 }
 
-/** The options that no table of these pages has, as types that must be `never`. */
+/** The options that are in no table of these pages, as types that must be `never`. */
 function missingTypes(): string[] {
-  // Those of a batch handler are those of `consume`, and `batch`.
+  // The options of a batch handler are those of `consume` plus `batch`.
   const types = new Set(Object.values(OPTION_TYPES))
   types.delete('BatchConsumeOptions')
   const connecting = pages.filter(({ name }) => name === 'connecting')
   return [
     ...[...types].map((type) => missingType(type, pages)),
-    // One page has all of these in one table.
+    // One page has all options of these types in one table.
     missingType('ConnectOptions', connecting),
   ]
 }
 
 function missingType(type: string, among: readonly Page[]): string {
   const names = namedOptions(among).flatMap(([of, [name]]) => (of === type ? [`'${name}'`] : []))
-  // What a batch handler takes says `batch` in its own table.
+  // The table of batch options names `batch` itself.
   if (type === 'ConsumeOptions') names.push("'batch'")
   return `Exclude<keyof sluice.${type}, ${names.join(' | ')}>`
 }
@@ -111,7 +111,7 @@ function namedOptions(among: readonly Page[]): [type: string, path: string[]][] 
   )
 }
 
-it('begins each page with what it is about, and an example of at most 15 lines', () => {
+it('starts each page with its subject, and an example of at most 15 lines', () => {
   for (const { file, text, blocks } of behaviours) {
     expect(text, file).toMatch(/^# .+\n\n[A-Z`]/)
     const first = blocks.find(({ isHidden }) => !isHidden)
@@ -122,7 +122,7 @@ it('begins each page with what it is about, and an example of at most 15 lines',
   expect(behaviours.length).toBeGreaterThanOrEqual(16)
 })
 
-it('runs nearly all of its code, and says why where it does not', () => {
+it('runs nearly all of its code, and gives the reason where it does not', () => {
   const blocks = pages.flatMap((page) => page.blocks)
   const idle = blocks.filter(({ noRun }) => noRun !== undefined)
   for (const { noRun } of idle) expect(noRun!.length).toBeGreaterThan(10)
@@ -131,7 +131,7 @@ it('runs nearly all of its code, and says why where it does not', () => {
   expect(pages.flatMap((page) => page.prints).length).toBeGreaterThanOrEqual(60)
 })
 
-it('names the options of queues as they are, with their defaults and bounds', () => {
+it('lists the options of queues with their names, defaults and bounds', () => {
   const told = new Set<QueueOptionName>()
   let checked = 0
   for (const { file, tables } of pages) {
@@ -153,7 +153,7 @@ it('names the options of queues as they are, with their defaults and bounds', ()
   expect(checked).toBeGreaterThanOrEqual(2 * told.size)
 })
 
-/** `retryInitialMs` is `retry.initial` in the client. */
+/** The option's name in the protocol; the client's `retry.initial` is `retryInitialMs` there. */
 function optionNamed(name: string): QueueOptionName | undefined {
   return (Object.keys(QUEUE_OPTIONS) as QueueOptionName[]).find((option) => clientName(option) === name)
 }
@@ -221,7 +221,7 @@ const UNITS: Readonly<Record<string, number>> = {
   TiB: 2 ** 40,
 }
 
-/** A number as the tables write it: `'5s'`, `10000`, 16 MiB, 4 GiB less 1 byte. */
+/** The value of a quantity in the tables: `'5s'`, `10000`, 16 MiB, 4 GiB less 1 byte. */
 function quantity(text: string): number {
   const bare = unquoted(text)
   if (bare.startsWith("'")) return parseDuration(bare.slice(1, -1))
@@ -247,7 +247,7 @@ it('has the same options of `connect` and `createClient` in their comments', () 
   }
 })
 
-it('has all options of what takes messages in the comments', () => {
+it('has all options of consumers in their comments', () => {
   const source = readFileSync(join(guideDirectory, '../../packages/client/src/client.ts'), 'utf8')
   for (const [call, type] of [
     ['consume', 'ConsumeOptions'],
@@ -262,7 +262,7 @@ it('has all options of what takes messages in the comments', () => {
   }
 })
 
-it('names no error that there is not, and tells what to do about each that it lists', () => {
+it('names only errors that exist, and explains what to do about each that it lists', () => {
   let listed = 0
   const named = new Set<string>()
   for (const { file, text, tables } of pages) {

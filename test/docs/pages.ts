@@ -1,8 +1,8 @@
 /**
- * The pages of the guide as data: their code, which is one program for each page, their tables and what they mention.
- * A program is what a reader gets who pastes the blocks of a page into one file. It keeps each line of code on the line
- * where the page has it, so that errors name lines of the page. The only code that a page hides closes what it opened;
- * it is called after the program has printed what the page says.
+ * The pages of the guide as data: their code, which forms one program per page, their tables, and the names that they
+ * mention. A program is what a reader gets by pasting the blocks of a page into one file. Each line of code keeps its line
+ * number on the page, so that errors name lines of the page. A page may hide only code that closes what the page opened;
+ * this code is called after the program has printed what the page says.
  */
 import { readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
@@ -11,16 +11,16 @@ import { fileURLToPath } from 'node:url'
 export const guideDirectory = fileURLToPath(new URL('../../docs/guide', import.meta.url))
 
 export interface CodeBlock {
-  /** Of its first line of code, from 1. */
+  /** Line number of the block's first line of code, from 1. */
   readonly line: number
   readonly lines: number
-  /** The reason why the block is not run; undefined if it is. */
+  /** The reason why the block is not run; undefined if it is run. */
   readonly noRun: string | undefined
   /** Whether the block is hidden from readers. */
   readonly isHidden: boolean
 }
 
-/** A line that prints, and what it prints each time. */
+/** A line that prints, and its output each time that it runs. */
 export interface Print {
   readonly line: number
   readonly texts: readonly string[]
@@ -56,10 +56,10 @@ const CLOSING =
   /^await (?:[A-Za-z]+\.close\(\)|Promise\.all\(\[[A-Za-z]+\.close\(\)(?:, [A-Za-z]+\.close\(\))+\]\))$/
 const LOG = 'console.log('
 const PRINTS = ' // prints '
-/** Between what one line prints the first time and the next. */
+/** Separates the first output of a line from the next one. */
 const THEN = ', then '
 
-/** The code of the README of the project as one program, each line where it is there. */
+/** The code of the project's README as one program, each line at its line number in the README. */
 export function readReadme(): string {
   const lines = readFileSync(join(guideDirectory, '../../README.md'), 'utf8').split('\n')
   let isCode = false
@@ -84,7 +84,8 @@ function readPage(file: string): Page {
     const fence = FENCE.exec(lines[at]!)
     const isHidden = lines[at] === HIDDEN
     if (fence === null && !isHidden) {
-      if (lines[at]!.startsWith('```ts')) throw new Error(`${file}:${at + 1}: a fence that nothing reads`)
+      if (lines[at]!.startsWith('```ts'))
+        throw new Error(`${file}:${at + 1}: a code fence that is not recognised`)
       continue
     }
     const end = lines.indexOf(isHidden ? '-->' : '```', at + 1)

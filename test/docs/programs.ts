@@ -1,6 +1,6 @@
 /**
- * Compiles and runs the programs of the pages, and records their output by page and line. Reads the help of the command
- * line.
+ * Compiles and runs the programs of the pages, and records their output by page and line. Also reads the help of the
+ * command line.
  */
 import { execFile } from 'node:child_process'
 import { mkdir, rm, writeFile } from 'node:fs/promises'
@@ -11,10 +11,10 @@ import { formatWithOptions } from 'node:util'
 import { readReadme, type Page } from './pages.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
-/** In the workspace, so that the programs find its packages. */
+/** The programs are in the workspace, so that they find its packages. */
 const directory = join(root, 'test/dist/guide')
 
-/** What was printed: page and line, and the texts in the order in which they came. */
+/** The output of the programs: for each page and line, the printed strings in order. */
 const printed = new Map<string, string[]>()
 
 function guideLog(page: string, line: number, ...values: unknown[]): void {
@@ -28,7 +28,7 @@ export function printedAt(page: Page, line: number): readonly string[] {
   return printed.get(`${page.name}:${line}`) ?? []
 }
 
-/** `types`: expressions of types that must exist in the client; `missing`: those that must be `never`. */
+/** `types`: type expressions that must exist in the client; `missing`: those that must be `never`. */
 export async function writePrograms(
   pages: readonly Page[],
   types: readonly string[],
@@ -71,7 +71,7 @@ export async function writePrograms(
 
 function typesProgram(types: readonly string[], missing: readonly string[]): string {
   const named = types.map((type, index) => `export type T${index} = NonNullable<sluice.${type}>\n`)
-  // The compiler names what is missing.
+  // If an option is missing, the compiler's error names it.
   const complete = missing.map((type, index) => `export const c${index}: Record<${type}, true> = {}\n`)
   return `import type * as sluice from '@sluice/client'\n${named.join('')}${complete.join('')}`
 }
@@ -102,7 +102,7 @@ export function helpOf(command: readonly string[]): Promise<string> {
   })
 }
 
-/** Where the processes that a program starts find the packages. */
+/** Makes the processes that a program starts find the packages. */
 export function enterPrograms(): () => void {
   const before = process.cwd()
   process.chdir(directory)
@@ -120,5 +120,5 @@ export async function runProgram(page: Page): Promise<void> {
   await program.close?.()
 }
 
-/** The time that a program may still print after its last line. Only a failing program uses it up. */
+/** Time for which a program may still print after its last line. Only a failing program uses it up. */
 const PRINTING_MS_MAX = 10_000

@@ -1,8 +1,8 @@
 /**
- * The product and the model side by side: each method does one thing to both and compares their answers. The bench owns
- * time, turns, chance and crashes of the broker, which runs on a log in memory; it decides nothing about meaning.
+ * The product and the model side by side. Each method performs one operation on both and compares their answers. The
+ * bench controls time, turns, chance, and crashes of the broker, which runs on a log in memory. It contains no rules.
  *
- * Answers are compared at once, deliveries at the end of the turn, in the order in which they were made.
+ * Answers are compared at once; deliveries are compared at the end of the turn, in the order in which they were made.
  */
 import { crc32 } from 'node:zlib'
 import {
@@ -43,14 +43,14 @@ import {
   type Transfer,
 } from './state.js'
 
-/** What is compared with the model. Passed as an argument, because compiled code and tests find it in two places. */
+/** The parts of the product that are compared. Passed as an argument, because their path differs between tests and builds. */
 export interface Product {
   readonly Broker: typeof Broker
   readonly MemoryLog: typeof MemoryLog
   readonly Schedule: typeof Schedule
 }
 
-/** A planted bug, to prove that the comparison finds it. */
+/** A planted bug, which shows that the comparison finds bugs. */
 export interface Defect {
   readonly name: string
   /** Changes a broker that was just opened. */
@@ -64,7 +64,7 @@ export interface BenchOptions {
   readonly defect?: Defect | undefined
 }
 
-/** One subscription, on both sides. */
+/** One subscription, in the product and in the model. */
 export interface Pair {
   readonly number: number
   readonly product: Subscription
@@ -84,9 +84,9 @@ interface Sent {
   readonly contents: readonly Content[]
   readonly bytes: Uint8Array
   readonly step: Step | undefined
-  /** Undefined if it was refused. */
+  /** The places of the batches; undefined if they were refused. */
   readonly placed: readonly Placed[] | undefined
-  /** It was refused, and can be accepted later. */
+  /** The batches were refused, and can be accepted later. */
   readonly isRetryable: boolean
 }
 
@@ -95,7 +95,7 @@ type Step = Parameters<Broker['intake']['atomic']>[1]
 export interface BenchProducer {
   readonly identity: string
   attached: Producer
-  /** Of the last batch. */
+  /** Number of the last batch. */
   number: number
   /** Highest confirmed number. */
   confirmed: number
@@ -113,24 +113,24 @@ type Event =
       readonly redelivered: boolean
       readonly alone: boolean
       readonly content: Content
-      /** How many messages of the queue had expired at the delivery. */
+      /** Number of messages of the queue that had expired at the delivery. */
       readonly expired: number
     }
   | { readonly kind: 'drained'; readonly pair: Pair }
 
-/** How many of its last batches a producer may send again. */
+/** Number of its last batches that a producer may send again. */
 export const RESENDABLE = 8
 
 /** The caller of an operator's requests. */
 export const OPERATOR = { label: 'an operator', isOpen: true }
 
-/** Deadlines that are met one by one while time passes; after these it jumps. */
+/** Maximum number of deadlines that are met one by one while time passes; after that, time jumps to the end. */
 const STEPS_MAX = 24
-/** Rounds of turns after which an answer counts as missing. */
+/** Number of rounds of turns after which an answer counts as missing. */
 const WAIT_ROUNDS_MAX = 100
-/** Messages beyond lowered limits that one turn evicts: few, so that a short backlog takes several turns. */
+/** Number of messages beyond lowered limits that one turn evicts: low, so that even a short backlog takes several turns. */
 const EXCESS_MAX = 4
-/** Due messages that one turn makes ready, for the same reason. */
+/** Number of due messages that one turn makes ready, low for the same reason. */
 const DUE_MAX = 2
 
 const UNKNOWN: Pick<Pair, 'number'> = { number: -1 }
@@ -142,7 +142,7 @@ export class Bench {
   nowMs = 1_700_000_000_000
   connections: Connection[] = []
   producers: BenchProducer[] = []
-  /** How often each thing was compared or happened. */
+  /** Number of times that each thing was compared or happened. */
   readonly counts = new Map<string, number>()
   readonly #product: Product
   readonly #options: BenchOptions
@@ -152,19 +152,19 @@ export class Bench {
   #ended: string[] = []
   #turns: (() => void)[] = []
   #fatal: unknown
-  /** Whether the last refusal lets the request be accepted later. */
+  /** Whether the request that was refused last can be accepted later. */
   #isRetryable = false
   #chance = 0.5
   #numbers = 0
   #bodies = 0
-  /** Number of the broker's life; a turn of an earlier one is dropped. */
+  /** Number of restarts of the broker; turns from before a restart are dropped. */
   #life = 0
 
   constructor(product: Product, options: BenchOptions = {}) {
     this.#product = product
     this.#options = options
     this.model = new Model(this.nowMs, EXCESS_MAX)
-    // So that a few scheduled messages already exceed the near part of a schedule.
+    // With so low a bound, a few scheduled messages already exceed the near part of a schedule.
     product.Schedule.nearMax = 8
     this.log = new product.MemoryLog({ segmentBytes: options.segmentBytes ?? 256 * 1024 })
   }
@@ -205,8 +205,8 @@ export class Bench {
   }
 
   /**
-   * The process dies, and another one starts after `downMs`. `lostTurn` makes requests that the first accepts and does
-   * not write.
+   * The process dies, and another one starts after `downMs`. `lostTurn` makes requests that the dying process accepts but
+   * does not write.
    */
   async crash(downMs = 0, lostTurn?: () => void): Promise<void> {
     await this.endTurn()
@@ -219,7 +219,7 @@ export class Bench {
     await this.#reopen(true, downMs)
   }
 
-  /** The broker stops in order, and another one starts. */
+  /** The broker stops in an orderly way, and another one starts after `downMs`. */
   async close(downMs = 0): Promise<void> {
     await this.endTurn()
     this.begin()
@@ -243,7 +243,7 @@ export class Bench {
     this.model.restart(isCrash)
     await this.open()
     for (const { name, counters } of this.model.queues.values()) {
-      // Neither counter survives a restart exactly: the broker's values are adopted.
+      // Neither counter survives a restart exactly, so the broker's values are adopted.
       const { released, redelivered } = this.broker.catalog.queue(name).counts
       Object.assign(counters, { released, redelivered })
       this.followSweep(name)
@@ -251,19 +251,19 @@ export class Bench {
     await this.endTurn()
   }
 
-  /** Back-offs of this operation use this number in [0, 1). */
+  /** Sets the number in [0, 1) from which back-offs of this operation are drawn. */
   chance(number: number): void {
     this.#chance = number
     this.model.chance = number
   }
 
-  /** What follows happens now, in the open turn. */
+  /** Opens a turn, in which the following operations happen. */
   begin(): void {
     this.model.nowMs = this.nowMs
     this.broker.turn.begin()
   }
 
-  // Ends turns until nothing more happens. As in a server, a turn ends when everything that arrived is processed.
+  // Ends turns until no turn is left. As in a server, a turn ends when everything that arrived is processed.
   async #run(): Promise<void> {
     do {
       for (const turn of this.#turns.splice(0)) {
@@ -285,7 +285,7 @@ export class Bench {
     return outcome.value
   }
 
-  /** Ends the turn; then compares all deliveries, and the counts of all queues. */
+  /** Ends the turn, and compares all deliveries and the counts of all queues. */
   async endTurn(): Promise<void> {
     await this.#run()
     const arrivals = await this.#arrivals()
@@ -299,7 +299,7 @@ export class Bench {
       }
       const { queue } = event.pair.model
       if (event.offset >= queue.next) while (queue.next <= event.offset && this.#arrive(arrivals, queue));
-      // Redriven messages come back one by one, and each can precede others of its key.
+      // Redriven messages return one by one, and each of them can precede others of its key.
       while (this.model.returning.length > 0 && !this.model.isNext(queue, event.offset)) this.model.returned()
       this.#compareDelivery(event)
     }
@@ -360,7 +360,7 @@ export class Bench {
     same(`record of message ${offset}`, content, message.content)
   }
 
-  // The messages that came from another queue, as the product shows them in their new queue.
+  // The messages that arrived from other queues, as the product shows them in their new queue.
   async #arrivals(): Promise<{ transfer: Transfer; content: Content }[]> {
     const { transfers } = this.model
     const arrivals: { transfer: Transfer; content: Content }[] = []
@@ -403,7 +403,7 @@ export class Bench {
       { ...rest, headers: own(headers) },
       {
         ...message.content,
-        // A moved message replaces nothing, even if it replaced one when it was published.
+        // A moved message replaces no other message, even if it did so when it was published.
         replaces: false,
         delayMs: undefined,
         atMs: undefined,
@@ -445,7 +445,7 @@ export class Bench {
   compareQueues(): void {
     const { broker, model } = this
     for (const queue of model.queues.values()) {
-      // Unlike `info` of the broker, this changes no state.
+      // Unlike `info` of the broker, this does not change the broker's state.
       const info = broker.catalog.queue(queue.name).info(this.nowMs, 0)
       const states = { ready: 0, scheduled: 0, leased: 0, dead: 0 }
       for (const { state } of queue.messages) states[state]++
@@ -488,7 +488,7 @@ export class Bench {
     this.count('audits')
   }
 
-  /** Compares the info of a queue: expired messages are not counted in it, and reading it sweeps nothing. */
+  /** Compares the info of a queue. The info does not count expired messages, and reading it does not sweep any. */
   look(name: string): void {
     this.#both(
       `info of ${name}`,
@@ -509,7 +509,7 @@ export class Bench {
     )
   }
 
-  /** Compares the answers of both sides, or their refusals. Returns undefined if both refused. */
+  /** Compares the answers of both sides, or their refusals. Returns undefined if both sides refused. */
   #both<T, U>(
     what: string,
     product: () => T,
@@ -621,7 +621,7 @@ export class Bench {
 
   // --- time ---
 
-  /** Time passes. With `inSteps`, the broker meets each of its deadlines on the way, as with its own timer. */
+  /** Lets time pass. With `inSteps`, the broker meets each of its deadlines on the way, as with its own timer. */
   async pass(ms: number, inSteps: boolean): Promise<void> {
     await this.endTurn()
     const target = this.nowMs + ms
@@ -721,7 +721,7 @@ export class Bench {
     const { maxMessages, maxBytes } = queue.options
     const mustSweep = maxMessages > 0 || maxBytes > 0 || contents.some(({ id }) => id !== undefined)
     if (isAccepted && mustSweep && this.model.stale(queue).length > 0)
-      throw new Difference(`${name} was not swept before a message was published to it`)
+      throw new Difference(`${name} was not swept before a publish`)
   }
 
   #comparePlaced(

@@ -1,6 +1,6 @@
 /**
- * Every planted defect is found within a few seeds. `pnpm test` begins with the seed that is known to find it; the long
- * mode searches from the first seed.
+ * Every planted defect must be found within a few seeds. `pnpm test` starts with the seed that is known to find the
+ * defect; the long mode searches from the first seed.
  */
 import { expect, test } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
@@ -15,7 +15,7 @@ const PRODUCT = { Broker, MemoryLog, Schedule }
 const SEEDS_MAX = 40
 const OPERATIONS = 600
 
-/** By name of the defect, if it is not the first seed. An outdated entry only costs time. */
+/** Seeds that find a defect, by its name, where the first seed does not. An outdated entry only costs time. */
 const KNOWN_SEEDS: Readonly<Record<string, number>> = {
   'of a queue with `single` the oldest subscription gets messages, even without credit': 3,
   'an extension does nothing': 6,

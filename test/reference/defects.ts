@@ -1,6 +1,6 @@
 /**
- * Planted bugs, added from outside to a correct broker. A comparison that does not find these proves nothing when it
- * finds no others.
+ * Planted bugs, which are added to a correct broker from outside. A comparison that does not find planted bugs proves
+ * nothing when it finds no others.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -19,7 +19,7 @@ import type { Defect } from './bench.js'
 import { contentOf } from './records.js'
 import type { Content } from './state.js'
 
-/** A defect has state of one run, so each run plants its own. */
+/** A bug, planted anew for each run, because it can have state of the run. */
 export interface PlantedDefect {
   readonly name: string
   readonly plant: () => Defect
@@ -35,7 +35,7 @@ function around<Part extends object, Name extends keyof Part>(
   Object.defineProperty(part, name, { value: wrap(method.bind(part) as Part[Name]) })
 }
 
-/** Consumers receive deliveries after `change`. */
+/** Passes deliveries through `change` before consumers receive them. */
 function aroundDeliveries(broker: Broker, change: (run: Run, bytes: Uint8Array, start: number) => Run): void {
   around(broker.leases, 'subscribe', (subscribe) => (request, channel, consumer) => {
     const bent: Consumer = Object.create(consumer, {
@@ -52,8 +52,8 @@ function aroundDeliveries(broker: Broker, change: (run: Run, bytes: Uint8Array, 
 }
 
 /**
- * The broker reads other options than those of the message, in as many bytes; its consumers receive the message as it
- * was published.
+ * The broker reads other options than those of the message, with the same number of bytes; consumers receive the message
+ * as it was published.
  */
 function blind(name: string, change: (content: Content) => Partial<Content>): PlantedDefect {
   const plant = (): Defect => {
@@ -114,7 +114,7 @@ function installed(name: string, install: (broker: Broker) => void): PlantedDefe
   return { name, plant: () => ({ name, install }) }
 }
 
-/** A text of the same length that hardly any other message has. */
+/** A string of the same length that hardly any other message has. */
 function otherText(text: string, { body }: Content): string {
   return String.fromCharCode(48 + (Number.parseInt(body, 10) % 70)).padEnd(text.length, 'z')
 }
@@ -258,7 +258,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
   }),
 ]
 
-/** Consumers with other callbacks. */
+/** Replaces callbacks of the consumers. */
 function aroundConsumer(broker: Broker, change: Partial<Consumer>): void {
   around(broker.leases, 'subscribe', (subscribe) => (request, channel, consumer) => {
     const bent = Object.create(consumer, Object.getOwnPropertyDescriptors(change)) as Consumer

@@ -1,6 +1,6 @@
 /**
- * Bugs that random histories found, each as the shortest script that shows it, and scripts for situations that the
- * histories reach rarely.
+ * Bugs that random histories found, each as the shortest script that shows the bug, and scripts for situations that
+ * histories rarely reach.
  */
 import { queueName } from '@sluice/protocol'
 import { expect, test } from 'vitest'
@@ -78,17 +78,18 @@ const MENDED: Readonly<Record<string, Script>> = {
     bench.cancel('q', undefined, 'i')
   },
 
-  'of two pending messages with one id the second counts when the first is done': async () => {
-    const bench = await opened()
-    bench.ensure('dead', { unique: 'pending' })
-    bench.ensure('q', { deadLetter: 'dead' })
-    publish(bench, 'dead', { id: 'i' })
-    publish(bench, 'q', { id: 'i' })
-    settle(bench, await consume(bench, 'q'), 'deadLetter')
-    await bench.endTurn()
-    settle(bench, await consume(bench, 'dead'), 'ack')
-    publish(bench, 'dead', { id: 'i' })
-  },
+  'of two pending messages with the same id, the second one counts once the first is acknowledged':
+    async () => {
+      const bench = await opened()
+      bench.ensure('dead', { unique: 'pending' })
+      bench.ensure('q', { deadLetter: 'dead' })
+      publish(bench, 'dead', { id: 'i' })
+      publish(bench, 'q', { id: 'i' })
+      settle(bench, await consume(bench, 'q'), 'deadLetter')
+      await bench.endTurn()
+      settle(bench, await consume(bench, 'dead'), 'ack')
+      publish(bench, 'dead', { id: 'i' })
+    },
   'an expired message that is rescheduled to now after an attempt is swept': async () => {
     const bench = await opened()
     bench.ensure('q', { retryInitialMs: 60_000 })
@@ -102,11 +103,11 @@ const MENDED: Readonly<Record<string, Script>> = {
     await bench.pass(1_500, true)
   },
 
-  'a head is eligible since the last one before it expired, in any order of sweeping': async () => {
+  'a head becomes eligible when the last message before it expires, in any order of sweeping': async () => {
     const bench = await opened()
     bench.ensure('q', {})
     bench.pause('q', true)
-    // The line is 1, 2, 0: the first two expire after 100 ms, and then 0 is its head for 110 ms.
+    // The line is 1, 2, 0: the first two messages expire after 100 ms, and then message 0 is the head for 110 ms.
     const a = { key: 'a', ttlMs: 100 }
     publish(bench, 'q', { key: 'a', delayMs: 10, ttlMs: 200 }, a, a)
     await bench.pass(50, true)
@@ -191,7 +192,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     await bench.redrive({ ...all, name: 'q' })
   },
 
-  'an id that an atomic step frees makes room for another one': async () => {
+  'an id that an atomic step frees makes room for another id': async () => {
     const bench = await opened()
     bench.ensure('q', { unique: 'pending', dedupMaxIds: 1 })
     publish(bench, 'q', { id: 'i' })
@@ -200,7 +201,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     bench.atomic(bench.producers[0]!, [{ pair, tag: held(pair)[0]! }], [{ queue: 'q', contents }])
   },
 
-  'of two pending messages with one id the second counts in the step that acknowledges the first':
+  'of two pending messages with the same id, the second one counts in the step that acknowledges the first':
     async () => {
       const bench = await opened()
       bench.ensure('dead', { unique: 'pending' })
@@ -215,7 +216,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     },
 }
 
-// Situations that random histories reach rarely: many attempts, many messages of one id, few messages left of many.
+// Situations that random histories rarely reach: many attempts, many messages with one id, few messages left of many.
 const FAR: Readonly<Record<string, (bench: Bench) => Promise<number>>> = {
   'more than 255 attempts, if they are unlimited': async (bench) => {
     bench.ensure('q', { maxDeliveries: 'unlimited', retryInitialMs: 0, retryMaxMs: 0 })
@@ -255,7 +256,7 @@ const FAR: Readonly<Record<string, (bench: Bench) => Promise<number>>> = {
     return bench.counts.get('messages drained') ?? 0
   },
 
-  'a few left of each thousand, with priorities, and released messages': async (bench) => {
+  'a few messages left of each thousand, with priorities, and released messages': async (bench) => {
     bench.ensure('q', { maxMessages: 2_000, overflow: 'drop-oldest', keyConcurrency: 3 })
     for (let round = 0; round < 12; round++) {
       const messages = Array.from({ length: 250 }, (_, i) => ({

@@ -1,7 +1,7 @@
 /**
  * Random histories: a seed determines the options of some queues and a sequence of operations by producers, consumers
  * and an operator, with clock movement, crashes and restarts between them. Each operation draws from its own random
- * source, so that a history keeps its meaning when others are left out of it.
+ * source, so that a history keeps its meaning when other operations are left out of it.
  */
 import {
   DEATH,
@@ -44,9 +44,9 @@ export interface HistoryOptions {
 }
 
 export interface HistoryResult {
-  /** How often each thing was compared or happened. */
+  /** Number of times that each thing was compared or happened. */
   readonly counts: ReadonlyMap<string, number>
-  /** Undefined if both sides agreed. */
+  /** The first difference; undefined if both sides agreed. */
   readonly failure: HistoryFailure | undefined
 }
 
@@ -56,7 +56,7 @@ export interface HistoryFailure {
   readonly error: unknown
 }
 
-/** A queue whose messages only take up room in the log. */
+/** A queue whose messages only use up space in the log. */
 const FILLER = 'filler'
 const KEYS = ['a', 'b', 'c', 'd']
 const IDS = ['i1', 'i2', 'i3', 'i4', 'i5', 'i6', 'i7', 'i8']
@@ -64,7 +64,7 @@ const PRIORITIES = [0, 0, 0, 1, 5, 31]
 const DELAYS = [0, 1, 100, 1_000, 5_000, 60_000, 3_600_000]
 const TTLS = [1, 100, 1_000, 10_000, 600_000, 7_200_000]
 const TIMES = [0, 0, 1, 10, 100, 500, 999, 1_000, 1_001, 5_000, 60_000, 600_000, 3_600_000, 18_000_000]
-/** With this many messages in a queue, more are consumed than published. */
+/** If a queue has more messages than this, they are consumed instead of published. */
 const CROWD = 40
 
 /** The operations, each with its weight. */
@@ -285,7 +285,7 @@ class History {
       : this.#chance.pick(connections)
   }
 
-  /** Some of the tags that a subscription holds, and at times a stale one. */
+  /** Some of the tags that a subscription holds, and sometimes a stale one. */
   #tags(pair: Pair, share: number): number[] {
     const tags = [...pair.model.held.keys()].filter(() => this.#chance.hit(share))
     if (this.#chance.hit(0.03) && pair.lastTag !== undefined)
@@ -386,10 +386,10 @@ class History {
       const first = this.#names
         .filter(() => this.#chance.hit(0.4))
         .map((queue) => ({ queue, contents: this.#contents() }))
-      // A step can have several batches for one queue, with batches for others between them.
+      // A step can have several batches for one queue, with batches for other queues between them.
       const again = first.filter(() => this.#chance.hit(0.3))
       const batches = [...first, ...again.map(({ queue }) => ({ queue, contents: this.#contents() }))]
-      // A crowded queue is consumed, so that it does not grow without bound.
+      // A crowded queue is consumed instead, so that it does not grow without bound.
       const crowded = batches.some(
         ({ queue }) => (this.#bench.model.queues.get(queue)?.messages.length ?? 0) > CROWD,
       )
@@ -605,7 +605,7 @@ class History {
       else await this.#bench.crash(downMs, kind === 'lost turn' ? () => this.#loseTurn() : undefined)
     },
 
-    /** Writes enough bytes for segments of the log to come and go. */
+    /** Writes so many bytes that segments of the log are created and freed. */
     fill: async (): Promise<void> => {
       this.#say()
       this.#bench.purge(FILLER)
@@ -653,7 +653,7 @@ class History {
     )
   }
 
-  /** A message dies and is redriven until it is guarded. */
+  /** Makes a message dead and redrives it until it is guarded. */
   async #redriveOften(): Promise<void> {
     const queues = [...this.#bench.model.queues.values()].filter(
       ({ options, messages }) =>
@@ -742,15 +742,15 @@ export function commandOf({ seed, operations, only }: HistoryOptions): string {
   return `npx tsc -b test && node test/dist/reference/run.js --seed ${seed} ${length}`
 }
 
-/** Most runs of a search for a shorter history. */
+/** Maximum number of runs in a search for a shorter history. */
 const SHRINK_RUNS_MAX = 600
 
-/** The text of a difference, without its numbers. */
+/** The description of a difference, without its numbers. */
 export function kindOf(failure: HistoryFailure | undefined): string {
   return failure?.error instanceof Error ? failure.error.message.replaceAll(/\d+/g, '#').slice(0, 60) : ''
 }
 
-/** The same history with as many operations left out as possible, that still shows the same kind of difference. */
+/** The shortest version of the history, with operations left out, that still shows the same kind of difference. */
 export async function shrink(product: Product, options: HistoryOptions): Promise<HistoryOptions> {
   const { failure } = await runHistory(product, options)
   if (failure === undefined) return options

@@ -1,10 +1,10 @@
 /**
- * What a broker must do, as an exact state: lists that are searched from end to end, Maps of strings, no bytes, no
- * disk. The rules are those of test/rules; no code is shared with the server.
+ * What a broker must do, as an exact state: lists that are searched from end to end and Maps of strings, without bytes
+ * and without a disk. The rules are those of test/rules; the model shares no code with the server.
  *
  * The caller moves the time and reports each delivery, which the model checks; everything else follows from the
  * requests. Where the product may choose (which consumer, when expired messages are swept, the order in which dead
- * messages are routed) the model takes the product's choice and checks that it is allowed.
+ * messages are routed), the model adopts the product's choice and checks that it is allowed.
  */
 import {
   LIMITS,
@@ -62,20 +62,20 @@ import {
 
 export class Model {
   nowMs: number
-  /** Result of the broker's random source during this operation. */
+  /** Number in [0, 1) that the broker's random source returns during this operation. */
   chance = 0.5
   readonly #excessMax: number
-  /** Messages beyond lowered limits that publishes may still evict in this turn. */
+  /** Number of messages beyond lowered limits that publishes can still evict in this turn. */
   #excessLeft: number
   readonly queues = new Map<string, ModelQueue>()
-  /** Leases that the broker ended, since this list was emptied. */
+  /** Leases that the broker has ended since this list was last emptied. */
   lost: { readonly subscription: ModelSubscription; readonly tag: number }[] = []
-  /** Subscriptions that the broker ended, since this list was emptied. */
+  /** Subscriptions that the broker has ended since this list was last emptied. */
   ended: ModelSubscription[] = []
   transfers: Transfer[] = []
-  /** Dead messages that are redriven into their own queue and not back yet. */
+  /** Dead messages that are being redriven into their own queue and have not returned yet. */
   returning: { readonly queue: ModelQueue; readonly message: ModelMessage }[] = []
-  /** How often each thing happened, for tests that assert that a history was worth its time. */
+  /** Number of times that each thing happened, for tests that assert that a history was worthwhile. */
   readonly events = new Map<string, number>()
 
   constructor(nowMs: number, excessMax: number) {
@@ -179,7 +179,7 @@ export class Model {
     return queue.messages.length
   }
 
-  /** Removes every message that is not dead; leases are lost. */
+  /** Removes every message that is not dead; their leases are lost. */
   purge(name: string): number {
     const queue = this.queue(name)
     const purged = queue.messages.filter(({ state }) => state !== 'dead')
@@ -202,8 +202,8 @@ export class Model {
   // --- time ---
 
   /**
-   * Due messages become ready, and a message that was handled for too long is retried. `expired` is how many messages
-   * of a queue the product counts as expired: it sweeps about once a second, at no fixed moment.
+   * Makes due messages ready, and retries messages that were handled for too long. `expired` returns the number of messages
+   * of a queue that the product counts as expired: it sweeps about once a second, at no fixed moment.
    */
   tick(expired: (queue: ModelQueue) => number): void {
     for (const queue of this.queues.values()) {
@@ -229,7 +229,7 @@ export class Model {
     }
   }
 
-  /** Every scheduled message that is due becomes ready, in order of due time, then offset. */
+  /** Makes every scheduled message that is due ready, in the order of due time, then offset. */
   arrive(queue: ModelQueue): void {
     const due = queue.messages
       .filter(({ state, lineMs }) => state === 'scheduled' && lineMs <= this.nowMs)
@@ -242,7 +242,7 @@ export class Model {
     return queue.messages.filter((message) => message.state === 'ready' && isExpired(message, this.nowMs))
   }
 
-  /** Sweeps the queue if the product has. */
+  /** Sweeps the queue if the product has swept it. */
   followSweep(queue: ModelQueue, expired: number): void {
     const stale = this.stale(queue)
     if (stale.length > 0 && expired === queue.counters.expired + stale.length) this.sweep(queue)
@@ -255,7 +255,7 @@ export class Model {
     for (const message of stale) this.#expire(queue, message)
   }
 
-  // It is gone since it expired, or since it was due if that was later, whenever the broker notices.
+  // The time of removal is that of the expiry, or the due time if that is later, whenever the broker notices.
   #expire(queue: ModelQueue, message: ModelMessage): void {
     this.#count('expired')
     this.#note(queue, message.offset, 'expired')
@@ -277,7 +277,7 @@ export class Model {
     this.#leave(queue, message, atMs)
   }
 
-  /** The message leaves the line, or its lease ends. */
+  /** Removes the message from the line, or ends its lease. */
   #leave(queue: ModelQueue, message: ModelMessage, atMs = this.nowMs): void {
     if (message.state === 'leased') {
       this.#endLease(message)
@@ -305,7 +305,7 @@ export class Model {
   }
 
   /**
-   * Does everything or nothing.
+   * Performs the whole step or nothing.
    * @throws Refused
    */
   atomic(
@@ -324,7 +324,7 @@ export class Model {
     })
   }
 
-  /** `done` are messages that the same step acknowledges: they take no room, and their ids are free. */
+  /** `done` are the messages that the same step acknowledges: they count in no limit, and their ids are free. */
   #publishAll(
     batches: readonly ModelBatch[],
     done: readonly ModelMessage[],
@@ -336,7 +336,7 @@ export class Model {
       byQueue.set(queue, [...(byQueue.get(queue) ?? []), ...contents])
     const plans = new Map<string, Plan>()
     let excessLeft = this.#excessLeft
-    // Queues with acknowledgements evict first, in the order of these.
+    // Queues with acknowledgements evict first, in the order of the acknowledgements.
     const rank = (name: string): number => {
       const at = done.findIndex((message) => this.queues.get(name)?.messages.includes(message))
       return at === -1 ? done.length : at
@@ -435,7 +435,7 @@ export class Model {
     }
   }
 
-  /** Offset of the message that makes another one with this id a duplicate. */
+  /** Offset of the message of which a new message with this id is a duplicate. */
   #firstOffset(queue: ModelQueue, id: string, done: readonly ModelMessage[]): number | undefined {
     if (queue.options.unique === 'pending')
       return queue.messages.find(
@@ -449,7 +449,7 @@ export class Model {
     return remembered
   }
 
-  /** Number of ids that make another message a duplicate. */
+  /** Number of ids with which a new message is a duplicate. */
   #knownIds(queue: ModelQueue, done: readonly ModelMessage[]): number {
     return queue.options.unique === 'window'
       ? this.#remembered(queue).size
@@ -534,19 +534,19 @@ export class Model {
     return this.#hasRoom(subscription) && fits(subscription, loadOf(subscription), message)
   }
 
-  /** The eligible message that is next. */
+  /** The next eligible message. */
   head(queue: ModelQueue): ModelMessage | undefined {
     return queue.line.first(queue.messages)
   }
 
-  /** Whether this message is next, apart from expired ones. */
+  /** Whether this message is the next one, ignoring expired messages. */
   isNext(queue: ModelQueue, offset: number): boolean {
     return (
       queue.line.first(queue.messages.filter((message) => !isExpired(message, this.nowMs)))?.offset === offset
     )
   }
 
-  /** As `head`, after the expired messages before it were removed. */
+  /** As `head`, after the removal of the expired messages before it. */
   #liveHead(queue: ModelQueue): ModelMessage | undefined {
     let head = this.head(queue)
     while (head !== undefined && isExpired(head, this.nowMs)) {
@@ -556,7 +556,7 @@ export class Model {
     return head
   }
 
-  /** The product delivered `offset`. @throws Difference unless it is the next message, marked as it must be */
+  /** The product delivered `offset`. @throws Difference unless that is the next message, with the right mark */
   delivered(
     subscription: ModelSubscription,
     offset: number,
@@ -567,7 +567,7 @@ export class Model {
   ): ModelMessage {
     const { queue } = subscription
     const what = `message ${offset} of ${queue.name}`
-    if (!subscription.isOpen) throw new Difference(`${what} was delivered to a subscription that is over`)
+    if (!subscription.isOpen) throw new Difference(`${what} was delivered to a subscription that has ended`)
     if (queue.paused) throw new Difference(`${what} was delivered while the queue was paused`)
     if (!this.#hasRoom(subscription))
       throw new Difference(`${what} was delivered to a subscription without room: ${shownOf(subscription)}`)
@@ -613,8 +613,8 @@ export class Model {
   }
 
   /**
-   * The turn is over. `expired` is how many messages the product counts as expired: an expired head can stay until the
-   * next sweep.
+   * The turn has ended. `expired` is the number of messages that the product counts as expired: an expired head can stay
+   * until the next sweep.
    * @throws Difference if an eligible message can still be delivered
    */
   quiet(queue: ModelQueue, expired: number): void {
@@ -653,7 +653,7 @@ export class Model {
     this.#endAnnouncement(subscription)
   }
 
-  /** Announces messages: any of them may be handled next, and none has a deadline. */
+  /** Announces messages: the consumer may handle any of them next, and none of them has a deadline yet. */
   starting(subscription: ModelSubscription, tags: readonly number[]): void {
     this.#endAnnouncement(subscription)
     for (const tag of tags) {
@@ -662,7 +662,7 @@ export class Model {
     }
   }
 
-  // An announced message that is not started by now is not being handled.
+  // An announced message that has not been started by now is not being handled.
   #endAnnouncement({ held }: ModelSubscription): void {
     for (const { lease } of held.values()) lease!.deadlineMs = deadlineAfterAnnouncement(lease!.deadlineMs)
   }
@@ -770,14 +770,14 @@ export class Model {
     if (to !== undefined && message.isMoving) this.transfers.push({ kind: 'moved', from: queue, to, message })
   }
 
-  // The dead-letter queue may exist only now: dead messages that waited for it are routed.
+  // The dead-letter queue may have been created since: dead messages that waited for it are routed.
   #moveWaiting(queue: ModelQueue): void {
     const onTheWay = this.transfers.map(({ message }) => message)
     for (const message of queue.messages)
       if (message.state === 'dead' && !onTheWay.includes(message)) this.#move(queue, message)
   }
 
-  /** An end in order, which charges no message. Returns how many messages the subscription held. */
+  /** Ends the subscription in an orderly way, without charging a message. Returns the number of messages that it held. */
   unsubscribe(subscription: ModelSubscription): number {
     const held = [...subscription.held.values()]
     for (const message of held) this.#release(subscription.queue, message)
@@ -815,8 +815,8 @@ export class Model {
   // --- single messages ---
 
   /**
-   * The message with this offset or id. Several can have one id: `answer` is the offset of the one that the product
-   * chose, undefined if it refused.
+   * Finds the message with this offset or id. If several have the id, `answer` is the offset of the one that the product
+   * chose; it is undefined if the product refused.
    * @throws Refused
    */
   #find(
@@ -839,8 +839,8 @@ export class Model {
       )
       const answered = withId.filter((message) => message.offset === answer)
       found = answered.length > 0 ? answered : must
-      // The specification leaves open which of several is meant, and whether an id is found once the window has
-      // forgotten it.
+      // The specification leaves open which of several messages with an id is meant, and whether an id that the window has
+      // forgotten is found.
       if (answered.length === 0 && withId.some(({ state }) => state === 'leased'))
         throw new Refused(must.length === 0 ? ['MESSAGE_LEASED', 'MESSAGE_NOT_FOUND'] : ['MESSAGE_LEASED'])
     }
@@ -935,7 +935,7 @@ export class Model {
     return page
   }
 
-  /** `next` is where the product's page ended: it may have skipped no message before it. */
+  /** `next` is the offset at which the product's page ended; the product must not have skipped a message before it. */
   redrive(
     request: DeadSelection & { readonly to?: string | undefined; readonly force: boolean },
     next: number | null,
@@ -958,8 +958,8 @@ export class Model {
     return { matched: matched.length, redriven: allowed.length, guarded }
   }
 
-  // Messages that may be redriven: not too often already and, where ids are unique while pending, with an id that no
-  // pending message has.
+  // Messages that may be redriven: they have not been redriven too often, and where ids are unique while pending, no
+  // pending message has their id.
   #mayReturn(
     queue: ModelQueue,
     to: ModelQueue,
@@ -992,8 +992,8 @@ export class Model {
   }
 
   /**
-   * The first message that is redriven into its own queue is back. They come one by one, and deliveries can happen
-   * between them.
+   * The first message of those redriven into their own queue has returned. They return one by one, and deliveries can
+   * happen between them.
    */
   returned(): void {
     const { queue, message } = this.returning.shift()!
@@ -1010,7 +1010,7 @@ export class Model {
     queue.line.enter(message, this.nowMs)
   }
 
-  /** The product shows the message in its new queue: it is removed here and added there. */
+  /** The product shows the message in its new queue, so it is removed from the old queue and added to the new one. */
   transferred(transfer: Transfer, content: Content): void {
     this.#count(transfer.kind)
     const { from, to, message, kind } = transfer
@@ -1029,7 +1029,7 @@ export class Model {
 
   // --- restarts ---
 
-  /** The broker starts again: leases end, no message is charged, and lines are built from the durable state. */
+  /** The broker restarts: leases end, no message is charged, and lines are built from the durable state. */
   restart(isCrash: boolean): void {
     this.turnEnded()
     this.lost = []
@@ -1053,7 +1053,7 @@ export class Model {
   }
 }
 
-/** How often a message was redriven, in all the queues that it was in. */
+/** Number of redrives of a message, in all the queues that it was in. */
 export function redrivesOf({ earlier, content }: ModelMessage): number {
   return earlier.redrives + redrivesElsewhere(content.headers[ORIGIN_HEADERS.redrives])
 }
@@ -1066,7 +1066,7 @@ function loadOf({ held }: ModelSubscription): Load {
   }
 }
 
-/** The text that a consumer gave, if any. */
+/** The reason that a consumer gave, if any. */
 function textOf(reason: string | undefined): Partial<ModelEvent> {
   return reason === undefined || reason === '' ? {} : { text: reason }
 }
@@ -1076,7 +1076,7 @@ interface Plan {
   readonly duplicates: ReadonlyMap<number, number>
   readonly replaced: readonly ModelMessage[]
   readonly victims: readonly ModelMessage[]
-  /** How many of them do not make room for the new messages: the queue exceeded its limits before. */
+  /** Number of victims that only reduce a queue which was already over its limits. */
   readonly excess: number
 }
 

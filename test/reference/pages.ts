@@ -1,4 +1,4 @@
-/** The pages of HISTORY and PEEK, compared with the model. */
+/** Compares the pages of HISTORY and PEEK with the model. */
 import {
   queueName,
   type HistoryEvent,
@@ -16,7 +16,7 @@ import { Difference, Refused, type ModelMessage } from './state.js'
 
 type HistoryPage = Awaited<ReturnType<Broker['history']['page']>>
 
-/** Compares the answer to HISTORY. A complete one has all events; otherwise the log has lost the first ones. */
+/** Compares the answer to HISTORY. A complete answer has all events; otherwise the log has lost the first ones. */
 export async function compareHistory(bench: Bench, name: string, offset: number): Promise<void> {
   const events: HistoryEvent[] = []
   let isComplete = false
@@ -39,7 +39,7 @@ export async function compareHistory(bench: Bench, name: string, offset: number)
   bench.followSweep(name)
   const all = bench.model.queue(name).history.get(offset) ?? []
   const expected = isComplete ? all : all.slice(all.length - events.length)
-  // Where the model has no text, the broker chooses the words.
+  // If the model has no text for an event, the broker may choose the words.
   const shown = events.map((event, at) =>
     expected[at]?.text === undefined ? { ...event, text: undefined } : event,
   )
@@ -67,13 +67,13 @@ export async function comparePeek(
       ({ messages, next }) => {
         if (messages.length > limit) throw new Difference(`a page of ${messages.length} messages was shown`)
         if (next !== undefined && next <= (messages.at(-1)?.offset ?? at - 1))
-          throw new Difference(`the next page begins at ${next}, inside the page before it`)
+          throw new Difference(`the next page starts at ${next}, within the previous page`)
         shown.push(...messages)
       },
     )
     from = page?.next
   }
-  // An expired message is not shown, whether or not it was swept; and PEEK sweeps nothing.
+  // An expired message is not shown, whether or not it was swept; and PEEK does not sweep.
   const stale = new Set(bench.model.stale(bench.model.queue(name)))
   const expected = bench.model
     .select(bench.model.queue(name), state, 0, Infinity, filter)

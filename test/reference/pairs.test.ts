@@ -1,6 +1,6 @@
 /**
- * Every pair of queue features, in one queue, through one script: together they do what the model says. A pair counts
- * only if both features made a difference.
+ * Runs every pair of queue features, in one queue, through one script, and compares the results with the model. A pair
+ * counts only if both features made a difference.
  */
 import type { QueueOptions, RecordOptions } from '@sluice/protocol'
 import { afterAll, expect, test } from 'vitest'
@@ -28,10 +28,10 @@ interface Script {
 interface Feature {
   readonly options?: (variant: Variant) => Partial<QueueOptions>
   readonly message?: (index: number, script: Script) => RecordOptions
-  /** Runs before anything is delivered, and while some messages are leased. */
+  /** Runs before anything is delivered, and again while some messages are leased. */
   readonly before?: (script: Script) => Promise<void>
   readonly during?: (script: Script, pair: Pair) => Promise<void>
-  /** The count that shows that the feature made a difference. */
+  /** Name of the count that shows that the feature made a difference. */
   readonly witness: string
 }
 
@@ -170,7 +170,7 @@ async function play(names: readonly FeatureName[], variant: Variant): Promise<Re
   return counts
 }
 
-// One of each outcome, in another order in each step; the connection of the consumer dies with the rest.
+// One settle of each outcome, in another order in each step; the rest is left to the end of the connection.
 function settles(tags: readonly number[], step: number): ModelSettle[] {
   const outcomes = (
     [

@@ -1,4 +1,4 @@
-/** Messages of the reference tests as records and batches, and tags as ranges. */
+/** Converts messages of the reference tests to records and batches, and tags to ranges. */
 import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,

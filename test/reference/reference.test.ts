@@ -1,4 +1,4 @@
-/** Random histories over all queue options at once: the broker does what the model says. */
+/** Random histories over all queue options at once: the broker must behave as the model says. */
 import { expect, test } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
@@ -9,7 +9,7 @@ import { commandOf, runHistory, shrink } from './history.js'
 const OPERATIONS = 1_000
 const PRODUCT = { Broker, MemoryLog, Schedule }
 
-/** How often each must happen, at least, in SEEN_IN seeds. */
+/** The minimum counts below are for this many seeds. */
 const SEEN_IN = 60
 const SEEN: Readonly<Record<string, number>> = {
   operations: 36_000,

@@ -1,4 +1,4 @@
-/** Replays of the product, page by page, compared with what the model acknowledged. */
+/** Compares replays of the product, page by page, with what the model acknowledged. */
 import { ORIGIN_HEADERS, queueName } from '@sluice/protocol'
 import { OPERATOR, type Bench } from './bench.js'
 import { contentOf } from './records.js'
@@ -6,9 +6,9 @@ import { same } from './same.js'
 import { Difference, type ModelMessage } from './state.js'
 
 /**
- * Replays the acknowledged messages that must be retained, in the order of their offsets; other acknowledged messages
- * may come too. `between` decides what happens after a page: a crash, or a lost answer, after which the page is
- * requested again and copies its messages twice. Returns how many messages were copied.
+ * Replays the acknowledged messages that must be retained, in the order of their offsets; other acknowledged messages may
+ * be replayed as well. `between` decides what happens after a page: a crash, or a lost answer, after which the page is
+ * requested again and copies its messages a second time. Returns the number of copied messages.
  */
 export async function replay(
   bench: Bench,
@@ -31,7 +31,7 @@ export async function replay(
     let next = first.cursor
     let after = between()
     if (after === 'lost') {
-      // With and without the state that the broker kept for the next page.
+      // Requests the page with and without the state that the broker kept for it.
       if (replayed % 2 === 1) await bench.crash()
       const again = await replayPage(bench, name, to, cursor, known)
       same(`a page of a replay of ${name} that is requested again`, again.offsets, first.offsets)
@@ -50,8 +50,8 @@ export async function replay(
     cursor = next
   }
   same(`messages that a replay of ${name} copied twice`, came.length, new Set(came).size)
-  // A set that is built again does not know what was done in segments that are gone by now: such messages are not
-  // replayed.
+  // A set that is rebuilt does not contain messages that were acknowledged in segments which are gone by now, so these
+  // are not replayed.
   const isSure = !isMade || bench.log.usage().firstPosition === firstPosition
   if (isSure) {
     const all = new Set(came)
@@ -66,7 +66,7 @@ export async function replay(
   return replayed
 }
 
-// Offsets of the originals, and the cursor of the next page.
+// Replays one page; returns the offsets of the originals, and the cursor of the next page.
 async function replayPage(
   bench: Bench,
   name: string,

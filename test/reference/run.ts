@@ -1,6 +1,6 @@
 /**
- * The long run from the command line: many seeds, their totals, and every difference with the shortest history that
- * still shows it.
+ * The long run from the command line: many seeds, their totals, and for every difference the shortest history that still
+ * shows it.
  *
  * node test/dist/reference/run.js [--seeds 1000] [--first 1] [--operations 1000]
  * node test/dist/reference/run.js --seed 17 [--operations 1000] [--only 3,17,45] [--no-shrink]

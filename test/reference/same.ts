@@ -1,7 +1,7 @@
 /** Compares a value of the product with the model's. */
 import { Difference } from './state.js'
 
-/** @throws Difference naming the fields that differ */
+/** @throws Difference with the fields that differ */
 export function same(what: string, product: unknown, model: unknown): void {
   if (stable(product) === stable(model)) return
   const [one, other] = [product, model].map((value) =>
@@ -19,7 +19,7 @@ export function same(what: string, product: unknown, model: unknown): void {
   throw new Difference(`${what}: ${stable(differing)}, expected ${stable(expected)}`)
 }
 
-// Text of a value, independent of the order of its fields.
+// JSON of a value, independent of the order of its fields.
 function stable(value: unknown): string {
   return JSON.stringify(value, (_key, field: unknown) =>
     typeof field === 'object' && field !== null && !Array.isArray(field)

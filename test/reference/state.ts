@@ -5,15 +5,15 @@ import type { Deadline } from '../rules/lease.js'
 import type { Line, LineMessage } from '../rules/line.js'
 import type { MessageOptions } from '../rules/message.js'
 
-/** The content of a message. Times in ms. */
+/** The content of a message. Times are in ms. */
 export interface Content extends MessageOptions {
   readonly headers: Readonly<Record<string, string>>
   readonly body: string
-  /** Bytes of the record. */
+  /** Size of the record in bytes. */
   readonly size: number
 }
 
-/** All error codes that a request deserves; the product names one of them. */
+/** All error codes that are allowed for a request; the product returns one of them. */
 export class Refused extends Error {
   readonly codes: readonly string[]
 
@@ -40,10 +40,10 @@ export interface ModelMessage extends LineMessage {
   marked: 'no' | 'maybe' | 'yes'
   lease: ModelLease | undefined
   death: DeathName | undefined
-  /** Its queue had a dead-letter queue when it died. */
+  /** Whether its queue had a dead-letter queue when the message died. */
   isMoving: boolean
   diedMs: number
-  /** Undefined where the broker chooses the words. */
+  /** The reason of the death; undefined if the broker chooses the words. */
   reason: string | undefined
 }
 
@@ -53,7 +53,7 @@ export interface ModelEvent {
   readonly atMs: number
   readonly attempts?: number
   readonly dueMs?: number
-  /** Undefined where the broker chooses the words, or where there are none. */
+  /** The text of the event; undefined if there is none, or if the broker chooses the words. */
   readonly text?: string
 }
 
@@ -76,7 +76,7 @@ export interface ModelQueue {
   paused: boolean
   /** All messages that are not gone, by offset. */
   messages: ModelMessage[]
-  /** Acknowledged messages; only these can be replayed, if they are retained. */
+  /** Acknowledged messages. Only these can be replayed, if they are retained. */
   readonly done: { readonly message: ModelMessage; readonly atMs: number; readonly isRetained: boolean }[]
   /** Events of each message, by offset, oldest first. */
   readonly history: Map<number, ModelEvent[]>
@@ -87,11 +87,11 @@ export interface ModelQueue {
   readonly remembered: RememberedIds
   readonly counters: Record<QueueCounter, number>
   subscriptions: ModelSubscription[]
-  /** Highest offset that was delivered since the broker started, + 1. */
+  /** The highest offset that was delivered since the broker started, plus 1. */
   deliveredBelow: number
 }
 
-/** A message on its way into another queue, until the product shows it there. */
+/** A message that is moving to another queue, until the product shows it there. */
 export interface Transfer {
   readonly kind: 'moved' | 'redriven'
   readonly from: ModelQueue

@@ -1,7 +1,7 @@
 /**
- * The script of a broker process. Its argument holds the server options as JSON. It prints one JSON line before it
- * reads its log, one when it accepts connections, and the state of its disk at each SIGUSR2. Exit codes: 0 after
- * SIGTERM, 70 when the log failed, 1 when it could not start.
+ * The script of a broker process. Its argument contains the server options as JSON. It prints one JSON line before it
+ * reads its log, one when it accepts connections, and one with the state of its disk at each SIGUSR2. Exit codes: 0 after
+ * SIGTERM, 70 if the log failed, 1 if the broker could not start.
  */
 import { startServer, type DiskReport, type ServerOptions } from '@sluice/server'
 import { writeSync } from 'node:fs'
@@ -15,11 +15,11 @@ export type BrokerLine =
   | { readonly is: 'fatal'; readonly code: string; readonly text: string }
   | { readonly is: 'event'; readonly event: string; readonly details: Readonly<Record<string, unknown>> }
 
-/** The exit code after a failure of the log, for a service manager. */
+/** The exit code after a failure of the log, which a service manager can recognise. */
 export const EXIT_LOG_FAILED = 70
 
 function say(line: BrokerLine): void {
-  // Synchronous: the process may end next.
+  // The write is synchronous, because the process may end next.
   writeSync(1, `${JSON.stringify(line)}\n`)
 }
 
@@ -27,7 +27,7 @@ function codeOf(error: unknown): string {
   return error instanceof Error && 'code' in error ? String(error.code) : ''
 }
 
-// Standard input is a pipe of the parent: the broker ends with its parent, even when the test did not stop it.
+// Standard input is a pipe from the parent, so that the broker ends with its parent, even if the test did not stop it.
 process.stdin.on('end', () => process.exit(1)).resume()
 
 try {

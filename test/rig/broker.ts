@@ -1,4 +1,4 @@
-/** A broker in a process of its own, for tests that kill, stop or trace it. */
+/** A broker in a separate process, for tests that kill, stop or trace it. */
 import type { DiskReport } from '@sluice/server'
 import type { BrokerArguments, BrokerLine } from './broker-process.js'
 import { ScriptProcess, type SpawnOptions } from './process.js'

@@ -1,4 +1,4 @@
-/** Builds frames and batches, valid or not: what tests send as a peer. */
+/** Builds frames and batches, valid or not, that tests send as a peer. */
 import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
@@ -61,7 +61,7 @@ export interface RecordOf {
   readonly contentType?: ContentType
 }
 
-/** A batch whose checksum is right, whatever its header says. */
+/** A batch whose checksum is correct, whatever its header says. */
 export function batch(
   batchNumber: number,
   records: readonly RecordOf[],
@@ -83,7 +83,7 @@ export function batch(
   return bytes
 }
 
-/** `unanswered`: numbers below its own that have no answer yet. */
+/** `unanswered`: how many numbers below the batch's number have no answer yet. */
 export function publishFrame(queue: string, batchBytes: Uint8Array, unanswered = 0): Uint8Array {
   const payload = new Uint8Array(1 + textBytes(queue) + batchBytes.length)
   payload[0] = writeText(payload, 1, queue)

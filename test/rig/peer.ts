@@ -42,7 +42,7 @@ export class Peer {
       decoder.push(chunk)
       this.#tell()
     })
-    // A broker may reset the connection; 'close' follows.
+    // A broker may reset the connection; 'close' follows the error.
     this.socket.on('error', () => undefined)
     this.closed = new Promise((resolve) => {
       this.socket.once('close', () => {
@@ -101,7 +101,7 @@ export class Peer {
     }
   }
 
-  /** The next ERROR or PUBLISH_ERR. */
+  /** The content of the next ERROR or PUBLISH_ERR. */
   async fault(): Promise<Fault> {
     const { opcode, payload } = await this.frame(OP.ERROR, OP.PUBLISH_ERR)
     return opcode === OP.ERROR
@@ -109,7 +109,7 @@ export class Peer {
       : decodePublishErr(payload, 0, payload.length).fault
   }
 
-  /** Whether the broker still answers here. */
+  /** Whether the broker still answers on this connection. */
   async answers(): Promise<boolean> {
     const correlation = 0x7e57
     this.send(frame(OP.PING, 0, correlation))

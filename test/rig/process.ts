@@ -5,11 +5,11 @@ import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 
-// Processes run what `tsc -b` has built, whether this file runs as TypeScript in a test or built as a script.
+// Processes run what `tsc -b` has built, whether this file runs from its source in a test or from its built form.
 const HERE = dirname(fileURLToPath(import.meta.url))
 const BUILT = HERE.endsWith(join('dist', 'rig')) ? dirname(HERE) : join(HERE, '..', 'dist')
 
-/** The built file of a script, which is named by its path in test/ without an extension. */
+/** The built file of a script; `script` is its path in test/ without an extension. */
 export function scriptPath(script: string): string {
   const path = join(BUILT, `${script}.js`)
   if (!existsSync(path)) throw new Error(`${path} is missing. Build it with \`npx tsc -b\`.`)
@@ -31,7 +31,7 @@ export interface SpawnOptions {
   /** Command and arguments that run the Node process, such as those of strace. */
   readonly under?: readonly string[]
   readonly env?: Readonly<Record<string, string>>
-  /** Opens an IPC channel. Not with `under`. */
+  /** Opens an IPC channel; not possible with `under`. */
   readonly ipc?: boolean
 }
 

@@ -24,7 +24,7 @@ export class Process {
     })
   }
 
-  /** Sends a message over IPC. Ignores a process that has ended: its end is reported by itself. */
+  /** Sends a message over IPC. A process that has ended is ignored, because its end is reported elsewhere. */
   send(message: object): void {
     this.child.send(message, () => {})
   }
@@ -87,7 +87,7 @@ export class Processes {
     // Not 'exit', which may precede the last report.
     child.once('close', (code, signal) => {
       if (process.mayEnd && (code === 0 || signal === 'SIGKILL')) return
-      this.#failed(new Error(`A process ended by itself, with ${signal ?? `exit code ${code}`}: ${name}.`))
+      this.#failed(new Error(`A process ended unexpectedly, with ${signal ?? `exit code ${code}`}: ${name}.`))
     })
     void process.ended.then(() => this.#running.delete(process))
     return process

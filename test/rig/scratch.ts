@@ -1,4 +1,4 @@
-/** What a test borrows of the machine: a directory and a port. */
+/** The resources that a test takes from the machine: a directory and a port. */
 import { mkdtemp, rm } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -23,6 +23,6 @@ export async function freePort(): Promise<number> {
   await new Promise<void>((resolve) => {
     server.close(() => resolve())
   })
-  if (address === null || typeof address === 'string') throw new Error('the system gave no port')
+  if (address === null || typeof address === 'string') throw new Error('the system assigned no port')
   return address.port
 }

@@ -4,16 +4,16 @@
  */
 type Reasons = Readonly<Record<string, string>>
 
-/** Imports to remove, one of each circle, as `from → to`. */
+/** Imports to remove, one for each circle, as `from → to`. */
 export const CIRCLES: Reasons = {}
 
-/** Imports from a floor that is not lower, as `from → to`. */
+/** Imports from a layer that is not lower, as `from → to`. */
 export const FLOORS: Reasons = {}
 
-/** Functions above the limit of lines, as `file: name`. */
+/** Functions that exceed the limit of lines, as `file: name`. */
 export const LONG_FUNCTIONS: Reasons = {}
 
-/** Files above the limit of lines. */
+/** Files that exceed the limit of lines. */
 export const LONG_FILES: Reasons = {}
 
 /** Files that own a byte layout other than the batches and records of the protocol. */

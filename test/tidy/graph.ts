@@ -1,4 +1,4 @@
-/** The graph of imports: circles in it, and imports against the floors. */
+/** The graph of imports: circles in it, and imports that violate the layers. */
 import type { Source } from './source.js'
 
 export interface Edge {
@@ -13,7 +13,7 @@ export function edgeOf(text: string): Edge {
   return { from, to }
 }
 
-/** Without the edges that are named as `from → to`. */
+/** The graph of these files, without the edges that are given as `from → to`. */
 export function graphOf(sources: readonly Source[], without: Iterable<string> = []): Graph {
   const graph = new Map(sources.map(({ path, imports }) => [path, new Set(imports)]))
   for (const text of without) {
@@ -23,7 +23,7 @@ export function graphOf(sources: readonly Source[], without: Iterable<string> = 
   return graph
 }
 
-/** The shortest path; undefined if there is none. */
+/** The shortest path between two files; undefined if there is none. */
 export function pathBetween(graph: Graph, from: string, to: string): string[] | undefined {
   const before = new Map<string, string | undefined>([[from, undefined]])
   for (const file of before.keys()) {
@@ -37,7 +37,7 @@ export function pathBetween(graph: Graph, from: string, to: string): string[] | 
   return undefined
 }
 
-/** For each import that is part of a circle, the shortest one; each circle once. */
+/** The shortest circle through each import that is part of one; each circle is listed once. */
 export function circlesIn(graph: Graph): string[] {
   const circles = new Set<string>()
   for (const [from, imports] of graph) {
@@ -52,8 +52,8 @@ export function circlesIn(graph: Graph): string[] {
 }
 
 /**
- * Folders from the lowest floor up. A file imports from its own folder and from floors below it; folders on one floor do
- * not know each other.
+ * Folders, from the lowest layer up. A file imports from its own folder and from lower layers; folders of one layer do not
+ * import each other.
  */
 const FLOORS: readonly (readonly string[])[] = [
   ['packages/protocol/src'],
@@ -61,13 +61,13 @@ const FLOORS: readonly (readonly string[])[] = [
   ['packages/server/src/state'],
   ['packages/server/src/broker'],
   ['packages/server/src/session'],
-  // server.ts, which puts the parts together, and what it measures of its process.
+  // server.ts, which assembles the parts, and the files with which the server measures its own process.
   ['packages/server/src'],
   ['packages/server/src/cli'],
-  // What tests are made with.
+  // The tools of tests.
   ['packages/server/src/testing', 'packages/client/src/testing'],
 ]
-/** The SDK is not there for all floors above it. */
+/** The SDK. Of the layers above it, only the folders in `USES_CLIENT` may import it. */
 const CLIENT = 'packages/client/src'
 const USES_CLIENT = ['packages/server/src/cli', 'packages/client/src/testing']
 
@@ -76,7 +76,7 @@ interface Place {
   readonly folder: string
 }
 
-/** The deepest folder of the floors that holds the file. */
+/** The deepest listed folder that contains the file. */
 function placeOf(path: string): Place {
   let found: Place = { floor: -1, folder: '' }
   for (const [floor, folders] of FLOORS.entries()) {
@@ -86,7 +86,7 @@ function placeOf(path: string): Place {
   return found
 }
 
-/** Imports against the floors, as `from → to`. */
+/** Imports that violate the layers, as `from → to`. */
 export function againstFloors(sources: readonly Source[]): string[] {
   const found: string[] = []
   for (const { path, imports } of sources) {

@@ -1,6 +1,6 @@
 /**
- * Source files as the tidy test sees them: what each imports, how long its functions are, and where it reads bytes at a
- * number of its own. Parsed, not searched, so that strings and comments do not count.
+ * Source files for the tidy test: the imports of each file, the length of its functions, and the places at which it reads
+ * bytes at a numeric offset. Files are parsed, not searched, so that strings and comments do not count.
  */
 import { readFileSync, readdirSync } from 'node:fs'
 import { dirname, join, posix } from 'node:path'
@@ -10,10 +10,10 @@ import { parseAst } from 'vitest/node'
 export const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 
 export interface Source {
-  /** From the root of the project. */
+  /** Path from the root of the project. */
   readonly path: string
   readonly lines: number
-  /** Files of the project, each once; types count like values. */
+  /** Files of the project that this file imports, each once; imports of types count too. */
   readonly imports: readonly string[]
   readonly functions: readonly { readonly name: string; readonly lines: number }[]
   /** Lines on which bytes are read or written at a number: `bytes[at + 4]`, `readU32(bytes, at + 12)`. */
@@ -39,7 +39,7 @@ const IMPORTS: ReadonlySet<string> = new Set([
   'ImportExpression',
   'TSImportType',
 ])
-/** Functions that read or write a number in bytes, by an offset that is their second or first argument. */
+/** Functions that read or write a number in bytes; their offset is the first or second argument. */
 const ACCESS = /^(read|write|get|set)(U|F|I|Uint|Int|UInt|BigU?Int|Float|Double)\d+(LE|BE)?$/
 const BYTES = /(bytes|buffer|batch|record|header|frame|payload|block|page|entry|view)$/i
 
@@ -78,7 +78,7 @@ export function parseSource(path: string, text: string): Source {
   }
 }
 
-/** The sources of the packages, without their tests. */
+/** The source files of the packages, without their tests. */
 export function packageSources(): Source[] {
   const sources: Source[] = []
   for (const packageName of readdirSync(join(ROOT, 'packages'))) {
@@ -104,7 +104,7 @@ function childrenOf(node: Node): Node[] {
     .filter((value): value is Node => typeof (value as Node | null)?.type === 'string')
 }
 
-// The file that an import names, if it is one of the project.
+// The file that an import names, if it belongs to the project.
 function targetOf(from: string, node: Node): string | undefined {
   const source = (node['source'] ?? node['argument']) as Node | null | undefined
   const specifier = source?.['value'] ?? (source?.['literal'] as Node | undefined)?.['value']
@@ -115,7 +115,7 @@ function targetOf(from: string, node: Node): string | undefined {
   return posix.join(dirname(from), specifier.replace(/\.js$/, '.ts'))
 }
 
-// What functions directly in this node are called: `Class.method`, or the name that they are given.
+// The name of functions directly in this node: `Class.method`, or the name of the variable or property.
 function nameWithin(node: Node, outer: string): string {
   const named = (node['key'] ?? node['id']) as Node | null | undefined
   const own = named?.['name']
@@ -138,7 +138,7 @@ function nameOf(node: Node): string {
   return typeof name === 'string' ? name : ''
 }
 
-// Whether it is a number but 0, or a sum with one.
+// Whether the node is a number other than 0, or a sum that contains one.
 function hasNumber(node: Node): boolean {
   if (node.type === 'Literal') return typeof node['value'] === 'number' && node['value'] !== 0
   if (node.type !== 'BinaryExpression' || node['operator'] !== '+') return false

@@ -27,23 +27,23 @@ it('looks at all packages', () => {
   expect(sum(({ imports }) => imports.length)).toBeGreaterThan(500)
   expect(sum(({ functions }) => functions.length)).toBeGreaterThan(1_500)
   expect(sum(({ rawOffsets }) => rawOffsets.length)).toBeGreaterThan(50)
-  // Each import is a parsed file or a hand-written declaration.
+  // Each import must be a parsed file or a hand-written declaration.
   const paths = new Set(sources.map(({ path }) => path))
   expect(sources.flatMap(({ imports }) => imports.filter((path) => !paths.has(path)))).toEqual([])
 })
 
 describe('imports', () => {
-  it('make no circle', () => {
+  it('form no circle', () => {
     expect(circlesIn(graphOf(sources, Object.keys(CIRCLES)))).toEqual([])
   })
 
-  it.each(Object.keys(CIRCLES))('would make one but for the exception %s', (text) => {
+  it.each(Object.keys(CIRCLES))('would form a circle without the exception %s', (text) => {
     const { from, to } = edgeOf(text)
     expect(graphOf(sources).get(from)).toContain(to)
     expect(pathBetween(graphOf(sources, Object.keys(CIRCLES)), to, from)).toBeDefined()
   })
 
-  it('go down the floors', () => {
+  it('lead to lower layers', () => {
     expectOnly(againstFloors(sources), FLOORS)
   })
 })
@@ -60,7 +60,7 @@ it(`no source file has more than ${FILE_LINES_MAX} lines`, () => {
   expectOnly(long, LONG_FILES)
 })
 
-it('only the protocol knows where the fields of batches, records and frames are', () => {
+it('only the protocol knows the offsets of the fields of batches, records and frames', () => {
   const raw = sources.filter(
     ({ path, rawOffsets }) => rawOffsets.length > 0 && !path.startsWith('packages/protocol/src/'),
   )
@@ -74,7 +74,7 @@ describe('the parser', () => {
   const parse = (text: string): ReturnType<typeof parseSource> =>
     parseSource('packages/server/src/log/some.ts', text)
 
-  it('finds each kind of import, of types too, and none in text', () => {
+  it('finds each kind of import, including types, and none in strings and comments', () => {
     const text = `
       import { a } from './a.js'
       import type { B } from '../queue/b.js'
@@ -97,7 +97,7 @@ describe('the parser', () => {
     ])
   })
 
-  it('measures functions by their name', () => {
+  it('measures functions and names them', () => {
     const text = `class A {
   constructor() {}
   #b(): void {
@@ -125,12 +125,12 @@ function d() {
     'bytes[at + 4] === 1',
     'record[4]! & 1',
     'view.getUint32(at + 8)',
-  ])('takes %s for a raw offset', (text) => {
+  ])('recognises %s as a raw offset', (text) => {
     expect(parse(`\n${text}`).rawOffsets).toEqual([2])
   })
 
   it.each(['readU32(bytes, at)', 'bytes[at + FLAGS_AT]', 'words[at + 1]', 'bytes[0]', '"bytes[at + 4]"'])(
-    'does not take %s for a raw offset',
+    'does not recognise %s as a raw offset',
     (text) => {
       expect(parse(text).rawOffsets).toEqual([])
     },
@@ -154,7 +154,7 @@ describe('the graph', () => {
     expect(circlesIn(graphOf([file('a', 'b'), file('b', 'a')], ['b → a']))).toEqual([])
   })
 
-  it('lets each floor see those below', () => {
+  it('lets each layer import from lower layers', () => {
     const server = 'packages/server/src'
     const protocol = 'packages/protocol/src/index.ts'
     const client = 'packages/client/src/index.ts'
