@@ -3,7 +3,7 @@
  * about a queue as a whole, and to find the queue of each publish.
  *
  * Invariant: `info`, `list` and `consumers` change nothing: they write no fact and wake no queue. They count messages
- * as due or expired as of this turn, even if the queue has not processed them yet.
+ * that are due or expired in this turn, even if the queue has not processed them yet.
  */
 import {
   QUEUE_OPTION_DEFAULTS,

@@ -86,7 +86,7 @@ it('makes at most 8,192 due messages ready in a turn, serves other queues in the
   bench.broker.turn.tick()
   const queue = bench.broker.catalog.queue(Q)
   expect(queue.scheduled).toBe(count - 8_192)
-  // Counts and peeks do not depend on the progress of making the messages ready.
+  // The counts include due messages that have not been made ready yet.
   expect(bench.info()).toMatchObject({ ready: count, scheduled: 0, oldestReadyMs: 0 })
   // The plain message is published later than the due times of the others. The message with options is checked, but
   // makes no more of them ready.
