@@ -89,7 +89,15 @@ describe.concurrent('usage', () => {
     ['an invalid address', ['queue', 'list', '--url', 'http://x'], /"http:\/\/x"/, /sluice:\/\//],
     ['a body twice', ['publish', 'q', 'b', '--file', 'f'], /mutually exclusive/, /\S/],
     ['a header without a value', ['publish', 'q', 'b', '--header', 'a'], /"a"/, /name=value/],
-    ['a delete that nobody confirms', ['queue', 'rm', 'q'], /not a terminal/, /--yes/],
+    ['a flag with a value', ['queue', 'list', '--json=foo'], /--json is "foo"/, /without a value/],
+    ['a flag with an empty value', ['dead', 'redrive', 'q', '--dryRun='], /--dryRun is ""/, /without a/],
+    ['a short flag with a value', ['queue', 'rm', 'q', '-y=no'], /-y is "no"; it must be true/, /-y without/],
+    [
+      'a flag of a queue option with a value',
+      ['queue', 'ensure', 'q', '--single=1'],
+      /--single is "1"/,
+      /\S/,
+    ],
     ['another host than this one', ['serve', '--host', '0.0.0.0'], /no users/, /127\.0\.0\.1/],
     [
       'messages larger than segments',

@@ -2,6 +2,7 @@
  * The form of a command, and the checks that all commands share: unknown words, unknown options and options that are given
  * twice are refused, and an error names the right help page.
  */
+import { shown } from '@sluice/protocol'
 import type { Argv, ArgumentsCamelCase } from 'yargs'
 import { UsageError } from './failure.js'
 import { nearest } from './spelling.js'
@@ -156,17 +157,18 @@ interface KnownOptions {
 const ALWAYS = ['_', '$0', '--', 'help', 'h', 'version']
 
 /**
- * A check for yargs: refuses unknown options, and options given twice. It accepts any option of an unknown command,
- * because `refuseWord` refuses the command itself.
+ * A check for yargs: refuses unknown options, options given twice, and flags with a value other than true and false. It
+ * accepts any option of an unknown command, because `refuseWord` refuses the command itself.
  */
-export function refuseOptions(options: ArgumentsCamelCase, known: unknown): true {
+export function refuseOptions(options: ArgumentsCamelCase, known: unknown, args: readonly string[]): true {
   const words = commandWords(options)
   if (words.length > 0 && !COMMANDS.has(words.join(' '))) return true
   const { key: keys, alias: aliases, array, boolean: flags } = known as KnownOptions
+  refuseFlagValues(flags, args)
   const names = new Set([...ALWAYS, ...Object.keys(keys), ...Object.values(aliases).flat()])
   for (const [name, value] of Object.entries(options)) {
-    const dashed = name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
-    if (ALWAYS.includes(name) || (dashed !== name && names.has(dashed))) continue
+    const kebab = dashed(name)
+    if (ALWAYS.includes(name) || (kebab !== name && names.has(kebab))) continue
     const flag = `${name.length === 1 ? '-' : '--'}${name}`
     if (!names.has(name)) {
       const meant = name.length === 1 ? undefined : nearest(name, Object.keys(keys))
@@ -184,6 +186,27 @@ export function refuseOptions(options: ArgumentsCamelCase, known: unknown): true
     }
   }
   return true
+}
+
+/** yargs also accepts an option as `camelCase`. */
+function dashed(name: string): string {
+  return name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
+}
+
+const ASSIGNMENT = /^--?([^=]+)=(.*)$/s
+
+// yargs reads any value of a flag other than `true` as false, so this reads the arguments themselves.
+function refuseFlagValues(flags: readonly string[], args: readonly string[]): void {
+  for (const arg of args) {
+    if (arg === '--') return
+    const [, name, value] = ASSIGNMENT.exec(arg) ?? []
+    if (name === undefined || !flags.includes(dashed(name)) || value === 'true' || value === 'false') continue
+    const flag = `${name.length === 1 ? '-' : '--'}${name}`
+    throw new UsageError(
+      `${flag} is ${shown(value)}; it must be true or false.`,
+      `Give ${flag} without a value, or omit it.`,
+    )
+  }
 }
 
 function isNegated(value: unknown): boolean {

@@ -2,7 +2,7 @@
  * The command line: the commands, their common options, and how a failure ends the process. The module of a command is
  * imported only if the command is used.
  */
-import yargs, { type Argv } from 'yargs'
+import yargs, { type Argv, type ArgumentsCamelCase } from 'yargs'
 import {
   GLOBAL_OPTIONS,
   addCommands,
@@ -131,7 +131,8 @@ function program(args: readonly string[]): Argv {
       if (tooFew !== null) throw missingArgument(words, Number(tooFew[1]))
       throw new UsageError(message ?? 'The command is incomplete.', helpAdvice(words))
     })
-    .check(refuseOptions as Parameters<Argv['check']>[0])
+    .check(((options: ArgumentsCamelCase, known: unknown) =>
+      refuseOptions(options, known, args)) as Parameters<Argv['check']>[0])
   // When help is registered, yargs also treats the word `help` as a request for it, even as the body of a message.
   if (wantsHelp)
     instance
@@ -142,9 +143,20 @@ function program(args: readonly string[]): Argv {
   return addCommands(instance, [], COMMANDS)
 }
 
-function asksForHelp(args: readonly string[]): boolean {
+/** The arguments before `--`. */
+function beforeWords(args: readonly string[]): readonly string[] {
   const end = args.indexOf('--')
-  const flags = end === -1 ? args : args.slice(0, end)
+  return end === -1 ? args : args.slice(0, end)
+}
+
+// The arguments may be what is wrong, so they are not parsed.
+function asksForJson(args: readonly string[]): boolean {
+  const flags = beforeWords(args)
+  return flags.includes('--json') || flags.includes('--json=true')
+}
+
+function asksForHelp(args: readonly string[]): boolean {
+  const flags = beforeWords(args)
   return args.length === 0 || flags.includes('--help') || flags.includes('-h')
 }
 
@@ -171,7 +183,7 @@ async function main(args: readonly string[]): Promise<void> {
       isYargsError(error) ? new UsageError(error.message, helpAdvice(commandWord(args))) : error,
     )
     process.exitCode = failure.exit
-    process.stderr.write(failureText(failure, args.includes('--json')))
+    process.stderr.write(failureText(failure, asksForJson(args)))
     if (failure.code === 'UNEXPECTED' && error instanceof Error)
       process.stderr.write(`${error.stack ?? ''}\n`)
   }
