@@ -57,7 +57,6 @@ describe.concurrent('wrong values', () => {
     ['dead redrve q', /Unknown command "dead redrve"/, /`sluice dead redrive`/],
     ['dead redrive q --to q', /--to names the queue q itself/, /Omit --to/],
     ['dead list q --reason max-deliveries', /--reason is/, /Did you mean maxDeliveries/],
-    ['dead delete q', /not a terminal/, /--yes/],
     ['replay q --from yesterday', /--from is "yesterday"/, /2026-05-01T10:00Z/],
     ['replay q --reason rejected', /Unknown option --reason/, /replay --help/],
   ]
@@ -336,7 +335,12 @@ describe.concurrent('dead letters', () => {
     expect(documents((await run(['dead', 'info', 'dead/shown', '3', '--json'])).stdout)).toMatchObject([
       { offset: 3, body: 3 },
     ])
-    expectFailure(await run(['dead', 'get', 'dead/shown', '9']), 4, /no dead message at offset 9/)
+    expectFailure(
+      await run(['dead', 'get', 'dead/shown', '9']),
+      4,
+      /no dead message at offset 9/,
+      /dead list/,
+    )
   })
 
   test('are redriven to their own queue or to another one', async () => {
@@ -349,9 +353,13 @@ describe.concurrent('dead letters', () => {
       stderr: 'This would return 3 dead messages to the queue dead/back.\n',
     })
     expect((await sluice.queues.get('dead/back')).dead).toBe(6)
-    expect((await run([...redrive, '--offset', '0', '--offset', '2', '--offset', '99'])).stderr).toBe(
-      'Returned 2 dead messages to the queue dead/back.\n',
+    const some = await run([...redrive, '--offset', '0', '--offset', '2', '--offset', '99'])
+    expect(some.stderr).toMatch(
+      /^Returned 2 dead messages to the queue dead\/back.\nerror: .*no dead message at offset 99.\n hint: .*dead list/,
     )
+    expect(some.code).toBe(4)
+    const none = await run([...redrive, '--offset', '0', '--offset', '2', '--dry-run'])
+    expectFailure(none, 4, /no dead message at offsets 0, 2\./)
     expect((await run([...redrive, '--to', 'dead/elsewhere', '--key', 'odd', '--limit', '2'])).stderr).toBe(
       'Moved 2 dead messages of the queue dead/back to the queue dead/elsewhere.\n',
     )
@@ -403,6 +411,16 @@ describe.concurrent('dead letters', () => {
       deleted: 2,
     })
     expect(await sluice.queues.get('dead/gone')).toMatchObject({ dead: 0, discarded: 4 })
+  })
+
+  test('need no confirmation to be deleted when there are none', async () => {
+    await sluice.queues.ensure('dead/none')
+    const remove = ['dead', 'delete', 'dead/none']
+    const [none, named] = await Promise.all([run(remove), run([...remove, '--offset', '1'])])
+    expect(none).toEqual({ code: 0, stdout: '', stderr: 'The queue dead/none has no dead messages.\n' })
+    expectFailure(named, 4, /no dead message at offset 1\./)
+    await dying('dead/none', 1)
+    expectFailure(await run(remove), 2, /not a terminal/, /--yes/)
   })
 
   test('are redriven no faster than requested, until Ctrl-C', async () => {

@@ -180,6 +180,19 @@ describe.concurrent('queues', () => {
     expectFailure(await run(['queue', 'delete', 'life', '--yes']), 4, /life/)
   })
 
+  test('are looked up before a delete asks for its confirmation', async () => {
+    await sluice.queues.ensure('kept')
+    const [kept, typo, json] = await Promise.all([
+      run(['queue', 'rm', 'kept']),
+      run(['queue', 'delete', 'kapt']),
+      run(['queue', 'purge', 'kapt', '--json=true']),
+    ])
+    expectFailure(kept, 2, /not a terminal/, /--yes/)
+    expectFailure(typo, 4, /kapt/)
+    expect(JSON.parse(json.stderr)).toMatchObject({ error: { code: 'QUEUE_NOT_FOUND' } })
+    expect((await sluice.queues.get('kept')).name).toBe('kept')
+  })
+
   test('are listed as a table and as JSON', async () => {
     await sluice.queues.ensure('list/b')
     await sluice.queues.ensure('list/a')

@@ -18,15 +18,16 @@ export function yesFlag(yargs: Argv): Argv {
   })
 }
 
-/** Whether to ask. `what` is the operation, as the subject of a sentence. @throws UsageError without a terminal */
-export function needsAnswer({ yes }: YesOption, what: string): boolean {
-  if (yes) return false
-  if (process.stdin.isTTY && process.stderr.isTTY) return true
-  throw new UsageError(`${what} needs a confirmation, and stdin is not a terminal.`, 'Add --yes to confirm.')
-}
-
-/** Asks, and returns whether the answer is yes. If the answer is no, prints that nothing was changed and sets the exit code. */
-export async function isConfirmed(text: string): Promise<boolean> {
+/**
+ * Asks `question`, and returns whether the answer is yes. If it is no, prints that nothing was changed and sets the exit
+ * code. `what` is the operation, as the subject of a sentence. @throws UsageError without a terminal
+ */
+export async function isConfirmed(what: string, question: string): Promise<boolean> {
+  if (!process.stdin.isTTY || !process.stderr.isTTY)
+    throw new UsageError(
+      `${what} needs a confirmation, and stdin is not a terminal.`,
+      'Add --yes to confirm.',
+    )
   const terminal = createInterface({ input: process.stdin, output: process.stderr })
   let interrupted = false
   try {
@@ -36,7 +37,7 @@ export async function isConfirmed(text: string): Promise<boolean> {
         interrupted = true
         terminal.close()
       })
-      terminal.question(`${text} [y/N] `).then(resolve, reject)
+      terminal.question(`${question} [y/N] `).then(resolve, reject)
     })
     if (answer !== undefined && /^y(es)?$/i.test(answer.trim())) return true
     if (answer === undefined) process.stderr.write('\n')

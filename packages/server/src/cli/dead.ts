@@ -1,9 +1,9 @@
 /** `sluice dead`: lists, redrives and deletes dead messages. Deletion asks for confirmation. */
-import type { RedriveOptions } from '@sluice/client'
-import { LIMITS, queueName } from '@sluice/protocol'
+import type { Redriven, RedriveOptions, Sluice } from '@sluice/client'
+import { LIMITS, SluiceError, queueName } from '@sluice/protocol'
 import type { Argv } from 'yargs'
 import { addCommands, command, type CommandEntry } from './command.js'
-import { isConfirmed, needsAnswer, yesFlag, type YesOption } from './confirmation.js'
+import { isConfirmed, yesFlag, type YesOption } from './confirmation.js'
 import { withBroker } from './connection.js'
 import { countFlag, given } from './flags.js'
 import { UsageError } from './failure.js'
@@ -87,6 +87,26 @@ function choiceOf(options: ChoiceOptions): RedriveOptions {
   return { ...filterOf(options), ...given({ offsets }) }
 }
 
+/** The error for offsets that were named and have no dead message. */
+async function notDead(
+  sluice: Sluice,
+  queue: string,
+  { offsets = [] }: RedriveOptions,
+): Promise<SluiceError | undefined> {
+  const missing: number[] = []
+  for (const offset of new Set(offsets)) {
+    try {
+      await sluice.dead.get(queue, offset)
+    } catch (error) {
+      if (!(error instanceof SluiceError) || error.code !== 'MESSAGE_NOT_FOUND') throw error
+      missing.push(offset)
+    }
+  }
+  if (missing.length === 0) return undefined
+  const where = `offset${missing.length === 1 ? '' : 's'} ${missing.join(', ')}`
+  return new SluiceError('MESSAGE_NOT_FOUND', `The queue ${queue} has no dead message at ${where}.`)
+}
+
 function noneOf(queue: string, choice: object): string {
   return Object.keys(choice).length === 0
     ? `The queue ${queue} has no dead messages.`
@@ -129,40 +149,50 @@ const redrive = command<RedriveFlags>({
       dryRun,
       force: options.force,
     }
-    const result = await withBroker(options, 'dead redrive', (sluice) =>
-      runBulk(
+    const [missing, result] = await withBroker(options, 'dead redrive', async (sluice) => [
+      await notDead(sluice, queue, choice),
+      await runBulk(
         sluice,
         queue,
         (before, now) => `${counted(now.redriven - before.redriven, 'message')} redriven`,
         (signal) => sluice.dead.redrive(queue, request, { signal }),
       ),
-    )
+    ])
     if (result === undefined) return
-    const { matched, redriven, guarded, barred } = result
-    if (options.json) return printJson({ queue, to: to ?? queue, dryRun, matched, redriven, guarded, barred })
-    if (matched === 0) notice(noneOf(queue, choice))
-    else {
-      const what = counted(dryRun ? matched - guarded : redriven, 'dead message')
-      if (to === undefined)
-        notice(`${dryRun ? 'This would return' : 'Returned'} ${what} to the queue ${queue}.`)
-      else notice(`${dryRun ? 'This would move' : 'Moved'} ${what} of the queue ${queue} to the queue ${to}.`)
-    }
-    const worn = guarded - barred
-    if (worn > 0) {
-      const many = worn === 1 ? '1 was' : `${grouped(worn)} were`
-      const stay = worn === 1 ? 'stays' : 'stay'
-      notice(
-        `Of the matching messages, ${many} already redriven ${LIMITS.redrivesMax} times and ${stay} dead; --force redrives such messages too.`,
-      )
-    }
-    if (barred > 0) {
-      const stay = barred === 1 ? '1 stays dead: its id is' : `${grouped(barred)} stay dead: their ids are`
-      notice(
-        `Of the matching messages, ${stay} in use by another pending message, and the queue has --unique pending. Redrive them when that message is done or cancelled, or to another queue with --to.`,
-      )
-    }
+    if (options.json) {
+      const { matched, redriven, guarded, barred } = result
+      await printJson({ queue, to: to ?? queue, dryRun, matched, redriven, guarded, barred })
+    } else if (result.matched > 0) redriveNotices(queue, to, dryRun, result)
+    else if (missing === undefined) notice(noneOf(queue, choice))
+    // The others are redriven all the same, so that the command can be repeated after it was interrupted.
+    if (missing !== undefined) throw missing
   },
 })
+
+function redriveNotices(
+  queue: string,
+  to: string | undefined,
+  dryRun: boolean,
+  { matched, redriven, guarded, barred }: Redriven,
+): void {
+  const what = counted(dryRun ? matched - guarded : redriven, 'dead message')
+  if (to === undefined) notice(`${dryRun ? 'This would return' : 'Returned'} ${what} to the queue ${queue}.`)
+  else notice(`${dryRun ? 'This would move' : 'Moved'} ${what} of the queue ${queue} to the queue ${to}.`)
+  const worn = guarded - barred
+  if (worn > 0) {
+    const many = worn === 1 ? '1 was' : `${grouped(worn)} were`
+    const stay = worn === 1 ? 'stays' : 'stay'
+    notice(
+      `Of the matching messages, ${many} already redriven ${LIMITS.redrivesMax} times and ${stay} dead; --force redrives such messages too.`,
+    )
+  }
+  if (barred > 0) {
+    const stay = barred === 1 ? '1 stays dead: its id is' : `${grouped(barred)} stay dead: their ids are`
+    notice(
+      `Of the matching messages, ${stay} in use by another pending message, and the queue has --unique pending. Redrive them when that message is done or cancelled, or to another queue with --to.`,
+    )
+  }
+}
 
 const remove = command<ChoiceOptions & BulkOptions & YesOption>({
   builder: (yargs) =>
@@ -172,26 +202,31 @@ const remove = command<ChoiceOptions & BulkOptions & YesOption>({
     const { dryRun, ...limit } = bulkOf(options)
     const choice = choiceOf(options)
     const request = { ...choice, ...limit }
-    const isAsked = !dryRun && needsAnswer(options, `Deleting dead messages of the queue ${queue}`)
     await withBroker(options, 'dead delete', async (sluice) => {
-      if (isAsked) {
+      const missing = await notDead(sluice, queue, choice)
+      let isEmpty = false
+      if (!dryRun && !options.yes) {
         const { matched } = await sluice.dead.delete(queue, { ...request, dryRun: true })
         const question = `Permanently delete ${counted(matched, 'dead message')} of the queue ${queue}?`
-        // With nothing to delete there is no question; the code below prints that.
-        if (matched > 0 && !(await isConfirmed(question))) return
+        isEmpty = matched === 0
+        if (!isEmpty && !(await isConfirmed(`Deleting dead messages of the queue ${queue}`, question))) return
       }
-      const result = await runBulk(
-        sluice,
-        queue,
-        (before, now) => `${counted(now.discarded - before.discarded, 'message')} deleted`,
-        (signal) => sluice.dead.delete(queue, { ...request, dryRun }, { signal }),
-      )
+      // A message that dies after an empty count has not been confirmed.
+      const result = isEmpty
+        ? { matched: 0, deleted: 0 }
+        : await runBulk(
+            sluice,
+            queue,
+            (before, now) => `${counted(now.discarded - before.discarded, 'message')} deleted`,
+            (signal) => sluice.dead.delete(queue, { ...request, dryRun }, { signal }),
+          )
       if (result === undefined) return
       const { matched, deleted } = result
-      if (options.json) return printJson({ queue, dryRun, matched, deleted })
-      if (matched === 0) return notice(noneOf(queue, choice))
       const what = `${counted(dryRun ? matched : deleted, 'dead message')} of the queue ${queue}`
-      notice(dryRun ? `This would delete ${what}.` : `Deleted ${what}.`)
+      if (options.json) await printJson({ queue, dryRun, matched, deleted })
+      else if (matched > 0) notice(dryRun ? `This would delete ${what}.` : `Deleted ${what}.`)
+      else if (missing === undefined) notice(noneOf(queue, choice))
+      if (missing !== undefined) throw missing
     })
   },
 })

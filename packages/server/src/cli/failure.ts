@@ -131,7 +131,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   OPTION_FIXED: { exit: EXIT.usage, advice: 'Create another queue with this option, and move to it.' },
   MESSAGE_NOT_FOUND: {
     exit: EXIT.notFound,
-    advice: 'List messages and their offsets with `sluice peek QUEUE`.',
+    advice: 'List messages with `sluice peek QUEUE`, or dead ones with `sluice dead list QUEUE`.',
   },
   MESSAGE_LEASED: { exit: EXIT.failure, advice: 'Wait until its consumer has settled it, then try again.' },
   CONSUMER_NOT_FOUND: {

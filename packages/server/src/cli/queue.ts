@@ -6,7 +6,7 @@ import type { ConsumerInfo, QueueInfo, Sluice } from '@sluice/client'
 import { QUEUE_COUNTERS, SluiceError, queueName, type QueueCounter } from '@sluice/protocol'
 import type { Argv } from 'yargs'
 import { addCommands, command, type CommandEntry } from './command.js'
-import { isConfirmed, needsAnswer, yesFlag, type YesOption } from './confirmation.js'
+import { isConfirmed, yesFlag, type YesOption } from './confirmation.js'
 import { withBroker } from './connection.js'
 import { numberFlag } from './flags.js'
 import { UsageError } from './failure.js'
@@ -127,11 +127,10 @@ function removal(verb: 'delete' | 'purge', doing: string): ReturnType<typeof com
       ),
     handler: async (options) => {
       const name = queueName(options.name)
-      const isAsked = needsAnswer(options, `${doing} the queue ${name}`)
       await withBroker(options, `queue ${verb}`, async (sluice) => {
-        if (isAsked) {
+        if (!options.yes) {
           const info = await sluice.queues.get(name)
-          if (!(await isConfirmed(question(verb, info)))) return
+          if (!(await isConfirmed(`${doing} the queue ${name}`, question(verb, info)))) return
         }
         const { messages } = await sluice.queues[verb](name)
         if (options.json) await printJson({ name, messages })
