@@ -1,4 +1,4 @@
-/** The checker finds every verdict in a history that deserves it, and none in one that does not. */
+/** The checker finds every verdict in a history that deserves it, and none in a history that does not. */
 import { afterAll, describe, expect, test } from 'vitest'
 import { VERDICTS, checkHistory, findingLines, violations } from './history.js'
 import type {
@@ -83,7 +83,7 @@ describe('no findings', () => {
     ).toEqual([])
   })
 
-  test('a marked redelivery, also to another consumer that reads it before the first delivery', () => {
+  test('a marked redelivery, even to another consumer that reads it before the first delivery is read', () => {
     expect(verdicts([...ok('a'), deliver('a'), deliver('a', { redelivered: true }), end()])).toEqual([])
     expect(
       verdicts([...ok('a'), deliver('a', { redelivered: true }), deliver('a', { consumer: 'd' }), end()]),
@@ -99,7 +99,7 @@ describe('no findings', () => {
     expect(verdicts(events)).toEqual([])
   })
 
-  test('two consumers may each receive a line of their own from one queue', () => {
+  test('two consumers may each receive their own ordered part of a queue', () => {
     const events = [
       ...ok('a'),
       ...ok('b'),
@@ -139,7 +139,7 @@ describe('lost', () => {
   })
 })
 
-test('recovered: of unknown outcome and delivered, which is no violation', () => {
+test('recovered: of unknown outcome and delivered, which is not a violation', () => {
   const events = [attempt('a'), deliver('a'), end()]
   expect(verdicts(events)).toEqual(['recovered a'])
   expect(violations(checkHistory(events))).toEqual([])
@@ -154,14 +154,14 @@ describe('unexpected', () => {
     expect(verdicts([attempt('a'), outcome('a', 'fail'), deliver('a'), end()])).toEqual(['unexpected a'])
   })
 
-  test('on another queue, or with another body', () => {
+  test('delivered from another queue, or with another body', () => {
     expect(verdicts([...ok('a'), deliver('a'), deliver('a', { queue: 'r' }), end()])).toEqual([
       'unexpected a',
     ])
     expect(verdicts([...ok('a'), deliver('a', { body: 'body of b' }), end()])).toEqual(['unexpected a'])
   })
 
-  test('after its ack was confirmed: to the same consumer, and to any consumer if the order of events is known', () => {
+  test('delivered after its ack was confirmed: to the same consumer, or to any consumer if the order of events is known', () => {
     const again = { redelivered: true }
     expect(verdicts([...ok('a'), deliver('a'), settle('a'), deliver('a', again), end()])).toEqual([
       'unexpected a',
@@ -173,14 +173,14 @@ describe('unexpected', () => {
 })
 
 describe('duplicated', () => {
-  test('twice without the mark', () => {
+  test('delivered twice without the mark', () => {
     expect(verdicts([...ok('a'), deliver('a'), deliver('a'), end()])).toEqual(['duplicated a'])
     expect(verdicts([...ok('a'), deliver('a'), deliver('a', { consumer: 'd' }), end()])).toEqual([
       'duplicated a',
     ])
   })
 
-  test('first with the mark, then without', () => {
+  test('delivered first with the mark, then without it', () => {
     const events = [...ok('a'), deliver('a', { redelivered: true }), deliver('a'), end()]
     expect(verdicts(events)).toEqual(['duplicated a'])
   })
@@ -208,7 +208,7 @@ describe('reordered', () => {
     expect(verdicts(events)).toEqual(['reordered a', 'recovered a', 'recovered b'])
   })
 
-  test('not by repeats', () => {
+  test('not by repeated deliveries', () => {
     const repeat = deliver('a', { offset: 0, redelivered: true })
     expect(verdicts([...ok('a'), ...ok('b'), deliver('b', { offset: 1 }), repeat, end()])).toEqual([])
   })
@@ -230,7 +230,7 @@ describe('lanes, duplicates and messages that are gone', () => {
     outcome(message, 'ok'),
   ]
 
-  test('lanes may overtake each other, and nothing within one', () => {
+  test('messages may overtake those of other lanes, but not those of their own lane', () => {
     const sent = [...lane('a', 1, 'x'), ...lane('b', 2, 'x'), ...lane('c', 3, 'y')]
     const done = [settle('a'), settle('b'), settle('c'), end()]
     const at = (message: string, offset: number): HistoryEvent => deliver(message, { offset })
@@ -238,7 +238,7 @@ describe('lanes, duplicates and messages that are gone', () => {
     expect(verdicts([...sent, at('b', 1), at('c', 2), at('a', 0), ...done])).toEqual(['reordered a'])
   })
 
-  test('a message that waits for a time of its own has no order', () => {
+  test('a message with its own due time has no order', () => {
     const sent = [...lane('a', 1, null), ...lane('b', 2, null)]
     const seen = [deliver('b', { offset: 1 }), deliver('a', { offset: 0 })]
     expect(verdicts([...sent, ...seen, settle('a'), settle('b'), end()])).toEqual([])
@@ -253,7 +253,7 @@ describe('lanes, duplicates and messages that are gone', () => {
     expect(checkHistory(sent).duplicates).toBe(1)
   })
 
-  test('a message that is gone by the record is not lost', () => {
+  test('a message that left by the record of the broker is not lost', () => {
     expect(verdicts([...ok('a'), gone('a'), end()])).toEqual([])
     expect(
       verdicts([...ok('a'), deliver('a'), settle('a', { action: 'release' }), gone('a'), end()]),
@@ -273,7 +273,7 @@ test('the history itself is checked', () => {
   expect(() => checkHistory([outcome('a', 'ok')])).toThrow('does not attempt')
 })
 
-test('findings are lines of text, the first ones only', () => {
+test('findings are printed as lines, and only the first ones', () => {
   const events = [...Array.from({ length: 12 }, (_, index) => deliver(`m${index}`)), end()]
   const lines = findingLines(checkHistory(events).findings, 2).split('\n')
   expect(lines).toEqual([

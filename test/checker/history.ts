@@ -1,12 +1,12 @@
 /**
- * The checker: judges what clients saw. One pure function over the events that producers and consumers recorded. It
- * knows no broker and shares no code with one; the simulation and the tests with real processes both use it.
+ * The checker judges what clients saw. It is one pure function over the events that producers and consumers recorded. It
+ * shares no code with a broker; the simulation and the tests with real processes both use it.
  *
- * Events are in the order in which they happened, as far as it is known; the events of one client always are. A
- * producer names each message; a name is used once in a history.
+ * Events are in the order in which they happened, as far as that is known; the order of one client's events is always
+ * known. A producer names each message, and a name is used only once in a history.
  */
 
-/** How an operation ended for its caller; without an answer it is `unknown`: it may or may not have taken effect. */
+/** The result of an operation for its caller. Without an answer it is `unknown`: it may or may not have taken effect. */
 export type OperationOutcome = 'ok' | 'fail' | 'unknown'
 
 /** A producer started to publish a message. */
@@ -15,23 +15,23 @@ export interface AttemptEvent {
   readonly queue: string
   readonly message: string
   readonly producer: string
-  /** The body, as text or digest; compared with deliveries that have one. */
+  /** The body, as a string or digest; compared with deliveries that have a body. */
   readonly body?: string
   /**
-   * Ascends over the messages that one producer sent to one queue. Leave it out if the order of sending is unknown or
-   * not kept.
+   * A number that ascends over the messages which one producer sent to one queue. Omit it if the order of sending is
+   * unknown or not kept.
    */
   readonly sequence?: number
   /**
-   * The messages with which it is in order, for example those of one key and priority. Left out: all messages of its
-   * queue that leave it out; null: none, because it waits for a time of its own.
+   * The group of messages within which this one is in order, for example messages of one key and priority. If omitted, the
+   * group is all messages of the queue that omit it; null: the message has no order, because it has its own due time.
    */
   readonly lane?: string | null
 }
 
 /**
- * The answer to an attempt. An attempt without one has an unknown outcome; the last answer counts. `duplicate`: another
- * message has the id, so this one must not be delivered.
+ * The answer to an attempt. An attempt without an answer has an unknown outcome; the last answer counts. `duplicate`:
+ * another message has the id, so this one must not be delivered.
  */
 export interface OutcomeEvent {
   readonly kind: 'outcome'
@@ -46,7 +46,7 @@ export interface DeliverEvent {
   readonly kind: 'deliver'
   readonly queue: string
   readonly message: string
-  /** A receiver with an order: a subscription, or a client that reconnects. */
+  /** A receiver whose deliveries are ordered: a subscription, or a client that reconnects. */
   readonly consumer: string
   readonly redelivered: boolean
   readonly offset?: number
@@ -63,14 +63,14 @@ export interface SettleEvent {
   readonly outcome: OperationOutcome
 }
 
-/** A purge or delete of a queue, or an attempt at one: messages that were attempted before it may be gone. */
+/** A purge or delete of a queue, or an attempt at one: messages that were attempted earlier may be gone. */
 export interface RemoveEvent {
   readonly kind: 'remove'
   readonly queue: string
   readonly outcome: OperationOutcome
 }
 
-/** By the broker's own record, the message left its queue: expired, dropped, cancelled or moved. */
+/** According to the broker's own record, the message left its queue: it expired, or was dropped, cancelled or moved. */
 export interface GoneEvent {
   readonly kind: 'gone'
   readonly queue: string
@@ -78,7 +78,7 @@ export interface GoneEvent {
   readonly why: string
 }
 
-/** After healing and draining: how many messages the queue still held, without the dead, and how many were dead. */
+/** After healing and draining: the number of messages that the queue still held, and separately the number of dead ones. */
 export interface EndEvent {
   readonly kind: 'end'
   readonly queue: string
@@ -97,10 +97,10 @@ export type HistoryEvent =
 
 /**
  * `lost`: confirmed, and neither delivered nor removed after a full drain; or delivered, never finished, and gone.
- * `recovered`: of unknown outcome, and delivered; this is allowed. `unexpected`: delivered, but never attempted on that
- * queue, or refused, or a duplicate, or with another body, or after its ack. `duplicated`: delivered again without the
- * redelivered mark, or accepted twice. `reordered`: among the first deliveries of a lane to one consumer, a later
- * message came before an earlier one. `stuck`: the queue was not drained after healing.
+ * `recovered`: of unknown outcome, and delivered; this is allowed. `unexpected`: delivered although it was never
+ * attempted on that queue, was refused, is a duplicate, has another body, or was already acknowledged. `duplicated`:
+ * delivered again without the redelivered mark, or accepted twice. `reordered`: among the first deliveries of a lane to
+ * one consumer, a later message came before an earlier one. `stuck`: the queue was not drained after healing.
  */
 export const VERDICTS = ['lost', 'recovered', 'unexpected', 'duplicated', 'reordered', 'stuck'] as const
 export type Verdict = (typeof VERDICTS)[number]
@@ -108,7 +108,7 @@ export type Verdict = (typeof VERDICTS)[number]
 export interface Finding {
   readonly verdict: Verdict
   readonly queue: string
-  /** The message, or the queue if the finding is about no single message. */
+  /** The message, or the queue if the finding does not concern a single message. */
   readonly subject: string
   readonly why: string
 }
@@ -122,9 +122,9 @@ export interface Report {
   readonly refused: number
   readonly unknown: number
   readonly duplicates: number
-  /** Messages that left by the broker's own record. */
+  /** Number of messages that left according to the broker's own record. */
   readonly gone: number
-  /** Deliveries, and the number of different messages among them. */
+  /** Number of deliveries, and of different messages among them. */
   readonly deliveries: number
   readonly delivered: number
   readonly settles: number
@@ -133,8 +133,8 @@ export interface Report {
 
 export interface CheckOptions {
   /**
-   * Events of different consumers are in their true order too. Then a delivery to any consumer after a confirmed ack is
-   * unexpected; otherwise only one to the same consumer is, since a stopped process can have unread bytes.
+   * The events of different consumers are in their true order too. Then any delivery after a confirmed ack is unexpected.
+   * Otherwise only a delivery to the same consumer is, because a stopped process can have unread bytes.
    */
   readonly totalOrder?: boolean
 }
@@ -144,16 +144,16 @@ interface Message {
   readonly attempt: AttemptEvent
   outcome: OperationOutcome | 'duplicate'
   offset: number | undefined
-  /** A purge or delete came after the attempt, or the message is gone by the broker's own record. */
+  /** A purge or delete came after the attempt, or the message left according to the broker's own record. */
   mayBeRemoved: boolean
   isGone: boolean
   deliveries: number
   unmarked: number
   readonly consumers: Set<string>
-  /** An ack or dead-letter took effect, or may have. */
+  /** An ack or a dead-letter took effect, or may have taken effect. */
   finished: boolean
   deadLettered: boolean
-  /** Consumer whose ack was confirmed. */
+  /** The consumer whose ack was confirmed. */
   ackedBy: string | undefined
 }
 
@@ -164,13 +164,13 @@ interface QueueView {
   end: EndEvent | undefined
 }
 
-/** The first deliveries of one lane to one consumer: the highest offset, and the highest sequence of each producer. */
+/** The first deliveries of one lane to one consumer: their highest offset, and their highest sequence of each producer. */
 interface Line {
   offset: number
   readonly sequences: Map<string, number>
 }
 
-/** Judges a history. Pure: the same events give the same report. */
+/** Judges a history. The function is pure: the same events give the same report. */
 export function checkHistory(events: readonly HistoryEvent[], options: CheckOptions = {}): Report {
   const findings: Finding[] = []
   const find = (verdict: Verdict, queue: string, subject: string, why: string): void => {
@@ -317,7 +317,7 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
           }
           message.offset ??= event.offset
         }
-        // A number has one final result; "unknown" is not a result and cancels none.
+        // A number has one final result; "unknown" is not a result and does not replace one.
         if (event.outcome !== 'unknown') message.outcome = event.outcome
         break
       }
@@ -371,12 +371,12 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
   }
 }
 
-/** All findings that are violations: every verdict but `recovered`. */
+/** All findings that are violations: those with any verdict except `recovered`. */
 export function violations(report: Report): readonly Finding[] {
   return report.findings.filter(({ verdict }) => verdict !== 'recovered')
 }
 
-/** The first findings as lines of text, for a failure message. */
+/** The first findings, one per line, for a failure message. */
 export function findingLines(findings: readonly Finding[], most = 10): string {
   const lines = findings
     .slice(0, most)
@@ -411,8 +411,8 @@ function judgeQueue(
       find('lost', name, message.name, 'it was confirmed and is gone')
     }
   }
-  // A message that was delivered and not finished is delivered again or dead. Which ones are dead is unknown, so only
-  // their number is compared.
+  // A message that was delivered and not finished must be delivered again or be dead. Which ones are dead is unknown, so
+  // only their number is compared.
   if (queue.settles === 0) return
   const unfinished = messages.filter(
     (message) => message.deliveries > 0 && !message.finished && !message.mayBeRemoved,

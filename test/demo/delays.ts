@@ -1,4 +1,4 @@
-/** The result of the work: delay per origin airport. */
+/** The result of the work: the mean delay for each origin airport. */
 
 interface Sum {
   flights: number
@@ -8,7 +8,7 @@ interface Sum {
 export interface MeanDelay {
   readonly origin: string
   readonly flights: number
-  /** Minutes. */
+  /** Mean delay in minutes. */
   readonly mean: number
 }
 

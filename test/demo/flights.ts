@@ -7,9 +7,9 @@ export interface Flight {
   readonly date: string
   /** Minutes of delay; negative for an early flight. */
   readonly delay: number
-  /** Miles. */
+  /** Distance in miles. */
   readonly distance: number
-  /** IATA code of the airport. */
+  /** IATA code of the origin airport. */
   readonly origin: string
   readonly destination: string
 }
@@ -34,7 +34,7 @@ export async function readFlights(count: number): Promise<Flight[]> {
   return flights.slice(0, count)
 }
 
-/** The index in the file of the first record of a producer; `count` for the producer after the last. */
+/** Index in the file of a producer's first record; `count` for the producer after the last. */
 export function firstRecord(producer: number, count: number): number {
   return Math.floor((producer * count) / PRODUCERS)
 }

@@ -3,7 +3,7 @@ import { expect, test } from 'vitest'
 import { Delays } from './delays.js'
 import { Ledger } from './ledger.js'
 
-// Two producers: the first publishes records 0 and 1, the second 2 and 3.
+// There are two producers: the first publishes records 0 and 1, the second records 2 and 3.
 const COUNT = 4
 const WORKER = 0
 
@@ -46,7 +46,7 @@ test('finds nothing when every record is handled in order, and counts repeats on
   expect(ledger).toMatchObject({ delivered: 5, redelivered: 1, handledRecords: 4 })
 })
 
-test('finds a confirmed record that nobody handled', () => {
+test('finds a confirmed record that no worker handled', () => {
   const ledger = confirmedLedger()
   for (const record of [0, 1, 2]) handle(ledger, record)
   expect(judge(ledger)).toMatchObject({ lost: 1, problems: [/1 confirmed/, /delays/].map(matching) })
@@ -68,7 +68,7 @@ test('finds first deliveries out of order, on one connection only', () => {
   expect(judge(ledger)).toEqual({ lost: 0, outOfOrder: 1, problems: [matching(/1 first deliveries/)] })
 })
 
-test('finds a record at another offset than its receipt says', () => {
+test('finds a record at another offset than that of its receipt', () => {
   const ledger = confirmedLedger()
   for (const record of [0, 1, 2]) handle(ledger, record)
   handle(ledger, 3, 1, false, 7)

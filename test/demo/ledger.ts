@@ -1,5 +1,5 @@
 /**
- * The ledger of the demo: compares the records that producers had confirmed with those that workers handled.
+ * The ledger of the demo compares the records that were confirmed to producers with those that workers handled.
  *
  * It checks two promises:
  * - No confirmed record is lost: each is handled at least once and acknowledged. A worker reports before it acknowledges,
@@ -17,11 +17,11 @@ import type { Handled } from './reports.js'
 export interface Tally {
   readonly published: number
   readonly confirmed: number
-  /** Calls of handlers. */
+  /** Number of handler calls. */
   readonly delivered: number
-  /** Calls with a message that was marked as redelivered. */
+  /** Number of handler calls with a message that was marked as redelivered. */
   readonly redelivered: number
-  /** As the broker counts them. */
+  /** Number of acknowledged messages that the broker counts. */
   readonly acked: number
   readonly lost: number
   readonly outOfOrder: number
@@ -31,15 +31,15 @@ export class Ledger {
   readonly delays = new Delays()
   delivered = 0
   redelivered = 0
-  /** Records that were handled at least once. */
+  /** Number of records that were handled at least once. */
   handledRecords = 0
   #outOfOrder = 0
   readonly #count: number
-  /** By record: offset in the receipt; -1: not confirmed. */
+  /** For each record, the offset in its receipt; -1: not confirmed. */
   readonly #confirmedAt: Float64Array
-  /** By record: offset at which it was delivered; -1: never. */
+  /** For each record, the offset at which it was delivered; -1: never delivered. */
   readonly #handledAt: Float64Array
-  /** Last index of a first delivery, by worker, connection and producer. */
+  /** Index of the last first delivery, by worker, connection and producer. */
   readonly #lastIndex = new Map<string, number>()
 
   constructor(count: number) {
@@ -48,7 +48,7 @@ export class Ledger {
     this.#handledAt = new Float64Array(count).fill(-1)
   }
 
-  /** Records the offsets of a producer's receipts, by index; -1: refused. */
+  /** Records the offsets of a producer's receipts, by the index of the record; -1: refused. */
   confirmed(producer: number, offsets: readonly number[]): void {
     this.#confirmedAt.set(offsets, firstRecord(producer, this.#count))
   }
@@ -72,7 +72,7 @@ export class Ledger {
     this.delays.add(origin, delay)
   }
 
-  /** The result. Call it after the queue is drained and all reports were received. */
+  /** Returns the result. Called after the queue is drained and all reports were received. */
   close(published: number, queue: QueueInfo): Tally {
     let confirmed = 0
     let unhandled = 0
@@ -94,7 +94,7 @@ export class Ledger {
     }
   }
 
-  /** Returns the problems as sentences. `truth` is the result computed directly from the file. */
+  /** Returns the problems as sentences. `truth` is the result that is computed directly from the file. */
   problems(tally: Tally, queue: QueueInfo, truth: Delays): string[] {
     const { ready, scheduled, leased, dead } = queue
     const problems: string[] = []
@@ -125,8 +125,11 @@ export class Ledger {
       const handledAt = this.#handledAt[record]
       if (confirmedAt !== -1 && handledAt !== -1 && confirmedAt !== handledAt) misplaced++
     }
-    expect(misplaced === 0, `${misplaced} records were delivered at another offset than their receipt says.`)
-    expect(this.delays.equals(truth), 'The delays that the workers summed are not those of the file.')
+    expect(
+      misplaced === 0,
+      `${misplaced} records were delivered at another offset than that of their receipt.`,
+    )
+    expect(this.delays.equals(truth), 'The delays that the workers summed differ from those of the file.')
     return problems
   }
 }

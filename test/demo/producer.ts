@@ -82,7 +82,7 @@ function mayPublish(index: number): boolean {
   return index < allowed && unanswered() < IN_FLIGHT_MAX
 }
 
-/** All records are answered and reported. */
+/** Whether all records are answered and reported. */
 function isDone(): boolean {
   return unanswered() === 0 && !isReporting
 }

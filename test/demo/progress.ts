@@ -1,6 +1,6 @@
 /**
- * The progress of the run on stderr: a bar that is redrawn on a terminal, a few plain lines elsewhere. Each event stays
- * on the screen as its own line.
+ * The progress of the run on stderr: on a terminal a bar that is redrawn, elsewhere a few plain lines. Each event remains
+ * on the screen as a separate line.
  */
 import type { WriteStream } from 'node:tty'
 import { styleText } from 'node:util'
@@ -66,7 +66,7 @@ export class Progress {
   #draw(): void {
     this.#drawnMs = performance.now()
     const full = Math.round(Math.min(1, this.#counts.acked / this.#total) * BAR_WIDTH)
-    // A wrapped line could not be erased.
+    // A bar that wraps could not be erased.
     const room = Math.max(0, this.#stream.columns - BAR_WIDTH - 2)
     const rest = ` ${this.#line()}`.slice(0, room)
     const bar = '█'.repeat(full)
@@ -79,12 +79,12 @@ export function hasColour(stream: WriteStream): boolean {
   return stream.isTTY && !process.env['NO_COLOR']
 }
 
-/** The time since a value of `performance.now()`. */
+/** The time since `beganMs`, a value of `performance.now()`. */
 export function secondsSince(beganMs: number): string {
   return `${((performance.now() - beganMs) / 1000).toFixed(1)} s`
 }
 
-/** 12345 as 12,345. */
+/** Formats 12345 as 12,345. */
 export function grouped(count: number): string {
   return count.toLocaleString('en-US')
 }

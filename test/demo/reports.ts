@@ -1,6 +1,6 @@
 /** The messages between the processes of the demo, over IPC. */
 
-/** From the demo to a producer. */
+/** From the demo to a producer: permission to publish. */
 export interface Grant {
   /** The total number of records to publish. */
   readonly allowed: number
@@ -27,18 +27,18 @@ export interface Hold {
 
 export type WorkerReport =
   | { readonly kind: 'ready' }
-  /** `isHeld`: these are not acknowledged until the worker ends. */
+  /** `isHeld`: these records are not acknowledged before the worker ends. */
   | { readonly kind: 'handled'; readonly records: readonly Handled[]; readonly isHeld: boolean }
 
-/** One call of a worker's handler. Calls are reported in the order in which they began. */
+/** One call of a worker's handler. Calls are reported in the order in which they started. */
 export interface Handled {
-  /** Connections of this worker so far, the present one included. */
+  /** Number of connections of this worker so far, including the present one. */
   readonly connection: number
   readonly producer: number
   readonly index: number
   readonly offset: number
   readonly redelivered: boolean
-  /** The result of the work on the record. */
+  /** The result of the work on the record: the origin airport. */
   readonly origin: string
   readonly delay: number
 }

@@ -1,8 +1,8 @@
 /**
- * The demo: sends 20,000 flight records through a broker that is killed meanwhile, and prints the result.
+ * The demo: sends 20,000 flight records through a broker that is killed while it runs, and prints the result.
  *
- * Option: `--records <n>`, the first n records only. Exit code: 0 for success, 1 for failure, 2 for wrong options.
- * Leaves no processes and no files; after a failure it keeps the directory with the logs and prints its path.
+ * Option: `--records <n>` sends only the first n records. Exit code: 0 for success, 1 for failure, 2 for wrong options.
+ * The demo leaves no processes and no files; after a failure it keeps the directory with the logs and prints its path.
  */
 import { parseArgs } from 'node:util'
 import { Delays } from './delays.js'
@@ -15,7 +15,7 @@ import { perform } from './stage.js'
 const RUN_MS_MAX = 120_000
 // With fewer records the run would end before the first kill.
 const RECORDS_MIN = 2_000
-/** An airport must have this share of the flights to be ranked. */
+/** An airport is ranked if it has at least this share of the flights. */
 const RANKED_SHARE = 0.005
 
 process.exitCode = await main()
@@ -44,7 +44,7 @@ async function main(): Promise<number> {
   })
 }
 
-/** Prints the result and returns its problems. */
+/** Prints the result and returns the problems that it shows. */
 function judge(
   { ledger, published, queue, refusals, seconds, awaySeconds }: Outcome,
   count: number,
@@ -70,7 +70,7 @@ function judge(
 function table(tally: Tally): string {
   const rows: readonly (readonly [string, number, string])[] = [
     ['published', tally.published, 'by the producers'],
-    ['confirmed', tally.confirmed, 'durable, says the broker'],
+    ['confirmed', tally.confirmed, 'durable, according to the broker'],
     ['delivered', tally.delivered, 'calls of handlers'],
     ['redelivered', tally.redelivered, 'of these, marked: may have been delivered before'],
     ['acked', tally.acked, 'on record at the broker'],

@@ -21,14 +21,14 @@ import type { Stage } from './stage.js'
 const WORKERS = 3
 /** The share of all records that may be published but not acknowledged. */
 const LEAD_SHARE = 0.25
-/** The acknowledged share at which the worker is killed. */
+/** The share of acknowledged records at which the worker is killed. */
 const WORKER_KILL_SHARE = 0.5
-/** The broker is killed once that worker is back, at the latest from this share on; */
+/** The broker is killed once that worker is back, or once this share of the records is acknowledged, whichever is first. */
 const BROKER_KILL_SHARE = 0.6
-/** at a moment at which so many publishes are unanswered and so many confirmed records not yet handled; */
+/** The kill waits until at least this many publishes are unanswered and this many confirmed records are not yet handled. */
 const UNANSWERED_AT_KILL_MIN = 200
 const UNHANDLED_AT_KILL_MIN = 100
-/** but it is not waited for beyond this share: there must be records left to publish. */
+/** The kill does not wait beyond this share, so that there are records left to publish. */
 const BROKER_KILL_SHARE_MAX = 0.72
 const POLL_MS = 5
 
@@ -43,12 +43,12 @@ export interface Settings extends Stage {
 export interface Outcome {
   readonly ledger: Ledger
   readonly published: number
-  /** The state of the queue after the end. */
+  /** The state of the queue at the end. */
   readonly queue: QueueInfo
   readonly refusals: readonly Refusal[]
-  /** Time from the first publish to the empty queue. */
+  /** Time from the first publish until the queue is empty. */
   readonly seconds: number
-  /** The part of it from the end of the broker to its first accepted connection. */
+  /** The part of that time from the end of the broker to its first accepted connection. */
   readonly awaySeconds: number
 }
 
@@ -135,7 +135,7 @@ export class Scenario {
   }
 
   async #restartWorker(worker: WorkerState): Promise<WorkerState> {
-    // A worker without leased messages would leave nothing to deliver again.
+    // A worker without leased messages would leave no message to deliver again.
     worker.process.send({ hold: true } satisfies Hold)
     await this.#conditions.until(() => worker.isHeld)
     await worker.process.kill()
@@ -143,7 +143,7 @@ export class Scenario {
     return this.#startWorker()
   }
 
-  /** Returns the seconds without a broker. */
+  /** Kills the broker and restarts it; returns the seconds without a broker. */
   async #restartBroker(broker: Process, port: number, sluice: Sluice, worker: WorkerState): Promise<number> {
     const { count, progress } = this.#settings
     await this.#conditions.until(() => worker.isAtWork || this.#acked >= count * BROKER_KILL_SHARE)
@@ -162,7 +162,7 @@ export class Scenario {
     return awaySeconds
   }
 
-  /** As far as was reported. */
+  /** Whether enough is in flight for the kill, according to the reports so far. */
   get #isInFullFlow(): boolean {
     const { published, confirmed } = this.counts
     const unhandled = confirmed - this.#ledger.handledRecords
@@ -263,7 +263,7 @@ export class Scenario {
     }
   }
 
-  /** Allows the producers to run ahead of the workers, in portions, so that they publish at full speed within one. */
+  /** Allows the producers to run ahead of the workers, in portions, within which they publish at full speed. */
   #grant(): void {
     const { count } = this.#settings
     const ahead = count * LEAD_SHARE

@@ -1,7 +1,7 @@
 /**
  * Runs a demo: owns its directory, its processes, its time limit and the handling of Ctrl-C.
  *
- * A demo leaves no processes and no files, however it ends; after a failure the directory with the logs is kept and its
+ * A demo leaves no processes and no files, however it ends. After a failure the directory with the logs is kept, and its
  * path is printed.
  */
 import { constants } from 'node:os'
@@ -10,23 +10,23 @@ import { scratchDirectory } from '../rig/scratch.js'
 
 /** The resources of a demo. */
 export interface Stage {
-  /** For the broker's data and all logs. */
+  /** Directory for the broker's data and all logs. */
   readonly directory: string
   readonly processes: Processes
-  /** Aborted when the run is over. */
+  /** Aborted when the run has ended. */
   readonly signal: AbortSignal
-  /** Ends the run. */
+  /** Ends the run with this error. */
   readonly fail: (error: unknown) => void
 }
 
 export interface Play {
-  /** Resolves with the problems found, as sentences. */
+  /** Runs the play. Resolves with the problems that it found, as sentences. */
   play(): Promise<string[]>
   /** Describes the progress, for the message about the time limit. */
   whereabouts(): string
   /** Restores the terminal before other output is written. */
   clear(): void
-  /** Releases the resources of the play, after success and failure. */
+  /** Releases the resources of the play, after success or failure. */
   close(): Promise<void>
 }
 

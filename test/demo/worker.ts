@@ -1,8 +1,8 @@
 /**
  * A worker process: handles eight messages at a time and reports each call of its handler.
  *
- * The report is the effect of the work, so the worker sends it before the acknowledgement. Every acknowledged record
- * was therefore reported, even by a worker that was killed; a record that was reported but not acknowledged is delivered
+ * The report is the effect of the work, so the worker sends it before the acknowledgement. So even a worker that was
+ * killed has reported every record that it acknowledged; a record that was reported but not acknowledged is delivered
  * again and counted once. The worker ignores lost connections: the client reconnects and subscribes again.
  *
  * Arguments: url, name of this worker.
@@ -13,7 +13,7 @@ import { leave, standBy, tell, type Stop } from './part.js'
 import type { Handled, Hold, WorkerReport } from './reports.js'
 
 const CONCURRENCY = 8
-/** Messages buffered for the handlers. An acknowledgement frees its place only once it is durable. */
+/** Number of messages that are buffered for the handlers. A message leaves the buffer once its acknowledgement is durable. */
 const PREFETCH = 256
 
 const [url, name] = process.argv.slice(2)
@@ -49,7 +49,7 @@ await tell({ kind: 'ready' } satisfies WorkerReport)
 let records: Handled[] = []
 let sent: Promise<void> | undefined
 
-// One report holds all records handled in one turn of the event loop.
+// One report has all records that were handled in one turn of the event loop.
 function report(record: Handled): Promise<void> {
   records.push(record)
   sent ??= new Promise((resolve, reject) => {

@@ -2,13 +2,14 @@
  * A list on disk that the processes of the store share. A real store would use its database.
  *
  * A line is appended in one write, so lines of several processes stay whole and in the order of the writes, and a
- * SIGKILL cannot lose one. The book accepts an order twice: the demo checks at the end whether that happened.
+ * SIGKILL cannot lose a line. The book does not prevent a second entry of an order: the demo checks at the end whether
+ * there is one.
  */
 import { appendFileSync, existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 export interface Entry {
-  /** Of an order, mostly. */
+  /** The id of an order, in most cases. */
   readonly id: string
   /** The process that wrote the line. */
   readonly by: string
@@ -29,7 +30,7 @@ export class Book {
     return this.entries().some((entry) => entry.id === id)
   }
 
-  /** In the order in which they were written. */
+  /** The entries in the order in which they were written. */
   entries(): Entry[] {
     if (!existsSync(this.#file)) return []
     const lines = readFileSync(this.#file, 'utf8').split('\n').slice(0, -1)

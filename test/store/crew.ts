@@ -1,6 +1,6 @@
 /**
- * The common part of the processes of the store: they connect, work, and exit on request.
- * Arguments of each: url, name, directory of the books.
+ * The common part of the processes of the store: they connect, work, and exit on request. The arguments of each process
+ * are the url, its name, and the directory of the books.
  */
 import { connect, type Message } from '@sluice/client'
 import { leave, standBy, tell as tellParent, type Stop } from '../demo/part.js'
@@ -38,8 +38,8 @@ export function ready(place: (orders: readonly Order[]) => void = () => {}): Pro
 }
 
 /**
- * Does the work of a step and enters it in its book, unless the book has it: then a worker died after the work and
- * before its acknowledgement, and the message was delivered again. The broker cannot know that; the book does.
+ * Does the work of a step and enters it in its book, unless the book already has the entry. In that case a worker died
+ * after the work and before its acknowledgement, and the message was delivered again, which only the book can show.
  */
 export async function once(step: Step, message: Message<Order>, work: () => Promise<void>): Promise<void> {
   const { body, attempt, redelivered } = message

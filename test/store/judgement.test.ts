@@ -5,7 +5,7 @@ import type { Order } from './orders.js'
 import type { Done, Report, Step } from './reports.js'
 
 const CHECKS = 15
-/** Of the customer whose card is declined first; whose card has expired; sent twice; express; of the crash. */
+/** The orders with a declined card, with an expired card, sent twice, express, and of the crash. */
 const DECLINED = 'order-01'
 const EXPIRED = 'order-03'
 const REPEATED = 'order-04'
@@ -24,7 +24,7 @@ const placed: readonly Order[] = Array.from({ length: 40 }, (_, index) => ({
 }))
 const waiting = placed.slice(20, -1).map(({ id }) => id)
 
-/** A run without failures. */
+/** The evidence of a run without failures. */
 function evidence(): Evidence & { books: Record<Step, Entry[]>; reports: (Report & { by: string })[] } {
   // The express order precedes the waiting ones; the expired one is last.
   const plain = placed.map(({ id }) => id).filter((id) => id !== EXPIRED && id !== EXPRESS)
@@ -83,11 +83,11 @@ function failures(evidence: Evidence): string[] {
   return checks.filter(({ isGood }) => !isGood).map(({ text }) => text)
 }
 
-test('finds nothing where all went well', () => {
+test('finds nothing if all went well', () => {
   expect(failures(evidence())).toEqual([])
 })
 
-test('finds an order that was charged twice, and one that was not', () => {
+test('finds an order that was charged twice, and one that was not charged', () => {
   const twice = evidence()
   twice.books.charged.push({ id: 'order-07', by: 'a worker' })
   expect(failures(twice)).toContain('39 of 40 orders charged exactly once')
@@ -106,7 +106,7 @@ test('finds orders of one customer that were charged the wrong way round', () =>
   ])
 })
 
-test('finds a neighbour of the crash that was blamed, and work done a second time', () => {
+test('finds a charged attempt of a neighbour of the crash, and work that was done a second time', () => {
   const blamed = evidence()
   blamed.reports = blamed.reports.map((report) =>
     report.kind === 'done' && report.order === NEIGHBOUR ? { ...report, attempt: 2 } : report,
@@ -119,7 +119,7 @@ test('finds a neighbour of the crash that was blamed, and work done a second tim
   expect(failures(again)).toHaveLength(2)
 })
 
-test('finds what the broker still holds, and a reminder too many', () => {
+test('finds what the broker still holds, and one reminder too many', () => {
   const held = evidence()
   const [payments, ...others] = held.queues
   expect(failures({ ...held, queues: [{ ...payments!, leased: 1, dead: 1 }, ...others] })).toEqual([
@@ -131,7 +131,7 @@ test('finds what the broker still holds, and a reminder too many', () => {
   expect(failures(reminded)).toEqual(['2 reminder sent, 39 cancelled'])
 })
 
-test('finds an express order that went last', () => {
+test('finds an express order that was delivered last', () => {
   const late = evidence()
   late.books.charged = [
     ...late.books.charged.filter(({ id }) => id !== EXPRESS),

@@ -1,6 +1,6 @@
 /**
- * Judges a run of the store: compares the books of the workers, their reports and the counters of the broker with the
- * placed orders. A pure function, so that a test can feed it failures that never happen.
+ * Judges a run of the store: compares the books of the workers, their reports and the broker's counters with the placed
+ * orders. It is a pure function, so that a test can pass it failures that never happen.
  */
 import type { QueueInfo } from '@sluice/client'
 import type { Entry } from './book.js'
@@ -10,7 +10,7 @@ import type { Report, Step } from './reports.js'
 /** An express order: placed last, delivered first. */
 export interface Overtaking {
   readonly order: string
-  /** Orders that were unpaid when it was placed. */
+  /** Orders that were unpaid when the express order was placed. */
   readonly waiting: readonly string[]
 }
 
@@ -38,13 +38,13 @@ export type Counts = Pick<
 >
 
 export interface Evidence {
-  /** In the order in which customers placed them. */
+  /** The orders in the sequence in which customers placed them. */
   readonly placed: readonly Order[]
   /** The entries of each step, in the order of the work. */
   readonly books: Readonly<Record<Step, readonly Entry[]>>
   readonly reports: readonly (Report & { readonly by: string })[]
   readonly queues: readonly Counts[]
-  /** Redriven dead letters. */
+  /** Number of redriven dead letters. */
   readonly redriven: number
   /** The largest number of ready messages seen in the queue of payments. */
   readonly longest: number
@@ -178,8 +178,8 @@ function tally(ids: readonly string[], entries: readonly Entry[]): { once: numbe
 }
 
 /**
- * Compares the orders of each customer with those in the book, pair by pair. It skips a redriven order, which is at the
- * end of its customer's line.
+ * Compares the sequence of each customer's orders with that in the book, pair by pair. A redriven order is skipped,
+ * because it is placed at the end of its customer's line.
  */
 function sequences(
   placed: readonly Order[],
@@ -203,7 +203,7 @@ function sequences(
   return { pairs, broken, customers: last.size }
 }
 
-/** The broker's counts as text. */
+/** The broker's counts as a printable table. */
 export function table(queues: readonly Counts[]): string {
   const columns = ['published', 'duplicates', 'acked', 'cancelled', 'redelivered', 'dead'] as const
   const head = ['queue'.padEnd(9), ...columns].join('  ')

@@ -1,4 +1,4 @@
-/** Prints each event as a line with its time and its process. Uses colour only on a terminal. */
+/** Prints each event as a line with its time and its process, in colour only on a terminal. */
 import type { WriteStream } from 'node:tty'
 import { styleText } from 'node:util'
 import { hasColour, secondsSince } from '../demo/progress.js'

@@ -1,4 +1,4 @@
-/** A worker that writes to customers that their order is on its way or still unpaid. */
+/** A worker that writes to customers that their order is on its way, or that it is still unpaid. */
 import { setTimeout as pause } from 'node:timers/promises'
 import { once, ready, sluice } from './crew.js'
 import { Mails, Reminders } from './orders.js'

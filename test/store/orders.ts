@@ -5,13 +5,13 @@ export interface Order {
   readonly id: string
   readonly customer: string
   readonly item: string
-  /** Euros. */
+  /** Total in euros. */
   readonly total: number
-  /** Delivered before waiting orders. */
+  /** Whether the order is delivered before waiting orders. */
   readonly express: boolean
-  /** The answer of the bank. */
+  /** How the bank answers. */
   readonly card: 'good' | 'declined once' | 'expired' | 'slow'
-  /** The time of the reminder, if the order is unpaid then. */
+  /** Time after which a reminder is sent, if the order is unpaid then. */
   readonly remindAfter: Duration
 }
 
@@ -24,7 +24,7 @@ export const QUEUES = [Payments, Picking, Mails, Reminders] as const
 
 export const OPTIONS: QueueOptions = { maxDeliveries: 5, retry: { initial: '400ms', max: '5s' } }
 
-/** 0 to 31, higher goes first. */
+/** The priority of an order's messages, 0 to 31; higher ones are delivered first. */
 export function priority({ express }: Order): number {
   return express ? 20 : 10
 }

@@ -1,4 +1,4 @@
-/** A worker that charges cards, those of one customer in their order, and passes paid orders on to the stock. */
+/** A worker that charges cards, in order for each customer, and passes paid orders on to the stock. */
 import { DeadLetter, Retry, SluiceError } from '@sluice/client'
 import { setTimeout as pause } from 'node:timers/promises'
 import { book, once, ready, sluice, tell } from './crew.js'
@@ -13,7 +13,7 @@ const newCards = book('new cards')
 sluice.consume(Payments, { concurrency: 1, prefetch: 4 }, async (message, { signal }) => {
   const order = message.body
   await once('charged', message, () => charge(order, message.attempt))
-  // The bank has taken the money but not answered yet: the worst moment for a crash.
+  // The bank has taken the money and has not answered yet: the worst moment for a crash.
   if (order.card === 'slow' && message.attempt === 1) await pause(SLOW_BANK_MS, undefined, { signal })
   await cancelReminder(order)
   await sluice.atomic((tx) => {

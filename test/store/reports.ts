@@ -1,4 +1,4 @@
-/** The messages between the processes of the store over IPC; the work itself goes through the broker. */
+/** The messages between the processes of the store over IPC; the orders themselves pass through the broker. */
 import type { Order } from './orders.js'
 
 /** From the demo to the shop: customers have ordered. */
@@ -6,7 +6,7 @@ export interface Place {
   readonly orders: readonly Order[]
 }
 
-/** The work of each step, and the name of the book in which it is entered. */
+/** A step of the work, which is also the name of the book in which it is entered. */
 export type Step = 'charged' | 'picked' | 'mailed' | 'reminded'
 
 /** One completed call of a handler. */
@@ -16,7 +16,7 @@ export interface Done {
   readonly order: string
   readonly attempt: number
   readonly redelivered: boolean
-  /** Whether the work was in the book already and was skipped. */
+  /** Whether the work was already in the book and was skipped. */
   readonly before: boolean
 }
 

@@ -1,11 +1,11 @@
 /**
- * The store: orders go through payment, stock and mail, each a queue with worker processes of its own, while cards are
- * declined, orders flood in and a worker crashes. Prints what happens, and checks in the end that every order was paid,
- * picked and mailed once.
+ * The store: orders pass through payment, stock and mail. Each step is a queue with its own worker processes. Meanwhile
+ * cards are declined, orders flood in, and a worker crashes. The run prints what happens, and checks at the end that
+ * every order was paid, picked and mailed once.
  *
- * Option: `--flood <n>`, the least number of orders in the flood. Exit code: 0 for success, 1 for failure, 2 for wrong
- * options. Leaves no processes and no files; after a failure it keeps the directory with the logs and the books and
- * prints its path.
+ * Option: `--flood <n>`, the minimum number of orders in the flood. Exit code: 0 for success, 1 for failure, 2 for wrong
+ * options. The run leaves no processes and no files; after a failure it keeps the directory with the logs and the books
+ * and prints its path.
  */
 import { parseArgs } from 'node:util'
 import { perform } from '../demo/stage.js'
@@ -33,8 +33,8 @@ async function main(): Promise<number> {
         const checks = judge(evidence)
         for (const { text, isGood } of checks) lines.check(text, isGood)
         const failed = checks.filter(({ isGood }) => !isGood)
-        lines.plain(`\n${checks.length - failed.length} of ${checks.length} checks are good`)
-        return failed.map(({ text }) => `Not as it should be: ${text}.`)
+        lines.plain(`\n${checks.length - failed.length} of ${checks.length} checks passed`)
+        return failed.map(({ text }) => `Failed check: ${text}.`)
       },
       whereabouts: () => store.whereabouts,
       clear: () => {},

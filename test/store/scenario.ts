@@ -1,8 +1,8 @@
 /**
- * What happens in the store, in four scenes: an order goes through, cards are refused, orders flood in and a worker
- * crashes under them, everything is finished.
+ * The events in the store, in four scenes: an order passes through; cards are refused; orders flood in and a worker
+ * crashes while it handles them; everything is finished.
  *
- * This process plays the customers, who order at the shop, and the operator. It passes no work on and takes no part in
+ * This process plays the customers, who order at the shop, and the operator. It does not take part in the work or in
  * recovery: workers and broker recover by themselves.
  */
 import { connect, type QueueInfo, type Sluice } from '@sluice/client'
@@ -21,19 +21,19 @@ import type { Done, Place, Report, Step } from './reports.js'
 
 const WAVE_ORDERS = 20
 const WAVE_MS = 250
-/** The number of waves after which more workers are started. */
+/** Number of waves after which more workers are started. */
 const WAVES_ALONE = 3
-/** The flood lasts until they work, and at most this long. */
+/** The flood continues until those workers work; this is the maximum number of waves. */
 const WAVES_MAX = 40
 const LOOK_MS = 350
 const POLL_MS = 20
-/** Long enough that no reminder is sent while a payment is in progress on a slow machine. */
+/** So long that no reminder is sent while a payment is in progress, even on a slow machine. */
 const REMIND_LATE = '10m'
-/** For the order that stays unpaid until its reminder. */
+/** For the order that stays unpaid until its reminder is sent. */
 const REMIND_SOON = '3s'
 
 const ITEMS = ['a lamp', 'a kettle', 'a chair', 'a clock', 'two mugs', 'a rug', 'a mirror']
-/** Who order in the flood; each of them several times. */
+/** Number of customers who order in the flood; each of them orders several times. */
 const CUSTOMERS = 50
 
 const SHOP = new URL('./shop.js', import.meta.url)
@@ -42,7 +42,7 @@ const STOCK = new URL('./stock.js', import.meta.url)
 const MAIL = new URL('./mail.js', import.meta.url)
 
 export interface Settings extends Stage {
-  /** Orders of the flood, at least. */
+  /** Minimum number of orders in the flood. */
   readonly flood: number
   readonly lines: Lines
 }
@@ -136,7 +136,7 @@ export class Store {
     )
   }
 
-  /** Returns the number of redriven orders. */
+  /** Runs the scene of the bad cards; returns the number of redriven orders. */
   async #badCards(sluice: Sluice): Promise<number> {
     const { directory, lines } = this.#settings
     lines.heading('Bad cards')
@@ -196,7 +196,7 @@ export class Store {
     const done = new Set(this.#done('charged').map(({ order }) => order))
     const waiting = this.#placed.filter(({ id }) => !done.has(id)).map(({ id }) => id)
     const order = this.#order('Edda', { express: true })
-    lines.say('Edda', `pays for express: ${order.id} comes behind ${waiting.length} others`)
+    lines.say('Edda', `pays for express: ${order.id} waits behind ${waiting.length} others`)
     this.#place([order], true)
     return { order: order.id, waiting }
   }
@@ -216,7 +216,7 @@ export class Store {
       .map(({ body }) => body.id)
     await this.#member(worker).process.kill()
     lines.say('operator', `SIGKILL for ${worker}: ${order.id} is charged, but not reported;`)
-    lines.say('operator', `${neighbours.length} more orders were waiting in its hands`)
+    lines.say('operator', `${neighbours.length} more orders were held by it and not started`)
     const rest = (): (Done & { readonly by: string })[] =>
       this.#done('charged').filter((done) => neighbours.includes(done.order))
     await this.#conditions.until(() => charges().length > 1 && rest().length >= neighbours.length)
@@ -243,7 +243,7 @@ export class Store {
     return queues
   }
 
-  /** Resolves when the processes are ready to work. */
+  /** Starts the processes; resolves when they are ready to work. */
   async #hire(names: readonly (readonly [string, URL])[]): Promise<void> {
     const { directory, processes } = this.#settings
     const members = names.map(([name, program]) => {
@@ -312,7 +312,7 @@ export class Store {
     }
   }
 
-  /** Places the orders of customers. With `isPrinted` each of their steps is printed. */
+  /** Places the orders of customers. With `isPrinted`, each of their steps is printed. */
   #place(orders: readonly Order[], isPrinted: boolean): void {
     for (const order of orders) {
       this.#placed.push(order)
@@ -349,7 +349,7 @@ export class Store {
     }
   }
 
-  /** Waits for counts of a queue at the broker: a worker reports before it acknowledges. */
+  /** Polls the broker until the counts of the queue meet `condition`. Reports do not suffice: they precede acknowledgements. */
   async #settled(sluice: Sluice, condition: (info: QueueInfo) => boolean, queue = Payments): Promise<void> {
     while (!condition(await sluice.queues.get(queue))) await pause(POLL_MS)
   }

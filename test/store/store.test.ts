@@ -7,7 +7,7 @@ import { scratchDirectory } from '../rig/scratch.js'
 
 const FLOOD = 40
 const TEST_MS_MAX = 70_000
-/** An order of Ada, four with bad cards about them, an express one and that of the crash. */
+/** One order of Ada, four orders about bad cards, the express order, and the order of the crash. */
 const OTHERS = 7
 const PROGRAM = fileURLToPath(new URL('../dist/store/run.js', import.meta.url))
 
@@ -40,7 +40,7 @@ test(
       const [neighbours, of] = numbers(stdout, /^ok +(\d+) of its (\d+) neighbours/m)
       expect(neighbours).toBeGreaterThan(0)
       expect(of).toBe(neighbours)
-      const [good, checks] = numbers(stdout, /^(\d+) of (\d+) checks are good/m)
+      const [good, checks] = numbers(stdout, /^(\d+) of (\d+) checks passed/m)
       expect(checks).toBe(15)
       expect(good).toBe(checks)
       // Output to a pipe has no colour.
@@ -53,7 +53,7 @@ test(
   TEST_MS_MAX,
 )
 
-test('the store refuses a flood that is none', async () => {
+test('the store refuses too small a flood', async () => {
   const { exitCode, stdout, stderr } = await runProgram(PROGRAM, ['--flood', '3'], tmpdir(), TEST_MS_MAX)
   expect(exitCode).toBe(2)
   expect(stdout).toBe('')
