@@ -181,16 +181,16 @@ describe.concurrent('queues', () => {
   })
 
   test('are looked up before a delete asks for its confirmation', async () => {
-    await sluice.queues.ensure('kept')
+    await sluice.queues.ensure('looked/up')
     const [kept, typo, json] = await Promise.all([
-      run(['queue', 'rm', 'kept']),
-      run(['queue', 'delete', 'kapt']),
-      run(['queue', 'purge', 'kapt', '--json=true']),
+      run(['queue', 'rm', 'looked/up']),
+      run(['queue', 'delete', 'looked/upp']),
+      run(['queue', 'purge', 'looked/upp', '--json=true']),
     ])
     expectFailure(kept, 2, /not a terminal/, /--yes/)
-    expectFailure(typo, 4, /kapt/)
+    expectFailure(typo, 4, /looked\/upp/)
     expect(JSON.parse(json.stderr)).toMatchObject({ error: { code: 'QUEUE_NOT_FOUND' } })
-    expect((await sluice.queues.get('kept')).name).toBe('kept')
+    expect((await sluice.queues.get('looked/up')).name).toBe('looked/up')
   })
 
   test('are listed as a table and as JSON', async () => {
