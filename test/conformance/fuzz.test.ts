@@ -127,7 +127,7 @@ test(
         const whole: number[] = []
         const pieces: number[] = []
         const sink = (lengths: number[]) =>
-          new FrameDecoder(({ opcode, bytes: at, start, end }) => {
+          new FrameDecoder((opcode, _flags, _channel, _correlation, at, start, end) => {
             expectSame(end <= at.length, true)
             lengths.push(opcode, end - start)
             outcome(() => READERS.get(opcode)?.(at, start, end))

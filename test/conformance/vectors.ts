@@ -45,7 +45,7 @@ export function framesOf(
   { preface = false, frameBytesMax = 0x100_0000 } = {},
 ): Frame[] {
   const frames: Frame[] = []
-  const decoder = new FrameDecoder(({ opcode, flags, channel, correlation, bytes, start, end }) => {
+  const decoder = new FrameDecoder((opcode, flags, channel, correlation, bytes, start, end) => {
     frames.push({ opcode, flags, channel, correlation, payload: bytes.slice(start, end) })
   }, preface)
   decoder.frameBytesMax = frameBytesMax

@@ -180,7 +180,7 @@ export async function readTrace(path: string): Promise<TraceReport> {
       const stream: Stream = {
         writeBeganAt: 0,
         frameBeganAt: undefined,
-        decoder: new FrameDecoder(({ opcode, bytes, start, end }) =>
+        decoder: new FrameDecoder((opcode, _flags, _channel, _correlation, bytes, start, end) =>
           sawFrame(stream, opcode, bytes, start, end),
         ),
       }

@@ -1081,7 +1081,7 @@ describe('settings at their limits', () => {
       for (const halfClosed of [false, true]) {
         const socket = dial({ port: server.port, host: '127.0.0.1', allowHalfOpen: true })
         const opcodes: number[] = []
-        const decoder = new FrameDecoder(({ opcode }) => void opcodes.push(opcode))
+        const decoder = new FrameDecoder((opcode) => void opcodes.push(opcode))
         decoder.frameBytesMax = LIMITS.frameBytesMax
         socket.on('data', (chunk) => decoder.push(chunk))
         const ended = new Promise((resolve) => socket.once('end', resolve))

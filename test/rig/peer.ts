@@ -33,7 +33,7 @@ export class Peer {
 
   private constructor(port: number) {
     this.socket = connect({ host: '127.0.0.1', port, noDelay: true })
-    const decoder = new FrameDecoder(({ opcode, channel, correlation, bytes, start, end }) => {
+    const decoder = new FrameDecoder((opcode, _flags, channel, correlation, bytes, start, end) => {
       this.frames.push({ opcode, channel, correlation, payload: new Uint8Array(bytes.subarray(start, end)) })
     })
     decoder.frameBytesMax = LIMITS.frameBytesMax

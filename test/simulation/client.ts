@@ -155,7 +155,7 @@ export abstract class Client implements LinkEnd {
     this.link.client = this
     this.conversation = connection.conversation
     this.#heartbeatMs = this.around.heartbeatMs
-    this.#decoder = new FrameDecoder(({ opcode, channel, correlation, bytes, start, end }) => {
+    this.#decoder = new FrameDecoder((opcode, _flags, channel, correlation, bytes, start, end) => {
       this.#frame(opcode, channel, correlation, bytes, start, end)
     })
     this.#decoder.frameBytesMax = LIMITS.frameBytesDefault

@@ -91,7 +91,7 @@ class Peer {
 
   constructor(bench: Bench, settings: Partial<SessionSettings> = {}) {
     this.#bench = bench
-    const decoder = new FrameDecoder(({ opcode, bytes, start, end }) => {
+    const decoder = new FrameDecoder((opcode, _flags, _channel, _correlation, bytes, start, end) => {
       this.frames.push({ name: opcodeName(opcode), payload: new Uint8Array(bytes.subarray(start, end)) })
     })
     const transport = {

@@ -78,7 +78,7 @@ export class Witness {
 
   /** Returns a function that inspects each write of the connection, in order. */
   watch(conversation: Conversation): (bytes: Uint8Array) => void {
-    const decoder = new FrameDecoder(({ opcode, correlation, bytes, start, end }) => {
+    const decoder = new FrameDecoder((opcode, _flags, _channel, correlation, bytes, start, end) => {
       this.#frame(conversation, opcode, correlation, bytes, start, end)
     })
     decoder.frameBytesMax = LIMITS.frameBytesMax

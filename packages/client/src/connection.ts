@@ -112,7 +112,7 @@ export class Connection {
     this.#address = address
     this.#introduction = introduction
     this.#events = events
-    this.#decoder = new FrameDecoder(({ opcode, channel, correlation, bytes, start, end }) =>
+    this.#decoder = new FrameDecoder((opcode, _flags, channel, correlation, bytes, start, end) =>
       this.#frame(opcode, channel, correlation, bytes, start, end),
     )
     this.#handshakeTimer = setTimeout(() => {

@@ -23,7 +23,7 @@ export const PROTOCOL_MINOR = 0
 export const PROTOCOL_VERSION = 1
 const MAGIC = [0x53, 0x4c, 0x43, 0x45] as const
 
-/** A frame whose payload is `bytes[start, end)`. */
+/** A frame whose payload is `bytes[start, end)`; `bytes` is only valid while the frame is being handled. */
 export interface Frame {
   readonly opcode: number
   readonly flags: number
@@ -34,8 +34,16 @@ export interface Frame {
   readonly end: number
 }
 
-/** Receives each frame as it completes. A decoder reuses one object for all its frames: it is only valid during the call. */
-export type FrameSink = (frame: Frame) => void
+/** Receives each frame as it completes. `bytes` is only valid during the call. */
+export type FrameSink = (
+  opcode: number,
+  flags: number,
+  channel: number,
+  correlation: number,
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+) => void
 
 /** Writes a frame header for a payload of `payloadBytes`. Returns the position after it. */
 export function writeFrameHeader(
@@ -81,15 +89,6 @@ export class FrameDecoder {
   /** Maximum size of a frame, header included; raised by the session when the handshake is done. */
   frameBytesMax: number = LIMITS.frameBytesUnauthenticated
   readonly #sink: FrameSink
-  readonly #frame: { -readonly [Field in keyof Frame]: Frame[Field] } = {
-    opcode: 0,
-    flags: 0,
-    channel: 0,
-    correlation: 0,
-    bytes: EMPTY,
-    start: 0,
-    end: 0,
-  }
   #held: Uint8Array = EMPTY
   #have = 0
   #need: number
@@ -145,9 +144,6 @@ export class FrameDecoder {
     } catch (error) {
       this.stop()
       throw error
-    } finally {
-      // An idle connection does not keep the chunk in memory.
-      this.#frame.bytes = EMPTY
     }
   }
 
@@ -208,15 +204,15 @@ export class FrameDecoder {
   }
 
   #emit(bytes: Uint8Array, at: number, total: number): void {
-    const frame = this.#frame
-    frame.opcode = bytes[at + OPCODE_AT]!
-    frame.flags = bytes[at + FLAGS_AT]!
-    frame.channel = readU16(bytes, at + CHANNEL_AT)
-    frame.correlation = readU32(bytes, at + CORRELATION_AT)
-    frame.bytes = bytes
-    frame.start = at + FRAME_HEADER_BYTES
-    frame.end = at + total
-    this.#sink(frame)
+    this.#sink(
+      bytes[at + OPCODE_AT]!,
+      bytes[at + FLAGS_AT]!,
+      readU16(bytes, at + CHANNEL_AT),
+      readU32(bytes, at + CORRELATION_AT),
+      bytes,
+      at + FRAME_HEADER_BYTES,
+      at + total,
+    )
   }
 
   // The buffer grows with the bytes that have arrived, by doubling, and not with the length in a header.

@@ -122,7 +122,7 @@ export class Link {
   constructor(peer: Peer, events: TransportEvents) {
     this.#peer = peer
     this.#events = events
-    this.#decoder = new FrameDecoder(({ opcode, channel, correlation, bytes, start, end }) => {
+    this.#decoder = new FrameDecoder((opcode, _flags, channel, correlation, bytes, start, end) => {
       const frame = {
         opcode,
         name: opcodeName(opcode) ?? `opcode ${opcode}`,

@@ -55,7 +55,7 @@ class Peer {
       },
       messageBytesMax: LARGEST,
     })
-    const decoder = new FrameDecoder(({ opcode, channel, bytes, start, end }) => {
+    const decoder = new FrameDecoder((opcode, _flags, channel, _correlation, bytes, start, end) => {
       this.frames.push({ opcode, channel, payload: bytes.slice(start, end) })
     })
     // The decoder throws on a longer frame.

@@ -6,7 +6,7 @@ const HEARTBEAT_MS = 1_000
 
 function livenessOf(): { liveness: Liveness; sent: number[] } {
   const sent: number[] = []
-  const decoder = new FrameDecoder(({ opcode }) => void sent.push(opcode), false)
+  const decoder = new FrameDecoder((opcode) => void sent.push(opcode), false)
   const transport = { write: (bytes: Uint8Array) => decoder.push(bytes) }
   return { liveness: new Liveness(transport, HEARTBEAT_MS, 0), sent }
 }

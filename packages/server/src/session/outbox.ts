@@ -197,7 +197,7 @@ function isBarrier(opcode: number): boolean {
 function checkFrames(bytes: Uint8Array, length: number, barriers: number): number {
   let counted = 0
   let frameEnd = 0
-  const decoder = new FrameDecoder(({ opcode, end }) => {
+  const decoder = new FrameDecoder((opcode, _flags, _channel, _correlation, _bytes, _start, end) => {
     if (isBarrier(opcode)) counted++
     frameEnd = end
   }, false)

@@ -4,7 +4,7 @@ import { Outboxes } from './outboxes.js'
 
 function outboxesOf(): { outboxes: Outboxes; sent: number[] } {
   const sent: number[] = []
-  const decoder = new FrameDecoder(({ opcode }) => void sent.push(opcode), false)
+  const decoder = new FrameDecoder((opcode) => void sent.push(opcode), false)
   const transport = { write: (bytes: Uint8Array) => decoder.push(bytes) }
   return { outboxes: new Outboxes(transport, () => {}), sent }
 }

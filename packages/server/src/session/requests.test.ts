@@ -98,7 +98,7 @@ describe('a defect', () => {
     await bench.settle()
     const errors: (SluiceError | undefined)[] = []
     const closed: unknown[] = []
-    const decoder = new FrameDecoder(({ opcode, bytes, start, end }) => {
+    const decoder = new FrameDecoder((opcode, _flags, _channel, _correlation, bytes, start, end) => {
       if (opcode === OP.ERROR) errors.push(faultError(decodeFault(bytes, start, end)))
     })
     decoder.frameBytesMax = SESSION_DEFAULTS.frameBytesMax

@@ -266,7 +266,7 @@ describe('a client that has said GOODBYE', () => {
       resume: () => {},
       end: () => void ended++,
     }
-    const decoder = new FrameDecoder(({ opcode }) => void sent.push(opcode))
+    const decoder = new FrameDecoder((opcode) => void sent.push(opcode))
     decoder.frameBytesMax = SESSION_DEFAULTS.frameBytesMax
     one = new Session(broker, link, SESSION_DEFAULTS, nowMs, (_, why) => closed.push(why?.code))
     one.receive(GREETING, nowMs)
@@ -349,7 +349,7 @@ test('a request that is refused because too many are outstanding is not run', as
 
 test('a connection can have subscriptions up to its limit', async () => {
   const codes: string[] = []
-  const decoder = new FrameDecoder(({ opcode, bytes, start, end }) => {
+  const decoder = new FrameDecoder((opcode, _flags, _channel, _correlation, bytes, start, end) => {
     if (opcode === OP.ERROR) codes.push(faultError(decodeFault(bytes, start, end)).code)
   })
   decoder.frameBytesMax = SESSION_DEFAULTS.frameBytesMax
@@ -386,7 +386,7 @@ describe('a client that reads is not closed for a burst of answers', () => {
   /** A session whose client reads everything one turn later; `came` counts the frames of a kind. */
   function reader(frameBytesMax: number): { peer: Session; came: (opcode: number) => number } {
     const opcodes: number[] = []
-    const decoder = new FrameDecoder(({ opcode }) => void opcodes.push(opcode))
+    const decoder = new FrameDecoder((opcode) => void opcodes.push(opcode))
     decoder.frameBytesMax = frameBytesMax
     const link = {
       peer: '',

@@ -85,7 +85,9 @@ export class Session implements Peer, Connection, Receiver {
     this.#reading = reading
     this.consuming = new Consuming(broker, this, outboxes, unread, reading, settings.subscriptionsMax)
     this.producing = new Producing(broker, this, outboxes.gated, reading, this.consuming)
-    this.#decoder = new FrameDecoder((frame) => this.#frame(frame))
+    this.#decoder = new FrameDecoder((opcode, flags, channel, correlation, bytes, start, end) =>
+      this.#frame({ opcode, flags, channel, correlation, bytes, start, end }),
+    )
   }
 
   get peer(): string {
