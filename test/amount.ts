@@ -1,6 +1,6 @@
 /**
  * The amount of work of a test. `pnpm test` does enough to find each planted defect; the long mode (SLUICE_LONG=1, in
- * parts with `pnpm test:long`) does many times as much. SLUICE_SEED=n runs one seed and SLUICE_SEEDS=a-b a range;
+ * parts with `pnpm test:long`) does many times that. SLUICE_SEED=n runs one seed and SLUICE_SEEDS=a-b a range;
  * assertions on the sum of all seeds are skipped for a single seed.
  */
 export const IS_LONG = process.env['SLUICE_LONG'] !== undefined && process.env['SLUICE_LONG'] !== '0'
@@ -18,8 +18,8 @@ export function seedsFrom(first: number, count: number, longCount: number): numb
 }
 
 /**
- * The least count of an event in `runs` runs, given that `of` runs have at least `least`. Fewer runs scatter more, so
- * they need only half of their share, rounded down: zero for a rare event.
+ * Minimum count of an event in `runs` runs, given that `of` runs have at least `least`. With fewer runs the counts vary
+ * more, so only half of their share is required, rounded down: zero for a rare event.
  */
 export function leastIn(runs: number, least: number, of: number): number {
   return Math.floor(((runs < of ? 0.5 : 1) * least * runs) / of)

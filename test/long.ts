@@ -2,8 +2,8 @@
  * `pnpm test:long`: runs the long modes of the tests, part by part. A file in test/dist records the parts that passed,
  * so that an interrupted run continues where it stopped.
  *
- * pnpm test:long [--parts 3]     runs the next 3 parts; without --parts all that are left
- * pnpm test:long --part crash    runs the parts whose names begin with `crash`, also those that passed
+ * pnpm test:long [--parts 3]     runs the next 3 parts; without --parts, all remaining ones
+ * pnpm test:long --part crash    runs the parts whose names start with `crash`, even if they passed
  * pnpm test:long --list          lists the parts with the time at which they passed, or the command of each
  * pnpm test:long --again         clears the record
  */

@@ -1,4 +1,4 @@
-/** What the scenarios share: a broker process, its memory, functions that fill and drain a queue, percentiles. */
+/** The common part of the scenarios: a broker process, its memory, functions that fill and drain a queue, percentiles. */
 import { connect, type PublishOptions, type Sluice } from '@sluice/client'
 import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'

@@ -89,7 +89,7 @@ export class Consumer extends Client {
   readonly #claims = new Map<string, (Claim & Held)[]>()
   readonly #readersMax: number
   readonly #steps: Steps<StepAck>
-  /** How often the consumer uses an atomic step, and how often it sends STARTED. */
+  /** Probability of an atomic step, and of starting a message, at each piece of work. */
   readonly #stepping: number
   readonly #starting: number
   /** The consumer handles messages slowly. */

@@ -47,7 +47,7 @@ export interface FullDiskOptions {
   readonly defect?: FullDiskDefect
 }
 
-/** What a run did, for tests that assert that it happened. */
+/** The events of a run, for tests that assert that they happened. */
 export interface FullDiskReport {
   published: number
   refused: number

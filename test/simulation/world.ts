@@ -52,7 +52,7 @@ export interface WorldOptions {
   readonly file?: string
 }
 
-/** What a run did, for tests that assert that it happened. */
+/** The events of a run, for tests that assert that they happened. */
 export interface WorldReport {
   readonly seed: number
   readonly hash: number
