@@ -116,7 +116,7 @@ async function consumeAll(sluice: Sluice, task: ConsumeTask): Promise<void> {
       const text = rendered(message, json, ack)
       if (text === undefined) unreadable++
       else {
-        // Not for others: in a queue without a back-off, one that is retried for ever would hold up the end.
+        // This does not wait for other messages: in a queue without a back-off, one that is retried for ever would delay the end.
         idle?.restart()
         taken++
         printer.write(message, text)

@@ -89,7 +89,7 @@ export class DeadMessages {
     return indexes
   }
 
-  /** Indexes of those that will be moved to the dead-letter queue, in order. */
+  /** Indexes of the messages that will be moved to the dead-letter queue, in order. */
   movingIndexes(): number[] {
     const indexes: number[] = []
     for (let place = 0; place < this.size; place++) {

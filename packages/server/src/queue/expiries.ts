@@ -15,7 +15,7 @@ export function findExpired(chunk: Chunk, nowMs: number, expired: Placed[]): voi
   }
 }
 
-/** Calls `each` with the runs of consecutive messages, which are in order of offset: to remove a run costs little more than one. */
+/** Calls `each` with the runs of consecutive messages in a list by offset. Removing a run costs little more than removing one message. */
 export function eachRun(
   messages: readonly Placed[],
   each: (chunk: Chunk, index: number, count: number) => void,

@@ -160,7 +160,7 @@ export class Line {
     }
   }
 
-  /** At most `max` messages that are scheduled for `nowMs` or earlier become due. Returns their number. */
+  /** Makes at most `max` messages due that are scheduled for `nowMs` or earlier. Returns their number. */
   advance(nowMs: number, max = Infinity): number {
     for (let count = 0; count < max; count++) {
       const offset = this.#schedule.takeDue(nowMs)

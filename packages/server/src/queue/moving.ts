@@ -7,7 +7,7 @@
  */
 import type { Chunks } from './chunks.js'
 
-/** With more entries than that, at least half of them are obsolete, and all are listed anew. */
+/** Maximum number of entries per dead message. With more, at least half of them are obsolete, and the list is built again. */
 export const ENTRIES_PER_DEAD = 2
 
 export class Moving {
@@ -23,31 +23,31 @@ export class Moving {
   }
 
   /**
-   * In the order in which the messages died, or by offset after `list`. A message that was redriven or discarded since can
-   * still be here, and one that died twice can be here twice.
+   * The offsets, in the order in which the messages died, or in ascending order after `list`. A message that was redriven or
+   * discarded since can still be here, and a message that died twice can be here twice.
    */
   get offsets(): readonly number[] {
     return this.#offsets
   }
 
-  /** The message died. */
+  /** Called when the message died. */
   add(offset: number): void {
     this.#offsets.push(offset)
   }
 
-  /** The message cannot be moved: it is damaged. It is tried again when it is listed again. */
+  /** Called when the message cannot be moved because it is damaged. It is tried again when it is listed again. */
   skip(offset: number): void {
     const at = this.#offsets.indexOf(offset)
     if (at !== -1) this.#offsets.splice(at, 1)
   }
 
-  /** The first `count` messages were moved, or cannot be. `dead`: number of dead messages of the queue. */
+  /** Removes the first `count` messages, which were moved or cannot be moved. `dead` is the number of dead messages of the queue. */
   pass(count: number, dead: number): void {
     this.#offsets.splice(0, count)
     this.trim(dead)
   }
 
-  /** A dead message was redriven or discarded; `dead` are left in the queue. */
+  /** Called when a dead message was redriven or discarded. `dead` is the number of dead messages left in the queue. */
   trim(dead: number): void {
     if (this.#offsets.length <= ENTRIES_PER_DEAD * dead) return
     if (dead === 0) this.clear()

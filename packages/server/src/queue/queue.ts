@@ -53,7 +53,7 @@ export class Queue extends Contents implements Follower {
   readonly suspects = new Suspects()
   readonly #appliedLine = new Line(this.appliedChunks, this.keys, this.suspects)
   leased = 0
-  /** Due messages are not ready yet, and nothing is delivered until they are; see `Turn.continueDue`. */
+  /** Whether some due messages are not ready yet; nothing is delivered until they are; see `Turn.continueDue`. */
   hasMoreDue = false
   /** Facts that are applied here and not yet written to the open entry. */
   readonly facts = new FactBuffer()
@@ -208,7 +208,7 @@ export class Queue extends Contents implements Follower {
     this.dirty = true
   }
 
-  /** At most `max` due messages become ready; returns their number. Removes expired ones, at most once per `SWEEP_MS`. */
+  /** Makes at most `max` due messages ready, and returns their number. Removes expired ones, at most once per `SWEEP_MS`. */
   advance(nowMs: number, max = Infinity): number {
     const count = this.#advanceLine(nowMs, max)
     if (nowMs >= this.#nextSweepMs) this.#sweep(nowMs)
@@ -216,8 +216,8 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * As `advance`, but removes all expired messages: called before a decision that depends on the contents. No decision but
-   * the next delivery depends on whether a due message is ready yet.
+   * Like `advance`, but removes all expired messages. Called before a decision that depends on the contents. Only the next
+   * delivery depends on whether a due message is ready yet; no other decision does.
    */
   catchUp(nowMs: number, max = Infinity): number {
     const count = this.hasMoreDue ? 0 : this.#advanceLine(nowMs, max)
