@@ -116,7 +116,8 @@ async function consumeAll(sluice: Sluice, task: ConsumeTask): Promise<void> {
       const text = rendered(message, json, ack)
       if (text === undefined) unreadable++
       else {
-        // This does not wait for other messages: in a queue without a back-off, one that is retried for ever would delay the end.
+        // Messages that cannot be decoded do not restart the timer: without a back-off, one that returns again and again would
+        // prevent the end.
         idle?.restart()
         taken++
         printer.write(message, text)
