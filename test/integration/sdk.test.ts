@@ -155,7 +155,7 @@ describe('consuming', () => {
       { body: 'high', priority: 9 },
       { body: 'high too', priority: 9, ttl: '1h' },
     ])
-    expect(await sluice.queues.get(Orders)).toMatchObject({ ready: 4, scheduled: 2 })
+    expect((await sluice.queues.get(Orders)).published).toBe(6)
     await new Promise((resolve) => setTimeout(resolve, 60))
     const seen: [unknown, number, boolean][] = []
     const times: number[] = []
