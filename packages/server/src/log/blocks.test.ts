@@ -70,11 +70,11 @@ test('early reads leave room for blocks that are needed', async () => {
   expect(reads).toEqual([0])
 })
 
-describe('a read before it is needed', () => {
+describe('a block that is read early', () => {
   const CACHE = 8
   const settings = { ...BLOCKS_DEFAULTS, coldBytes: CACHE * BATCH_BYTES, readAheadBytes: BATCH_BYTES }
 
-  // A log that returns exactly one batch for a read without reading ahead.
+  // A log that returns exactly one batch for a read without read-ahead.
   function exactly(count: number): ReturnType<typeof storedBatches> {
     const stored = storedBatches(count)
     const { log } = stored

@@ -30,15 +30,15 @@ export interface Block {
   /** For a cold block: value of `#readBytes` when the block was read. */
   readonly arrivedAtBytes: number
   /**
-   * Whether the block after this one was considered for reading ahead. Initially true if no block should be read after
-   * it.
+   * Whether a read-ahead of the block after this one was considered. True from the start if that block should not be
+   * read.
    */
   isFollowed: boolean
   /** Marks of long batches, by the index of the batch's first byte in the block; see `recordAt`. */
   marks: Map<number, Marks> | undefined
 }
 
-/** Places of every 64th record of a batch, up to the record that was needed so far. */
+/** Places of every 64th record of a batch, up to the furthest record that was looked up so far. */
 interface Marks {
   /** Distances from the start of the batch to the records 64, 128 and so on, in bytes. */
   readonly bytes: Uint32Array
@@ -76,14 +76,13 @@ export class Blocks {
   /** Total bytes read from disk. */
   #readBytes = 0
   /**
-   * Current size of a read with reading ahead, in bytes. Less than the maximum while blocks are evicted before they are
-   * used.
+   * Current size of a read-ahead, in bytes. It is less than the maximum while blocks are evicted before they are used.
    */
   #aheadBytes: number
-  /** Length of the last batch that was read without reading ahead. */
+  /** Length of the last batch that was read without read-ahead. */
   #typicalBytes: number = EXACT_BYTES
   #last: Block | undefined
-  /** Size of a read without reading ahead, in bytes: about the length of the last such batch. */
+  /** Size of a read without read-ahead, in bytes: about the length of the last batch that was read this way. */
   #exactBytes: number = EXACT_BYTES
   /** Reads in progress, by position. */
   readonly #loading = new Map<number, Promise<void>>()
@@ -94,7 +93,7 @@ export class Blocks {
     this.#aheadBytes = options.readAheadBytes
   }
 
-  /** Size of a read with reading ahead, in bytes. */
+  /** Size of a read-ahead, in bytes. */
   get readAheadBytes(): number {
     return this.#aheadBytes
   }
@@ -183,8 +182,9 @@ export class Blocks {
   }
 
   /**
-   * Reads the batches at `positions` before deliveries wait for them. Reads the first batches only, as many as the
-   * cache can keep until they are used. Resolves when they were read. An error is reported when the batch is needed.
+   * Reads the batches at `positions` before deliveries wait for them. Reads only as many of the first batches as the
+   * cache can keep until they are used. Resolves when these batches have been read. An error is reported when the batch
+   * is needed.
    */
   async loadAhead(positions: Iterable<number>): Promise<void> {
     const left = positions[Symbol.iterator]()
@@ -307,18 +307,18 @@ export class Blocks {
 /** A block counts as spent if it is still unused after this many times the size of the cache was read. */
 const STALE_AT = 4
 /**
- * The size of reads is halved when less than the first share of a block was used, and doubled when more than the second
- * share was.
+ * A read-ahead is halved when less than AHEAD_LESS_AT of a block was used, and doubled when more than AHEAD_MORE_AT was
+ * used.
  */
 const AHEAD_LESS_AT = 0.25
 const AHEAD_MORE_AT = 0.75
-/** The size of reads with reading ahead is at least the maximum divided by this. */
+/** A read-ahead is never smaller than the maximum size divided by this number. */
 const AHEAD_PARTS_MAX = 8
-/** Maximum number of buffers of evicted cold blocks that are kept: as many as the reads that run at once. */
+/** Maximum number of buffers of evicted cold blocks that are kept: one for each read that can run at the same time. */
 const SPARE_COLD_MAX = 2
 /** `checkedPosition` of a recent block: its bytes were checked when they arrived. */
 const RECENT = -2
-/** Minimum size of a read without reading ahead, in bytes. Most batches with scheduled messages are not longer. */
+/** Minimum size of a read without read-ahead, in bytes. Most batches with scheduled messages are not longer. */
 const EXACT_BYTES = LIMITS.batchBytesScheduledTarget
 
 /** Whether `block` has the whole batch at `position`. A block that was read ahead can end within a batch. */

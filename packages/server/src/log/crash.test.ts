@@ -14,8 +14,9 @@ interface History {
   readonly begun: MadeEntry[]
   /** Number of promised entries: their append resolved, or an `open` reported them. */
   promised: number
-  /** Positions up to which truncation was requested and was completed. */
+  /** Position up to which truncation was requested. */
   truncating: number
+  /** Position up to which truncation was completed. */
   truncated: number
 }
 
@@ -62,10 +63,7 @@ async function checkImage(disk: SimulatedDisk, history: History, what: string): 
   return last
 }
 
-/**
- * Simulates a power cut now, and another one during the recovery from it. Entries that recovery reports are promised
- * too.
- */
+/** Simulates a power cut now, and another one during the recovery. Entries that recovery reports count as promised. */
 async function checkCrash(
   disk: SimulatedDisk,
   history: History,

@@ -29,7 +29,7 @@ export function segmentStart(position: number, log: Log): number {
   return Math.floor(position / log.segmentBytes) * log.segmentBytes
 }
 
-/** The numbers of a cursor, which is opaque to clients. @throws SluiceError INVALID_ARGUMENT */
+/** Decodes the numbers in a cursor, which is opaque to clients. @throws SluiceError INVALID_ARGUMENT */
 export function numbersOf(cursor: string, count: number): number[] {
   const numbers = cursor.split(':').map((part) => (/^\d{1,16}$/.test(part) ? Number(part) : Number.NaN))
   if (numbers.length === count && numbers.every(Number.isSafeInteger)) return numbers

@@ -9,7 +9,8 @@ export interface DirectoryFacts {
   readonly meta: 'missing' | 'damaged' | 'valid'
   /**
    * `blank`: numbers start at 1, and all bytes are zero (read only if `log.meta` is not valid). `unstarted`: numbers
-   * start at 1, and none is in use. `headless`: numbers start higher, and none is in use. `used`: some are in use.
+   * start at 1, and no segment is in use. `headless`: numbers start higher, and no segment is in use. `used`: at least
+   * one segment is in use.
    */
   readonly files: 'none' | 'blank' | 'unstarted' | 'headless' | 'used'
   readonly numbers: 'consecutive' | 'gap'
@@ -24,9 +25,9 @@ export interface DirectoryFacts {
 
 export interface TailFacts {
   readonly entries: 'none' | 'some'
-  /** Bytes at the place of the next entry: `nothing` of the entry (zeros or old bytes), or a remnant of it. */
+  /** Content at the place of the next entry. `nothing`: zeros or old bytes. `unfinished`: a remnant of that entry. */
   readonly behind: 'nothing' | 'unfinished'
-  /** The same for the start of the next, unused segment. */
+  /** Content of the start of the next, unused segment, with the same two values. */
   readonly next: 'nothing' | 'unfinished'
   /** Whether a whole entry with a higher LSN than the next one follows anywhere. */
   readonly later: 'none' | 'found'
@@ -74,7 +75,7 @@ export const TAIL_ROWS: readonly Row<TailFacts, TailRow>[] = [
   { row: 'torn-in-next', behind: ['nothing'], next: ['unfinished'], later: ['none'] },
 ]
 
-/** The rows that decided a log scan. A row is absent until it was decided. */
+/** The rows that decided a log scan. A row is undefined until the scan has decided it. */
 export interface ScanRows {
   directory?: DirectoryRow
   tail?: TailRow
@@ -93,7 +94,7 @@ export function matchingRows<Facts extends object, Name>(
   return rows.filter(fits).map(({ row }) => row)
 }
 
-/** The one row that matches. */
+/** Returns the only row that matches. */
 export function decidingRow<Facts extends object, Name>(
   rows: readonly Row<Facts, Name>[],
   facts: Facts,

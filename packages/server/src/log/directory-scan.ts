@@ -66,7 +66,7 @@ interface Contents {
   readonly meta: LogMeta | undefined
   readonly first: number
   readonly count: number
-  /** Lowest number that is missing between others. If there is one, no segment is opened. */
+  /** Lowest segment number that is missing between two others. If a number is missing, no segment is opened. */
   readonly missing: number | undefined
   readonly newest: UsedSegment | undefined
   /** Segments after the newest segment in use. */

@@ -59,7 +59,7 @@ export interface EntrySeal {
   readonly batches: number
 }
 
-/** Fields of the entry that belongs at a place; `undefined` where they are unknown. */
+/** Expected fields of the entry at a position; a field is `undefined` if its value is unknown. */
 export interface EntryExpectation {
   readonly lsn: number | undefined
   readonly previousCrc: number | undefined
@@ -93,7 +93,9 @@ export function batchEnd(bytes: Uint8Array, at: number, end: number): number {
   return length < BATCH_HEADER_BYTES || length > end - at ? -1 : at + length
 }
 
-/** The entry's CRC, or -1 when its batches do not fill it exactly or their number differs from that in the header. */
+/**
+ * The entry's CRC, or -1 when its batches do not fill it exactly or their number differs from the count in the header.
+ */
 function entryCrc(bytes: Uint8Array, at: number, length: number, salt: number): number {
   const end = at + length
   let left = readU32(bytes, at + BATCHES_AT)
@@ -131,7 +133,7 @@ export function sealEntry(bytes: Uint8Array, at: number, length: number, seal: E
   return crc
 }
 
-/** The header at `at`, unchecked. */
+/** Reads the header at `at` without a check. */
 export function readEntryHeader(bytes: Uint8Array, at: number): EntryHeader {
   return {
     length: readU32(bytes, at + LENGTH_AT),
@@ -145,7 +147,7 @@ export function readEntryHeader(bytes: Uint8Array, at: number): EntryHeader {
   }
 }
 
-/** The three fields that readers need of each entry, without an object. */
+/** Reads one field without creating an object, because readers need the length, LSN and CRC of each entry. */
 export function entryLength(bytes: Uint8Array, at: number): number {
   return readU32(bytes, at + LENGTH_AT)
 }

@@ -353,7 +353,10 @@ export class FileLog implements Log {
     return walker
   }
 
-  /** Whether segment `number` ends before entry `lsn`: the header of the next segment has this entry as its first. */
+  /**
+   * Whether segment `number` ends before entry `lsn`. It does if the header of the next segment names this entry as its
+   * first.
+   */
   async #endsHere(number: number, lsn: number, previousCrc: number | undefined): Promise<boolean> {
     const reader = this.#acquire(number + 1)
     try {

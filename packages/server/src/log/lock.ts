@@ -22,14 +22,15 @@ import { makeDirectory } from './disk.js'
 
 export const LOCK_NAME = 'lock'
 /**
- * Number of tries to create the file, each after removing a stale one. If all fail, another broker is starting at the
- * same time.
+ * Maximum number of tries to create the file. A stale file is removed before each further try. If every try fails,
+ * another broker is starting at the same time.
  */
 const TRIES_MAX = 3
 /** Maximum size of the file: more than a host name, a boot id and a process id need. */
 const LOCK_BYTES_MAX = 1024
-/** Interval at which the file is touched if other kernels may read it, and age at which it counts as abandoned. */
+/** Interval at which the file is touched if other kernels may read it. */
 const TOUCH_MS = 10_000
+/** Age at which a file that is not touched any more counts as abandoned. */
 const ABANDONED_MS = 60_000
 /** A socket without an answer within this time belongs to an owner that is busy or stopped. */
 const ANSWER_MS = 1_000

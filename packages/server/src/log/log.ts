@@ -1,6 +1,6 @@
 /**
- * The two storage interfaces of the broker. `Log` stores entries, one group commit each, at increasing positions;
- * `Disk` is what `FileLog` needs from a file system. The simulator implements `Disk`, and tests implement both.
+ * The two storage interfaces of the broker. `Log` stores entries, one group commit each, at increasing positions.
+ * `Disk` is the part of a file system that `FileLog` needs. The simulator implements `Disk`, and tests implement both.
  *
  * A position counts bytes over the whole history of the log: segment number × segment size + byte in the segment. A
  * position is never reused, not even after its segment was freed.
@@ -30,7 +30,7 @@ export interface LogBounds {
    * check.
    */
   readonly salt: number
-  /** Last position that was passed to `markCheckpoint` before the newest segment began, if any. */
+  /** Last position that was passed to `markCheckpoint` before the newest segment began; undefined if there was none. */
   readonly checkpoint: number | undefined
   /** Bytes of an unfinished entry that `open` cut off; 0 after a clean stop. */
   readonly cutBytes: number
@@ -78,8 +78,9 @@ export interface Log {
 }
 
 export interface LogUsage {
-  /** Number of segments with entries, including the active one, and their bytes. */
+  /** Number of segments with entries, including the active one. */
   readonly segments: number
+  /** Total size of these segments, in bytes. */
   readonly bytes: number
   /** Position of the first entry in the oldest segment. */
   readonly firstPosition: number

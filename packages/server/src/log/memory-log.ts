@@ -45,14 +45,15 @@ export class MemoryLog implements Log {
   readonly #salt: number
   readonly #stored: Stored
   #checkpoint: number | undefined
-  /** Position of the next entry, after the one that is being appended, if any. */
+  /** Position of the next entry. While an entry is being appended, it is the end of that entry. */
   #writePosition: number
   #writtenBytes = 0
   #appending = false
   #failure: SluiceError | undefined
   #closed = false
-  /** Callers of `stuck`, and the append that waits for a segment. */
+  /** Resolves the promises that `stuck` has returned. */
   readonly #onStuck: (() => void)[] = []
+  /** Resumes the append that waits for a segment. */
   #resume: (() => void) | undefined
 
   constructor(options: MemoryLogOptions = {}, stored?: Stored) {

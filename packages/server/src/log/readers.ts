@@ -74,7 +74,7 @@ export class Readers {
     return reader.users > 0
   }
 
-  /** Closes unused files now and the others when they are released. Failed reads are no longer retried. */
+  /** Closes unused files now, and files in use when they are released. Failed reads are no longer retried. */
   close(): void {
     for (const reader of this.#open.values()) this.#doom(reader)
   }

@@ -51,7 +51,7 @@ export function defaultReserveBytes(segmentBytes: number, totalBytes: number): n
 const LOW_CLEARS_AT = 1.2
 const SPACE_INTERVAL_MS = 1_000
 const PREPARE_RETRY_MS = 250
-/** Number of segments that are prepared in advance. With recycled segments there can be up to `SPARES_MAX`. */
+/** Number of segments that are prepared in advance. With recycled segments there can be more, up to `SPARES_MAX`. */
 const SPARES_WANTED = 1
 const SPARES_MAX = 2
 
@@ -310,7 +310,7 @@ export class SegmentPool {
     )
   }
 
-  /** Number of bytes that can be written from byte `at` of segment `number` on until the disk is full. */
+  /** Number of bytes that fit, starting at byte `at` of segment `number`, before the disk is full. */
   room(number: number, at: number): number {
     const creatable = this.#prepareFailed ? 0 : Math.floor(this.#freeBytes / this.#segmentBytes)
     const segments = this.#newest - number + creatable

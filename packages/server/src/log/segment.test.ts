@@ -182,7 +182,7 @@ test('a later entry is found only if it is whole, at its own position, and has a
   expect(await findLaterEntry(file, from, size, START, SALT, 101)).toEqual({ at: last, lsn: 102 })
   expect(await findLaterEntry(file, from, size, START, SALT, 102)).toBe(undefined)
   expect(await findLaterEntry(file, from, size, START, SALT + 1, 99)).toBe(undefined)
-  // With another start, the same bytes are left over from an earlier use of the file.
+  // For another start position these bytes count as left over from an earlier use of the file, so nothing is found.
   expect(await findLaterEntry(file, from, size, START + size, SALT, 99)).toBe(undefined)
   await file.write(last + 20, new Uint8Array(100))
   expect(await findLaterEntry(file, from, size, START, SALT, 101)).toBe(undefined)

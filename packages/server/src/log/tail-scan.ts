@@ -57,7 +57,7 @@ interface EntrySpan {
   readonly crc: number
 }
 
-/** LSN and previous CRC that the next entry must have, and its byte in the segment. */
+/** The place of the next entry in its segment, and the LSN and previous CRC that this entry must have. */
 interface NextEntry {
   readonly at: number
   readonly lsn: number
@@ -69,8 +69,9 @@ interface Ending {
   readonly spares: readonly OpenSegment[]
   readonly last: EntrySpan | undefined
   readonly next: NextEntry
-  /** Bytes of an unfinished next entry in the active segment, and at the start of the first spare. */
+  /** Number of bytes of an unfinished next entry in the active segment. */
   readonly activeBytes: number
+  /** Number of bytes of an unfinished next entry at the start of the first spare. */
   readonly spareBytes: number
   /** A whole entry after the next one, which proves that durable bytes were lost. */
   readonly later: (LaterEntry & { readonly name: string }) | undefined
@@ -136,7 +137,7 @@ async function readEnding({ meta, number, header }: NewestSegment, files: OpenFi
   }
 }
 
-/** The last entry of the segment that is valid, including its records. */
+/** The last entry of the segment whose header and records are both valid. */
 async function lastEntry(
   { number, file }: OpenSegment,
   header: SegmentHeader,
@@ -164,7 +165,7 @@ async function lastEntry(
   return lastBytes === undefined || recordsAreIntact(lastBytes, 0) ? last : beforeLast
 }
 
-/** Bytes from `from` on that are a remnant of the next entry; 0 when there is none. */
+/** Number of bytes from `from` on that are a remnant of the next entry; 0 when there is no remnant. */
 async function unfinishedBytes(
   { number, file }: OpenSegment,
   from: number,

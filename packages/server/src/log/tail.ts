@@ -34,10 +34,9 @@ export class Tail {
   durableLsn: number
   /** Bytes of entries since the broker started, including padding. */
   appendedBytes = 0
-  /**
-   * Bytes of batches since the broker started, and how many of them are upkeep: state pages and copies of live batches.
-   */
+  /** Total size of the batches that were added since the broker started, in bytes. */
   addedBytes = 0
+  /** The part of `addedBytes` that is upkeep: state pages and copies of live batches. */
   upkeepBytes = 0
   /** Memory of the open entry, set by `reserve`, which returns the index of the next batch in it. */
   bytes: Uint8Array = new Uint8Array(0)
@@ -123,7 +122,7 @@ export class Tail {
     if (this.#openBatches > 0 && !this.#writing) this.seal(nowMs)
   }
 
-  /** Seals an entry without batches, after the open entry was sealed. */
+  /** Seals an entry without batches. An open entry with batches must be sealed first. */
   sealEmpty(nowMs: number): void {
     if (this.#openPosition === -1) this.#begin(0)
     this.seal(nowMs)

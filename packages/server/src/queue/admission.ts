@@ -17,7 +17,7 @@ export interface AdmittedBatch {
   readonly base: number
   /** Messages that have the id of another message, in any order. */
   later: { readonly index: number; readonly first: First }[] | undefined
-  /** The same messages by index: index → offset of the other message. */
+  /** The messages of `later` by index: index → offset of the other message. */
   duplicates: Map<number, number> | undefined
   /** Messages that replace a waiting message: index → offset of the waiting message. */
   replaced: Map<number, number> | undefined
@@ -26,15 +26,15 @@ export interface AdmittedBatch {
   bytes: number
 }
 
-/** The message that has an id until the end of the step. Other messages with that id are duplicates. */
+/** The message to which an id belongs for the rest of the step. Any other message with that id is a duplicate. */
 interface First {
-  /** Offset of the message, which arrives in this step or was known before. */
+  /** Offset of the message. The message arrives in this step or was known before. */
   offset: number
   /** The batch of the arriving message; undefined if the message was known before. */
   batch: AdmittedBatch | undefined
   /** Size of the record; 0 if single sizes are not needed. */
   bytes: number
-  /** Offset of the message that it replaces; -1 if there is none. */
+  /** Offset of the message that this one replaces; -1 if it replaces no message. */
   readonly replaced: number
 }
 
@@ -47,13 +47,13 @@ export class Admission {
   /** Number of messages that are acknowledged in the same step. They count as gone. */
   #messagesLeaving = 0
   #bytesLeaving = 0
-  /** Offsets of these messages; undefined if there are none. */
+  /** Offsets of the messages that are acknowledged in the same step; undefined if there are none. */
   #leaving: Set<number> | undefined
-  /** The message of each id in the batches; undefined until there is one. */
+  /** The message of each id in the batches; undefined while no message has an id. */
   #firsts: Map<string, First> | undefined
-  /** Those of `#firsts` that replace a waiting message. */
+  /** The entries of `#firsts` that replace a waiting message. */
   #replacing: First[] | undefined
-  /** Number of ids that were not known. */
+  /** Number of ids in the batches that are new to the queue. */
   #freshIds = 0
 
   constructor(queue: Queue) {
@@ -228,8 +228,9 @@ export class Admission {
   }
 
   /**
-   * Drops messages until the step fits. If the queue exceeds its limits already, because they were lowered, the step makes
-   * room for itself, and at most `excessMax` more messages are dropped. Returns the number of these.
+   * Drops messages until the step fits. If the queue exceeds its limits already, because they were lowered, the step
+   * makes room for itself, and at most `excessMax` more messages are dropped. Returns the number of these additional
+   * messages.
    */
   makeRoom(nowMs: number, excessMax: number): number {
     const queue = this.#queue
@@ -244,7 +245,7 @@ export class Admission {
     if (messages === 0) return 0
     const mostMessages = (maxMessages || Infinity) - messages
     const mostBytes = (maxBytes || Infinity) - bytes
-    // With these the queue is not larger after the step than before it.
+    // With these limits the queue is not larger after the step than before it.
     const ownMessages = Math.max(mostMessages, queue.live - queue.deadCount - messages)
     const ownBytes = Math.max(mostBytes, Math.round(queue.bytes - queue.deadBytes) - bytes)
     evict(queue, ownMessages, ownBytes, Infinity, nowMs)
@@ -252,7 +253,8 @@ export class Admission {
   }
 }
 
-// Evicts until no more than these messages and bytes are left, at most `max` messages. Returns their number.
+// Evicts at most `max` messages, until no more than this number of messages and bytes are left. Returns the number of
+// evicted messages.
 function evict(queue: Queue, mostMessages: number, mostBytes: number, max: number, nowMs: number): number {
   let evicted = 0
   while (

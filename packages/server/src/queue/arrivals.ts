@@ -92,7 +92,7 @@ export class Arrivals {
     return this.#link(place)
   }
 
-  // By one place. The ring does not wrap around before it has its full size.
+  // Grows the ring by one place. The ring does not wrap around before it has its full size.
   #grow(): void {
     this.#owners.push(undefined)
     if (this.#owners.length * WIDTH <= this.#numbers.length) return

@@ -30,7 +30,7 @@ const size = fc.oneof(
   { weight: 1, arbitrary: fc.constantFrom(2 ** 16, 2 ** 32 - 1) },
 )
 
-it('returns what was pushed, at any distance, also after a page was decoded', () => {
+it('returns the batches that were pushed, at any distance from each other, even after a page was decoded', () => {
   let wide = 0
   let narrow = 0
   fc.assert(
@@ -44,7 +44,7 @@ it('returns what was pushed, at any distance, also after a page was decoded', ()
         const table = new BatchTable()
         const plain: Batch[] = []
         let first = 3
-        // Each after the one before, as a log writes them, or in any order.
+        // Places and times are ascending, as a log writes them, or in any order.
         const before = { place, timeMs }
         for (const [messages, placeAbove, timeAbove, bytes] of steps) {
           const batch = { first, place: before.place + placeAbove, timeMs: before.timeMs + timeAbove, bytes }
@@ -121,7 +121,7 @@ it('has the layout in a page that the document describes', () => {
   )
 })
 
-it('keeps the batches of the remaining messages, and the first and the last', () => {
+it('keeps the batches of the remaining messages, and the first and last batch', () => {
   let checked = 0
   fc.assert(
     fc.property(

@@ -1,8 +1,9 @@
 /**
- * The batches that hold the messages of one chunk, oldest first. Each has the index of its first message, its position in
- * the log, its time of publication, and its size in the log. Most positions and times are less than 2^32 above those of the
- * first batch, and few batches have 64 KiB. While this is true of all batches of the chunk, a batch takes 12 bytes, and
- * otherwise 20. The size matters, because ten million messages in batches of one need ten million entries.
+ * The batches that hold the messages of one chunk, oldest first. Each has the index of its first message, its position
+ * in the log, its time of publication, and its size in the log. Most positions and times are less than 2^32 above those
+ * of the first batch, and few batches are as large as 64 KiB. While all batches of the chunk are within these limits, a
+ * batch takes 12 bytes, and otherwise 20. The size matters, because ten million messages in batches of one need ten
+ * million entries.
  *
  * The whole table is in one array of 16-bit words, as in a page. A client that publishes to 10,000 queues in turn misses the
  * CPU cache on each: one array costs one miss, and eight arrays would cost eight.
@@ -62,9 +63,9 @@ export class BatchTable {
   }
 
   /**
-   * Removes batches that hold none of these messages. `indexes` are in ascending order. The batch before a removed one takes
-   * over its indexes. The first and the last batch are kept, because they may reach into the neighbouring chunks, which look
-   * for them here.
+   * Removes the batches that hold none of the messages at `indexes`, which are in ascending order. The batch before a
+   * removed one takes over its indexes. The first and the last batch are kept, because they may reach into the
+   * neighbouring chunks, which look for them here.
    */
   keep(indexes: readonly number[]): void {
     const last = this.count - 1

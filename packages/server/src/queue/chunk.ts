@@ -47,7 +47,10 @@ export interface RedriveHistory {
 /** Tables with less room than this are packed only in a full chunk, which gets no more messages. */
 const ROWS_KEPT = 32
 const BATCHES_KEPT = 32
-/** A chunk whose messages go in order is packed only when this many or fewer are left, because most such chunks are soon empty. */
+/**
+ * A chunk whose messages are removed in order is packed only when at most this many messages are left, because most of
+ * these chunks are soon empty.
+ */
 const DRAINED_MAX = 4
 /** Columns whose contents must be released when a message is gone: its key, its id, its share of the bytes. */
 const RESOURCES = (1 << COLUMN.key) | (1 << COLUMN.id) | (1 << COLUMN.size)
@@ -62,7 +65,7 @@ export class Chunk {
   /** Index after the last appended message. */
   count = 0
   live = 0
-  /** Record bytes of the live messages. A batch across chunks is split by message count. */
+  /** Record bytes of the live messages. The bytes of a batch that spans chunks are split by message count. */
   bytes = 0
   /** The batches of the messages. Only the contents and the pages of a queue use this table. */
   readonly batches = new BatchTable()
@@ -71,7 +74,7 @@ export class Chunk {
   /** Whether the state differs from its newest page in the log, whose position is `pagePosition` (-1 if there is none). */
   dirty = true
   pagePosition = -1
-  /** Size of that page in the log. */
+  /** Size of the newest page in the log. */
   pageBytes = 0
   readonly marks = new Marks()
   dead: DeadMessages | undefined
@@ -138,7 +141,7 @@ export class Chunk {
     return this.#columns?.has(COLUMN.size) === true
   }
 
-  /** Whether any message here holds something to release when it is gone. */
+  /** Whether any message of the chunk has a key, an id or a known size, which is released when the message is gone. */
   get holdsResources(): boolean {
     return this.#columns?.hasAny(RESOURCES) === true || this.dead !== undefined || this.redriven !== undefined
   }
@@ -293,7 +296,7 @@ export class Chunk {
     this.columns.set(COLUMN.key, index, slot + 1)
   }
 
-  /** Offset of the next message in the line of the key; -1: none. */
+  /** Offset of the next message in the line of the key; -1 if there is no next message. */
   nextAt(index: number): number {
     return this.#linkAt(COLUMN.next, COLUMN.nextHigh, index)
   }
@@ -310,12 +313,15 @@ export class Chunk {
     this.#setLink(COLUMN.previous, COLUMN.previousHigh, index, offset)
   }
 
-  /** Offset of the next pending message with the same id; -1: none. */
+  /** Offset of the next pending message with the same id; -1 if there is no next message. */
   nextSameId(index: number): number {
     return this.#linkAt(COLUMN.nextSameId, COLUMN.nextSameIdHigh, index)
   }
 
-  /** Offset of the previous pending message with the same id. Before the first one is the last one. -1: no other. */
+  /**
+   * Offset of the previous pending message with the same id. For the first message this is the offset of the last one;
+   * -1 if no other message has the id.
+   */
   previousSameId(index: number): number {
     return this.#linkAt(COLUMN.previousSameId, COLUMN.previousSameIdHigh, index)
   }
@@ -373,7 +379,7 @@ export class Chunk {
   }
 
   /**
-   * Appends a batch for the indexes `[count, end)`, with priority 0 until options set another.
+   * Appends a batch for the indexes `[count, end)`. Its messages have priority 0 until options set another priority.
    * `bytes` is the size of its records, and `batchBytes` the size of the whole batch in the log.
    */
   append(end: number, position: number, timeMs: number, bytes: number, batchBytes: number): void {

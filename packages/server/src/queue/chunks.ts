@@ -108,7 +108,7 @@ export class Chunks {
 
   /**
    * Position of the first batch that has a live message and is `wanted`, starting with the batch of the message at
-   * `offset`. -1 if there is none before the next absent chunk.
+   * `offset`. -1 if the search reaches an absent chunk first.
    */
   liveBatchFrom(offset: number, wanted: (place: number) => boolean): number {
     let chunk = this.at(offset)

@@ -45,7 +45,7 @@ const steps = fc.array<Step>(
   { maxLength: 40 },
 )
 
-it('hold what a map for each column holds, whichever messages have a row', () => {
+it('hold the same values as one map per column, whichever messages have a row', () => {
   const numRuns = runs(100, 3_000)
   let compared = 0
   fc.assert(

@@ -1,11 +1,11 @@
 /**
- * The state of single messages of one chunk, as far as it is not in the batch table. Each message that needs it has a row of
- * 32-bit words, and there are only the columns that some message needs. The table is dense if most messages from some index
- * on have a row: then each column is an array, and one access finds a word. Otherwise it is sparse: the rows are in one
- * array, in the order of their indexes, and the first word of each row is its index. A message without a row has 0 in all
- * columns.
+ * The state of single messages of one chunk that is not in the batch table. Each message that needs this state has a
+ * row of 32-bit words. A column exists only if some message needs it. The table is dense if most messages from some
+ * index on have a row: then each column is an array, and one access finds a word. Otherwise it is sparse: the rows are
+ * in one array, in the order of their indexes, and the first word of each row is its index. A message without a row has
+ * 0 in all columns.
  *
- * Rows are removed only by `pack`, which keeps those of some messages, and by `restart`, which keeps none.
+ * Rows are removed only by `pack`, which keeps the rows of some messages, and by `restart`, which removes all rows.
  */
 import { CHUNK_MESSAGES } from './bits.js'
 import { ID_WORDS } from './hash.js'
@@ -112,7 +112,7 @@ export class Columns {
     return this.#isSparse ? this.#getSparse(column, index) : 0
   }
 
-  /** Reads a number in two columns. */
+  /** Reads a number that is stored in two columns. */
   getWide(low: Column, high: Column, index: number): number {
     return this.get(low, index) + this.get(high, index) * WORD_2
   }
@@ -136,7 +136,7 @@ export class Columns {
     } else this.#setSlowly(column, index, word)
   }
 
-  /** Sets a number below 2^53 in two columns. The high column is created when a number needs it. */
+  /** Writes a number below 2^53 to two columns. The high column is created when a number needs it. */
   setWide(low: Column, high: Column, index: number, value: number): void {
     if (value < WORD_2) {
       this.set(low, index, value)
@@ -172,7 +172,7 @@ export class Columns {
     this.#first = index
   }
 
-  /** Keeps the rows of these messages, which are in order. Returns false if none of them has a row. */
+  /** Keeps the rows of these messages, which are in order. Returns false if none of these messages has a row. */
   pack(indexes: readonly number[]): boolean {
     const kept: number[] = []
     for (const index of indexes) {

@@ -1,8 +1,9 @@
 /**
- * The durable part of a queue: its messages by offset and their states, the ids that it remembers, its counters. All of
- * it follows from the log: changes come as facts, and the same code applies them in service and in recovery (invariant
- * 17). `Replay` applies facts read from the log, `Queue` the facts that it decides. One case differs: in service a batch
- * without options is only counted at first, and applied to its chunk when that is next read (arrivals.ts).
+ * The durable part of a queue: its messages by offset and their states, the ids that it remembers, and its counters.
+ * This part follows entirely from the log: changes come as facts, and the same code applies them in service and in
+ * recovery (invariant 17). `Replay` applies facts read from the log, and `Queue` applies the facts that it decides. One
+ * case differs: in service a batch without options is only counted at first. It is applied to its chunk when the chunk
+ * is next read (arrivals.ts).
  *
  * The volatile part (the line, the index of pending ids, the use of the log) is notified of each change through
  * `Follower`. It does not exist during recovery.
@@ -32,7 +33,7 @@ import { Reasons } from './reasons.js'
 
 /**
  * Counts, by place in the log, the bytes of batches that have live messages. The counts show which segments are still
- * needed, and what it costs to copy them. A batch counts in full until its last message is gone.
+ * needed, and the cost of copying their batches. A batch counts in full until its last message is gone.
  */
 export interface LogUse {
   /** Number and total size of the state pages. */
@@ -112,7 +113,7 @@ export class Contents implements Arriving {
   live = 0
   /** Whether the definition or the counters differ from the newest page. */
   dirty = true
-  /** Whether the options of the queue require a check of each batch, whatever the options of its messages are. */
+  /** Whether the options of the queue require a check of each batch, even if its messages have no options. */
   looksAtMessages = false
   protected readonly use: LogUse
   readonly #arrivals: Arrivals
@@ -147,14 +148,14 @@ export class Contents implements Arriving {
   deadBytes = 0
   /** Position of the newest page of the queue; -1 if there is none. */
   pagePosition = -1
-  /** Size of that page in the log. */
+  /** Size of the newest page in the log. */
   pageBytes = 0
   /**
    * Position in the log of the fact that is being applied; only used during recovery. A chunk with a newer page already
    * contains the fact and ignores it.
    */
   appliedFrom = Infinity
-  /** How the options of messages are read. */
+  /** Rules by which the options of messages are read. */
   traitRules!: { readonly seed: readonly number[]; readonly ttlMs: number; readonly withSizes: boolean }
   readonly ids: IdWindow
   /** Lower bound for the time at which the next message expires. */
@@ -529,7 +530,8 @@ export class Contents implements Arriving {
     this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)
   }
 
-  // The chunk that a fact about `offset` changes; undefined if it is gone, or if its page already contains the fact.
+  // The chunk that a fact about `offset` changes; undefined if the chunk is gone, or if its page already contains the
+  // fact.
   #chunkToApply(offset: number): Chunk | undefined {
     const chunk = this.chunks.at(offset)
     return chunk === undefined || chunk.pagePosition > this.appliedFrom ? undefined : chunk
@@ -575,7 +577,8 @@ export class Contents implements Arriving {
     return removed
   }
 
-  // Releases what is kept for single messages that are about to be gone. Returns their record bytes.
+  // Releases the keys, ids, sizes and other entries of single messages that are about to be gone. Returns the record
+  // bytes of these messages.
   #forget(chunk: Chunk, from: number, to: number): number {
     let bytes = 0
     for (let index = from; index < to; index++) {

@@ -1,6 +1,6 @@
 /**
- * The dead messages of one chunk, by index. This map takes only a few bytes for each, because a queue can hold very many dead
- * messages.
+ * The dead messages of one chunk, by index. This map takes only a few bytes per message, because a queue can hold very
+ * many dead messages.
  */
 import type { Death } from '@sluice/protocol'
 

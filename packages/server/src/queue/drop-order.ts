@@ -15,7 +15,10 @@ export class DropOrder {
   readonly #chunks: Chunks
   /** Cursors, by priority. */
   readonly #cursors = new Float64Array(PRIORITIES)
-  /** Messages that returned below the cursor of their priority, by offset. Some have left the line again. */
+  /**
+   * Messages that returned below the cursor of their priority, by offset. Some of these messages have left the line
+   * again.
+   */
   readonly #behind: (TimeQueue | undefined)[] = []
 
   constructor(chunks: Chunks) {
@@ -72,7 +75,7 @@ export class DropOrder {
       if (chunk === undefined) continue
       const index = offset - chunk.base
       if (!chunk.isGone(index) && chunk.isInLine(index)) return offset
-      // If it returns, it is added again.
+      // A message that returns to the line later is added again.
       chunk.marks.delete(MARK.behind, index, index + 1)
     }
     return NONE

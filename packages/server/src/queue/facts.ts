@@ -23,7 +23,7 @@ export const FACT = {
   retry: 2,
   /** Dead since `time`; `count` is the number of attempts, and `text` is the reason from the consumer. */
   dead: 3,
-  /** Purged: `count` messages below `offset` are gone. These are all that were scheduled, ready or leased. */
+  /** Purged: all scheduled, ready and leased messages below `offset` are gone. `count` is their number. */
   purge: 4,
   /** Every message below `offset` may have been delivered before. Written when the broker stops. */
   delivered: 5,
@@ -45,7 +45,7 @@ export const FACT = {
   carry: 13,
   /** The due time was changed to `time`. */
   reschedule: 14,
-  /** Precedes a batch: messages of the batch that set no time to live have one of `time` ms. */
+  /** Precedes a batch: messages of the batch that set no time to live have a time to live of `time` ms. */
   ttl: 15,
   /** A queue was created or its options changed; `text` is its definition. */
   ensure: 16,
@@ -55,7 +55,10 @@ export const FACT = {
   hand: 18,
   /** Precedes the batch of the message. The message replaced the one at offset `time`, which was cancelled. */
   replace: 19,
-  /** Totals so far: `offset` releases, `time` redeliveries. Written with the queue's next fact, and at a graceful stop. */
+  /**
+   * Totals so far: `offset` is the number of releases, `time` the number of redeliveries. Written with the queue's next
+   * fact, and at a graceful stop.
+   */
   tally: 20,
   /** The subscription with id `offset` ended and returned messages: none of its leases can be claimed after a restart. */
   ended: 21,
@@ -85,7 +88,7 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.atomic,
 ])
 
-/** Bit of the death of a dead fact: the message will be moved to the dead-letter queue. */
+/** Bit in the `death` byte of a `dead` fact: the message will be moved to the dead-letter queue. */
 export const MOVING = 128
 
 export type GoneFact = 'ack' | 'expire' | 'drop' | 'cancel' | 'discard'
@@ -127,7 +130,7 @@ export class FactBuffer {
     return taken
   }
 
-  /** Adds a fact about messages that are gone. It has no other detail than its kind. */
+  /** Adds a fact about messages that are gone. This fact has no detail besides its kind. */
   gone(kind: GoneFact, offset: number, count: number): void {
     if (this.#openAt !== -1 && this.#openKind === FACT[kind] && this.#openEnd === offset) {
       writeU32(this.#bytes, this.#openAt + 4, readU32(this.#bytes, this.#openAt + 4) + count)
@@ -285,9 +288,9 @@ export function factsUntil(
 
 export interface Fact {
   readonly kind: number
-  /** In a dead fact, the cause of death, and `MOVING`. */
+  /** In a `dead` fact: the cause of death, plus the MOVING bit. */
   readonly death: number
-  /** Number of attempts in a retry or dead fact; 0 in other facts. */
+  /** Number of attempts in a `retry` or `dead` fact; 0 in other facts. */
   readonly attempts: number
   readonly count: number
   readonly offset: number

@@ -1,9 +1,10 @@
 /**
- * Former leases: those that ended before their messages were settled. A client that still handles such a message can
+ * Former leases: leases that ended before their messages were settled. A client that still handles such a message can
  * claim its lease when it subscribes again, until the message is leased again.
  *
- * After a restart only the durable part counts: the subscriptions that ended while the broker ran, because other consumers
- * may have received their messages since. They are kept for one boot, as facts and in the page of the queue.
+ * After a restart only the durable part counts: the subscriptions that ended while the broker ran. Other consumers may
+ * have received their messages since, so none of their leases can be claimed. The ended subscriptions are kept for one
+ * boot, as facts and in the page of the queue.
  *
  * Bounds: the newest `FORMER_LEASES_MAX` leases are kept. A forgotten lease cannot be claimed, so its message is delivered
  * again. Up to `ENDED_MAX` ended subscriptions are kept; beyond that, all subscriptions count as ended.
@@ -33,17 +34,17 @@ export interface Reclaimed {
   /** Time from which the message was eligible; -1 if it was in the plain line. */
   readonly sinceMs: number
   readonly attempt: number
-  /** Deadline of its handling; Infinity: the handling time starts again. */
+  /** Deadline of the handling; Infinity if the handling time starts again. */
   readonly deadlineMs: number
   readonly isCharged: boolean
-  /** Size of the record. After a restart, as counted by the queue. */
+  /** Size of the record. After a restart this is the size that the queue counts. */
   readonly bytes: number
 }
 
 export class FormerLeases {
   /** The former leases, by offset. */
   readonly #leases = new Map<number, FormerLease>()
-  /** Whether a lease was forgotten whose message may not have been leased again. */
+  /** Whether the queue has forgotten a former lease of a message that may not have been leased again. */
   #hasForgotten = false
   /** Subscriptions of this boot that ended and returned messages. */
   #ended = new Set<number>()
@@ -91,7 +92,7 @@ export class FormerLeases {
     this.#hasForgotten = false
   }
 
-  /** Called when the subscription ended and returned messages. Returns false if that was already known. */
+  /** Called when the subscription ended and returned messages. Returns false if this was already known. */
   end(subscriptionId: number): boolean {
     if (this.#ended.has(ALL_ENDED) || this.#ended.has(subscriptionId)) return false
     if (this.#ended.size === ENDED_MAX) this.#ended = new Set([ALL_ENDED])

@@ -118,7 +118,7 @@ export abstract class HashIndex {
     putInto(this.#segments[segment]!, ref, word)
   }
 
-  /** Adds a segment, and moves to it those refs of an older one that belong there. */
+  /** Adds a segment, and moves to it the refs of an older segment that belong there. */
   #split(): void {
     const last = this.#segments.push(NO_PLACES) - 1
     this.#counts.push(0)

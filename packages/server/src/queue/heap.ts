@@ -1,5 +1,5 @@
 const HEAP_FIRST = 16
-/** An empty heap keeps no more room than this. */
+/** Maximum number of entries for which an empty heap keeps room. */
 const HEAP_KEPT = 4096
 
 /**
@@ -12,12 +12,12 @@ export class TimeHeap {
   #times = new Float64Array(0)
   #offsets = new Float64Array(0)
 
-  /** Time of the first entry; Infinity if empty. */
+  /** Time of the first entry; Infinity if the heap is empty. */
   get firstTime(): number {
     return this.size === 0 ? Infinity : this.#times[0]!
   }
 
-  /** Offset of the first entry. Undefined if empty. */
+  /** Offset of the first entry; undefined if the heap is empty. */
   get firstOffset(): number {
     return this.#offsets[0]!
   }

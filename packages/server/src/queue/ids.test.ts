@@ -54,7 +54,7 @@ class Spread extends HashIndex {
 }
 
 describe('HashIndex', () => {
-  it('holds what a set holds, even if hashes collide', () => {
+  it('holds the same entries as a set, even if hashes collide', () => {
     let compared = 0
     fc.assert(
       fc.property(fc.array(fc.integer({ min: 0, max: 40 }), { minLength: 200, maxLength: 400 }), (list) => {
@@ -100,7 +100,7 @@ describe('HashIndex', () => {
     const refs = Array.from({ length: COUNT }, (_, ref) => ref)
     expect(refs.filter((ref) => index.find(ref) !== ref)).toEqual([])
     let wrong = 0
-    // In another order than they were added.
+    // In a different order from the one in which they were added.
     for (let step = 0; step < COUNT; step++) {
       const ref = (step * 7_919) % COUNT
       change(() => index.drop(ref))
@@ -125,7 +125,7 @@ describe('PendingIds', () => {
     { minLength: 100, maxLength: 400 },
   )
 
-  it('finds the first pending message of several with one id, whichever are added and removed', () => {
+  it('finds the first of several pending messages with the same id, whichever messages are added and removed', () => {
     let compared = 0
     fc.assert(
       fc.property(steps, (list) => {
@@ -168,7 +168,7 @@ describe('PendingIds', () => {
     expect(compared).toBeGreaterThan(20_000)
   })
 
-  it('takes a few steps for each message, however many have one id', () => {
+  it('takes a few steps for each message, even if many messages have the same id', () => {
     const COUNT = 5_000
     const chunks = new Chunks()
     const pending = new PendingIds(chunks)
@@ -176,7 +176,7 @@ describe('PendingIds', () => {
     const looks = vi.spyOn(chunks, 'at')
     for (let offset = 0; offset < COUNT; offset++) pending.add(offset)
     expect(pending.count).toBe(1)
-    // In another order than they were added.
+    // In a different order from the one in which they were added.
     for (let step = 0; step < COUNT; step++) pending.done((step * 7_919) % COUNT)
     expect(pending.count).toBe(0)
     expect(pending.places).toBeLessThanOrEqual(16)

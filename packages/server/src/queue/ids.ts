@@ -179,14 +179,15 @@ export class IdWindow extends HashIndex {
   // --- state pages: u64 first entry · u32 count · u32 0 · entries of four u32 words, u64 offset, u64 time ---
 
   /**
-   * Yields the numbers of the pages to append: first those at positions before `evacuateBefore`, then those with entries that
-   * are in no page. Entries can be added while a checkpoint waits between two pages, even to the page that was just written.
+   * Yields the numbers of the pages to append: first the pages at positions before `evacuateBefore`, then the pages
+   * with entries that were not yet written to the log. Entries can be added while a checkpoint waits between two pages,
+   * even to the page that was just written.
    */
   *pagesToWrite(evacuateBefore: number): IterableIterator<number> {
     for (let page = Math.floor(this.#first / PAGE_IDS); (page + 1) * PAGE_IDS <= this.#cleanUntil; page++)
       if (this.#pages.get(page)!.position < evacuateBefore) yield page
     while (this.#cleanUntil < this.#next) yield Math.floor(Math.max(this.#cleanUntil, this.#first) / PAGE_IDS)
-    // The last page, if it is clean and not full.
+    // Yields the last page too, if it is clean and not full.
     const last = Math.floor((this.#next - 1) / PAGE_IDS)
     if (this.#first < this.#next && this.#pages.get(last)!.position < evacuateBefore) yield last
   }
@@ -253,10 +254,10 @@ export class IdWindow extends HashIndex {
 }
 
 /**
- * Ids of messages that are not done. The hashes are in the chunks. Several messages can have one id: if the window of the id
- * is over, if ids are not checked, or if one message came from another queue. These messages form a list in the order in
- * which they became pending, and the index holds the first of them. Lists are doubly linked through the chunks. The link back
- * from the first message leads to the last.
+ * Ids of messages that are not done. The hashes are in the chunks. Several messages can have the same id if the window
+ * of the id is over, if ids are not checked, or if one of the messages came from another queue. These messages form a
+ * list in the order in which they became pending, and the index holds the first of them. Lists are doubly linked
+ * through the chunks. The link back from the first message leads to the last.
  */
 export class PendingIds extends HashIndex {
   readonly #chunks: Chunks

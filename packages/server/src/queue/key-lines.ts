@@ -140,7 +140,7 @@ export class KeyLines {
     this.#link(slot, chunk, index, this.#keys.tailOf(slot), NONE)
   }
 
-  /** Adds the message at its place, which is mostly the end. A message that returns belongs near the front. */
+  /** Adds the message at its place, which is usually the end. A message that returns belongs near the front. */
   insert(slot: number, chunk: Chunk, index: number): void {
     const tail = this.#keys.tailOf(slot)
     if (tail === NONE || this.#isBehind(tail, chunk, index)) {

@@ -1,6 +1,6 @@
 /**
- * The keys of the messages of a queue. Each key has the line in which its messages wait, the number of its messages that are
- * leased and that wait for a retry, and the message that is on offer.
+ * The keys of the messages of a queue. Each key has the line in which its messages wait, the number of its leased
+ * messages, the number of its messages that wait for a retry, and the message that is on offer.
  *
  * A key is identified by a 64-bit hash. Two keys with the same hash share a line, which only delays them. A key has a
  * slot while one of its messages is in the queue. Lines are doubly linked through the chunks, so a message leaves from
@@ -54,7 +54,7 @@ class KeyPage {
     return this.numbers.length / NUMBERS
   }
 
-  /** Takes an empty slot, by its number in the page. The caller has checked that there is one. */
+  /** Takes an empty slot and returns its number in the page. The caller has checked that an empty slot exists. */
   take(): number {
     let slot = this.#free - 1
     if (slot !== NONE) this.#free = this.words[slot * WORDS + NEXT_FREE]!
@@ -135,7 +135,7 @@ export class Keys extends HashIndex {
     return this.#number(slot, OFFERED)
   }
 
-  /** Time at which the last offered message went on offer; 0 if none ever did. */
+  /** Time at which the last offered message went on offer; 0 if no message was ever on offer. */
   sinceOf(slot: number): number {
     return this.#number(slot, SINCE)
   }
@@ -249,7 +249,7 @@ export class Keys extends HashIndex {
     this.#page(slot).numbers[(slot % PAGE_SLOTS) * NUMBERS + which] = value
   }
 
-  /** Returns the new count. */
+  /** Changes a count of the slot and returns the new count. */
   #count(slot: number, which: number, change: 1 | -1): number {
     return (this.#page(slot).words[(slot % PAGE_SLOTS) * WORDS + which]! += change)
   }

@@ -1,6 +1,7 @@
 /**
- * The line: the order in which the messages of a queue are delivered. It is by priority, then by the time at which a message
- * became eligible, then by offset (invariant 12). The line is volatile: recovery builds it from the chunks.
+ * The line: the order in which the messages of a queue are delivered. Messages are ordered by priority, then by the
+ * time at which they became eligible, then by offset (invariant 12). The line is volatile: recovery builds it from the
+ * chunks.
  *
  * A message without key and delay that has not been tried yet is in the plain line of its priority. That line consists of a
  * cursor and of the messages that returned below the cursor. A message whose due time is in the future is scheduled. A message
@@ -23,9 +24,15 @@ import { Schedule } from './schedule.js'
 import type { Suspects } from './suspects.js'
 import { TimeQueue } from './time-queue.js'
 
-/** Stale entries of a due queue are removed when it reaches twice the size that it had after the last removal, plus this. */
+/**
+ * Stale entries of a due queue are removed when it reaches twice the size that it had after the last removal, plus this
+ * number.
+ */
 const STALE_SLACK = 1024
-/** Maximum number of messages that a search for the oldest keyed message visits. Then it returns the oldest of them. */
+/**
+ * Maximum number of messages that a search for the oldest keyed message visits. The search then returns the oldest
+ * message that it has found.
+ */
 const OLDEST_LOOKED_AT_MAX = 16_384
 
 export class Line {
@@ -34,7 +41,10 @@ export class Line {
   #end = 0
   /** One bit for each priority, which is set if its plain line is not empty. */
   #plainMask = 0
-  /** Number of messages in the plain line of priority 0, which is often the only one in use. `#plainCounts` has those of the other priorities. */
+  /**
+   * Number of messages in the plain line of priority 0, which is often the only one in use. `#plainCounts` has the
+   * numbers for the other priorities.
+   */
   #ordinary = 0
   /** Offsets below this may have been delivered by an earlier run of the broker. */
   #redeliveredBelow = 0
@@ -160,7 +170,10 @@ export class Line {
     }
   }
 
-  /** Makes at most `max` messages due that are scheduled for `nowMs` or earlier. Returns their number. */
+  /**
+   * Moves at most `max` messages whose due time is `nowMs` or earlier from the schedule to the line. Returns their
+   * number.
+   */
   advance(nowMs: number, max = Infinity): number {
     for (let count = 0; count < max; count++) {
       const offset = this.#schedule.takeDue(nowMs)
@@ -187,7 +200,10 @@ export class Line {
     return this.#schedule.nextDeadline
   }
 
-  /** Publish or due time of the message that has waited longest, blocked keys included; Infinity if none waits. */
+  /**
+   * Publish or due time of the message that has waited longest; Infinity if no message waits. Messages of blocked keys
+   * count too.
+   */
   get oldestSince(): number {
     let oldest = Infinity
     for (let mask = this.#plainMask | this.#dueMask; mask !== 0; mask &= mask - 1) {
@@ -311,7 +327,7 @@ export class Line {
     this.#keyLines.offer(slot, nowMs, offset, sinceMs)
   }
 
-  /** Returns a leased message at `dueMs`, which is already in its chunk. */
+  /** Returns a leased message to the line, where it is due at `dueMs`. The chunk already has this time. */
   retry(chunk: Chunk, offset: number, dueMs: number, nowMs: number): void {
     const index = offset - chunk.base
     this.#mark(chunk, index)
@@ -321,7 +337,7 @@ export class Line {
     this.enter(chunk, index, dueMs, nowMs)
   }
 
-  /** Adds a message that is not in the line, at `dueMs`, which is already in its chunk. */
+  /** Adds a message that is not in the line, due at `dueMs`. The chunk already has this time. */
   enter(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
     this.#dropOrder?.returned(chunk, index)
     const slot = chunk.keyAt(index)
@@ -388,7 +404,7 @@ export class Line {
     }
   }
 
-  /** The message that is dropped first to make room; -1 if the line is empty. See `DropOrder`. */
+  /** Offset of the message that is dropped first to make room; -1 if the line is empty. See `DropOrder`. */
   firstToDrop(): number {
     this.#dropOrder ??= new DropOrder(this.#chunks)
     return this.#dropOrder.first(this.#end)
@@ -505,7 +521,8 @@ export class Line {
     run.sinceMs = due.firstTime
   }
 
-  // Whether only its batch determines how the message is delivered. Neighbours for which this is true can share a run.
+  // Whether the message has no state of its own that changes its delivery, such as earlier attempts. Neighbours without
+  // this state can share a run.
   #isFirstTry(chunk: Chunk, index: number): boolean {
     return (
       this.#suspects.size === 0 &&
@@ -518,7 +535,8 @@ export class Line {
 
   // Length of the run that starts with the first due message: at most `max` messages of one batch.
   #neighbours(due: TimeQueue, chunk: Chunk, index: number, max: number): number {
-    // With several places for a key, leasing one message can put another one on offer that precedes the neighbour.
+    // If several messages of a key may be leased, leasing one message can put another one on offer that precedes the
+    // neighbour.
     if (chunk.hasKeys && this.#keyLines.rules.keyConcurrency > 1) return 1
     const end = index + due.firstRun(max)
     const timeMs = due.firstTime
@@ -568,7 +586,7 @@ export class Line {
     return undefined
   }
 
-  // End of the run of `[from, to)`: a suspect is delivered alone, and a run ends before one.
+  // End of the run of `[from, to)`. A suspect is delivered alone, so a run ends before the next suspect.
   #untilSuspect(chunk: Chunk, from: number, to: number): number {
     if (this.#suspects.has(chunk.base + from)) return from + 1
     return this.#suspects.firstIn(chunk.base + from + 1, chunk.base + to) - chunk.base
@@ -582,7 +600,7 @@ export class Line {
     if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.countRetrying(slot, 1)
   }
 
-  // Removes the message from the scheduled ones. The caller puts it where it belongs.
+  // Removes the message from the scheduled messages. The caller puts it where it belongs.
   #unschedule(chunk: Chunk, index: number): void {
     this.#schedule.remove(chunk, index)
     const slot = chunk.keyAt(index)

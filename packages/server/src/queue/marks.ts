@@ -1,7 +1,7 @@
 /**
- * The states of the messages of one chunk, as sets of indexes. While many messages are live, each set has 1,024 bits. When
- * few live messages are left in a full chunk, only these are listed: a chunk with one dead message takes the room of one
- * message.
+ * The states of the messages of one chunk, as sets of indexes. While many messages are live, each set has 1,024 bits.
+ * When few live messages are left in a full chunk, only the live messages are listed: a chunk with one dead message
+ * takes the room of one message.
  *
  * Invariant: if a message is gone, none of its other marks is read.
  */

@@ -36,7 +36,7 @@ export function encodeQueuePage(queue: Queue, retained: QueuePage['retained']): 
     redeliveredBelow: queue.redeliveredBelow,
     ...(queue.former.ended.length === 0 ? {} : { ended: queue.former.ended }),
     carried: queue.carried,
-    // Tallied counters are as of the facts before the page, so that page and facts agree.
+    // Tallied counters have the values of the last tally fact before the page, so that page and facts agree.
     counts: { ...queue.counts, ...queue.tallied },
     retained,
   }

@@ -140,7 +140,8 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
       arbitrary: fc.record({
         kind: fc.constant('append' as const),
         count: fc.oneof(fc.integer({ min: 1, max: 8 }), fc.integer({ min: 500, max: 1500 })),
-        // With 0 the messages are plain; otherwise the options of each follow from this number and its index.
+        // With 0 the messages are plain. With another number, the options of each message depend on this number and on
+        // its index.
         traits: fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 1000 })),
       }),
     },

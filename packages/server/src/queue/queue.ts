@@ -53,7 +53,7 @@ export class Queue extends Contents implements Follower {
   readonly suspects = new Suspects()
   readonly #appliedLine = new Line(this.appliedChunks, this.keys, this.suspects)
   leased = 0
-  /** Whether some due messages are not ready yet; nothing is delivered until they are; see `Turn.continueDue`. */
+  /** Whether some due messages are not ready yet, so nothing is delivered yet; see `Turn.continueDue`. */
   hasMoreDue = false
   /** Facts that are applied here and not yet written to the open entry. */
   readonly facts = new FactBuffer()
@@ -157,7 +157,7 @@ export class Queue extends Contents implements Follower {
   }
 
   idDone(offset: number): void {
-    // A purge has emptied the index: to take each id out of it would cost most of the purge.
+    // A purge has already emptied the index: removing each id separately would be most of the cost of the purge.
     if (this.pending.count > 0) this.pending.done(offset)
   }
 
@@ -226,7 +226,8 @@ export class Queue extends Contents implements Follower {
     return count
   }
 
-  // With keys, all at once: which message of a key is eligible, and since when, depends on those that are due.
+  // In a queue with keys, all due messages become ready at once, because eligibility within a key depends on every due
+  // message of that key.
   #advanceLine(nowMs: number, max: number): number {
     const count = this.#line.advance(nowMs, this.keys.size > 0 ? Infinity : max)
     this.hasMoreDue = this.#line.nextDeadline <= nowMs
@@ -312,9 +313,9 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * Record bytes of the message that a claim names, for the credit. They are counted as its former lease counted them or, if
-   * this boot has no such lease, as the queue counts them. A size from the client could falsify the count. 0 means that there
-   * is no such message.
+   * Record bytes of the message that a claim names, for the credit. The size is the one that the former lease counted
+   * or, if this boot has no such lease, the one that the queue counts. A size from the client could falsify the count.
+   * 0 means that there is no such message.
    */
   claimBytes(offset: number): number {
     const former = this.former.get(offset)
@@ -339,8 +340,8 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * Returns a leased message that failed, at `dueMs`. The message is dead if this was its last attempt, and gone if it has
-   * expired. `isCharged` means that this attempt is already counted.
+   * Returns a leased message that failed; it is due at `dueMs`. The message is dead if this was its last attempt, and
+   * gone if it has expired. `isCharged` means that this attempt is already counted.
    */
   retry(
     offset: number,
@@ -374,7 +375,7 @@ export class Queue extends Contents implements Follower {
     this.tallyFact(released, redelivered)
   }
 
-  /** Returns a leased message that was not tried to its old place. No fact records this. */
+  /** Returns a leased message to its old place without counting an attempt. No fact records this. */
   release(offset: number, sinceMs: number, nowMs: number): void {
     this.counts.released++
     if (this.#isExpired(offset, nowMs)) {
@@ -463,7 +464,7 @@ export class Queue extends Contents implements Follower {
     return this.chunkAt(offset)!
   }
 
-  /** The id of a dead message, if no pending message may have the same id when the dead one returns; otherwise undefined. */
+  /** The id of a dead message if no pending message may have this id when the dead message returns; else undefined. */
   uniqueIdOf(offset: number): Uint32Array | undefined {
     if (this.options.unique !== 'pending') return undefined
     const chunk = this.chunkAt(offset)!
@@ -491,7 +492,7 @@ export class Queue extends Contents implements Follower {
     this.moving.trim(this.deadCount)
   }
 
-  /** A dead message was moved to another queue. The caller records the fact, and updates `moving` unless it is a redrive. */
+  /** Removes a moved dead message. The caller records the fact, and updates `moving` unless it is a redrive. */
   moved(offset: number, isRedrive: boolean, nowMs: number): void {
     this.remove(offset, 1, nowMs)
     if (isRedrive) {

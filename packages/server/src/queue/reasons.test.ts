@@ -17,7 +17,7 @@ test('a shared text is kept once, and forgotten with the last message that has i
   expect(reasons.bytes).toBe(0)
 })
 
-test('short texts are kept whole, however many there are', () => {
+test('short texts are kept in full, even if there are many', () => {
   const reasons = new Reasons(0)
   for (let number = 0; number < 5_000; number++) {
     const text = `${number} ${'x'.repeat(REASON_HEAD_BYTES - 6)}`.slice(0, REASON_HEAD_BYTES)
@@ -39,7 +39,8 @@ test('beyond the limit only the beginning of a long text is kept, and no charact
     expect(Buffer.byteLength(text)).toBeGreaterThan(REASON_HEAD_BYTES - 2)
     expect(long(number).startsWith(text)).toBe(true)
   }
-  // A text that is kept whole is whole for other messages too, and a forgotten text makes room.
+  // A text that is kept in full is kept in full for every message that shares it, and forgetting a text makes room for
+  // others.
   expect(reasons.keep(long(0))).toBe(long(0))
   for (const text of kept) reasons.forget(text)
   reasons.forget(long(0))

@@ -1,7 +1,7 @@
 /**
- * The reasons why messages died, for all queues together. A string that several messages share is kept once. Short strings
- * are always kept. Long ones are kept whole while their total is below a limit. Beyond the limit only their beginning is
- * kept, because there can be very many dead messages, and a reason can have 4 KiB.
+ * The reasons why messages died, for all queues together. A string that several messages share is kept once. Short
+ * strings are always kept. Long strings are kept in full while their total is below a limit. Beyond the limit only the
+ * beginning of a long string is kept, because there can be very many dead messages, and a reason can have 4 KiB.
  *
  * Invariant: `#bytes` is the total cost of the entries of `#long`. The `uses` of an entry is the number of its dead messages.
  */
@@ -13,7 +13,10 @@ export const REASON_HEAD_BYTES = 64
 export const REASONS_BYTES_MAX = 16 << 20
 /** Cost of an entry without its string. */
 const ENTRY_BYTES = 96
-/** Maximum number of short strings that are searched for an equal one. When there are more, the search starts empty again. */
+/**
+ * Maximum number of short strings that are searched for an equal one. When there are more strings, the search starts
+ * empty again.
+ */
 const SHORT_SHARED = 1_024
 
 interface Long {
@@ -36,7 +39,10 @@ export class Reasons {
     return this.#bytes
   }
 
-  /** Counts one more dead message with this reason. Returns what is kept of the reason, which is the argument of the later `forget`. */
+  /**
+   * Counts one more dead message with this reason. Returns the part of the reason that is kept; the later `forget`
+   * takes this part.
+   */
   keep(text: string): string {
     if (text.length * 3 <= REASON_HEAD_BYTES) return this.#shared(text)
     const known = this.#long.get(text)

@@ -14,7 +14,7 @@ export class ReturnedMessages {
   /** One bit for each priority, which is set if a message of that priority may be here. */
   mask = 0
   readonly #chunks: Chunks
-  /** The messages, by priority. Some have left the line again. */
+  /** The messages, by priority. Some of these messages have left the line again. */
   readonly #queues: (TimeQueue | undefined)[] = []
 
   constructor(chunks: Chunks) {
@@ -55,7 +55,7 @@ export class ReturnedMessages {
     this.mask = 0
   }
 
-  // Unmarked, so that it is added again if it returns once more.
+  // Removes the mark too, so that the message is added again if it returns once more.
   #drop(queue: TimeQueue): void {
     const offset = queue.firstOffset
     const chunk = this.#chunks.at(offset)

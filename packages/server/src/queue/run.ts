@@ -14,7 +14,10 @@ export interface Run extends Location {
   sinceMs: number
   /** Whether the time to live is over. Then the run is one message, which must not be delivered. */
   expired: boolean
-  /** Whether everything that a delivery implies is already on disk. Set by the caller, which knows what is on disk. */
+  /**
+   * Whether all facts on which the delivery depends are already on disk. The caller sets this field, because only the
+   * caller knows what is on disk.
+   */
   durable: boolean
 }
 

@@ -71,7 +71,7 @@ const step = fc.oneof(
   { weight: 2, arbitrary: fc.record({ pass: fc.integer({ min: 1, max: 200 }) }) },
 )
 
-it('returns each message when it is due and never earlier, however many there are', () => {
+it('returns each message when it is due and never earlier, even if there are many', () => {
   let came = 0
   let withLater = 0
   fc.assert(

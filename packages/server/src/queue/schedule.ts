@@ -1,18 +1,20 @@
 /**
- * Scheduled messages. Those that are due first are in a queue by time. The others can be very many: their due times are only
- * in their chunks, and each chunk has a lower bound of these times. The horizon divides the two groups. It moves forward when
- * the queue is used up, and back when the queue grows too large. So ten million messages scattered over a year take 8 bytes
- * each instead of 24.
+ * Scheduled messages. The messages that are due first are in a queue by time. There can be very many other scheduled
+ * messages, so their due times are stored only in their chunks, and each chunk has a lower bound of these times. The
+ * horizon divides the two groups. It moves forward when the queue is used up, and back when the queue grows too large.
+ * So ten million messages scattered over a year take 8 bytes each instead of 24.
  *
- * Invariant: a scheduled message that is due before the horizon is in the queue by time. For each other scheduled message,
- * `laterMs` of its chunk is not after its due time.
+ * Invariant: a scheduled message that is due before the horizon is in the queue by time. For each other scheduled
+ * message, `laterMs` of its chunk is at or before its due time.
  */
 import type { Chunk } from './chunk.js'
 import type { Chunks } from './chunks.js'
 import { NONE } from './keys.js'
 import { TimeQueue } from './time-queue.js'
 
-/** Stale entries are removed when the queue by time exceeds twice the number of scheduled messages, plus this. */
+/**
+ * Stale entries are removed when the queue by time exceeds twice the number of scheduled messages, plus this number.
+ */
 const STALE_SLACK = 1_024
 /** Maximum number of due times, and of chunks, that are sampled to choose a horizon. */
 const SAMPLE_TIMES = 4_096
@@ -58,7 +60,10 @@ export class Schedule {
     if (chunk.dueAt(index) >= this.#horizonMs) this.#later--
   }
 
-  /** Offset of the next message that is due at `nowMs`, by due time and offset; -1 if there is none. The message stays scheduled. */
+  /**
+   * Offset of the next message that is due at `nowMs`, by due time and offset; -1 if no message is due. The message
+   * stays scheduled.
+   */
   takeDue(nowMs: number): number {
     for (;;) {
       const timeMs = this.#near.firstTime
@@ -73,7 +78,9 @@ export class Schedule {
     }
   }
 
-  /** Calls `each` with every message that is due at `nowMs`. Changes nothing, and costs nothing if there is none. */
+  /**
+   * Calls `each` with every message that is due at `nowMs`. Changes nothing, and costs nothing if no message is due.
+   */
   eachDue(nowMs: number, each: (chunk: Chunk, index: number) => void): void {
     if (this.nextDeadline > nowMs) return
     this.#near.forEach((timeMs, offset) => {

@@ -12,7 +12,7 @@ import type { Run } from './run.js'
 const FREE = 0
 const HELD = 1
 const STARTED = 2
-/** State of a message that may be handled next: it is named in the last STARTING, and in no STARTED since. */
+/** State of a message that may be handled next: it is named in the latest STARTING, with no STARTED after it. */
 const STARTING = 3
 
 /** A lease, as it was when it ended. */
@@ -22,7 +22,10 @@ export interface Lease {
   bytes: number
   /** Time from which the message was eligible when it was delivered; -1 if it was in the plain line. */
   sinceMs: number
-  /** Whether the message was probably being handled: it was named in STARTED, or in STARTING and in no STARTED since. */
+  /**
+   * Whether the message was probably being handled: STARTED named it, or the latest STARTING named it and no STARTED
+   * followed.
+   */
   started: boolean
   /** Whether the message was a suspect, delivered alone. */
   alone: boolean
@@ -45,25 +48,29 @@ export interface Delivery {
   end: number
 }
 
-/** What a subscription calls on its queue. `queue.ts` names the class. */
+/** The methods of a queue that its subscriptions call. `queue.ts` sets the class itself as the type argument. */
 interface Settled {
   ack(offset: number, count: number, nowMs: number, bytes?: number): void
 }
 
-/** Receives deliveries and events of a subscription. What it sends to the client waits at the durability gate. */
+/**
+ * Receives deliveries and events of a subscription. Everything that it sends to the client waits at the durability
+ * gate.
+ */
 export interface ConsumerOf<Q extends Settled> {
-  /** The label that the client gave itself, and its address, for lists and logs. */
+  /** The label that the client gave itself, for lists and logs. */
   readonly label: string
+  /** The address of the client. */
   readonly peer: string
-  /** Whether the consumer accepts deliveries now; false while too much of what was sent is unread. */
+  /** Whether the consumer accepts deliveries now; false while too many sent bytes are unread. */
   readonly isReady: boolean
-  /** These messages are leased to the subscription. */
+  /** Delivers messages, which are already leased to the subscription. */
   deliver(subscription: SubscriptionOf<Q>, delivery: Delivery): void
-  /** The leases of these tags ended without a settle. */
+  /** Reports that the leases of these tags ended without a settle. */
   lost(subscription: SubscriptionOf<Q>, reason: Loss, ranges: readonly LostRange[]): void
   /** Answers the drain: nothing more is delivered until the next credit. */
   drained(subscription: SubscriptionOf<Q>): void
-  /** The subscription ended, and all its leases with it. */
+  /** Reports that the subscription ended, and all its leases with it. */
   ended(subscription: SubscriptionOf<Q>, error: SluiceError): void
 }
 
@@ -83,7 +90,7 @@ export class SubscriptionOf<Q extends Settled> {
   draining = false
   unsettled = 0
   unsettledBytes = 0
-  /** Number of held messages that are being handled, or may be next. */
+  /** Number of held messages that are being handled, or may be handled next. */
   startedCount = 0
   delivered = 0
   /** Whether the only held message is a suspect. */
@@ -316,7 +323,10 @@ export class SubscriptionOf<Q extends Settled> {
     }
   }
 
-  /** Number of slots that a loop over the held tags visits. This is at least twice the maximum that was ever held. */
+  /**
+   * Number of slots that a loop over the held tags visits. This is at least twice the maximum number of slots that were
+   * held at once.
+   */
   get slots(): number {
     return this.#states.length
   }

@@ -1,10 +1,11 @@
 /**
- * Suspects: messages that may have crashed their consumer. Each is delivered alone until it is settled. A message becomes a
- * suspect if a connection died while its consumer handled this message and others. It also becomes one if several consumers
- * died while they held it and had not started any message, because then no single message explains the death.
+ * Suspects: messages that may have crashed their consumer. Each is delivered alone until it is settled. A message
+ * becomes a suspect if a connection died while its consumer handled this message and others. It also becomes a suspect
+ * if several consumers died while they held it and had not started any message, because then no single message explains
+ * the death.
  *
- * The suspects are volatile, and are kept by offset. The line looks for suspects in each run, and each settle clears them.
- * Both check a number first, because there are mostly no suspects.
+ * The suspects are volatile, and are kept by offset. The line looks for suspects in each run, and a settle clears the
+ * messages that it settles. Both check a number first, because there are usually no suspects.
  */
 
 /** A message is a suspect after this many unattributed deaths of its consumers. */

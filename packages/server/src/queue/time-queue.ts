@@ -7,7 +7,7 @@ import { TimeHeap } from './heap.js'
 
 const RING_FIRST = 16
 const LOOK_FIRST = 4096
-/** An empty ring keeps no more room than this. */
+/** Maximum number of entries for which an empty ring keeps room. */
 const RING_KEPT = 4096
 
 export class TimeQueue {
@@ -24,12 +24,12 @@ export class TimeQueue {
     return this.#length + this.#heap.size
   }
 
-  /** Time of the first entry; Infinity if empty. */
+  /** Time of the first entry; Infinity if the queue is empty. */
   get firstTime(): number {
     return this.#ringIsFirst() ? this.#times[this.#at]! : this.#heap.firstTime
   }
 
-  /** Offset of the first entry. Undefined if empty. */
+  /** Offset of the first entry; undefined if the queue is empty. */
   get firstOffset(): number {
     return this.#ringIsFirst() ? this.#offsets[this.#at]! : this.#heap.firstOffset
   }

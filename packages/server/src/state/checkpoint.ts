@@ -15,10 +15,14 @@ import type { State } from './state.js'
 
 /** Maximum size of the pages that one turn appends, in bytes. With small segments it is a sixteenth of a segment. */
 const SLICE_BYTES = 256 << 10
-/** A checkpoint is due only if this share of the appended bytes is new: pages alone never make another one due. */
+/**
+ * A checkpoint is due only if this share of the appended bytes is new data: state pages alone never make another
+ * checkpoint due.
+ */
 const NEW_SHARE = 1 / 16
 /**
- * A checkpoint starts early if it would free at least this many segments. An early one may leave a segment half empty.
+ * A checkpoint starts early if it would free at least this many segments. An early checkpoint may leave a segment half
+ * empty.
  */
 const FREED_SEGMENTS = 2
 /** A producer without a connection or publish for this long is forgotten. */
@@ -36,7 +40,7 @@ export class Checkpoints {
   readonly #tail: Tail
   readonly #state: State
   readonly #intervalBytes: number
-  /** The next checkpoint is due when this many bytes were appended since the last one started. */
+  /** The next checkpoint is due when this many bytes were appended since the last checkpoint started. */
   #dueBytes: number
   #startedAtBytes = 0
   #startedAtWritten = 0
@@ -51,7 +55,7 @@ export class Checkpoints {
   lowWater: number
   /** Unchanged pages before this position are appended again. */
   evacuateBefore = 0
-  /** While the log uses too much space: the low-water mark that another checkpoint would reach. Otherwise 0. */
+  /** The low-water mark that another checkpoint would reach, while the log uses too much space; otherwise 0. */
   wantedLowWater = 0
   /** Whether publishes are refused for lack of room, so that every freed segment helps. */
   isScarce = false
@@ -104,7 +108,7 @@ export class Checkpoints {
     return this.#running !== undefined || this.#finished !== undefined
   }
 
-  /** Whether a checkpoint up to `lowWater` would free enough to start early, and none is under way. */
+  /** Whether no checkpoint is under way, and a checkpoint up to `lowWater` would free enough to start early. */
   freesEnoughUpTo(lowWater: number): boolean {
     return this.#running === undefined && this.#finished === undefined && this.#freesEnough(lowWater)
   }
@@ -138,7 +142,7 @@ export class Checkpoints {
   }
 
   /**
-   * Whether the marked directory will free a segment. If it will not, ending the segment early only adds another
+   * Whether the marked directory will free a segment. If it will not, ending the segment early only uses another
    * segment.
    */
   get markFrees(): boolean {

@@ -54,7 +54,7 @@ export class Producer {
   #bases: Float64Array = NO_NUMBERS
   #crcs: Uint32Array = NO_CRCS
   #refused: Map<number, Fault> | undefined
-  /** Results that have more than a base offset: those of batches with duplicates and of atomic steps. */
+  /** Results that have more than a base offset: the results of batches with duplicates and of atomic steps. */
   readonly #places = new Map<number, readonly Placed[]>()
 
   readonly #pageBytesMax: number
@@ -113,7 +113,8 @@ export class Producer {
   #remember(number: number, places: readonly Placed[]): void {
     this.#places.set(number, places)
     this.#remembered += sizeOf(places)
-    // Beyond this limit the oldest results are dropped; a batch of theirs that is sent again gets UNKNOWN_OUTCOME.
+    // Beyond this limit the oldest results are dropped; a batch that is sent again after its result was dropped gets
+    // UNKNOWN_OUTCOME.
     for (const oldest of this.#places.keys()) {
       if (this.#remembered * PLACE_BYTES <= this.#pageBytesMax || oldest === number) break
       this.forgetBelow(oldest + 1)

@@ -3,9 +3,9 @@
  * truncated. A copied batch keeps its header, and so its offsets, times and checksum; only its position changes.
  *
  * Invariant: copying ends when the broker is idle. Live bytes are exactly the bytes that copying would write, and page
- * bytes those that rewriting the pages would write, so copying can free the whole excess. Copying runs in passes. Each
- * pass goes from the oldest segment to the point at which the log ended when the pass started. The next pass starts
- * only after enough bytes have changed.
+ * bytes are exactly the bytes that rewriting the pages would write. So copying can free the whole excess. Copying runs
+ * in passes. Each pass goes from the oldest segment to the point at which the log ended when the pass started. The next
+ * pass starts only after enough bytes have changed.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -23,16 +23,18 @@ import type { State } from './state.js'
 
 /** Number of segments of dead bytes that are tolerated before anything is copied. */
 const SLACK_SEGMENTS = 4
-/** Copying may add this share to other appended bytes, plus this many bytes per millisecond. */
+/** Copies may add this share to other appended bytes. */
 const SHARE = 0.25
+/** Number of bytes that copies may append in each millisecond, in addition to their share. */
 const IDLE_BYTES_PER_MS = 4096
 /** Maximum size of the entries that one step reads, in bytes. */
 const STEP_BYTES = 256 << 10
-/**
- * Bytes that must change before another pass starts: this many segments, or half as many while room is scarce, plus
- * this share of the bytes that the last pass wrote. The share exceeds the padding of the entries of a pass.
- */
+/** Another pass starts only after this many segments of bytes have changed, or half as many while room is scarce. */
 const CHANGED_SEGMENTS = 1
+/**
+ * In addition, this share of the bytes that the last pass wrote must change. The share exceeds the padding of the
+ * entries of a pass.
+ */
 const CHANGED_SHARE = 1 / 32
 /**
  * Number of segments needed to copy a segment and free it: one for the copy, and one whose start lets the directory
@@ -54,9 +56,11 @@ export class Relocation {
   #allowance = 0
   #countedBytes = 0
   #countedMs = 0
-  /** End of the log, changed bytes and upkeep bytes at the start of this pass. */
+  /** End of the log when this pass started. */
   #passEnd = 0
+  /** Number of changed bytes when this pass started. */
   #passChangedBytes = -Infinity
+  /** Number of upkeep bytes when this pass started. */
   #passUpkeepBytes = 0
   /** Every live batch before this position has been copied or is being copied. */
   before = 0

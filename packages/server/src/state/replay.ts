@@ -35,8 +35,14 @@ import { readTraits } from './traits.js'
 
 export class Replay {
   readonly #state: State
-  /** Ids below these belong to queues and producers that the directory lists, or that were gone when it was written. */
+  /**
+   * Queue ids below this belong to queues that the directory lists, or that were gone when the directory was written.
+   */
   #listedQueueIds = 0
+  /**
+   * Producer ids below this belong to producers that the directory lists, or that were gone when the directory was
+   * written.
+   */
   #listedProducerIds = 0
   /** Facts about the batch that follows them. */
   #preceding: PrecedingFacts | undefined
@@ -158,7 +164,8 @@ export class Replay {
     const id = header.queueId
     readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
       if (fact.kind === FACT.producer) {
-        // A producer that was added during the checkpoint can have a page in it; such a producer is known already.
+        // A producer that was added during the checkpoint can have a page in the checkpoint. Recovery already knows
+        // this producer.
         if (fact.offset >= this.#listedProducerIds && !this.#state.producersById.has(fact.offset))
           this.#state.addProducer(this.#state.newProducer(fact.offset, fact.text))
       } else if (fact.kind === FACT.atomic) {

@@ -17,7 +17,7 @@ interface Retained {
 }
 
 /**
- * Maximum number of segments that are counted separately for one queue, in memory and in its page. Beyond it,
+ * Maximum number of segments that are counted separately for one queue, in memory and in its page. Beyond this number,
  * neighbours are merged in pairs.
  */
 const RETAINED_MAX = 256
@@ -50,7 +50,7 @@ export class Segments implements LogUse {
   goneBytes = 0
   readonly #segmentBytes: number
   readonly #uses = new Map<number, Use>()
-  /** By queue, then by segment number, oldest first. */
+  /** Retained messages by queue, then by segment number, oldest first. */
   readonly #retained = new Map<number, Map<number, Retained>>()
   #last: Use | undefined
   #lastNumber = -1

@@ -19,14 +19,17 @@ export interface Holder {
    * messages that a queue retains. `checkpoint`: its state pages have no later copy yet. `nothing`: it is being freed.
    */
   readonly by: 'writing' | 'messages' | 'retained' | 'checkpoint' | 'nothing'
-  /** A queue whose oldest message is in the segment, or that retains messages in it, if one is known. */
+  /**
+   * Name of a queue whose oldest message is in the segment, or that retains messages in it; undefined if no such queue
+   * is known.
+   */
   readonly queue: string | undefined
 }
 
 /**
- * An early checkpoint starts only after the log has used too much space for this long; it is also the pause between two
- * of them. An early checkpoint wastes the rest of a segment and usually needs a new one. Without this pause, draining a
- * backlog was a tenth slower.
+ * An early checkpoint starts only after the log has used too much space for this time. The same time is the pause
+ * between two early checkpoints. An early checkpoint wastes the rest of a segment and usually needs a new segment.
+ * Without this pause, draining a backlog was a tenth slower.
  */
 const PATIENCE_MS = 5_000
 /**
@@ -39,7 +42,9 @@ const CHECK_SEGMENTS = 1 / 4
 const CHECK_RETAINED_MS = 1_000
 /** Part of a segment that is kept free beyond the room that copying needs. */
 const MARGIN = 1 / 4
-/** If all pages take at most this part of a segment, each checkpoint rewrites the old ones, which frees their segments. */
+/**
+ * If all pages take at most this part of a segment, each checkpoint rewrites the old pages, which frees their segments.
+ */
 const CHEAP_PAGES = 1 / 4
 /** Time after which freeing a segment is tried again. */
 const RETRY_MS = 1_000
@@ -62,11 +67,11 @@ export class Space {
   /** Time at which the next retained segment expires. */
   #retainedUntilMs = Infinity
   /**
-   * Neither the state nor live messages need the segments before this position, and the facts that made this true are
+   * Position before which neither the state nor live messages need a segment. The facts that made this true are
    * durable.
    */
   #doneBefore = 0
-  /** The next such position. Its facts are durable when the entry `gate` is. */
+  /** The next value of `#doneBefore`. It applies once the entry `gate`, which holds its facts, is durable. */
   #done: { readonly before: number; readonly gate: number } | undefined
   #truncating = false
   #retryMs = 0
@@ -134,7 +139,9 @@ export class Space {
     this.#nextCheckMs = this.#nextAfter(nowMs, wanted)
   }
 
-  /** Time at which `step` must be called even if nothing happens, in ms since the epoch; Infinity: never. */
+  /**
+   * Time at which `step` must be called even if nothing happens, in ms since the epoch; Infinity if no call is needed.
+   */
   get nextDeadline(): number {
     return this.#nextCheckMs
   }
@@ -157,7 +164,7 @@ export class Space {
     return nowMs < this.#retryMs ? Math.min(nextMs, this.#retryMs) : nextMs
   }
 
-  // The next checkpoint frees the segments that only the last one needs; other segments must be copied.
+  // The next checkpoint frees the segments that only the last checkpoint needs; other segments must be copied.
   #wantLowWater(wanted: number, nowMs: number): void {
     // Ending a segment early takes the room of another segment.
     const { isScarce, excessBytes } = this.#relocation
@@ -194,8 +201,8 @@ export class Space {
       this.#truncating ||
       (this.#done !== undefined && this.#firstAfter(this.#done.before) > firstPosition) ||
       this.#checkpoints.isUnderWay ||
-      // A checkpoint is about to start, or to end the segment so that it takes effect. It does neither if it frees
-      // nothing, because messages or retained messages keep older segments.
+      // A checkpoint is about to start, or to end the segment so that it takes effect. It does neither if it would free
+      // nothing, because live or retained messages keep older segments.
       this.#checkpoints.freesEnoughUpTo(this.#checkpoints.wantedLowWater) ||
       this.#relocation.isCopying
     const needed = this.#relocation.copyBytes + this.#log.segmentBytes * MARGIN
