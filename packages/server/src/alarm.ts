@@ -1,11 +1,12 @@
 /**
- * The one timer for a broker's deadlines. The server arms it after each turn, because only turns change deadlines.
+ * The one timer for a broker's deadlines. The server arms the timer after each turn, because only turns change
+ * deadlines.
  */
 import { TIMER_PART_MS_MAX } from '@sluice/protocol'
 
-/** The turn of a broker. */
+/** The turn of a broker, as its alarm sees it. */
 export interface Deadlines {
-  /** Milliseconds since the epoch; Infinity when there is none. */
+  /** Time of the next deadline in milliseconds since the epoch; Infinity when there is no deadline. */
   readonly nextDeadline: number
   tick(): void
 }

@@ -1,6 +1,6 @@
 /**
- * The data directory of a broker: its disk, and the lock that excludes other brokers. Both are opened and closed
- * together. Used by the server.
+ * The data directory of a broker: its disk, and the lock that excludes other brokers. The disk and the lock are
+ * opened and closed together. The server uses this file.
  */
 import { resolve } from 'node:path'
 import { SluiceError } from '@sluice/protocol'
@@ -8,9 +8,9 @@ import { NodeDisk } from './log/disk.js'
 import { lockDirectory, type DirectoryLock } from './log/lock.js'
 
 interface DataDirectoryOptions {
-  /** Takes over a directory on a network file system even if a broker on another machine may use it. */
+  /** Whether to take over a directory on a network file system even if a broker on another machine may be using it. */
   readonly force: boolean
-  /** Called when another broker has taken the lock: nothing may be written any more. */
+  /** Called when another broker has taken the lock. After that, this broker must write nothing more. */
   readonly onLost: (error: unknown) => void
 }
 
@@ -25,7 +25,10 @@ export class DataDirectory {
     this.#lock = lock
   }
 
-  /** Creates the directory if it is missing. @throws SluiceError DATA_DIR_LOCKED; or the system's error, with the path */
+  /**
+   * Creates the directory if it is missing.
+   * @throws SluiceError DATA_DIR_LOCKED, or the error of the system with the path in its text
+   */
   static async open(path: string, options: DataDirectoryOptions): Promise<DataDirectory> {
     const absolute = resolve(path)
     const disk = await NodeDisk.at(absolute).catch((error: unknown) => {

@@ -53,7 +53,7 @@ describe('a gauge of 1,000 MiB', () => {
     expect(heap.collections).toBeLessThanOrEqual(10)
     heap.used = 900
     expect(one.look(20_000)).toBe(true)
-    // All of it is garbage, but only a collection can show that.
+    // All used memory is garbage, but only a collection can show that.
     heap.used = 0
     heap.garbage = 900
     expect(one.look(20_050)).toBe(false)

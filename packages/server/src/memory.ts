@@ -1,15 +1,15 @@
 /**
- * The memory budget of a broker process. Parts with their own limit get a share: the log in memory, writes that wait
- * for the disk, partly received frames, unread answers and deliveries. The rest is for the state of queues, which grows
- * with leases, keys, ids and delays; when the process nears its budget, publishes are refused until consumers have
- * settled enough. Called by the server.
+ * The memory budget of a broker process. Four parts have their own limit, which is a share of the budget: the log in
+ * memory, writes that wait for the disk, partly received frames, and unread answers and deliveries. The rest is for
+ * the state of queues, which grows with leases, keys, ids and delays. When the process nears its budget, publishes
+ * are refused until consumers have settled enough messages. Called by the server.
  */
 import { totalmem } from 'node:os'
 import { runInNewContext } from 'node:vm'
 import { getHeapStatistics, setFlagsFromString } from 'node:v8'
 import type { BlocksOptions } from './log/blocks.js'
 
-/** Minimum budget: a broker with all its parts needs this much. */
+/** Minimum budget in bytes; a broker with all its parts needs this much memory. */
 export const MEMORY_BYTES_MIN = 192 << 20
 
 /** Half of the machine's memory, or of the container's limit if that is lower. */
@@ -26,11 +26,14 @@ export interface MemoryShares {
   readonly pendingBytesMax: number
   /** Maximum size of the partly received frames of all connections, in bytes. */
   readonly receiveBytesMax: number
-  /** Maximum number of unread bytes of all connections. Their buffers take up to twice as much. */
+  /** Maximum number of unread bytes of all connections. The buffers of these bytes take up to twice as much memory. */
   readonly outboundBytesMax: number
 }
 
-/** With a budget of 512 MiB, log and disk reach their largest shares; larger ones would not make them faster. */
+/**
+ * Divides the budget. From a budget of 512 MiB on, the shares of the log and of waiting writes no longer grow,
+ * because larger shares would not make the broker faster.
+ */
 export function sharesOf(budgetBytes: number): MemoryShares {
   const share = (part: number, bytesMax: number): number => Math.floor(Math.min(budgetBytes / part, bytesMax))
   return {
@@ -46,17 +49,17 @@ export function sharesOf(budgetBytes: number): MemoryShares {
  * young generation, which V8 keeps while the process is busy.
  */
 const RUNTIME_BYTES = 80 << 20
-/** Publishes are refused above the first share of the budget, and accepted again below the second. */
+/** Publishes are refused above FULL_AT of the budget, and accepted again below CLEARS_AT of the budget. */
 const FULL_AT = 0.875
 const CLEARS_AT = 0.825
 /**
- * Minimum time between two garbage collections; each one stops the process for a moment. Between two collections,
- * memory counts as full only above the whole budget, because the reading includes garbage.
+ * Minimum time between two garbage collections, because each collection stops the process for a moment. Between two
+ * collections, memory counts as full only above the whole budget, because the reading includes garbage.
  */
 const COLLECT_INTERVAL_MS = 1_000
 
 export interface Meter {
-  /** Bytes of objects and buffers, garbage included. */
+  /** Returns the bytes of objects and buffers, including garbage. */
   read(): number
   /** Collects garbage. */
   collect(): void
@@ -107,7 +110,7 @@ export class MemoryGauge {
     const mark = (this.isFull ? CLEARS_AT : FULL_AT) * this.budgetBytes
     this.#read()
     let isFull = this.usedBytes > mark
-    // An idle process does not collect its garbage, so its memory would stay full.
+    // An idle process does not collect its garbage. Without this collection its memory would stay full.
     if (isFull && nowMs >= this.#collectedMs + COLLECT_INTERVAL_MS) {
       this.#collectedMs = nowMs
       this.#meter.collect()

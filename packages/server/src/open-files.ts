@@ -1,13 +1,17 @@
 /**
- * The number of connections that the limit of open files allows. A broker without a free file descriptor can neither read its
- * log nor prepare a segment, so connections are refused before that. Called by the server at its start.
+ * The number of connections that the limit of open files allows. A broker without a free file descriptor can neither
+ * read its log nor prepare a segment, so it refuses connections before the descriptors run out. Called by the server
+ * when it starts.
  */
 import { readFileSync } from 'node:fs'
 
 /** Descriptors reserved for the log, for connections that are being closed, and for Node. */
 const FILES_RESERVED = 256
 
-/** Limit of open files of this process, which Node has raised to its maximum; undefined if the system does not report it. */
+/**
+ * Returns the limit of open files of this process, which Node has raised to its maximum. Returns undefined if the
+ * system does not report the limit.
+ */
 export function openFilesMax(): number | undefined {
   if (process.platform !== 'linux') return undefined
   let limits: string
@@ -21,7 +25,8 @@ export function openFilesMax(): number | undefined {
 }
 
 /**
- * The wanted number of connections, or as many as fit. If the limit of files is very low, connections get half of it.
+ * Returns the wanted number of connections, but at most as many as the limit of open files allows. If that limit is
+ * very low, connections get half of it.
  */
 export function connectionsFor(wanted: number, filesMax: number | undefined): number {
   if (filesMax === undefined) return wanted

@@ -26,22 +26,25 @@ import { SESSION_DEFAULTS, type SessionSettings } from './session/settings.js'
 import { version } from './version.js'
 
 export interface ServerOptions {
-  /** Default './data'. Created if it is missing. */
+  /** Path of the data directory, which is created if it is missing. Default: './data'. */
   readonly dataDir?: string
-  /** Takes over a data directory on a network file system even if a broker on another machine may use it. */
+  /**
+   * Whether to take over a data directory on a network file system even if a broker on another machine may be using
+   * it.
+   */
   readonly forceLock?: boolean
-  /** Default '127.0.0.1'. */
+  /** Address to listen on. Default: '127.0.0.1'. */
   readonly host?: string
-  /** Default 7420; 0 lets the system choose. */
+  /** Port to listen on. With 0 the system chooses a port. Default: 7420. */
   readonly port?: number
   /**
-   * Default 64 MiB. A message may take at most a quarter of a segment. Segments below 256 KiB are for tests of the log:
-   * the state of queues with keys, ids and times to live does not fit in them.
+   * Size of a segment of the log. Default: 64 MiB. A message may take at most a quarter of a segment. Segments below
+   * 256 KiB are for tests of the log: the state of queues with keys, ids and times to live does not fit in them.
    */
   readonly segmentBytes?: number
-  /** Default 1 MiB. */
+  /** Maximum size of a message. Default: 1 MiB. */
   readonly messageBytesMax?: number
-  /** Default 10,000, but at most the limit of open files minus 256. */
+  /** Maximum number of connections. Default: 10,000, but at most the limit of open files minus 256. */
   readonly connectionsMax?: number
   /**
    * Memory that the process may use, in bytes; at least 192 MiB. When it is full, publishes are refused with MEMORY_FULL.
@@ -51,9 +54,9 @@ export interface ServerOptions {
   /** Free space below which publishes are refused. Default: 5 % of the disk, at least 1 GiB. */
   readonly lowFreeBytes?: number
   readonly session?: Partial<SessionSettings>
-  /** Called with events for a program to log. */
+  /** Called with each event that the program should log. */
   readonly onEvent?: (event: string, details: Readonly<Record<string, unknown>>) => void
-  /** Called when the broker has failed: the process must end. All confirmed messages are on disk. */
+  /** Called when the broker has failed. The process must then end. All confirmed messages are on disk. */
   readonly onFatal?: (error: unknown) => void
 }
 
@@ -63,9 +66,9 @@ export interface RunningServer {
   readonly dataDir: string
   readonly status: BrokerStatus
   readonly broker: Broker
-  /** Current use of memory. */
+  /** Returns the current use of memory. */
   memory(): MemoryReport
-  /** Use of the disk, and what keeps the oldest segment of the log. Visits every queue. */
+  /** Returns the use of the disk, and the reason why the oldest segment of the log is kept. Visits every queue. */
   disk(): DiskReport
   /** Milliseconds from the call to `startServer` until connections were accepted. */
   readonly startedMs: number
@@ -76,13 +79,13 @@ export interface RunningServer {
 /** Use of memory, in bytes. */
 export interface MemoryReport {
   readonly budgetBytes: number
-  /** Runtime, objects and buffers, including the parts below. */
+  /** Memory of the runtime, objects and buffers. It includes the three parts below. */
   readonly usedBytes: number
   /** Whether publishes are refused. */
   readonly isFull: boolean
   /** Blocks of the log in memory: recently written blocks, and blocks that were read back. */
   readonly logBytes: number
-  /** Partly received frames. */
+  /** Memory for partly received frames. */
   readonly receiveBytes: number
   /** Bytes that clients have not read. */
   readonly outboundBytes: number
@@ -99,15 +102,18 @@ export interface DiskReport extends Pick<
   readonly oldest: Holder
 }
 
-/** Interval at which clock and memory are checked. Between two checks, memory grows by the bytes that arrive. */
+/**
+ * Interval at which the clock and the use of memory are checked. Between two checks, memory can grow by the bytes
+ * that arrive.
+ */
 const WATCH_MS = 50
 
 const CONNECTIONS_DEFAULT = 10_000
 
-/** Time within which clients can finish after they were notified of the stop. */
+/** Time for which clients can still settle messages after they were notified of the stop. */
 const GRACE_MS = 2_000
 
-/** Used by all parts of one server. */
+/** Values that all parts of one server use. */
 interface Shared {
   readonly options: ServerOptions
   readonly budgetBytes: number
@@ -256,7 +262,7 @@ function newListener(
   })
 }
 
-// Reacts to a step of the clock, and to memory that became full or free.
+// Reacts to a step of the clock, and to memory that has become full or has space again.
 function watch(broker: Broker, gauge: MemoryGauge, { budgetBytes, clock, onEvent }: Shared): void {
   const change = clock.look()
   if (change !== undefined) onEvent(`clock ${change.kind}`, { byMs: change.byMs })

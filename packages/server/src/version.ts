@@ -1,4 +1,4 @@
-/** The version of this package, from its manifest. */
+/** The version of this package, read from its manifest. */
 import { readFileSync } from 'node:fs'
 
 export function version(): string {

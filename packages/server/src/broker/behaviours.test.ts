@@ -36,13 +36,13 @@ describe('limits', () => {
     expect(dropped).toEqual([1, 2, 4, 5])
     expect(bench.info()).toMatchObject({ leased: 2, ready: 4, dropped: 4 })
     expect(bench.broker.catalog.queue(Q).stateOf(3)).toBe('leased')
-    // Scheduled messages are dropped in the same way as ready ones.
+    // Scheduled messages are dropped in the same way as ready messages.
     await bench.publish([{ delayMs: HOUR }])
     expect(bench.info()).toMatchObject({ leased: 2, ready: 3, scheduled: 1, dropped: 5 })
     await bench.publish(many(4, () => ({ priority: 4 })))
     expect(bench.info()).toMatchObject({ leased: 2, ready: 4, scheduled: 0, dropped: 9 })
-    // Dropping all messages that are not leased would not make enough room, so none is dropped, and the error is
-    // retryable.
+    // Dropping all messages that are not leased would not make enough room, so no message is dropped, and the error
+    // is retryable.
     expect(() => bench.put(many(5))).toThrow(failing('QUEUE_FULL', true))
     await bench.settle()
     expect(bench.info()).toMatchObject({ leased: 2, ready: 4, dropped: 9 })
@@ -126,7 +126,7 @@ describe('a message that replaces', () => {
         baseOffset: 0,
         duplicates: undefined,
       })
-      // The first publish replaces a scheduled message, and the second a ready one.
+      // The first publish replaces a scheduled message, and the second publish replaces a ready message.
       expect(await bench.publish([one('a')])).toEqual({ baseOffset: 1, duplicates: own([0, 1]) })
       expect(await bench.publish([{}, one('a')])).toEqual({ baseOffset: 2, duplicates: own([1, 3]) })
       expect(bench.info()).toMatchObject({
@@ -137,7 +137,7 @@ describe('a message that replaces', () => {
         published: 4,
       })
       expect(await bench.order()).toEqual([2, 3])
-      // Without `replaces` the older message is kept, so this one is a duplicate of the newest message.
+      // Without `replaces` the newest message with the id is kept, and the published message is its duplicate.
       expect(await bench.publish([{ id: 'a' }])).toEqual({ baseOffset: 4, duplicates: own([0, 3]) })
       bench.broker.audit()
     })
@@ -235,7 +235,7 @@ describe('a batch that follows a refused one', () => {
   const send = (bench: Bench, number: number, follows: number, unanswered: number, options = {}): unknown =>
     bench.send(batchOf([options], number, follows), Q, undefined, unanswered)
 
-  it('is refused, and so are the batches after it, until it is sent again as one that follows no other', async () => {
+  it('is refused together with the batches after it, until it is sent again as a batch that follows no other', async () => {
     const bench = await new Bench().open()
     bench.ensure({ maxMessages: 1 })
     send(bench, 1, 0, 0)
@@ -271,7 +271,7 @@ describe('a batch that follows a refused one', () => {
 })
 
 describe('ids', () => {
-  it('beyond the limit of a queue are refused until older ones leave the window', async () => {
+  it('beyond the limit of a queue are refused until older ids leave the window', async () => {
     const bench = await opened({ dedupWindowMs: 10_000, dedupMaxIds: 3 })
     await bench.publish([{ id: 'a' }, { id: 'b' }])
     await bench.pass(5_000)
@@ -286,7 +286,7 @@ describe('ids', () => {
     expect((await bench.publish([{ id: 'c' }])).duplicates).toEqual(new Map([[0, 2]]))
   })
 
-  it('of pending messages limit their number', async () => {
+  it('of pending messages count towards the limit of ids', async () => {
     const bench = await opened({ unique: 'pending', dedupMaxIds: 2 })
     await bench.publish([{ id: 'a' }, { id: 'b' }])
     expect(() => bench.put([{ id: 'c' }])).toThrow(failing('DEDUP_FULL', true))
@@ -322,7 +322,7 @@ describe('ids', () => {
       dueMs: at,
     })
     await bench.settle()
-    // The id is no longer in the window, but the delayed message is still found by its id.
+    // The id has left the window, but the delayed message can still be found by its id.
     await bench.crash()
     const again = { ...byId('later'), delayMs: undefined, atMs: at + 1_000 }
     expect(bench.broker.operator.reschedule(again)).toEqual({ offset: 0, dueMs: at + 1_000 })
@@ -339,7 +339,7 @@ describe('ids', () => {
 })
 
 describe('keys', () => {
-  it('overtake a failed message once `onFail` is skip, and wait for it once `onFail` is block again', async () => {
+  it('let later messages overtake a failed message while `onFail` is skip, and make them wait while it is block', async () => {
     const bench = await opened({ onFail: 'block' })
     await bench.publish([{ key: 'k' }, { key: 'k' }, { key: 'k' }, { key: 'other' }])
     const worker = bench.consume(1)
@@ -363,7 +363,7 @@ describe('keys', () => {
     bench.broker.audit()
   })
 
-  it('let a message of higher priority precede them if the previous delivery makes it eligible', async () => {
+  it('let a message of higher priority go first if the previous delivery makes that message eligible', async () => {
     const bench = await opened({ keyConcurrency: 2 })
     await bench.publish([
       { key: 'a', priority: 5 },
@@ -408,8 +408,8 @@ describe('keys', () => {
     await bench.publish([{}])
     bench.now += 5_000
     await bench.publish([{}])
-    // Message 0 expired at 1,000, and 1 is eligible since then. Message 2 is eligible since 600, 3 since 900, and 4
-    // since 5,900.
+    // Message 0 expired at 1,000, and message 1 became eligible at that time. Message 2 became eligible at 600,
+    // message 3 at 900, and message 4 at 5,900.
     expect(await bench.order()).toEqual([2, 3, 1, 4])
     expect(bench.info()).toMatchObject({ expired: 1 })
   })
@@ -452,7 +452,7 @@ describe('a message that is being handled', () => {
     expect(bench.broker.catalog.queue(Q).stateOf(2)).toBe('leased')
   })
 
-  it('has no deadline while it is only announced, and is no longer announced after a STARTED without it', async () => {
+  it('has no deadline while it is only announced, and is no longer announced after a STARTED that omits it', async () => {
     const bench = await opened({ processingTimeoutMs: 1_000, maxDeliveries: 1 })
     await bench.publish(many(4))
     const worker = bench.consume()
@@ -478,7 +478,7 @@ describe('a message that is being handled', () => {
     expect(bench.info()).toMatchObject({ leased: 1, dead: 2 })
   })
 
-  it('is a suspect together with the latest announcement, but not with an earlier one', async () => {
+  it('is a suspect together with the messages of the latest announcement, but not of an earlier announcement', async () => {
     const bench = await opened({ retryInitialMs: 1_000 })
     await bench.publish(many(3))
     const worker = bench.consume()
@@ -494,7 +494,7 @@ describe('a message that is being handled', () => {
     expect(next.got.at(-1)).toMatchObject({ offset: 1, alone: true, attempt: 1 })
   })
 
-  it('has the processing timeout of its subscription, and consecutive losses are one range', async () => {
+  it('has the processing timeout of its subscription, and consecutive lost messages are reported as one range', async () => {
     const bench = await opened({ processingTimeoutMs: HOUR, maxDeliveries: 1 })
     await bench.publish(many(4))
     const worker = bench.consume(10, { timeoutMs: 2_000 })
@@ -513,7 +513,7 @@ describe('a message that is being handled', () => {
     expect(bench.info()).toMatchObject({ dead: 4, leased: 0 })
   })
 
-  it('is charged an attempt if it was the only one when the connection was lost; several become suspects', async () => {
+  it('is charged an attempt if its connection is lost; several messages that were being handled become suspects', async () => {
     const bench = await opened()
     await bench.publish(many(3))
     const first = bench.consume()
@@ -548,7 +548,7 @@ describe('a message that is being handled', () => {
     bench.broker.audit()
   })
 
-  it('is a suspect, like all others that its consumer held, after three losses without a started message', async () => {
+  it('becomes a suspect, like all messages of its consumer, after three lost connections without a started message', async () => {
     const bench = await opened()
     await bench.publish(many(2))
     for (let death = 0; death < 3; death++) {
@@ -708,7 +708,7 @@ describe('a broker without memory', () => {
 })
 
 describe('operations on thousands of messages', () => {
-  it('remove consecutive messages that expire together as one run per chunk', async () => {
+  it('remove consecutive messages that expire together with one run per chunk', async () => {
     const bench = await opened({})
     await bench.publish(
       many(3_000, (index) => (index === 2_000 ? { bodyBytes: 0 } : { ttlMs: 10, bodyBytes: 0 })),
@@ -724,7 +724,7 @@ describe('operations on thousands of messages', () => {
     expect(await bench.drain()).toEqual([2_000])
   })
 
-  it('forget all pending ids of a purged queue at once, and know those of later messages', async () => {
+  it('forget all pending ids of a purged queue at once, and know the ids of later messages', async () => {
     const bench = await opened({ unique: 'pending', dedupMaxIds: 3_000 })
     const ids = many(3_000, (index) => ({ id: String(index), bodyBytes: 0 }))
     await bench.publish(ids.slice(0, 10))

@@ -102,7 +102,7 @@ afterEach(() => {
 })
 
 describe('the cost of one frame', () => {
-  test('one settle can have more messages with its reason than fit in a segment', async () => {
+  test('one settle can dead-letter more messages than fit in a segment with their reasons', async () => {
     const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
     await rig.open()
     await rig.publish(Array.from({ length: 2000 }, () => ''))
@@ -139,7 +139,7 @@ describe('the cost of one frame', () => {
     rig.broker.audit()
   })
 
-  test('different reasons are kept in full up to the limit, even after a restart', async () => {
+  test('reasons that differ are kept in full up to the limit, even after a restart', async () => {
     const rig = new Rig(new MemoryLog({ segmentBytes: 16 * MIB }))
     await rig.open()
     const count = 3_000
@@ -192,7 +192,7 @@ describe('the cost of one frame', () => {
   })
 })
 
-test('timers that are replaced by earlier ones do not accumulate', async () => {
+test('timers that are replaced by earlier timers do not accumulate', async () => {
   const pushes = vi.spyOn(TimeHeap.prototype, 'push')
   const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
   await rig.open()
@@ -255,7 +255,7 @@ describe('a log with a temporary read failure', () => {
     return { rig, break: () => (broken = true), mend: () => (broken = false), reads: () => reads }
   }
 
-  test('ends no consumer, and messages are delivered once it can be read again', async () => {
+  test('ends no consumer, and messages are delivered once the log can be read again', async () => {
     const { rig, break: breakIt, mend, reads } = await filled()
     breakIt()
     rig.subscribe(200)
@@ -293,7 +293,7 @@ describe('damage at rest to the header of a batch', () => {
     ['base offset, up', 16, 2],
     ['base offset, far up', 20, 1],
   ]
-  test.each(flips)('%s: none of its messages is delivered', async (_what, byte, bit) => {
+  test.each(flips)('%s: no message of the batch is delivered', async (_what, byte, bit) => {
     const log = new MemoryLog({ segmentBytes: MIB })
     const rig = new Rig(log)
     await rig.open()

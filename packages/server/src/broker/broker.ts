@@ -32,7 +32,7 @@ import { Writer, type MemoryUse } from './writer.js'
 
 export interface BrokerOptions {
   readonly log: Log
-  /** Milliseconds since the epoch; never goes back. */
+  /** Returns the time in milliseconds since the epoch, which never goes back. */
   readonly now: () => number
   /**
    * Moves the clock forward to `timeMs`, the newest time in the log. Without this option, broker time stops until the
@@ -43,7 +43,7 @@ export interface BrokerOptions {
   readonly random: () => number
   /** Runs the end of a turn after all input of the turn was handled. */
   readonly defer: (endTurn: () => void) => void
-  /** Called when the broker has failed: nothing may be confirmed any more, and the process must end. */
+  /** Called when the broker has failed. After that, nothing may be confirmed, and the process must end. */
   readonly onFatal: (error: unknown) => void
   readonly onNotice?: (event: string, details: object) => void
   readonly messageBytesMax?: number
@@ -59,15 +59,16 @@ export interface BrokerOptions {
   readonly excessMax?: number
   /** Maximum number of due messages that one turn makes ready, for all queues without keys together. Default: 8,192. */
   readonly dueMax?: number
-  /** Used by tests. */
+  /** Receives each command and its answer; only tests set this option. */
   readonly observer?: Observer | undefined
 }
 
 type Checked = BrokerOptions & { readonly messageBytesMax: number }
 
 /**
- * Holds answers back until they are durable. Answers queued in this turn wait for entry `gate`; `release` sends the ones that
- * wait for `durableLsn` or an earlier entry, and returns whether any are still queued.
+ * Holds answers back until the entries of their turns are durable. The answers that were queued in this turn wait for
+ * the entry `gate`. `release` sends the answers that wait for the entry `durableLsn` or an earlier entry, and returns
+ * whether other answers are still queued.
  */
 export interface Output {
   endTurn(gate: number): void
@@ -90,15 +91,15 @@ export interface BrokerStatus {
 
 /** Use of memory and disk. All values except `segments` are in bytes. */
 export interface BrokerUsage {
-  /** Size of the blocks of the log in memory: recently written blocks, and blocks that were read back. */
+  /** Size of the blocks of the log that are in memory: recently written blocks, and blocks that were read back. */
   readonly blockBytes: number
   /** Size of the batches with live messages, and of the whole log, on disk. */
   readonly liveBytes: number
   readonly logBytes: number
   readonly segments: number
   /**
-   * Since the broker started: size of the records of accepted messages, and all bytes written, including those that
-   * fill new segments.
+   * Size of the records of accepted messages, and number of all written bytes, including the bytes that fill new
+   * segments. Both are counted since the broker started.
    */
   readonly recordBytes: number
   readonly writtenBytes: number
@@ -129,7 +130,7 @@ export class Broker {
   readonly #idleTimer: Timer
   readonly #pagesMax: number
   readonly #pendingBytesMax: number
-  /** Outputs that have something to send, in no particular order. */
+  /** Outputs with answers or deliveries to send, in no particular order. */
   readonly #outputs = new Set<Output>()
   readonly #waitingForDisk: (() => void)[] = []
   #endedAtMs = 0
@@ -240,14 +241,16 @@ export class Broker {
     return this.#tail.position
   }
 
-  /** Set by the server while the process is out of memory: publishes are refused, everything else continues. */
+  /**
+   * Set by the server while the process is out of memory. Publishes are then refused, and everything else continues.
+   */
   set memoryFull(use: MemoryUse | undefined) {
     this.#writer.memoryFull = use
   }
 
   /**
-   * Connections should not be read: too many bytes wait for the disk, or the remaining disk space is needed to free
-   * segments.
+   * Whether reading from connections should pause: too many bytes wait for the disk, or the remaining disk space is
+   * needed to free segments.
    */
   get isBehind(): boolean {
     return this.#tail.pendingBytes > this.#pendingBytesMax || this.#space.isExhausted
@@ -300,13 +303,14 @@ export class Broker {
     await this.#abandon()
   }
 
-  /** Waits until everything is on disk. False: a write failed, or the next segment has no room on the disk. */
+  /** Waits until everything is on disk. Returns false if a write failed or the next segment has no room on the disk. */
   async #idles(): Promise<boolean> {
     await Promise.race([this.#untilIdle(), this.#log.stuck()])
     return this.#tail.isIdle && !this.#failed
   }
 
-  // Entries that still wait for the disk were not confirmed and never will be.
+  // Closes the log without waiting for the disk. Entries that are not yet on disk were not confirmed and never will
+  // be.
   #abandon(): Promise<void> {
     if (!this.#tail.isIdle) {
       this.#failed = true
@@ -328,7 +332,7 @@ export class Broker {
     }
   }
 
-  /** What keeps the oldest segment of the log. Visits every queue. */
+  /** Returns what keeps the oldest segment of the log. Visits every queue. */
   holder(): Holder {
     return this.#space.holder()
   }
@@ -348,7 +352,7 @@ export class Broker {
     else for (const waiter of this.#idleWaiters.splice(0)) waiter()
   }
 
-  /** Ends the broker after a defect or a failed write: nothing is confirmed any more. */
+  /** Ends the broker after a defect or a failed write. After that, nothing is confirmed. */
   fail(error: unknown): void {
     if (this.#failed) return
     this.#failed = true
@@ -365,7 +369,8 @@ export class Broker {
     this.intake.endTurn()
     try {
       turn.continueDue()
-      // Deliveries lead to facts, which would queue behind the entries that already wait for the disk.
+      // While the disk is behind, nothing is delivered: deliveries lead to facts, which would queue behind the
+      // entries that already wait for the disk.
       if (!this.isBehind) turn.eachActive((queue) => this.#dispatcher.dispatch(queue))
       if (this.#moves.isWanted) this.#moves.step()
       this.#writer.writeFacts()
@@ -413,7 +418,7 @@ export class Broker {
   }
 }
 
-// Position in the log before which nothing is needed for the recovered state.
+// Returns the position in the log before which nothing is needed for the recovered state.
 function neededFrom({ directory, bounds }: Recovered): number {
   let from = directory?.replayFrom ?? bounds.firstPosition
   for (const page of directory?.pages ?? []) from = Math.min(from, page.position)

@@ -7,7 +7,7 @@ import type { ConsumersResult } from './catalog.js'
 const many = (count: number, message: Message = {}): Message[] => Array.from({ length: count }, () => message)
 
 describe('reading queues', () => {
-  it('writes nothing, and counts messages that are due or expired by now', async () => {
+  it('writes nothing, and counts messages that are due or expired at the time of the request', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish([
@@ -71,7 +71,7 @@ describe('reading queues', () => {
     bench.broker.audit()
   })
 
-  it('lists them in order of name, page by page, while queues are created and deleted', async () => {
+  it('lists the queues in order of name, page by page, while queues are created and deleted', async () => {
     const bench = await new Bench().open()
     const names = (after: string, limit: number): string[] =>
       bench.broker.catalog.list(after, limit).queues.map(({ name }) => name)
@@ -98,7 +98,7 @@ describe('consumers', () => {
       await bench.pass(10)
     }
     const oldest = workers.map(({ subscription }) => subscription.oldestLeaseMs)
-    // Simulates that two of them have held very many messages before.
+    // Simulates that the first two workers once held a large number of messages.
     for (const { subscription } of workers.slice(0, 2)) subscription.nextTag(1 << 17)
     const pages: number[] = []
     const found: (number | null)[] = []

@@ -27,11 +27,14 @@ import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
 const QUEUES_DEFAULT = 100_000
-/** Maximum number of consumers in one answer: even with names of 255 bytes each, they fit in a control frame. */
+/**
+ * Maximum number of consumers in one answer. Even with names of 255 bytes, this number of consumers fits in a control
+ * frame.
+ */
 const PAGE_CONSUMERS = 100
 /**
- * Maximum number of lease slots that one page of consumers scans, unless its first consumer has more. The scan takes a
- * fraction of a millisecond.
+ * Maximum number of lease slots that one page of consumers scans, unless its first consumer has more slots. The scan
+ * takes a fraction of a millisecond.
  */
 const PAGE_SLOTS = 1 << 18
 
@@ -85,7 +88,7 @@ export class Catalog {
     return this.#state.queue(name)
   }
 
-  /** The queue whose name is in `bytes[start, end)`; undefined if there is none. */
+  /** Returns the queue whose name is in `bytes[start, end)`; undefined if no queue has that name. */
   queueAt(bytes: Uint8Array, start: number, end: number): Queue | undefined {
     return this.#state.names.find(bytes, start, end)
   }
@@ -185,12 +188,15 @@ export class Catalog {
     queue.dirty = true
   }
 
-  /** Stops deliveries until `resume`; false if the queue was already paused. @throws SluiceError QUEUE_NOT_FOUND */
+  /**
+   * Stops deliveries until `resume`. Returns false if the queue was already paused.
+   * @throws SluiceError QUEUE_NOT_FOUND
+   */
   pause(name: QueueName): boolean {
     return this.#setPaused(this.#state.queue(name), true)
   }
 
-  /** Resumes deliveries; false if the queue was not paused. @throws SluiceError QUEUE_NOT_FOUND */
+  /** Resumes deliveries. Returns false if the queue was not paused. @throws SluiceError QUEUE_NOT_FOUND */
   resume(name: QueueName): boolean {
     return this.#setPaused(this.#state.queue(name), false)
   }
@@ -213,12 +219,15 @@ export class Catalog {
     return info
   }
 
-  // Its running time depends on the number of overdue messages, not on that of other messages or keys.
+  // The running time of this method depends on the number of overdue messages, but not on the number of other
+  // messages or keys.
   #info(queue: Queue): QueueInfo {
     return queue.infoAt(this.#turn.nowMs, this.#state.segments.retainedBytes(queue.id))
   }
 
-  /** At most `limit` queues in order of name, after the name `after`. `more`: whether other queues follow. */
+  /**
+   * Returns at most `limit` queues in order of name, after the name `after`. `more` says whether other queues follow.
+   */
   list(after: string, limit: number): { readonly queues: QueueInfo[]; readonly more: boolean } {
     const names = (this.#names ??= [...this.#state.queues.keys()].sort())
     let from = 0
@@ -234,7 +243,10 @@ export class Catalog {
     }
   }
 
-  /** A page of the queue's consumers in order of id, from `request.from` on. @throws SluiceError QUEUE_NOT_FOUND */
+  /**
+   * Returns a page of the queue's consumers in order of id, from `request.from` on.
+   * @throws SluiceError QUEUE_NOT_FOUND
+   */
   consumers(request: ConsumersRequest): ConsumersResult {
     const queue = this.#state.queue(request.name)
     const active = queue.soleSubscription
@@ -263,7 +275,10 @@ export class Catalog {
     return { consumers, next: null }
   }
 
-  /** Deletes the queue and its messages; returns their number. @throws SluiceError QUEUE_NOT_FOUND */
+  /**
+   * Deletes the queue and its messages, and returns the number of deleted messages.
+   * @throws SluiceError QUEUE_NOT_FOUND
+   */
   delete(name: QueueName): number {
     const queue = this.#state.queue(name)
     const messages = queue.live
@@ -278,7 +293,10 @@ export class Catalog {
     return messages
   }
 
-  /** Removes all scheduled, ready and leased messages; returns their number. @throws SluiceError QUEUE_NOT_FOUND */
+  /**
+   * Removes all scheduled, ready and leased messages, and returns the number of removed messages.
+   * @throws SluiceError QUEUE_NOT_FOUND
+   */
   purge(name: QueueName): number {
     const queue = this.#state.queue(name)
     this.#observer?.purging(queue)

@@ -11,7 +11,7 @@ async function opened(options: Parameters<Bench['ensure']>[0] = {}): Promise<Ben
   return bench
 }
 
-/** The claim for the message by this worker's client. */
+/** Returns the claim for the message by this worker's client. */
 function claimOf(bench: Bench, worker: Worker, offset: number, changes: Partial<Claim> = {}): Claim {
   const delivered = worker.got.findLast((one) => one.offset === offset)!
   const { id: subscriptionId, queue } = worker.subscription
@@ -24,7 +24,7 @@ function claim(bench: Bench, worker: Worker, ...claims: Claim[]): Granted[] {
   return bench.broker.leases.claim(worker.subscription, claims)
 }
 
-/** Returns a worker that holds these messages and has started those at `started`. */
+/** Returns a worker that holds these messages and has started the messages at the offsets `started`. */
 async function working(bench: Bench, messages: readonly Message[], ...started: number[]): Promise<Worker> {
   await bench.publish(messages)
   const worker = bench.consume()
@@ -60,7 +60,7 @@ describe('a claim within one boot', () => {
     expect(next.got).toMatchObject([{ offset: 0, attempt: 2 }])
   })
 
-  it('can be settled, and counts as started when its connection is lost too', async () => {
+  it('can be settled, and counts as started if its new connection is lost too', async () => {
     const bench = await opened({ maxDeliveries: 3 })
     const first = await working(bench, [{}, {}], 0)
     first.die()
@@ -82,7 +82,7 @@ describe('a claim within one boot', () => {
     expect(bench.broker.catalog.queue(Q).stateOf(0)).toBeUndefined()
   })
 
-  it('clears the suspicion of claimed messages, and only of these', async () => {
+  it('clears the suspicion of the claimed messages, and of no other message', async () => {
     const bench = await opened()
     const first = await working(bench, [{}, {}], 0, 1)
     first.die()
@@ -142,7 +142,7 @@ describe('a claim within one boot', () => {
     expect(refused).toBe(7)
   })
 
-  it('is refused for another lease or queue, without credit, and when it is repeated', async () => {
+  it('is refused if it names another lease or queue, if there is no credit, and when it is repeated', async () => {
     const bench = await opened()
     const first = await working(bench, [{}, {}, {}], 0, 1)
     first.die()
@@ -169,7 +169,7 @@ describe('a claim within one boot', () => {
     const [granted] = claim(bench, other, claimOf(bench, first, 0))
     const next = bench.consume()
     await bench.settle()
-    // No other message of the key `a` is delivered while the claimed one is leased.
+    // No other message of the key `a` is delivered while the claimed message is leased.
     expect(next.offsets).toEqual([1])
     settle(bench, other, granted!.tag, OUTCOME.ack)
     await bench.settle()
@@ -260,7 +260,7 @@ describe('a claim across a restart', () => {
     }
   })
 
-  it('is refused for a boot before the previous one, for another attempt, and once the message was leased in this boot', async () => {
+  it('is refused if it names a boot before the previous one or another attempt, or if the message was leased in this boot', async () => {
     const bench = await opened()
     const first = await working(bench, [{}, {}], 0)
     const one = claimOf(bench, first, 0)

@@ -7,7 +7,7 @@ import type { Subscription } from '../queue/index.js'
 
 /** Consecutive deliveries that an atomic step acknowledges. */
 export interface AckRange {
-  /** Undefined: the subscription has ended. */
+  /** Undefined if the subscription has ended. */
   readonly subscription: Subscription | undefined
   readonly firstTag: number
   readonly count: number
@@ -25,9 +25,10 @@ export interface AtomicStep {
  *
  * - `normal`: a normal end; no attempt is charged.
  * - `started`: the connection was lost while one message was being handled: an attempt of that message failed.
- * - `suspects`: several messages were being handled: each becomes a suspect.
- * - `alone`: one message was held and none was being handled: the attempt of the held message failed if the message was
- *   delivered alone.
- * - `unattributed`: several messages were held and none was being handled: the loss is attributed to none of them.
+ * - `suspects`: the connection was lost while several messages were being handled: each becomes a suspect.
+ * - `alone`: the connection was lost while one message was held and no message was being handled: an attempt of the
+ *   held message failed if the message was delivered alone.
+ * - `unattributed`: the connection was lost while several messages were held and no message was being handled: the
+ *   loss is attributed to no message.
  */
 export type EndReason = 'normal' | 'started' | 'suspects' | 'alone' | 'unattributed'

@@ -4,7 +4,7 @@ import { Bench, CALLER, Q, type Message } from '../testing/bench.js'
 const many = (count: number, message: Message = {}): Message[] => Array.from({ length: count }, () => message)
 
 describe('a request that reads', () => {
-  it('waits while others run, and is refused when too many wait', async () => {
+  it('waits while other requests run, and is refused when too many requests wait', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish(many(3))

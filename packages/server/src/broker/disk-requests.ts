@@ -1,15 +1,18 @@
 /**
- * Requests that read from disk and so take several turns. A few run at a time, because each keeps its results in memory
- * until it is answered. The others wait, and requests beyond a limit are refused. Used by `operator.ts`, `replays.ts`
- * and `history.ts`.
+ * Requests that read from disk and therefore take several turns. A few run at a time, because each keeps its results
+ * in memory until it is answered. The other requests wait, and requests beyond a limit are refused. Used by
+ * `operator.ts`, `replays.ts` and `history.ts`.
  *
- * Invariant: after each wait a request calls `resume` before it reads any state, because other commands were handled in
- * the meantime.
+ * Invariant: after each wait a request calls `resume` before it reads any state, because other commands were handled
+ * in the meantime.
  */
 import { LIMITS, SluiceError, clipText, type Fault } from '@sluice/protocol'
 import type { Turn } from './turn.js'
 
-/** Limits for all clients together: running requests, and running plus waiting requests. */
+/**
+ * Limits for all clients together: the maximum number of running requests, and the maximum number of running and
+ * waiting requests.
+ */
 const RUNNING_MAX = 8
 const REQUESTS_MAX = 256
 
@@ -17,7 +20,7 @@ const REQUESTS_MAX = 256
 export interface Caller {
   /** Label of the client, which the history of a message shows. */
   readonly label: string
-  /** Whether the client is connected. If not, it gets no answer. */
+  /** Whether the client is connected. A client that is not connected gets no answer. */
   readonly isOpen: boolean
 }
 
@@ -40,8 +43,8 @@ export class DiskRequests {
   }
 
   /**
-   * Runs `work` as soon as the limit of running requests allows it. @throws SluiceError TOO_MANY_REQUESTS; errors of
-   * `resume` and `work`
+   * Runs `work` as soon as the limit of running requests allows it.
+   * @throws SluiceError TOO_MANY_REQUESTS; errors of `resume` and `work`
    */
   async run<Result>(caller: Caller, work: () => Promise<Result>): Promise<Result> {
     if (this.#running + this.#waiting.length >= REQUESTS_MAX) {
@@ -86,7 +89,8 @@ function ofRequest(error: unknown): unknown {
 }
 
 /**
- * Returns the fault for the answer. An error of another class is a defect, after which nothing may be confirmed.
+ * Returns the fault for the answer. An error that is not a SluiceError is a defect, after which nothing may be
+ * confirmed.
  * @throws the defect
  */
 export function cutFault(error: unknown): CutFault {

@@ -3,8 +3,8 @@
  * This is the only place that joins offsets, which the queue knows, with bytes, which are in blocks of the log.
  *
  * Called at the end of a turn for each queue that may have something to deliver. If a block is not in memory, it is
- * loaded and the queue is served again. If it cannot be read, the subscriptions of the queue end; no message is
- * dropped, and other queues are not affected.
+ * loaded and the queue is served again. If the block cannot be read, the subscriptions of the queue end; no message
+ * is dropped, and other queues are not affected.
  */
 import { SluiceError, recordSize } from '@sluice/protocol'
 import { MARKED_RECORDS, holdsBatch, recordAt, type Block, type Blocks } from '../log/blocks.js'
@@ -25,8 +25,8 @@ import type { Writer } from './writer.js'
 const SHARED_RUN_MESSAGES = 64
 
 /**
- * Number of upcoming messages whose batches are loaded together with the needed one. In a test with a due time for each
- * message, 64 instead of 16 halved the delay of the deliveries.
+ * Number of upcoming messages whose batches are loaded together with the batch that is needed now. In a test with a
+ * due time for each message, 64 instead of 16 halved the delay of the deliveries.
  */
 const UPCOMING = 64
 
@@ -36,7 +36,7 @@ interface Progress {
   nextSubscription: number
   /** Whether a block is being loaded. */
   isLoading: boolean
-  /** Position of the batch that could not be read; -1: none. */
+  /** Position of the batch that could not be read; -1 if there is no such batch. */
   unreadablePosition: number
   /** Batch of the last delivery. The search for the next message of this batch starts at `index` and `byte`. */
   batchPosition: number
@@ -129,11 +129,12 @@ export class Dispatcher {
   }
 
   #readFailed(queue: Queue, progress: Progress, position: number, error: unknown): void {
-    // The read may succeed later. The log has already repeated it after pauses and has reported the failure. Consumers
-    // keep waiting.
+    // The log has already repeated the read after pauses and has reported the failure. A later read may succeed, so
+    // consumers keep waiting.
     const isPassing = error instanceof SluiceError && error.code === 'READ_FAILED'
     if (isPassing || progress.unreadablePosition !== position) {
-      // In the meantime the messages may have been purged and their segment freed: the read is tried once more.
+      // In the meantime the messages may have been purged and their segment freed. So the queue is served again. A
+      // second failure with the same batch is final.
       if (!isPassing) progress.unreadablePosition = position
       this.#turn.activate(queue)
       return
@@ -144,16 +145,16 @@ export class Dispatcher {
     this.#end(queue, new SluiceError('CORRUPT', text, { cause: error }))
   }
 
-  // Ends the subscriptions: messages of the queue cannot be read.
+  // Ends the subscriptions of a queue whose messages cannot be read.
   #end(queue: Queue, error: SluiceError): void {
     this.#onNotice?.('subscriptions ended', { queue: queue.name, error: error.message })
     this.#leases.closeAll(queue, error)
   }
 
   /**
-   * Loads the block that `#serve` needs. Messages without options are stored in order of delivery, so the block is read
-   * together with the following blocks. Due messages and heads of keys are often stored in order too; if they are not,
-   * each of the next batches is loaded separately.
+   * Loads the block that `#serve` needs. Messages without options are stored in order of delivery, so the block is
+   * read together with the following blocks. Due messages and the first messages of keys are often stored in order
+   * too; if they are not, each of the next batches is loaded separately.
    * @throws SluiceError CORRUPT; errors of the log's `readRange`
    */
   async #load(queue: Queue, position: number): Promise<void> {
@@ -178,8 +179,8 @@ export class Dispatcher {
     const subscriptions = queue.options.single ? sole(queue) : queue.subscriptions
     const served = subscriptions.length
     const shared = served > 1
-    // Number of consecutive subscriptions that could not take the next message. The loop ends when it has passed all
-    // subscriptions.
+    // Number of consecutive subscriptions that could not take the next message. The loop ends when no subscription
+    // could take it.
     let passed = 0
     while (passed < served) {
       const subscription = subscriptions[progress.nextSubscription % served]!
@@ -205,7 +206,7 @@ export class Dispatcher {
     return -1
   }
 
-  /** Delivers as many of the first messages of the run as fit; returns false when not even one fits. */
+  /** Delivers the first messages of the run, as many as fit. Returns false if not even the first message fits. */
   #deliver(
     queue: Queue,
     progress: Progress,
@@ -236,7 +237,8 @@ export class Dispatcher {
     // A first delivery requires only that its batch is on disk. A later delivery also requires facts, which may not be
     // durable yet.
     run.durable = run.sinceMs === -1 && run.batchPosition < this.#blocks.durablePosition
-    // One of these facts says that the previous consumer can no longer claim the message after a restart.
+    // While leases of the queue can be claimed after a restart, another fact must be durable first: that the previous
+    // consumer can no longer claim this message.
     if (run.redelivered && queue.former.isWatched) run.durable = false
     queue.lease(run, count, nowMs, subscription.consumer.label)
     progress.index += count

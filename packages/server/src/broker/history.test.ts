@@ -48,7 +48,7 @@ describe('history', () => {
       cursor = page.cursor
       if (page.cursor !== null) cursors.push(page.cursor)
     }
-    // Each cursor has the same entry, and the number of the entry's events in earlier pages.
+    // Both cursors name the same entry, and the number of events of the entry that are in earlier pages.
     expect(cursors).toHaveLength(2)
     expect(new Set(cursors.map((cursor) => cursor.slice(0, cursor.lastIndexOf(':')))).size).toBe(1)
     expect(found.map(({ event }) => event)).toEqual([
@@ -59,7 +59,7 @@ describe('history', () => {
     expect(found.slice(1, -1).map(({ dueMs }) => dueMs)).toEqual(times)
   })
 
-  it('has a purge only if the purge removed the message, which was neither a duplicate nor gone', async () => {
+  it('has a purge only if the purge removed the message, and not if the message was a duplicate or already gone', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: HOUR })
     await bench.publish([{ id: 'a' }, { id: 'a' }, {}])

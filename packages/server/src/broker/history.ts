@@ -35,7 +35,7 @@ export interface HistoryResult {
   readonly cursor: string | null
 }
 
-/** What earlier entries recorded about the message. */
+/** The state of the message according to the earlier entries. */
 interface Known {
   complete: boolean
   /** Whether the message is neither gone nor dead, so that a purge removes it. */
@@ -92,7 +92,8 @@ async function read(
     })
     if (readBytes > READ_BYTES_MAX || eventsBytes > EVENTS_BYTES_MAX) return next(0)
     readBytes += entry.bytes.length
-    // One entry can have more events of a message than fit in a page. Those of the previous page are skipped.
+    // One entry can have more events of a message than fit in a page. The events that earlier pages contain are
+    // skipped.
     const skip = entry.position === position ? answered : 0
     let found = 0
     let taken = skip
@@ -122,7 +123,7 @@ function eventsIn(
       const holds = offset >= header.baseOffset && offset < header.baseOffset + header.count
       if (!holds || header.attributes & BATCH_ATTRIBUTE.relocated) continue
       known.complete = true
-      // A duplicate was never added to the queue; the fact about it precedes the batch.
+      // A duplicate was never added to the queue. The fact that the message is a duplicate precedes the batch.
       known.isPending = !isDuplicate
       if (!isDuplicate) each({ event: 'published', atMs: header.timeMs })
     } else if (header.type === BATCH_TYPE.facts) {

@@ -1,7 +1,7 @@
 /**
- * Accepts batches and atomic steps of producers. Each is checked as a whole before anything changes. Then its facts and
- * messages are written to one entry and applied, and its result is remembered under its number (invariants 3 and 9).
- * Called by sessions.
+ * Accepts batches and atomic steps of producers. Each batch or step is checked as a whole before anything changes.
+ * Then its facts and messages are written to one entry and applied, and its result is remembered under its number
+ * (invariants 3 and 9). Called by sessions.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -34,17 +34,17 @@ interface CheckedBatch {
   readonly at: number
   readonly end: number
   readonly count: number
-  /** Offset of its first message. */
+  /** Offset of the first message of the batch. */
   readonly base: number
   /** Whether each record is read: a message has options, or the queue has a time to live or a limit in bytes. */
   readonly hasTraits: boolean
-  /** Options of its messages; valid until the next batch is checked. */
+  /** Options of the messages of the batch. The value is valid until the next batch is checked. */
   readonly traits: BatchTraits | undefined
   readonly lacksTtl: boolean
   readonly admitted: AdmittedBatch
 }
 
-/** The result for a plain batch, whose messages the queue only counts. */
+/** The result for a plain batch. The queue only counts the messages of a plain batch. */
 const PLAIN: AdmittedBatch = {
   base: 0,
   later: undefined,
@@ -60,8 +60,8 @@ const DUPLICATE_FACT_BYTES = 24
 /** Size of the two facts about a replacement, in bytes: one message replaces another, and the other is gone. */
 const REPLACE_FACTS_BYTES = 24 + 16
 /**
- * Maximum number of messages beyond lowered limits that the publishes of one turn evict, besides those evicted to make
- * room for the published messages. Evicting them takes 6 ms.
+ * Maximum number of messages beyond lowered limits that the publishes of one turn evict, besides the messages evicted
+ * to make room for the published messages. Evicting 1,024 messages takes 6 ms.
  */
 const EXCESS_MAX = 1_024
 
@@ -100,8 +100,8 @@ export class Intake {
 
   /**
    * Accepts the batch `bytes[at, end)` for the queue `to`, or for the queue named `to`, and returns its place.
-   * `unanswered`: how many lower batch numbers still await an answer. A refusal is remembered under the number of the
-   * batch.
+   * `unanswered` is the number of lower batch numbers that still await an answer. A refusal is remembered under the
+   * number of the batch.
    * @throws SluiceError the refusal
    */
   publish(
@@ -198,10 +198,7 @@ export class Intake {
     return queue.facts.take()
   }
 
-  /**
-   * Accepts all of an atomic step, or nothing.
-   * @throws SluiceError the refusal
-   */
+  /** Accepts the whole atomic step, or changes nothing. @throws SluiceError the refusal */
   atomic(producer: Producer, step: AtomicStep, unanswered: number): readonly Placed[] {
     const observer = this.#observer
     if (observer === undefined) return this.#atomic(producer, step, unanswered)
@@ -246,8 +243,8 @@ export class Intake {
     const writer = this.#writer
     const { nowMs } = this.#turn
     const queues = [...admissions.keys()]
-    // Earlier facts are written first, and so are those about messages dropped to make room: there can be many of them,
-    // and they are not part of the step.
+    // Earlier facts are written first. The facts about messages dropped to make room are also written before the
+    // step: there can be many such facts, and they are not part of the step.
     for (const queue of queues) writer.facts(queue.id, queue.facts)
     for (const { subscription, firstTag, count } of step.acks) subscription!.ack(firstTag, count, nowMs)
     const acked = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
@@ -286,8 +283,8 @@ export class Intake {
     return places
   }
 
-  // Returns one admission per queue, which includes the room that the acknowledgements make. @throws SluiceError
-  // LEASE_LOST
+  // Returns one admission per queue. It includes the room that the acknowledgements make in the queue.
+  // @throws SluiceError LEASE_LOST
   #checkLeases(acks: readonly AckRange[]): Map<Queue, Admission> {
     const admissions = new Map<Queue, Admission>()
     const seen = new Map<Subscription, Set<number>>()
@@ -353,7 +350,8 @@ export class Intake {
     const count = batchCount(bytes, at)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.#messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
-    // A small segment holds less than the protocol allows, because facts about each message must fit beside the batch.
+    // With small segments a batch may be smaller than the protocol allows, because facts about each message must fit
+    // in the segment beside the batch.
     const most = this.#writer.segmentBytes / 2
     if (end - at > most) {
       throw new SluiceError(
@@ -364,7 +362,7 @@ export class Intake {
     return checked
   }
 
-  // Changes nothing, except that due messages become ready and expired ones are removed. @throws SluiceError
+  // Changes nothing, except that due messages become ready and expired messages are removed. @throws SluiceError
   #checkBatch(
     queue: Queue,
     bytes: Uint8Array,
@@ -466,8 +464,8 @@ function duplicatesIn({ duplicates, replaced }: AdmittedBatch, baseOffset: numbe
   return replaced === undefined ? duplicates : answeredDuplicates(duplicates, replaced.keys(), baseOffset)
 }
 
-// Refuses a batch that follows a refused one, whose messages may be sent again and must come first.
-// @throws SluiceError EARLIER_REFUSED
+// Refuses a batch that follows a refused batch, because the messages of the refused batch may be sent again and must
+// come first. @throws SluiceError EARLIER_REFUSED
 function checkFollows(producer: Producer, number: number, bytes: Uint8Array, at: number): void {
   const distance = batchFollows(bytes, at)
   if (distance > 0 && producer.wasRefused(number - distance)) throw earlierRefused(number, number - distance)
@@ -477,8 +475,8 @@ function earlierRefused(number: number, earlier: number): SluiceError {
   return new SluiceError('EARLIER_REFUSED', `Batch ${number} follows batch ${earlier}, which was refused.`)
 }
 
-// Remembers a refusal. A final refusal is the answer to every retry of the number; after a retryable one the batch is
-// checked again.
+// Remembers a refusal. A final refusal is the answer to every retry of the number. After a retryable refusal the
+// batch is checked again.
 function refused(producer: Producer, number: number, error: unknown): unknown {
   if (error instanceof SluiceError) producer.refuse(number, error satisfies Fault)
   return error

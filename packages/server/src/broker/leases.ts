@@ -35,7 +35,7 @@ import { addLost, addTag } from './ranges.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
-/** What happens to a message that was not acknowledged when its lease ended. */
+/** What happens to a message whose lease ended without an acknowledgement. */
 type Ending = 'release' | 'suspect' | 'unattributed' | 'retry' | 'rejected' | 'invalid'
 
 export interface LeasesOptions {
@@ -44,7 +44,7 @@ export interface LeasesOptions {
   readonly observer?: Observer | undefined
 }
 
-/** The request of a consumer. A decoded SUBSCRIBE frame has this shape. */
+/** The request of a consumer to subscribe. A decoded SUBSCRIBE frame has this shape. */
 export interface SubscriptionRequest {
   readonly queue: QueueName
   /**
@@ -54,7 +54,7 @@ export interface SubscriptionRequest {
   readonly messages: number
   readonly bytes: number
   readonly limit?: number | undefined
-  /** Overrides the option of the queue. */
+  /** Overrides the processing timeout of the queue. */
   readonly processingTimeoutMs?: number | undefined
 }
 
@@ -86,7 +86,7 @@ export class Leases {
     this.#random = random
     this.#observer = observer
     this.#reasonBytesMax = Math.floor(writer.segmentBytes / 4 / CHUNK_MESSAGES)
-    // An id repeats after 4,096 boots, or after a million subscriptions in one boot.
+    // The id of a subscription is used again after 4,096 boots, or after a million subscriptions in one boot.
     this.#nextSubscription = ((state.boot % 4096) << 20) >>> 0
   }
 
@@ -119,16 +119,16 @@ export class Leases {
     this.#observer?.credited(subscription, messages, bytes, limit, drain)
   }
 
-  /** The consumer is ready for deliveries again. */
+  /** Called when the consumer is ready for deliveries again. */
   ready(subscription: Subscription): void {
     this.#turn.activate(subscription.queue)
   }
 
   /**
-   * The connection of these subscriptions was lost. If one message was being handled, one of its attempts failed. If
-   * several messages were being handled, in any of the subscriptions, each becomes a suspect: suspects are delivered
-   * alone until one of them fails alone. If no message was being handled, a message that was held alone and had been
-   * delivered alone has failed; several held messages become suspects after enough such losses. `isStopping`: see
+   * Ends the subscriptions of a lost connection. If one message was being handled, one of its attempts failed. If
+   * several messages were being handled, in any of the subscriptions, each becomes a suspect, and suspects are
+   * delivered one at a time. If no message was being handled, a message that was held alone and had been delivered
+   * alone has failed; several held messages become suspects after enough such losses. `isStopping`: see
    * `unsubscribe`.
    */
   disconnect(subscriptions: Iterable<Subscription>, isStopping = false): void {
@@ -141,9 +141,9 @@ export class Leases {
   }
 
   /**
-   * Ends the subscription. Its messages are released, retried or marked as suspects, according to `endReason`. Its
-   * client may claim those that it is still handling. `isStopping`: the broker delivers nothing more before its
-   * restart, so no other consumer gets them first.
+   * Ends the subscription. Its messages are released, retried or marked as suspects, according to `endReason`. The
+   * client may claim the messages that it is still handling. `isStopping` says that the broker delivers nothing more
+   * before its restart, so no other consumer gets these messages first.
    */
   unsubscribe(subscription: Subscription, endReason: EndReason, isStopping = false): void {
     const { queue, id: subscriptionId } = subscription
@@ -164,7 +164,7 @@ export class Leases {
   }
 
   /**
-   * Ends a subscription and releases its messages, without a failed attempt. Returns their number.
+   * Ends a subscription and releases its messages, without a failed attempt. Returns the number of released messages.
    * @throws SluiceError QUEUE_NOT_FOUND, CONSUMER_NOT_FOUND
    */
   closeConsumer(name: QueueName, id: number): { readonly messages: number } {
@@ -221,14 +221,15 @@ export class Leases {
     return stale
   }
 
-  // Each message of an item has a fact with the reason, so the messages share one limit.
+  // Returns the maximum size of the reason. Each message of an item has a fact with the reason, so the messages of an
+  // item share one limit.
   #reasonBytes(messages: number): number {
     const share = Math.max(REASON_HEAD_BYTES, Math.floor(ITEM_REASONS_BYTES_MAX / messages))
     return Math.min(this.#reasonBytesMax, share)
   }
 
-  // Turns the end of a lease into a change of its message; an acknowledgement goes directly to the queue. The queue may
-  // still find that the message has used its last attempt or has expired.
+  // Applies the end of a lease to its message. Acknowledgements do not come here; they go directly to the queue. The
+  // queue may still find that the message has used its last attempt or has expired.
   #end(queue: Queue, lease: Lease, ending: Ending, reason: string, delayMs?: number): void {
     const { offset, sinceMs, bytes, isCharged } = lease
     const { nowMs } = this.#turn
@@ -248,8 +249,8 @@ export class Leases {
   // --- time ---
 
   /**
-   * The consumer has started these messages: their processing timeouts begin. Messages that it announced before are no longer
-   * announced.
+   * Called when the consumer has started these messages. Their processing timeouts begin. Messages that the consumer
+   * announced before are no longer announced.
    */
   started(subscription: Subscription, ranges: readonly TagRange[]): void {
     const deadlineMs = this.#turn.nowMs + processingTimeoutMs(subscription)
@@ -262,8 +263,8 @@ export class Leases {
   }
 
   /**
-   * The consumer is about to handle these messages one after the other, so each of them may end its connection. STARTED
-   * follows for those that it handles; until then none has a deadline.
+   * Called when the consumer is about to handle these messages one after the other, so that each of them may be the
+   * reason if the connection is lost. A message has no deadline until the consumer names it in STARTED.
    */
   starting(subscription: Subscription, ranges: readonly TagRange[]): void {
     subscription.announce(ranges)
@@ -271,8 +272,8 @@ export class Leases {
   }
 
   /**
-   * Sets the deadline of the messages to `durationMs` from now, or, if that is 0, to the end of the processing timeout.
-   * Returns the ranges of stale tags.
+   * Sets the deadline of the messages to `durationMs` from now. If `durationMs` is 0, sets it to the end of the
+   * processing timeout. Returns the ranges of stale tags.
    */
   extend(subscription: Subscription, firstTag: number, count: number, durationMs: number): TagRange[] {
     const deadlineMs = this.#turn.nowMs + (durationMs || processingTimeoutMs(subscription))
@@ -294,7 +295,7 @@ export class Leases {
     this.#turn.wake()
   }
 
-  /** A deadline of the queue has passed. */
+  /** Called when a deadline of the queue has passed. */
   due(queue: Queue): void {
     const { nowMs } = this.#turn
     this.#turn.advance(queue)
@@ -312,7 +313,7 @@ export class Leases {
         for (const tag of subscription.overdue(nowMs).sort((a, b) => a - b)) {
           if (!subscription.end(tag, this.#lease)) continue
           // A charged lease and the next lease of its message have the same attempt number, so only a record of the
-          // ended subscription distinguishes a claim of the first from one of the second.
+          // ended subscription distinguishes a claim of the charged lease from a claim of the next lease.
           if (this.#lease.isCharged) queue.subscriptionEnded(subscription.id)
           this.#end(queue, this.#lease, 'retry', 'the processing timeout passed')
           addLost(lost, tag, this.#lease.offset)
@@ -323,7 +324,7 @@ export class Leases {
     }
   }
 
-  /** The clock was set forward by `byMs`. The skipped time does not count towards processing timeouts. */
+  /** Called when the clock was set forward by `byMs`. The skipped time does not count towards processing timeouts. */
   clockStepped(byMs: number): void {
     for (const queue of this.#state.queues.values()) {
       if (queue.earliestDeadlineMs === Infinity) continue
@@ -370,8 +371,8 @@ export class Leases {
     return granted
   }
 
-  // Claimable leases are kept for a limited number of queues. Beyond that number, the leases of the queue that was
-  // added first are dropped.
+  // Claimable leases are kept for a limited number of queues. Beyond that number of queues, the leases of the queue
+  // that was added first are dropped.
   #noteClaimable(queue: Queue): void {
     this.#claimable.delete(queue)
     this.#claimable.add(queue)

@@ -1,4 +1,4 @@
-/** The limits of the broker, each tested at its value and just beyond it. docs/LIMITS.md lists them. */
+/** The limits of the broker. Each limit is tested at its value and just beyond it. docs/LIMITS.md lists the limits. */
 import { BATCH_HEADER_BYTES, LIMITS, OUTCOME, queueName, type Placed } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, segmentBytesFit } from '../log/segment.js'
@@ -11,7 +11,7 @@ const refused = (code: string): Error => expect.objectContaining({ code }) as Er
 const many = (count: number, message: (index: number) => Message): Message[] =>
   Array.from({ length: count }, (_, index) => message(index))
 
-it('allows queues up to the limit, and another one when a queue is deleted', async () => {
+it('allows queues up to the limit, and another queue when a queue is deleted', async () => {
   const bench = await new Bench({ queuesMax: 2 }).open()
   const names = ['a', 'b', 'c'].map(queueName)
   bench.ensure({}, names[0])
@@ -40,7 +40,7 @@ it('remembers as many producers as a quarter of a segment can list, and forgets 
   expect(() => attach(7)).toThrow(refused('TOO_MANY_CONNECTIONS'))
 })
 
-it('evicts at most 1,024 excess messages in a turn, besides those that make room for new messages', async () => {
+it('evicts at most 1,024 excess messages in a turn, besides the messages evicted to make room for new messages', async () => {
   const bench = await new Bench().open()
   const other = queueName('other')
   for (const name of [Q, other]) {
@@ -89,7 +89,7 @@ it('makes at most 8,192 due messages ready in a turn, serves other queues in the
   // The counts include due messages that have not been made ready yet.
   expect(bench.info()).toMatchObject({ ready: count, scheduled: 0, oldestReadyMs: 0 })
   // The plain message is published later than the due times of the others. The message with options is checked, but
-  // makes no more of them ready.
+  // this check makes no more due messages ready.
   bench.now += 1
   bench.put([{}])
   bench.put([{ delayMs: 1 }])
@@ -116,7 +116,7 @@ describe('with small segments', () => {
     expect(bench.info().ready).toBe(33)
   })
 
-  it('a batch has at most as many known ids as have facts in a quarter of a segment', async () => {
+  it('the facts about known ids of a batch take at most a quarter of a segment', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
     bench.ensure()
     const most = Math.floor(SEGMENT_BYTES / 4 / 24)
@@ -136,7 +136,7 @@ describe('with small segments', () => {
       const batches = [{ queue: Q, bytes: batch, at: 0, end: batch.length }]
       return bench.atomic({ number, crc: 1, acks: [], batches })
     }
-    // The step itself has the header of a batch, like the batch that it publishes.
+    // Two batch headers are counted: one for the step itself, and one for the batch that it publishes.
     const most = SEGMENT_BYTES / 4 - 2 * BATCH_HEADER_BYTES - 16 * 8
     expect(step(most)).toHaveLength(1)
     expect(() => step(most + 1)).toThrow(refused('TRANSACTION_TOO_LARGE'))
@@ -183,7 +183,7 @@ it('remembers ended subscriptions of a queue up to the limit; beyond it, all sub
   expect(former.end(ENDED_MAX + 2)).toBe(false)
 })
 
-it('keeps claimable leases for 64 queues, and then forgets those of the first queue', async () => {
+it('keeps claimable leases for 64 queues; with another queue it forgets the leases of the first queue', async () => {
   const bench = await new Bench().open()
   const names = Array.from({ length: 65 }, (_, index) => queueName(`q${index}`))
   for (const [index, name] of names.entries()) {

@@ -2,8 +2,8 @@
  * Moves messages from queue to queue: dead messages to the dead-letter queue at the end of a turn, and redriven or
  * replayed messages when an operator requests it.
  *
- * Invariant: the fact that a message left its queue and the batch in which it arrives are in one entry, so after any
- * crash the message is in exactly one of the two queues.
+ * Invariant: the fact that a message left its queue and the batch that adds the message to the other queue are in one
+ * entry, so after any crash the message is in exactly one of the two queues.
  */
 import {
   ANY_PRIORITY,
@@ -22,7 +22,7 @@ import type { Observer } from './observer.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
-/** Maximum number of messages moved in one turn; the rest are moved in later turns. */
+/** Maximum number of messages moved in one turn; further messages are moved in later turns. */
 const TURN_MESSAGES = 256
 /** Time after which a move is tried again when the log had no room. */
 const RETRY_MS = 1_000
@@ -34,7 +34,7 @@ export class Moves {
   readonly #turn: Turn
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
-  /** Armed while the log has no room. */
+  /** Timer for the next try, which is armed while the log has no room. */
   readonly #retry: Timer
   /** Queues with messages to move. */
   readonly #queues = new Set<Queue>()
@@ -53,12 +53,12 @@ export class Moves {
     for (const queue of state.queues.values()) this.note(queue)
   }
 
-  /** Adds the queue to the queues with messages to move, if it has any. */
+  /** Adds the queue to the queues with messages to move, if it has messages to move. */
   note(queue: Queue): void {
     if (queue.moving.length > 0 && queue.options.deadLetter !== '') this.#queues.add(queue)
   }
 
-  /** A queue was created: messages that waited for a queue of this name can be moved. */
+  /** Called when a queue was created. Messages that waited for a queue of this name can now be moved. */
   made(name: string): void {
     for (const queue of this.#stranded) {
       // Deleted queues are removed from the set only here.
@@ -99,7 +99,7 @@ export class Moves {
     return this.#state.queuesById.get(queue.id) !== queue
   }
 
-  // Moves at most `most` messages; returns how many more may be moved in this turn.
+  // Moves at most `most` messages. Returns how many more messages may be moved in this turn.
   #moveFrom(queue: Queue, target: Queue, most: number): number {
     let left = most
     let done = 0
@@ -121,8 +121,8 @@ export class Moves {
     return left
   }
 
-  // Returns the record of a message to move; 'none' if the record is damaged, in which case the message stays in its
-  // queue and the next one is moved.
+  // Returns the record of a message to move. Returns 'none' if the record is damaged: the message then stays in its
+  // queue, and the next message is moved.
   #find(queue: Queue, offset: number): Uint8Array | 'loading' | 'none' {
     try {
       const record = this.#records.find(queue, offset)
@@ -149,8 +149,8 @@ export class Moves {
   }
 
   /**
-   * Moves the dead message at `offset` to `target`, which accepts it regardless of limits and ids. The kind `carry` is
-   * a redrive to another queue. False: the log has no room, and nothing has changed.
+   * Moves the dead message at `offset` to `target`, which accepts it regardless of limits and ids. The kind `carry`
+   * is a redrive to another queue. Returns false if the log has no room; then nothing has changed.
    */
   move(queue: Queue, offset: number, record: Uint8Array, target: Queue, kind: 'move' | 'carry'): boolean {
     const { nowMs } = this.#turn

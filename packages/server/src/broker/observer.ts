@@ -1,9 +1,10 @@
 /**
- * An observer of a broker: it is notified of each command and its answer after the command was applied, and of messages that
- * become due, expire or move. Tests use it to compare a broker with a model. Without an observer, the broker makes one check
- * per batch, run or command.
+ * An observer of a broker: it is notified of each command and its answer after the command was applied, and of
+ * messages that become due, expire or move. Tests use an observer to compare a broker with a model. Without an
+ * observer, the cost is one check per batch, run or command.
  *
- * Calls are synchronous and within the turn. An observer changes nothing, and bytes are valid only during the call.
+ * Calls are synchronous and happen within the turn. An observer changes nothing, and bytes are valid only during the
+ * call.
  */
 import {
   SluiceError,
@@ -94,7 +95,7 @@ export interface Observer extends QueueObserver {
   redriven(queue: Queue, offset: number): void
   discarded(queue: Queue, offset: number): void
 
-  // Time. Between `looked` and `caughtUp`, due messages become ready and expired ones are removed.
+  // Time. Between `looked` and `caughtUp`, due messages become ready and expired messages are removed.
   looked(queue: Queue): void
   caughtUp(queue: Queue): void
 }

@@ -4,7 +4,7 @@
  */
 import { addBits, hasBit, removeBits } from '../queue/bits.js'
 
-/** Offsets in one piece, which takes 8 KiB. */
+/** Number of offsets in one piece. A piece takes 8 KiB. */
 const PIECE_OFFSETS = 1 << 16
 
 export class OffsetSet {

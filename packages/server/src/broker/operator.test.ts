@@ -38,7 +38,7 @@ it('other input is served while a request about many messages runs', async () =>
 })
 
 describe('redrive', () => {
-  it('refuses more than ten redrives of a message unless forced, and counts them across restarts', async () => {
+  it('refuses more than ten redrives of a message unless it is forced, and counts the redrives across restarts', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish([{ ttlMs: HOUR }])
@@ -75,7 +75,7 @@ describe('redrive', () => {
     bench.broker.audit()
   })
 
-  it('and discard, requested twice at once, happen once', async () => {
+  it('is done once if it is requested twice at the same time, and so is a discard', async () => {
     const bench = await new Bench().open()
     bench.ensure({ keyConcurrency: 10 })
     bench.ensure({}, OTHER)
@@ -168,7 +168,7 @@ describe('redrive', () => {
     bench.ensure({ unique: 'pending' })
     await bench.publish([{ id: 'x' }, { id: 'y' }, {}])
     await bench.kill()
-    // Dead messages are not pending: both are accepted.
+    // Dead messages are not pending, so both messages are accepted.
     expect((await bench.publish([{ id: 'x' }])).duplicates).toBeUndefined()
     for (const restarts of [false, true]) {
       if (restarts) await bench.crash()
@@ -193,7 +193,7 @@ describe('redrive', () => {
     bench.broker.audit()
   })
 
-  it('of several messages with the same unique id makes only the first ready, and its dry run counts only that one', async () => {
+  it('makes only the first of several messages with the same unique id ready, and a dry run counts only the first', async () => {
     const bench = await new Bench().open()
     bench.ensure({ unique: 'pending' })
     bench.ensure({}, OTHER)

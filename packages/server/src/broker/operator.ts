@@ -39,11 +39,11 @@ const EXAMINED_IN_TURN = 512
 export interface RedriveResult extends CutShort {
   readonly matched: number
   readonly redriven: number
-  /** Messages that were not redriven, because they were redriven too often before or are barred. */
+  /** Number of messages that were not redriven, because they were redriven too often before or are barred. */
   readonly guarded: number
   /**
-   * Barred messages, which are part of `guarded`: in a queue with unique pending ids, they have the id of a pending
-   * message.
+   * Number of barred messages, which are part of `guarded`. In a queue with unique pending ids, a message is barred
+   * if it has the id of a pending message.
    */
   readonly barred: number
   readonly next: number | null
@@ -79,7 +79,10 @@ export class Operator {
     this.#observer = observer
   }
 
-  /** `bytesMax`: largest payload of the answer. @throws SluiceError QUEUE_NOT_FOUND, CORRUPT, TOO_MANY_REQUESTS */
+  /**
+   * `bytesMax` is the maximum payload of the answer.
+   * @throws SluiceError QUEUE_NOT_FOUND, CORRUPT, TOO_MANY_REQUESTS
+   */
   peek(request: PeekRequest, caller: Caller, bytesMax = Infinity): Promise<PeekPage> {
     return this.#requests.run(caller, () => this.#peek(request, caller, bytesMax))
   }
@@ -149,8 +152,8 @@ export class Operator {
   /** @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT, DISK_LOW, CORRUPT, TOO_MANY_REQUESTS */
   redrive(request: RedriveRequest, caller: Caller): Promise<RedriveResult> {
     const counts = { redriven: 0, guarded: 0, barred: 0 }
-    // A dry run makes no id pending, so it remembers the ids that it would have made pending: at most one for each
-    // message of the page.
+    // A dry run makes no id pending, so it remembers the ids that a real run would have made pending: at most one id
+    // for each message of the page.
     const returning = new Set<string>()
     return this.#forDead(request, caller, counts, 'redriven', async (queue, offset, read) => {
       const { to, force, dryRun } = request
@@ -297,7 +300,7 @@ export class Operator {
   }
 }
 
-/** Returns the messages, with the holders of those that are still leased. */
+/** Returns the messages. Messages that are still leased are returned with their holders. */
 function held(queue: Queue, messages: readonly PeekedMessage[]): PeekedMessage[] {
   const leased = new Set<number>()
   for (const { state, offset } of messages) if (state === 'leased') leased.add(offset)
@@ -312,7 +315,10 @@ function held(queue: Queue, messages: readonly PeekedMessage[]): PeekedMessage[]
   )
 }
 
-/** Offsets of messages that are not gone, from `from` on; each is checked when it is reached. */
+/**
+ * Iterates over the offsets of messages that are not gone, from `from` on. Each message is checked when the iteration
+ * reaches it.
+ */
 function* offsetsFrom(queue: Queue, from: number): IterableIterator<number> {
   for (const chunk of queue.chunks) {
     if (chunk.base + chunk.count <= from) continue

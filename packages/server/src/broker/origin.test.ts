@@ -1,4 +1,4 @@
-/** Which parts of a record a move keeps, whatever its bytes are, and which it adds. */
+/** The parts of a record that a move keeps, for any bytes, and the parts that a move adds. */
 import {
   BATCH_HEADER_BYTES,
   DEATH,
@@ -22,7 +22,7 @@ interface Parts {
   readonly id?: Buffer
   readonly headers?: readonly (readonly [Buffer, Buffer])[]
   readonly payload?: Buffer
-  /** Priority and content type. */
+  /** The byte of the record with priority and content type. */
   readonly kind?: number
 }
 
@@ -184,7 +184,7 @@ describe('a moved record', () => {
     }
   })
 
-  it('keeps a key of 255 bytes that are not valid UTF-8, and its key is compared as bytes', () => {
+  it('keeps a key of 255 bytes that are not valid UTF-8, and the key is compared as bytes', () => {
     const key = Buffer.alloc(255, 255)
     const copy = moved(recordOf({ key, id: key }))
     expectKept(copy, { key, id: key })

@@ -3,8 +3,8 @@
  * added to a copy of the record; everything else is copied as bytes, because keys, ids and headers need not be valid
  * text.
  *
- * A moved record is at most `ORIGIN_BYTES_MAX` larger than a published one. If the frames of a connection are too small
- * for it, its delivery has fewer origin headers.
+ * A moved record is at most `ORIGIN_BYTES_MAX` larger than a published one. If the frames of a connection are too
+ * small for a moved record, the record is delivered with fewer origin headers.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -26,7 +26,7 @@ import {
 } from '@sluice/protocol'
 import type { Dead } from '../queue/index.js'
 
-/** The message that was moved or copied, as it was in its queue. */
+/** Describes a message that is moved or copied, with its state in the queue that it comes from. */
 export interface Origin {
   readonly queue: string
   readonly offset: number
@@ -42,8 +42,9 @@ type Header = readonly [name: string, value: string]
 const ORIGIN_NAMES: ReadonlySet<string> = new Set(Object.values(ORIGIN_HEADERS))
 
 /**
- * A batch of one message: the record with origin headers in place of those of an earlier move, and without the options that
- * have had their effect: delay, time to live, replacement.
+ * Returns a batch of one message: a copy of the record, in which new origin headers replace the origin headers of an
+ * earlier move. The copy has no delay, no time to live and no replacement, because these options have had their
+ * effect.
  */
 export function movedBatch(record: Uint8Array, origin: Origin): Uint8Array {
   const { dead } = origin
@@ -64,7 +65,7 @@ export function movedBatch(record: Uint8Array, origin: Origin): Uint8Array {
   return batch
 }
 
-/** The record without those origin headers that do not fit in `bytesMax` bytes. */
+/** Returns the record without the origin headers that do not fit in `bytesMax` bytes. */
 export function fittedRecord(record: Uint8Array, bytesMax: number): Uint8Array {
   if (record.length <= bytesMax) return record
   const headers: Header[] = []

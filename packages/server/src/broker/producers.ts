@@ -2,8 +2,8 @@
  * Producers as their connections see them: attaches a connection to the producer of its identity, and detaches it.
  * Called by sessions.
  *
- * Invariant: a producer without connections stays in the table, with the results that it may ask for again, until the
- * table is full. Then the producer that has been disconnected longest is evicted.
+ * Invariant: a producer without connections stays in the table, together with the results that its client may request
+ * again, until the table is full. Then the producer that has been disconnected longest is evicted.
  */
 import { SluiceError } from '@sluice/protocol'
 import { producersMax } from '../state/directory.js'
@@ -26,8 +26,8 @@ export class Producers {
   }
 
   /**
-   * Returns the known or new producer with this identity. A new producer gets its id and is written to the log when its
-   * first batch is accepted.
+   * Returns the producer with this identity, which is created if it is not known. A new producer gets its id and is
+   * written to the log when its first batch is accepted.
    * @throws SluiceError PRODUCER_UNKNOWN when `acceptedNumber` was confirmed but is not in this log;
    * TOO_MANY_CONNECTIONS
    */
@@ -49,7 +49,10 @@ export class Producers {
     return producer
   }
 
-  /** A connection of the producer has ended. `hasLeft`: the client will never ask for a result again. */
+  /**
+   * Called when a connection of the producer has ended. `hasLeft` says that the client will never request a result
+   * again.
+   */
   detach(producer: Producer, hasLeft = false): void {
     producer.connections--
     producer.lastUsedMs = this.#turn.nowMs
@@ -57,7 +60,7 @@ export class Producers {
     if (hasLeft) producer.forgetAll()
     producer.shrink()
     this.#state.removeProducer(producer)
-    // The producer is added again at the end, after those that have been disconnected longer.
+    // The producer is added again at the end, after the producers that have been disconnected longer.
     if (producer.id !== 0) this.#state.addProducer(producer)
     this.#observer?.detached(producer)
   }

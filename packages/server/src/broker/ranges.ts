@@ -10,7 +10,7 @@ export function addTag(ranges: TagRange[], tag: number): void {
   }
 }
 
-/** Works like `addTag`, but the offsets of a range are consecutive too. */
+/** Like `addTag`, but the offsets of a range are consecutive too. */
 export function addLost(ranges: LostRange[], tag: number, offset: number): void {
   const last = ranges.at(-1)
   if (

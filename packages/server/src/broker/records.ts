@@ -1,6 +1,6 @@
 /**
- * Single records: finds one by its offset, in memory or on disk, and matches it with a filter. Called for dead-letter routing and
- * for requests about single messages.
+ * Finds single records by offset, in memory or on disk, and matches records with a filter. Called for dead-letter
+ * routing and for requests about single messages.
  */
 import {
   ORIGIN_HEADERS,
@@ -26,7 +26,8 @@ export class Records {
   }
 
   /**
-   * A copy of the record at `offset`, whose message is not gone; undefined if its block must be loaded first.
+   * Returns a copy of the record at `offset`, whose message must not be gone. Returns undefined if the block of the
+   * record must be loaded first.
    * @throws SluiceError CORRUPT
    */
   find(queue: Queue, offset: number): Uint8Array | undefined {
@@ -41,7 +42,8 @@ export class Records {
   }
 
   /**
-   * A copy of the record at `offset`, read from disk if necessary; undefined if the message is gone afterwards.
+   * Returns a copy of the record at `offset`, which is read from disk if necessary. Returns undefined if the message
+   * is gone after the read.
    * @throws SluiceError CORRUPT; errors of the log's `readRange`
    */
   async read(queue: Queue, offset: number): Promise<Uint8Array | undefined> {
@@ -53,7 +55,7 @@ export class Records {
       try {
         await this.#blocks.load(position, false)
       } catch (error) {
-        // By now the message can be gone, or its batch relocated and the old segment freed.
+        // After the wait, the message can be gone, or its batch can have been relocated and the old segment freed.
         const isStill = queue.stateOf(offset) !== undefined && this.#positionOf(queue, offset) === position
         if (isStill && loads > 0) throw error
       }
@@ -70,7 +72,7 @@ export class Records {
 export interface FilteredState {
   readonly dead: Dead | undefined
   readonly attempts: number
-  /** Time at which the message died, or at which it was published if it is not dead. */
+  /** Time at which the message died; if the message is not dead, time at which it was published. */
   readonly timeMs: number
 }
 
@@ -110,7 +112,8 @@ export function matchesRecord({ key, id, headers }: MessageFilter, record: Uint8
   })
 }
 
-// Whether `record[start, end)` is equal to `text`. For a missing option, `end` is less than `start`.
+// Whether `record[start, end)` is equal to `text`. If the record does not have the option, `end` is less than
+// `start`.
 function isText(record: Uint8Array, start: number, end: number, text: string): boolean {
   return start <= end && viewBuffer(record, start, end).equals(Buffer.from(text))
 }
@@ -119,7 +122,7 @@ function viewBuffer(bytes: Uint8Array, start: number, end: number): Buffer {
   return Buffer.from(bytes.buffer, bytes.byteOffset + start, end - start)
 }
 
-/** How often a message was redriven, in all queues that it has been in. */
+/** Returns how often a message was redriven, in all queues that it has been in. */
 export function redrivesOf(queue: Queue, offset: number, record: Uint8Array): number {
   const here = queue.redriveHistory(offset).redrives
   if ((recordFlags(record, 0) & RECORD_FLAG.headers) === 0) return here

@@ -34,7 +34,7 @@ describe('retention', () => {
     await bench.settle()
   }
 
-  it('by age keeps the segments of its messages until that age', async () => {
+  it('by age keeps the segments of messages until the messages have reached that age', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ retainAgeMs: HOUR })
     const { firstPosition } = bench.log.usage()
@@ -57,7 +57,7 @@ describe('retention', () => {
     expect(await replay(bench, { dryRun: true })).toEqual({ matched: 0, replayed: 0, cursor: null })
   })
 
-  it('by bytes keeps whole segments, and no more than needed', async () => {
+  it('by bytes keeps whole segments, and no more segments than needed', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ retainBytes: 200_000 })
     const { firstPosition } = bench.log.usage()
@@ -83,7 +83,7 @@ describe('retention', () => {
   })
 
   // Retention is checked once a second, and segments are freed within milliseconds.
-  it('keeps a message that was the last live one in its segment', async () => {
+  it('keeps a message that was the last live message in its segment', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ retainAgeMs: HOUR })
     await bench.publish([{ key: 'first', priority: 1 }])
@@ -91,8 +91,8 @@ describe('retention', () => {
     await bench.settle()
     const { firstPosition } = bench.log.usage()
     await bench.fill(2 * SMALL.segmentBytes)
-    // The page of the message's chunk is rewritten from time to time, so only the message itself keeps the first
-    // segment.
+    // The page of the message's chunk is rewritten from time to time, so the first segment is kept only for the
+    // message itself.
     for (let i = 0; i < 60; i++) {
       await work(bench, 1)
       await bench.fill(2_000)
@@ -104,7 +104,7 @@ describe('retention', () => {
     expect(await replay(bench, { filter: { key: 'first' } })).toMatchObject({ matched: 1 })
   })
 
-  it('of fewer bytes than a segment keeps one segment', async () => {
+  it('keeps one segment if `retainBytes` is less than the size of a segment', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainBytes: 100_000 })
     await work(bench, 150)
@@ -136,7 +136,7 @@ describe('replay', () => {
     await expect(replay(bench, { cursor: '1:2:3' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
   })
 
-  it('that fails halfway reports its progress, and continues from there without a repeat', async () => {
+  it('that fails halfway reports its progress, and continues from there without repeating a message', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR })
     bench.ensure({}, OTHER)
@@ -171,8 +171,8 @@ describe('replay', () => {
   it.each([0, 1, 2, 3])(
     'covers one window after the other, with a crash before page %i',
     async (crashBefore) => {
-      // Some batches have one message and some have several, some cross the edge of a window, and one window has no
-      // messages.
+      // Some batches have one message and other batches have several. Some batches cross the edge of a window, and
+      // one window has no messages.
       const bench = await new Bench({ replayWindowOffsets: 8 }).open()
       bench.ensure({ retainAgeMs: HOUR, ttlMs: HOUR })
       bench.ensure({}, OTHER)
@@ -223,7 +223,7 @@ describe('replay', () => {
     expect(bench.info(OTHER).published).toBe(0)
   })
 
-  it('includes acknowledged messages, but none that ended otherwise or are pending', async () => {
+  it('includes acknowledged messages, but no messages that are pending or ended in another way', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR, dedupWindowMs: HOUR })
     bench.ensure({}, OTHER)

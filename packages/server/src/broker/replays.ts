@@ -2,11 +2,11 @@
  * Replays: publishes again the acknowledged messages that are still in the log, in log order. A replay ends where the
  * log ended when its first page was requested.
  *
- * Only facts that follow a message in the log say whether it was acknowledged. So a replay works on windows of offsets:
- * for each window it first reads the facts of the whole log into a set of bits, and then the messages. Either step can
- * take several pages. A page needs only its cursor; the set of bits is a cache of the log. The set is dropped after the
- * last page, when the connection of its client ends, and when it is idle and another replay needs its place. A page
- * without the set reads the facts again.
+ * Only facts that follow a message in the log say whether the message was acknowledged. So a replay works on windows
+ * of offsets. For each window, it first reads the facts of the whole log into a set of bits, and then it reads the
+ * messages. Each of the two steps can take several pages. A page needs only its cursor, because the set of bits is a
+ * cache of the log. The set is dropped after the last page, when the connection of its client ends, and when the
+ * replay is idle and another replay needs its place. A page that finds no set reads the facts again.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -36,9 +36,9 @@ import type { Writer } from './writer.js'
 
 /** Default number of offsets in a window: 4 MiB of bits. */
 const WINDOW_OFFSETS = 1 << 25
-/** Maximum number of windows at a time, for all clients together. */
+/** Maximum number of windows at a time, for all clients together. Each unfinished replay has one window. */
 const REPLAYS_MAX = 8
-/** A replay whose next page is not requested within this time gives way to another. */
+/** A replay whose next page is not requested within this time gives way to another replay. */
 const IDLE_MS = 10_000
 
 export interface ReplaysOptions {
@@ -57,14 +57,14 @@ interface Settled {
   readonly record: Uint8Array
   readonly offset: number
   readonly publishedMs: number
-  /** Position of the message's batch, and index of the message in the batch. */
+  /** Position of the message's batch in the log, and index of the message in the batch. */
   readonly position: number
   readonly index: number
 }
 
 /** The start of a page, and the values that all pages of its replay share. */
 interface Cursor {
-  /** Position of a batch or an entry, and index of a message in the batch: all messages before it are done. */
+  /** Position of a batch or an entry, and index of a message in the batch. All messages before this place are done. */
   readonly position: number
   readonly index: number
   /** End of the log when the replay began, and start of the log when the window began. */
@@ -78,14 +78,14 @@ interface Cursor {
   readonly id: number
 }
 
-/** Which messages of one window were acknowledged. */
+/** The acknowledged messages of one window. */
 class Window {
   readonly queueId: number
   readonly floor: number
   readonly offsets: number
   /** Acknowledged messages that no page has reached. */
   readonly acked: OffsetSet
-  /** While the set is rebuilt for a later page: messages that earlier pages have reached. */
+  /** Messages that earlier pages have reached; undefined unless the set is being rebuilt for a later page. */
   done: OffsetSet | undefined
   /** First offset after the window that is in the log. */
   nextFloor = Infinity
@@ -139,7 +139,7 @@ export class Replays {
   }
 
   /**
-   * Returns the page at `request.cursor`; without a cursor, the first page of a new replay.
+   * Returns the page at `request.cursor`. Without a cursor, starts a new replay and returns its first page.
    * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT, DISK_LOW, MEMORY_FULL, CORRUPT, TOO_MANY_REQUESTS
    */
   page(request: ReplayRequest, caller: Caller): Promise<ReplayResult> {
@@ -180,7 +180,7 @@ export class Replays {
     this.#moves.copy(record, origin, target)
   }
 
-  // Keeps the window for the next page, if that page needs the same window.
+  // Keeps the window for the next page, if the next page needs the same window.
   #keep({ window, isOver, result }: Page, caller: Caller): void {
     if (isOver || !caller.isOpen) return
     window.cursor = result.cursor ?? ''
@@ -195,7 +195,7 @@ export class Replays {
     return { position: start, index: 0, end, start, floor: fromOffset, scanned: 0, id: ++this.#lastId }
   }
 
-  // Returns the window that an earlier page kept for this cursor, or an empty one. @throws SluiceError
+  // Returns the window that an earlier page kept for this cursor, or an empty window. @throws SluiceError
   // TOO_MANY_REQUESTS
   #take(queueId: number, cursor: Cursor, text: string | undefined): Window {
     const { nowMs } = this.#turn
@@ -226,7 +226,7 @@ export class Replays {
 
 /** The functions of the broker that a page needs. */
 interface Work {
-  /** Time of this turn. */
+  /** Returns the time of this turn. */
   nowMs(): number
   /** Called after each wait. @throws SluiceError when the page must end */
   resume(): void
@@ -234,10 +234,10 @@ interface Work {
   publish(message: Settled): void
 }
 
-/** One page: reads the facts that its window lacks, and then messages, up to the limits of a page. */
+/** One page. It reads the facts that its window lacks, and then messages, up to the limits of a page. */
 class Page {
   readonly window: Window
-  /** Number of messages that were chosen, and published unless this is a dry run. */
+  /** Number of messages that matched. Unless this is a dry run, these messages were published. */
   matched = 0
   readonly #log: Log
   readonly #queueId: number
@@ -265,7 +265,7 @@ class Page {
     return this.#position >= this.#cursor.end
   }
 
-  /** Progress of the page, even after an error. */
+  /** Returns the progress of the page, also after an error. */
   get result(): ReplayResult {
     return { matched: this.matched, replayed: this.matched, cursor: this.#next() }
   }
@@ -333,7 +333,8 @@ class Page {
         if (!this.#request.dryRun) work.publish(message)
         this.matched++
       }
-      // A relocated copy of the batch can follow, from which the message must not be published again.
+      // A relocated copy of the batch can follow in the log. The message must not be published a second time from
+      // that copy.
       window.acked.remove(message.offset)
       this.#index++
     }

@@ -7,7 +7,7 @@ import { Bench, CALLER, Q, batchOf, type Message } from '../testing/bench.js'
 const DEAD = queueName('dead')
 const HOUR = 3_600_000
 
-/** Small segments and checkpoints, so that a test has several of each. */
+/** Segments and checkpoints are small, so that a test has several segments and several checkpoints. */
 const SMALL = { segmentBytes: 128 * 1024, checkpointBytes: 16 * 1024 }
 
 const repeated = (count: number, message: Message): Message[] => Array.from({ length: count }, () => message)
@@ -82,10 +82,10 @@ describe('a queue', () => {
     expect(bench.info().bytes).toBe(0)
   })
 
-  it('removes more expired messages at once than have facts in one segment', async () => {
+  it('removes more expired messages at once than one segment has room for facts', async () => {
     const bench = await new Bench({ segmentBytes: 256 * 1024 }).open()
     bench.ensure({ ttlMs: 1_000 })
-    // Every other message expires, because consecutive ones would share one fact.
+    // Every other message expires, because consecutive messages would share one fact.
     const batch = Array.from({ length: 1_000 }, (_, i) => ({
       bodyBytes: 1,
       ...(i % 2 === 0 ? {} : { ttlMs: HOUR }),
@@ -235,7 +235,7 @@ describe('a producer that sends a batch again', () => {
   })
 
   // Each duplicate takes 24 bytes of facts in the entry of the batch, and the batch can take half of a segment.
-  it('can have as many duplicates in a batch as have facts in a quarter of a segment', async () => {
+  it('can have as many duplicates in a batch as a quarter of a segment has room for facts', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: HOUR })
     await bench.publish([{ id: 'a', bodyBytes: 0 }])
@@ -344,7 +344,7 @@ describe('a producer that sends a batch again', () => {
       expect(before).toMatchObject(before.published === 7 ? after : { published: 4, duplicates: 0, acked: 0 })
       expect(bench.info(P).published).toBe(before.published === 7 ? 3 : 0)
       if (before.published === 7) with1++
-      // If the step had no effect before the crash, it has none afterwards, because its lease is lost.
+      // If the step had no effect before the crash, it has no effect afterwards, because its lease is lost.
       const again = { number, crc: 5, acks: [{ ...acks[0]!, subscription: undefined }], batches }
       if (before.published === 7) expect(bench.atomic(again)).toEqual(places)
       else expect(() => bench.atomic(again)).toThrow(expect.objectContaining({ code: 'LEASE_LOST' }))
@@ -354,7 +354,7 @@ describe('a producer that sends a batch again', () => {
     expect([with1 > 0, with1 < snapshots.length]).toEqual([true, true])
   })
 
-  it('can replace messages of other batches in an atomic step as within one batch, after any crash', async () => {
+  it('can replace messages of other batches in an atomic step as if all were in one batch, after any crash', async () => {
     const bench = await new Bench({ keepsSnapshots: true }).open()
     bench.ensure({ dedupWindowMs: HOUR, maxMessages: 4, maxBytes: 1_000 })
     await bench.publish([{ id: 'waits' }, {}])
@@ -441,7 +441,7 @@ describe('a producer that sends a batch again', () => {
     expect(bench.info()).toMatchObject({ published: 1, ready: 1, duplicates: 19_999 })
   })
 
-  it('cannot use the number of an atomic step for a batch, or the number of a batch for a step', async () => {
+  it('cannot use the number of an atomic step for a batch, or the number of a batch for an atomic step', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     const step = (number: number, crc: number): unknown => {
@@ -462,7 +462,7 @@ describe('a producer that sends a batch again', () => {
     expect(bench.info().published).toBe(2)
   })
 
-  describe('and has more unanswered duplicates than fit in a page', () => {
+  describe('with more unanswered duplicates than fit in a page', () => {
     // A page takes at most a quarter of a segment, and each duplicate takes 40 bytes.
     const batches = Array.from({ length: 60 }, (_, i) =>
       batchOf(repeated(1_000, { id: 'a', bodyBytes: 1 }), i + 1),
@@ -487,7 +487,8 @@ describe('a producer that sends a batch again', () => {
       expect(bench.info()).toMatchObject({ published: 1, ready: 1, duplicates: 59_999 })
     })
 
-    // A forgotten number is still in its slot of the window, but must not be answered without its duplicates.
+    // The number of the oldest batch is still in its slot of the window, but its duplicates are forgotten, so it must
+    // not be answered.
     it('gets an unknown outcome for the oldest batch', async () => {
       const { bench } = await flood()
       for (const restarts of [false, true]) {
@@ -512,7 +513,8 @@ describe('a dead message with a dead-letter queue', () => {
     await bench.settle()
   }
 
-  // The bytes of a message that was just delivered are in memory; those of a message that makes room are on disk.
+  // The bytes of a message that was just delivered are in memory. The bytes of a message that is evicted to make room
+  // are on disk.
   it.each(['attempts', 'overflow'])(
     'is in exactly one of the two queues, wherever the log ends: %s',
     async (how) => {
@@ -667,7 +669,7 @@ describe('ids that were forgotten by a change of the window', () => {
     expect(bench.info().duplicates).toBe(4)
   })
 
-  it('are those that had left the shorter window, whether their expiry was processed or not', async () => {
+  it('are the ids that had left the shorter window, whether their expiry was processed or not', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: 1_000 })
     await bench.publish([{ id: 'old' }])
@@ -682,7 +684,7 @@ describe('ids that were forgotten by a change of the window', () => {
 })
 
 describe('counters', () => {
-  it('of released and redelivered messages continue after a stop and after a crash', async () => {
+  it('of released and of redelivered messages continue after a stop and after a crash', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish(repeated(5, {}))
@@ -717,7 +719,7 @@ describe('counters', () => {
 })
 
 describe('a clock that is behind the log at start', () => {
-  it('continues from the time of the log: order, delays, retries, ids and times to live are unchanged', async () => {
+  it('continues from the time of the log, so order, delays, retries, ids and times to live are unchanged', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: 1_000, retryInitialMs: 500, retryMaxMs: 500, keyConcurrency: 1 })
     await bench.publish([{ key: 'k' }, { key: 'k' }, { delayMs: 500 }, { ttlMs: 2_000 }, { id: 'i' }])
@@ -752,7 +754,7 @@ describe('a clock that is behind the log at start', () => {
     bench.broker.audit()
   })
 
-  it('is ignored until it reaches the time of the log, even without `continueFrom`', async () => {
+  it('is ignored until it reaches the time of the log, even without the option `continueFrom`', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish([{ key: 'k' }])

@@ -35,7 +35,7 @@ test('timers are returned in the order of their deadlines after any arming, movi
   expect(shifted).toBeGreaterThan(3_000)
 })
 
-test('without a timer there is no deadline', () => {
+test('there is no deadline if there is no timer', () => {
   const timers = new Timers()
   const timer = new Timer(() => {})
   expect(timers.firstMs).toBe(Infinity)

@@ -1,8 +1,9 @@
 /**
- * The armed timers: a binary heap with the earliest deadline first. Each timer knows its place, so arming it again
- * moves it, and disarming it removes it.
+ * The armed timers: a binary heap with the earliest deadline first. Each timer knows its place in the heap, so arming
+ * the timer again moves it, and disarming the timer removes it.
  *
- * Invariant: `heap[timer.place] === timer` for each armed timer, and no timer has an earlier deadline than its parent.
+ * Invariant: `heap[timer.place] === timer` for each armed timer, and no timer has an earlier deadline than its
+ * parent.
  */
 import type { Timer } from '../queue/index.js'
 
@@ -13,7 +14,7 @@ export class Timers {
     return this.#heap.length
   }
 
-  /** Earliest deadline; Infinity when no timer is armed. */
+  /** The earliest deadline of all timers; Infinity when no timer is armed. */
   get firstMs(): number {
     return this.#heap.length === 0 ? Infinity : this.#heap[0]!.deadlineMs
   }
@@ -25,7 +26,7 @@ export class Timers {
     return first
   }
 
-  /** `deadlineMs` replaces the timer's deadline; Infinity disarms it. */
+  /** Replaces the timer's deadline by `deadlineMs`. Infinity disarms the timer. */
   arm(timer: Timer, deadlineMs: number): void {
     if (deadlineMs === timer.deadlineMs) return
     timer.deadlineMs = deadlineMs
@@ -49,7 +50,7 @@ export class Timers {
     else this.#put(timer, hole)
   }
 
-  // Puts the timer at `place`, or above it, below all timers with the same deadline.
+  // Puts the timer at `place` or above `place`, but below all timers with the same deadline.
   #rise(timer: Timer, place: number): void {
     let hole = place
     while (hole > 0) {

@@ -16,7 +16,7 @@ class Rig {
     if (this.turn.finish()) this.ends++
   }
 
-  /** Ends the turns that are due; returns their number. */
+  /** Ends the turns that are due, and returns the number of ended turns. */
   endTurns(): number {
     const before = this.ends
     for (const end of this.deferred.splice(0)) end()
@@ -24,7 +24,7 @@ class Rig {
   }
 }
 
-test('a turn that is woken several times ends once, and so does the next one', () => {
+test('a turn that is woken several times ends once, and so does the next turn', () => {
   const rig = new Rig()
   expect(rig.endTurns()).toBe(0)
   rig.turn.wake()
@@ -60,7 +60,7 @@ test('a timer runs once at its deadline, and is then disarmed', () => {
   expect(rig.endTurns()).toBe(1)
 })
 
-test('after `stop` no turn ends, not even one that is due, and no waiting request continues', () => {
+test('after `stop` no turn ends, not even a turn that is due, and no waiting request continues', () => {
   const rig = new Rig()
   const { turn } = rig
   turn.wake()

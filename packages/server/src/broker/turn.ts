@@ -10,7 +10,10 @@ import { Timer, type Queue } from '../queue/index.js'
 import type { Observer } from './observer.js'
 import { Timers } from './timers.js'
 
-/** Maximum number of due messages that one turn makes ready, for all queues without keys together. This takes 10 ms. */
+/**
+ * Maximum number of due messages that one turn makes ready, for all queues without keys together. Making 8,192
+ * messages ready takes 10 ms.
+ */
 const DUE_MAX = 8_192
 
 export interface TurnOptions {
@@ -32,14 +35,14 @@ export interface TurnParts {
   readonly facts: QueueSink
   /** Routes dead messages to other queues. */
   readonly moves: QueueSink
-  /** The deadline of the queue has passed. */
+  /** Called when the deadline of the queue has passed. */
   due(queue: Queue): void
-  /** The turn ends. */
+  /** Called at the end of the turn. */
   end(): void
 }
 
 export class Turn {
-  /** Time of everything in this turn, ms since the epoch. */
+  /** Time of everything that happens in this turn, in milliseconds since the epoch. */
   nowMs: number
   readonly #options: TurnOptions
   readonly #timers = new Timers()
@@ -65,25 +68,28 @@ export class Turn {
     this.#parts = parts
   }
 
-  /** Time at which `tick` is due, in ms since the epoch; Infinity when no timer is armed. */
+  /** Time at which `tick` is due, in milliseconds since the epoch; Infinity when no timer is armed. */
   get nextDeadline(): number {
     return this.#timers.firstMs
   }
 
-  /** Begins a turn: input arrived, or a wait ended. */
+  /** Begins a turn. Called when input has arrived or a wait has ended. */
   begin(): void {
     // The clock of a machine can be behind the log that its broker continues, but broker time never goes back.
     this.nowMs = Math.max(this.nowMs, this.#options.now())
   }
 
-  /** Works like `begin`, after a wait. @throws SluiceError SHUTTING_DOWN when nothing may be written any more */
+  /**
+   * Like `begin`, for the code that continues after a wait.
+   * @throws SluiceError SHUTTING_DOWN when nothing may be written any more
+   */
   beginAgain(): void {
     if (this.#isStopped)
       throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
     this.begin()
   }
 
-  /** Resolves when everything that has arrived was served; the caller then calls `beginAgain`. */
+  /** Resolves when all input that has arrived was served. The caller then calls `beginAgain`. */
   pass(): Promise<void> {
     return new Promise((resolve) => this.#options.defer(resolve))
   }
@@ -95,7 +101,7 @@ export class Turn {
     this.#options.defer(() => this.#parts.end())
   }
 
-  /** Called at the end of the turn. False: the broker has stopped and must do nothing more. */
+  /** Called at the end of the turn. Returns false if the broker has stopped and must do nothing more. */
   finish(): boolean {
     this.#isDue = false
     if (this.#isStopped) return false
@@ -104,7 +110,7 @@ export class Turn {
     return true
   }
 
-  /** After this call no turn ends, and no waiting request continues. */
+  /** Stops the turns. After this call no turn ends, and no waiting request continues. */
   stop(): void {
     this.#isStopped = true
   }
@@ -118,7 +124,10 @@ export class Turn {
 
   // --- queues ---
 
-  /** The queue changed: it may have facts to write, a new deadline, and messages to move or to deliver. */
+  /**
+   * Called when the queue has changed. It may have facts to write, a new deadline, and messages to move or to
+   * deliver.
+   */
   changed(queue: Queue): void {
     const { facts, moves } = this.#parts
     facts.note(queue)
@@ -128,7 +137,7 @@ export class Turn {
     this.wake()
   }
 
-  /** The queue may have something to deliver. */
+  /** Notes that the queue may have messages to deliver. */
   activate(queue: Queue): void {
     if (queue.active || queue.subscriptions.length === 0) return
     queue.active = true
@@ -148,7 +157,7 @@ export class Turn {
     }
   }
 
-  /** Makes due messages ready and removes expired ones, before a decision that depends on them. */
+  /** Makes due messages ready and removes expired messages, before a decision that depends on these messages. */
   catchUp(queue: Queue): void {
     const { observer } = this.#options
     observer?.looked(queue)
@@ -156,7 +165,7 @@ export class Turn {
     observer?.caughtUp(queue)
   }
 
-  /** Makes as many due messages ready as this turn still may; later turns continue. */
+  /** Makes due messages ready, up to the number that is left for this turn. Later turns continue. */
   advance(queue: Queue): void {
     this.#options.observer?.looked(queue)
     this.#madeReady(queue, queue.advance(this.nowMs, this.#dueLeft))
@@ -169,12 +178,12 @@ export class Turn {
     this.wake()
   }
 
-  /** Continues with the messages that were due in earlier turns. */
+  /** Makes further messages ready that were already due in earlier turns. */
   continueDue(): void {
     for (const queue of this.#withMoreDue) {
       if (this.#dueLeft === 0) break
       this.#withMoreDue.delete(queue)
-      // If the queue still has due messages, this adds it again as the last one.
+      // If the queue still has due messages, this call adds the queue again at the end of the set.
       this.#parts.due(queue)
     }
     if (this.#withMoreDue.size > 0) this.wake()
@@ -182,7 +191,7 @@ export class Turn {
 
   // --- deadlines ---
 
-  /** A timer that wakes the broker at its deadline. */
+  /** Returns a new timer, which wakes the broker at its deadline. */
   timer(): Timer {
     return new Timer(() => this.wake())
   }
@@ -191,17 +200,18 @@ export class Turn {
     this.#timers.arm(timer, deadlineMs)
   }
 
-  /** Arms the queue's timer if its next deadline is earlier than the armed one. */
+  /** Arms the queue's timer if the next deadline of the queue is earlier than the armed deadline. */
   armQueue(queue: Queue): void {
     const deadlineMs = queue.nextDeadline
     const armedMs = queue.timer === undefined ? Infinity : queue.timer.deadlineMs
-    // A timer that is too early costs one check; moving the timer back would cost as much on each settle.
+    // If the armed deadline is too early, the timer runs once for nothing. Moving the timer to a later deadline would
+    // cost as much on each settle.
     if (deadlineMs >= armedMs && armedMs > this.nowMs) return
     queue.timer ??= new Timer(() => this.#parts.due(queue))
     this.#timers.arm(queue.timer, deadlineMs)
   }
 
-  /** The queue was deleted. */
+  /** Called when the queue was deleted. */
   forget(queue: Queue): void {
     this.#withMoreDue.delete(queue)
     if (queue.timer !== undefined) this.#timers.arm(queue.timer, Infinity)

@@ -24,7 +24,7 @@ export interface MemoryUse {
   readonly budgetBytes: number
 }
 
-/** Number of state pages, and its limit. */
+/** Number of pages of state, and the maximum number of pages. */
 export interface PagesFull {
   readonly pages: number
   readonly pagesMax: number
@@ -35,11 +35,11 @@ export class Writer {
   readonly turn: Turn
   /** Bytes of the records written since the broker started. */
   recordBytes = 0
-  /** Set while publishes are refused because the process is out of memory. */
+  /** Use of memory while publishes are refused because the process is out of memory; otherwise undefined. */
   memoryFull: MemoryUse | undefined
-  /** Maximum size of a checkpoint in bytes; room for one is always kept. */
+  /** Maximum size of a checkpoint in bytes. Room for one checkpoint is always kept. */
   upkeepBytes = 0
-  /** Set while the directory of a checkpoint has no room for more pages. */
+  /** Number of pages while the directory of a checkpoint has no room for more pages; otherwise undefined. */
   pagesFull: PagesFull | undefined
   readonly #log: Log
   readonly #withFacts: Queue[] = []
@@ -58,7 +58,7 @@ export class Writer {
     return this.#log.segmentBytes / 8
   }
 
-  /** Whether the log has room for `bytes` more besides the room that a checkpoint needs. */
+  /** Returns whether the log has room for `bytes` more, besides the room that a checkpoint needs. */
   hasRoom(bytes: number): boolean {
     if (this.pagesFull !== undefined) return false
     return this.#log.hasRoomFor(this.tail.pendingBytes + bytes + this.upkeepBytes, this.turn.nowMs)
@@ -93,7 +93,8 @@ export class Writer {
   /** Notes that the queue may have unwritten facts, which are written by the end of the turn. */
   note(queue: Queue): void {
     if (queue.facts.isEmpty) return
-    // After many settles in one turn, the facts are written early, so that they do not all stay in memory.
+    // After many settles in one turn, the facts are written before the end of the turn, so that not all facts stay in
+    // memory.
     if (queue.facts.length > this.#factsBytesMax) {
       this.facts(queue.id, queue.facts)
       return
@@ -115,12 +116,15 @@ export class Writer {
     this.#withFacts.length = 0
   }
 
-  /** Puts the next `bytes` of writes, with their headers, into one entry: all of them are durable, or none. */
+  /**
+   * Ensures that the next `bytes` of writes, including their headers, are in one entry, so that a crash keeps either
+   * all of these writes or no part of them.
+   */
   together(bytes: number): void {
     this.tail.reserve(bytes, this.turn.nowMs)
   }
 
-  /** Maximum size of the facts in the log, in bytes. */
+  /** Returns the maximum size of the facts in the log, in bytes. */
   factsBytes(facts: FactBuffer): number {
     if (facts.isEmpty) return 0
     // Each batch of facts is at least half full.
@@ -129,7 +133,9 @@ export class Writer {
     return batches * BATCH_HEADER_BYTES + facts.length
   }
 
-  /** Writes the facts as one batch, or, if there are many, as several batches, which may be in several entries. */
+  /**
+   * Writes the facts as one batch. If there are many facts, writes several batches, which may be in several entries.
+   */
   facts(queueId: number, facts: FactBuffer): void {
     const { bytes } = facts
     for (let from = 0; from < bytes.length;) {

@@ -20,7 +20,10 @@ afterEach(() => {
   vi.restoreAllMocks()
 })
 
-/** Advances both clocks in steps and checks them after each, as the server does; returns the changes. */
+/**
+ * Advances both clocks in steps, and checks the broker's clock after each step, as the server does. Returns the
+ * changes.
+ */
 function pass(clock: Clock, ms: number, stepMs = 50): ClockChange[] {
   const changes: ClockChange[] = []
   for (let passedMs = 0; passedMs < ms; passedMs += stepMs) {
@@ -41,7 +44,7 @@ test('does not go back when it is corrected towards a wall clock that was set ba
   wallMs = 500_000
   monotonicMs = 99.99
   expect(clock.now()).toBe(1_000_100)
-  // The correction is -0.05 ms, which is more than the time since the last call.
+  // The correction is -0.05 ms. That is more than the time that has passed since the last call.
   monotonicMs = 100
   expect(clock.now()).toBe(1_000_100)
   monotonicMs = 101
@@ -64,7 +67,7 @@ describe('a small difference', () => {
 })
 
 describe('a wall clock that is set forward', () => {
-  test('is followed in one step once the difference has lasted, and reported once', () => {
+  test('is followed in one step once the difference has lasted for some seconds, and reported once', () => {
     const clock = new Clock()
     wallMs += 600_000
     expect(pass(clock, STEP_LASTS_MS)).toEqual([])
@@ -111,7 +114,7 @@ describe('a wall clock that is set back', () => {
     expect(pass(clock, STEP_LASTS_MS + 200)).toHaveLength(1)
   })
 
-  test('leads to a step when it is set forward in the meantime', () => {
+  test('leads to a step if it is set far forward before both agree', () => {
     const clock = new Clock()
     wallMs -= HOUR_MS
     pass(clock, 60_000)
@@ -133,7 +136,7 @@ describe('a log that is ahead of the wall clock', () => {
     expect(clock.now() - START_MS - HOUR_MS).toBeLessThanOrEqual(54_000 + 1)
   })
 
-  test('moves the time even by a few milliseconds, and never back', () => {
+  test('moves the time even if it is ahead by a few milliseconds only, and never moves it back', () => {
     const clock = new Clock()
     expect(clock.continueFrom(START_MS + 20)).toBe(20)
     expect(clock.now()).toBe(START_MS + 20)

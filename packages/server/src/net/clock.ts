@@ -7,14 +7,17 @@
  */
 import { performance } from 'node:perf_hooks'
 
-/** Correction for a small difference, as a share of the elapsed time: half a millisecond per second. */
+/** Correction of a small difference, as a share of the elapsed time. The value means half a millisecond per second. */
 const SLEW = 0.0005
 /**
- * Correction while the wall clock is far behind, as a share of the elapsed time: a difference of one hour is gone after
- * ten hours.
+ * Correction while the wall clock is far behind, as a share of the elapsed time. With this value a difference of one
+ * hour is gone after ten hours.
  */
 const SLOW_SLEW = 0.1
-/** A difference larger than this is not drift: the machine was suspended, or its clock was set. */
+/**
+ * A difference larger than this is large: it does not come from drift, but from a suspension of the machine or from
+ * setting its clock.
+ */
 export const STEP_MS = 5_000
 /** Time for which a large difference must last, so that a clock that is set and soon set back changes nothing. */
 export const STEP_LASTS_MS = 4_000
@@ -37,21 +40,25 @@ export class Clock {
   #lastMs = 0
   /** The wall clock minus the broker's time. */
   #offMs = 0
-  /** Monotonic time since which the difference is large in one direction; undefined while it is small. */
+  /**
+   * Monotonic time since which the difference has been large in one direction; undefined while the difference is
+   * small.
+   */
   #largeSinceMs: number | undefined
   /** Whether the wall clock is far behind and this was reported. */
   #isBehind = false
 
-  /** Whole milliseconds since the epoch; never goes back. */
+  /** Returns the time in whole milliseconds since the epoch. It never goes back. */
   now(): number {
-    // A correction can set the precise time back by a fraction of a millisecond. The last value is then returned again.
+    // A correction can set the precise time back by a fraction of a millisecond. In that case the last value is
+    // returned again.
     this.#lastMs = Math.max(this.#lastMs, Math.floor(this.#preciseMs()))
     return this.#lastMs
   }
 
   /**
-   * Moves the time forward to `timeMs`, the newest time in a log, unless it is later already. Returns by how much it
-   * was moved.
+   * Moves the time forward to `timeMs`, the newest time in a log, unless the time is already later. Returns the
+   * number of milliseconds by which the time was moved.
    */
   continueFrom(timeMs: number): number {
     const aheadMs = Math.max(0, timeMs - this.#preciseMs())

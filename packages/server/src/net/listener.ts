@@ -7,11 +7,11 @@ import { SluiceError, viewBytes } from '@sluice/protocol'
 import type { NewPeer, Peer } from './peer.js'
 import { SocketTransport } from './socket-transport.js'
 
-/** The turns of the broker, which the listener starts. */
+/** The turns of the broker, as the listener sees them. */
 export interface Turns {
-  /** The next time at which `tick` is due, ms since the epoch. */
+  /** The next time at which `tick` is due, in milliseconds since the epoch. */
   readonly nextDeadline: number
-  /** Starts a turn: its commands get the current time. */
+  /** Starts a turn. The commands of the turn get the current time. */
   begin(): void
   tick(): void
 }
@@ -20,9 +20,9 @@ export interface ListenerOptions {
   readonly host: string
   readonly port: number
   readonly connectionsMax: number
-  /** Memory for partly received frames of all connections. */
+  /** Maximum memory for the partly received frames of all connections, in bytes. */
   readonly receiveBytesMax: number
-  /** The protocol of this port. */
+  /** Creates the peer of each connection, which handles the protocol of this port. */
   readonly newPeer: NewPeer
   readonly now: () => number
   /** `address` and `label` identify the client; the client has chosen the label. */
@@ -32,7 +32,7 @@ export interface ListenerOptions {
     label: string,
     error: SluiceError | undefined,
   ) => void
-  /** A failure that does not belong to a connection. */
+  /** Called with a failure that does not belong to a connection. */
   readonly onFailure: (what: string, error: unknown) => void
 }
 
@@ -41,27 +41,28 @@ export type ListenerEvent = 'connected' | 'closed' | 'refused'
 /** Interval at which deadlines are checked; all timeouts are much longer. */
 const TICK_MS = 50
 /**
- * When handling one chunk takes longer than this, the connection is not read again in this turn. Otherwise Node would
- * read up to 2 MiB from it first. Single messages to many queues would then all be handled and confirmed at once, and
- * broker and producer would alternately wait for each other (154,000 instead of 192,000 messages per second; ADR 0019).
+ * If handling one chunk takes longer than this, the connection is not read again in this turn. Otherwise Node would
+ * read up to 2 MiB from the connection first. Single messages to many queues would then all be handled and confirmed
+ * at once, and the broker and the producer would alternately wait for each other. In a test this reduced 192,000
+ * messages per second to 154,000 (ADR 0019).
  */
 const REST_MS = 0.5
 
 /**
- * Bounds of the limit of departing connections: refused ones whose error is not sent yet, and closed ones that still
- * flush. The limit is a quarter of `connectionsMax` within these bounds. Beyond the limit, the oldest socket is
- * destroyed.
+ * Minimum and maximum of the limit on departing connections. A departing connection is a refused connection whose
+ * error is still unsent, or a closed connection that is still flushing. The limit is a quarter of `connectionsMax`
+ * within these bounds. Beyond the limit, the socket that has been departing longest is destroyed.
  */
 const DEPARTING_MIN = 16
 const DEPARTING_MAX = 128
 
-/** Time after which the port is reopened when a connection could not be accepted. */
+/** If a connection could not be accepted, the port is closed and is reopened after this time. */
 const ACCEPT_RETRY_MS = 250
 
 interface Link {
   readonly socket: Socket
   readonly transport: SocketTransport
-  /** Memory for the partly received frame of the peer. */
+  /** Memory for the partly received frame of the peer, in bytes. */
   heldBytes: number
 }
 
@@ -102,7 +103,7 @@ export class Listener {
     return this.#receiveBytes
   }
 
-  /** Resolves with the address once connections are accepted; rejects when the port is taken. */
+  /** Resolves with the address once connections are accepted. Rejects if the port is in use. */
   async listen(): Promise<AddressInfo> {
     this.#address = await this.#open(this.#options.port)
     this.#tickedMs = this.#options.now()
@@ -130,7 +131,7 @@ export class Listener {
     await closed
   }
 
-  /** Called when the log has failed: no further byte may be sent. */
+  /** Called when the log has failed. After that, no further byte may be sent. */
   abort(): void {
     clearInterval(this.#ticker)
     void this.#close()
@@ -168,7 +169,7 @@ export class Listener {
   }
 
   // While a waiting connection cannot be accepted, for example without a free file descriptor, the system reports the
-  // error again immediately. Closing the port for a while prevents that loop.
+  // error again immediately. Closing the port for a while prevents this loop.
   #acceptFailed(error: unknown): void {
     if (this.#stopped || this.#retry !== undefined) return
     this.#report(error)
@@ -190,7 +191,7 @@ export class Listener {
     }, ACCEPT_RETRY_MS)
   }
 
-  // Reports one failure until a connection is accepted again.
+  // Reports the first failure. Further failures are not reported until a connection is accepted again.
   #report(error: unknown): void {
     if (this.#isFailing) return
     this.#isFailing = true
@@ -208,7 +209,7 @@ export class Listener {
       onEvent(refused ? 'refused' : 'closed', transport.peer, closed.label, why)
     })
     socket.on('error', () => {
-      // The event 'close' follows and is handled; a reset by the client needs no report.
+      // The event 'close' follows, and its handler does the work. A reset by the client needs no report.
     })
     socket.on('close', () => {
       this.#links.delete(peer)
@@ -237,8 +238,8 @@ export class Listener {
     onEvent('connected', transport.peer, peer.label, undefined)
   }
 
-  // The connection no longer counts against the limit, or never did. Its socket may need a moment to send the last
-  // bytes.
+  // Called for a connection that no longer counts against the limit, or that was refused and never counted. Its
+  // socket may need a moment to send the last bytes.
   #depart(peer: Peer, link: Link): void {
     this.#departing.set(peer, link)
     if (this.#departing.size <= this.#departingMax) return
@@ -267,7 +268,7 @@ export class Listener {
     if (performance.now() - begunMs > REST_MS) link.transport.rest()
   }
 
-  // Closes the connection that uses the most memory; this need not be the one that received bytes last.
+  // Closes the connection that uses the most memory. Another connection may have received the last bytes.
   #makeRoom(): void {
     let largest: Peer | undefined
     let most = 0

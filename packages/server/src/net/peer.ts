@@ -8,12 +8,12 @@ import type { SluiceError } from '@sluice/protocol'
 export interface Transport {
   /** Address and port of the client. */
   readonly peer: string
-  /** `bytes` must not be changed until `written` is called. */
+  /** Sends `bytes`, which must not be changed until `written` is called. */
   write(bytes: Uint8Array, written: () => void): void
   /** Stops reading until `resume`. */
   pause(): void
   resume(): void
-  /** Sends the bytes already written, then closes. */
+  /** Sends the bytes that were already written, and then closes. */
   end(): void
 }
 
@@ -22,7 +22,7 @@ export interface Transport {
  * makes the other calls within a turn. After the peer has closed, its methods have no effect.
  */
 export interface Peer {
-  /** The label that the client has chosen; '' until it is known. */
+  /** The label that the client has chosen; empty until the label is known. */
   readonly label: string
   /** Memory held for a partly received frame. */
   readonly heldBytes: number
@@ -30,15 +30,18 @@ export interface Peer {
   readonly isIdle: boolean
   /** Handles the next bytes from the client. */
   receive(chunk: Uint8Array, nowMs: number): void
-  /** The client sends no more bytes. */
+  /** Called when the client sends no more bytes. */
   inputEnded(): void
-  /** The transport is closed. */
+  /** Called when the transport is closed. */
   disconnected(): void
-  /** Refuses a connection beyond the limit: sends this error as soon as the protocol allows, and closes. */
+  /** Refuses a connection beyond the limit. Sends this error as soon as the protocol allows it, and then closes. */
   refuse(error: SluiceError): void
   /** Checks deadlines. `stallMs` is the delay of this call, which does not count against the client. */
   tick(nowMs: number, stallMs: number): void
-  /** The broker is stopping: notifies the client and delivers nothing more; frames of the client are still handled. */
+  /**
+   * Called when the broker is stopping. Notifies the client and delivers nothing more, but frames of the client are
+   * still handled.
+   */
   goodbye(text: string): void
   /** Closes once all answers have been sent. */
   end(): void
@@ -48,7 +51,7 @@ export interface Peer {
 
 /**
  * Creates the peer of an accepted connection. `onClosed` is called once when the peer has closed, with the error that
- * closed it, if any; the transport may still flush.
+ * closed the peer, if there was an error. The transport may still be flushing at that time.
  */
 export type NewPeer = (
   transport: Transport,

@@ -5,7 +5,7 @@
 import type { Socket } from 'node:net'
 import type { Transport } from './peer.js'
 
-/** Maximum time for a closed connection to flush its last bytes. */
+/** Maximum time that a closed connection has to flush its last bytes. */
 const LINGER_MS = 1_000
 
 export class SocketTransport implements Transport {
@@ -49,11 +49,11 @@ export class SocketTransport implements Transport {
     if (this.#isEnded) return
     this.#isEnded = true
     this.#socket.end()
-    // Further input is read and dropped, because closing a socket with unread input resets the connection, and the last
-    // bytes sent are lost.
+    // Further input is read and dropped, because closing a socket with unread input would reset the connection, and
+    // the last sent bytes would be lost.
     this.#isResting = false
     this.resume()
-    // The client may never close its side.
+    // The socket is destroyed after a while, because the client may never close its side.
     setTimeout(() => this.#socket.destroy(), LINGER_MS).unref()
   }
 }

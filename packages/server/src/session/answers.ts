@@ -1,6 +1,6 @@
 /**
- * Encodes the answers to requests: RESULT with the object in msgpack, a layout specific to the request, or ERROR. The
- * session calls this file with the result or error of a handler (requests.ts).
+ * Encodes the answers to requests: RESULT with the object in msgpack, RESULT with a layout specific to the request,
+ * or ERROR. The session calls this file with the result or error of a handler (requests.ts).
  */
 import {
   ERRORS,
@@ -48,14 +48,14 @@ export function result(body: object): Answer {
   return { opcode: OP.RESULT, payload: encodeControl(body as Body) }
 }
 
-// The answer for a page that an error cut short has the counts so far, and the error with its code as a number.
+// Returns the answer for a page that an error cut short: the counts so far, and the error with its code as a number.
 function cutShort(page: CutShort): Answer {
   const { error } = page
   if (error === undefined) return result(page)
   return result({ ...page, error: { ...error, code: ERRORS[error.code].number } })
 }
 
-/** The payload of ERROR. `scope`: whether the error ends the request, the channel or the connection. */
+/** Returns the payload of ERROR. `scope` says whether the error ends the request, the channel or the connection. */
 export function errorPayload(error: SluiceError, scope: SluiceError['scope']): Uint8Array {
   return encodeFault({ ...faultOf(error), scope })
 }

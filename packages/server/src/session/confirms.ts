@@ -9,16 +9,16 @@ import {
 } from '@sluice/protocol'
 import type { Outbox } from './outbox.js'
 
-/** Maximum payload of a shared frame. A confirm with many duplicates can be longer; it gets its own frame. */
+/** Maximum payload of a shared frame. A confirm with many duplicates can be longer; then it gets its own frame. */
 const CONFIRMS_BYTES_MAX = 64 << 10
 
 export class Confirms {
-  /** The last frame: its page, and the start and end of its payload in the page. */
+  /** Page of the last frame, and the start and end of the frame's payload in the page. */
   #page = -1
   #payloadAt = 0
   #end = 0
 
-  /** Returns whether the confirm started a new frame. */
+  /** Writes a confirm. Returns whether the confirm started a new frame. */
   write(outbox: Outbox, batchNumber: number, { baseOffset, duplicates }: Placed): boolean {
     const bytes = publishOkItemBytes(duplicates)
     const fits = this.#end - this.#payloadAt + bytes <= CONFIRMS_BYTES_MAX

@@ -31,7 +31,7 @@ import type { Outboxes } from './outboxes.js'
 import type { Reading } from './reading.js'
 import type { Unread } from './unread.js'
 
-/** The connection, which sends the frames in the outboxes at the end of a turn. */
+/** The connection of the consumers. It sends the frames in the outboxes at the end of a turn. */
 export interface Connection extends Output {
   readonly label: string
   readonly peer: string
@@ -46,7 +46,7 @@ export class Consuming implements Consumer {
   readonly #subscriptionsMax: number
   readonly #subscriptions = new Map<number, Subscription>()
   readonly #deliveries = new Deliveries()
-  /** Size of the largest record that fits in its own frame. */
+  /** Size of the largest record that fits in a frame. */
   #recordBytesMax = 0
   #isOpen = false
   /** Whether the broker is stopping and delivers nothing more. */
@@ -70,18 +70,18 @@ export class Consuming implements Consumer {
 
   // --- the connection ---
 
-  /** The handshake is done. */
+  /** Called when the handshake is done. */
   begin({ frameBytesMax }: Agreement): void {
     this.#recordBytesMax = frameBytesMax - DELIVERY_OVERHEAD_BYTES
     this.#isOpen = true
   }
 
-  /** The broker is stopping: nothing more is delivered, but settles are still accepted. */
+  /** Called when the broker is stopping. Nothing more is delivered, but settles are still accepted. */
   stop(): void {
     this.#isStopping = true
   }
 
-  /** The client has said GOODBYE: its leases end, and no message is charged an attempt. */
+  /** Called when the client has said GOODBYE. Its leases end, and no message is charged an attempt. */
   leave(): void {
     for (const subscription of this.#subscriptions.values())
       this.#broker.leases.unsubscribe(subscription, 'normal', this.#isStopping)
@@ -89,8 +89,8 @@ export class Consuming implements Consumer {
   }
 
   /**
-   * The connection is closed. `isLost`: the connection ended without GOODBYE, so a message that was being handled may
-   * be the reason.
+   * Called when the connection is closed. `isLost` says that the connection ended without GOODBYE, so that a message
+   * that was being handled may be the reason.
    */
   end(isLost: boolean): void {
     this.#isOpen = false
@@ -105,7 +105,7 @@ export class Consuming implements Consumer {
     return true
   }
 
-  /** The client has read enough: deliveries continue. */
+  /** Called when the client has read enough, so that deliveries continue. */
   resume(): void {
     for (const subscription of this.#subscriptions.values()) this.#broker.leases.ready(subscription)
   }
@@ -163,7 +163,7 @@ export class Consuming implements Consumer {
 
   // --- frames of the client ---
 
-  /** The open subscription with this id on this channel. */
+  /** Returns the open subscription with this id on this channel; undefined if it is not open. */
   subscription(channel: number, id: number): Subscription | undefined {
     const subscription = this.#subscriptions.get(channel)
     return subscription?.id === id ? subscription : undefined
@@ -197,7 +197,7 @@ export class Consuming implements Consumer {
 
   credit(channel: number, { subscriptionId, messages, bytes, limit, drain }: Credit): void {
     const subscription = this.subscription(channel, subscriptionId)
-    // The subscription has ended in the meantime, and the client is notified of its end.
+    // The subscription has already ended. The client was notified of the end, or will be notified.
     if (subscription === undefined) return
     this.#broker.leases.credit(subscription, messages, bytes, limit, drain)
     // A broker that stops delivers nothing more, so the drain is complete.

@@ -1,7 +1,7 @@
 /**
  * Writes DELIVER frames. A long run of messages with consecutive offsets gets its own frame. Shorter runs are written
- * as scattered messages, which share a frame while no other frame comes between them, because a frame costs its
- * receiver several times as much as a message.
+ * as scattered messages, which share a frame while no other frame comes between them, because a frame takes the
+ * receiver several times as long as a message.
  */
 import {
   DELIVER_FLAG,
@@ -27,7 +27,7 @@ const SCATTERED_FRAME_BYTES = 64 << 10
 export const DELIVERY_OVERHEAD_BYTES = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES + SCATTERED_BYTES
 
 export class Deliveries {
-  /** The head of the last frame. */
+  /** The head of the last DELIVER frame. */
   readonly #head = {
     subscriptionId: 0,
     firstTag: 0,
@@ -55,7 +55,8 @@ export class Deliveries {
     outbox.bytes.set(viewBytes(bytes, start, end), at)
   }
 
-  // Writes the message at `index` of the delivery, whose record starts at `start`. Returns the end of that record.
+  // Writes the message at `index` of the delivery. The record of the message starts at `start`. Returns the end of
+  // that record.
   #scattered(
     outbox: Outbox,
     subscription: Subscription,

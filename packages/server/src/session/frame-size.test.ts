@@ -1,4 +1,4 @@
-/** No frame is longer than the client accepts according to its HELLO. */
+/** Tests that no frame is longer than the client accepts according to its HELLO. */
 import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
@@ -58,7 +58,7 @@ class Peer {
     const decoder = new FrameDecoder((opcode, _flags, channel, _correlation, bytes, start, end) => {
       this.frames.push({ opcode, channel, payload: bytes.slice(start, end) })
     })
-    // The decoder throws on a longer frame.
+    // The decoder throws if a frame is longer.
     decoder.frameBytesMax = frameBytesMax
     this.#session = new Session(
       this.broker,
@@ -92,7 +92,7 @@ class Peer {
     }
   }
 
-  /** The frames of this kind since the last call. */
+  /** Returns the frames of this kind that arrived since the last call. */
   take(opcode: number): Frame[] {
     return this.frames.splice(0).filter((frame) => frame.opcode === opcode)
   }

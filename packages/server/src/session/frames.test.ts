@@ -9,7 +9,7 @@ function frameOf(opcode: number, payloadBytes = 0, flags = 0): Frame {
 
 const KINDS = Object.entries(OPCODES) as [OpcodeName, (typeof OPCODES)[OpcodeName]][]
 
-test('a client can send each of its frames at one stage, and no frame of the broker', () => {
+test('a client can send each kind of its frames at one stage, and can never send a frame of the broker', () => {
   let accepted = 0
   let refused = 0
   for (const [name, { code, sender, stage }] of KINDS) {
@@ -31,7 +31,7 @@ test('a client can send each of its frames at one stage, and no frame of the bro
   expect(accepted + refused).toBe(3 * KINDS.length)
 })
 
-test('a frame with flags, an unknown number, or a payload that its layout does not have is refused', () => {
+test('a frame is refused if it has flags, an unknown number, or a payload that its layout does not allow', () => {
   let empty = 0
   for (const [, { code, layout, sender }] of KINDS) {
     if (sender === 'server') continue

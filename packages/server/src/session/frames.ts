@@ -1,6 +1,7 @@
 /**
- * The frames that a client can send: the stage at which each is legal, and its handler. A handler decodes the frame, calls
- * a part of the connection, and encodes the answer. The session looks up the handler of each frame that arrives.
+ * The frames that a client can send: the stage at which each frame is legal, and the handler of the frame. A handler
+ * decodes the frame, calls a part of the connection, and encodes the answer. The session looks up the handler of each
+ * frame that arrives.
  */
 import {
   OP,
@@ -100,7 +101,7 @@ interface Kind {
   /** The stage at which a client may send the frame; only frames of the broker have `any`. */
   readonly stage: Stage
   readonly isEmpty: boolean
-  /** Undefined: no client may send the frame. */
+  /** Undefined if no client may send the frame. */
   readonly handler: Handler | undefined
 }
 
@@ -112,7 +113,7 @@ for (const [name, { code, stage, layout }] of Object.entries(OPCODES) as [Opcode
 }
 
 /**
- * Returns the handler of a frame that arrives at `stage`. `step`: the stage, or the step of the handshake, for the
+ * Returns the handler of a frame that arrives at `stage`. `step` is the stage, or the step of the handshake, for the
  * error text.
  * @throws SluiceError UNKNOWN_OPCODE, MALFORMED_FRAME, UNEXPECTED_FRAME
  */

@@ -2,7 +2,8 @@
  * The handshake of a connection: HELLO, then AUTH, within a deadline. It owns the content of HELLO, the agreement of
  * both sides, and the error with which a connection is refused. The session calls it with each of the two frames.
  *
- * Invariant: the handshake does not change the broker. The session does so, with the agreement that `takeAuth` returns.
+ * Invariant: the handshake does not change the broker. The session changes the broker, with the agreement that
+ * `takeAuth` returns.
  */
 import {
   DURABILITY,
@@ -44,7 +45,7 @@ export interface Agreement {
 }
 
 export class Handshake {
-  /** The next frame that is expected. */
+  /** The frame that must arrive next. */
   step: 'hello' | 'auth' = 'hello'
   readonly #host: Host
   readonly #settings: SessionSettings
@@ -58,12 +59,12 @@ export class Handshake {
     this.#startedMs = nowMs
   }
 
-  /** The label that the client has chosen; '' before HELLO. */
+  /** The label that the client has chosen; empty before HELLO. */
   get label(): string {
     return this.#hello?.name ?? ''
   }
 
-  /** Lets HELLO be answered with this error when it arrives. */
+  /** Refuses the connection: when HELLO arrives, it is answered with this error. */
   refuse(error: SluiceError): void {
     this.#refusal = error
   }
@@ -115,7 +116,7 @@ export class Handshake {
     }
   }
 
-  /** The first bytes that the broker sends: its preface and HELLO_OK. */
+  /** Returns the first bytes that the broker sends: its preface and HELLO_OK. */
   welcome({ heartbeatMs, inFlightBatches }: Agreement): Uint8Array {
     const { frameBytesMax, inFlightBytes, serverVersion } = this.#settings
     const { messageBytesMax, boot } = this.#host
@@ -134,7 +135,7 @@ export class Handshake {
     return greeting(OP.HELLO_OK, ok)
   }
 
-  /** Returns HANDSHAKE_TIMEOUT, or the refusal, once the deadline has passed. `stallMs`: see `Session.tick`. */
+  /** Once the deadline has passed, returns HANDSHAKE_TIMEOUT or the refusal. For `stallMs` see `Session.tick`. */
   overdue(nowMs: number, stallMs: number): SluiceError | undefined {
     this.#startedMs = Math.min(nowMs, this.#startedMs + stallMs)
     const { handshakeMs } = this.#settings
@@ -149,7 +150,7 @@ export class Handshake {
   }
 }
 
-/** The preface and one frame. */
+/** Returns the preface and one frame. */
 export function greeting(opcode: number, payload: Uint8Array): Uint8Array {
   const preface = encodePreface()
   const bytes = new Uint8Array(preface.length + FRAME_HEADER_BYTES + payload.length)

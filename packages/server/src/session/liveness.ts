@@ -2,7 +2,8 @@
  * Heartbeats of a connection: the times at which bytes were last received and sent, the PING that is sent during
  * silence, and the deadline for a silent client. Called by the session for each chunk, write and tick.
  *
- * Invariant: heartbeats do not wait for the gate. A broker with a slow disk must not look dead to its clients.
+ * Invariant: heartbeats do not wait for entries to be durable, because a broker with a slow disk must not look dead
+ * to its clients.
  */
 import { FRAME_HEADER_BYTES, OP, SluiceError, durationText, writeFrameHeader } from '@sluice/protocol'
 import type { OutboxTransport } from './outbox.js'
@@ -11,7 +12,7 @@ import type { OutboxTransport } from './outbox.js'
 const URGENT_UNREAD_MAX = 10_000
 
 export class Liveness {
-  /** Half of the time of silence after which the connection is closed. */
+  /** Half of the time after which a silent connection is closed. */
   heartbeatMs: number
   readonly #transport: OutboxTransport
   #receivedMs: number
@@ -26,17 +27,17 @@ export class Liveness {
     this.#sentMs = nowMs
   }
 
-  /** Bytes have arrived, or none could arrive because reading is paused. */
+  /** Called when bytes have arrived, and while no bytes can arrive because reading is paused. */
   received(nowMs: number): void {
     this.#receivedMs = nowMs
   }
 
-  /** Bytes are being sent. */
+  /** Called when bytes are being sent. */
   sent(nowMs: number): void {
     this.#sentMs = nowMs
   }
 
-  /** Returns HEARTBEAT_TIMEOUT after two heartbeats of silence. `stallMs`: see `Session.tick`. */
+  /** Returns HEARTBEAT_TIMEOUT after two heartbeats of silence. For `stallMs` see `Session.tick`. */
   overdue(nowMs: number, stallMs: number): SluiceError | undefined {
     this.#receivedMs = Math.min(nowMs, this.#receivedMs + stallMs)
     if (nowMs - this.#receivedMs <= this.heartbeatMs * 2) return undefined
@@ -61,7 +62,7 @@ export class Liveness {
     )
   }
 
-  /** Sends bytes that confirm nothing, so they need not wait for the gate. */
+  /** Sends bytes at once. These bytes confirm nothing, so they need not wait for an entry to be durable. */
   send(bytes: Uint8Array, nowMs: number): void {
     this.#sentMs = nowMs
     this.#urgentUnread++

@@ -1,7 +1,7 @@
 /**
- * Requests of one connection that read from disk and take several turns. One runs at a time. The session starts the
- * next one when the client has read most of the earlier answers, because all answers at once could exceed the limit of
- * unread bytes of a connection.
+ * Requests of one connection that read from disk and take several turns. One request runs at a time. The session
+ * starts the next request when the client has read most of the earlier answers, because all answers at once could
+ * exceed the limit of unread bytes of a connection.
  */
 import { SluiceError } from '@sluice/protocol'
 import type { Answer } from './answers.js'
@@ -38,7 +38,7 @@ export class LongRequests {
     this.#waiting.push({ correlation, work })
   }
 
-  /** Starts the next request, unless one is running. */
+  /** Starts the next request, unless a request is running. */
   next(): void {
     if (this.#isWorking) return
     const next = this.#waiting.shift()

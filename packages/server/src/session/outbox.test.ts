@@ -3,7 +3,7 @@ import * as fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { Outbox } from './outbox.js'
 
-test('a frame is not extended on a later page, even if that page reuses the same bytes', () => {
+test('a frame is not extended on a later page, even if the later page reuses the same bytes', () => {
   const sent: Uint8Array[] = []
   const transport = { write: (bytes: Uint8Array) => void sent.push(Uint8Array.from(bytes)) }
   const outbox = new Outbox(transport, () => {})
@@ -40,7 +40,7 @@ describe('invariants', () => {
       '0 bytes are in flight, counted 100',
     ],
     ['a barrier too few', (outbox) => outbox.barriers--, '1 frames are barriers, counted 2'],
-    ['an earlier gate', (outbox) => outbox.endTurn(0), 'a page waits for 0 behind one that waits for 1'],
+    ['an earlier gate', (outbox) => outbox.endTurn(0), 'a page waits for 0 behind a page that waits for 1'],
     ['a wrong length', (outbox) => writeFrameLength(outbox.bytes, 0, 5), 'the frames of a page'],
     ['another frame', (outbox) => (outbox.bytes[4] = OP.SETTLE_OK), 'a page has 1 barriers, counted 0'],
   ])('find %s', (_what, spoil, found) => {
@@ -70,7 +70,7 @@ describe('invariants', () => {
       fc.property(fc.array(step, { maxLength: 60, size: 'max' }), fc.boolean(), (given, isClosed) => {
         let lsn = 1
         let durable = 0
-        /** Bytes written in each turn, by LSN, and the sum of all bytes sent. */
+        /** Number of bytes written in each turn, by LSN, and number of all bytes sent. */
         const written: number[] = [0, 0]
         let sent = 0
         const reads: (() => void)[] = []
@@ -98,7 +98,7 @@ describe('invariants', () => {
               writeFrameLength(outbox.bytes, last.at - FRAME_HEADER_BYTES, last.end - last.at)
             }
           } else if (one.kind === 'answers') {
-            // An answer belongs to a frame of the page being filled.
+            // An answer can only belong to a frame of the page that is being filled.
             if (last.page === outbox.page && last.end > 0 && !outbox.isEmpty) outbox.answers(one.bytes)
           } else if (one.kind === 'endTurn') {
             outbox.endTurn(lsn)

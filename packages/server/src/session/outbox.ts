@@ -1,8 +1,9 @@
 /**
- * Frames that are to be sent to a client. They are written here during a turn, wait for the entry of that turn, and are
- * sent in order once that entry is durable.
+ * Frames that are to be sent to a client. The frames are written here during a turn, wait for the entry of the turn,
+ * and are sent in order once the entry is durable.
  *
- * Invariant: a frame reaches the transport only after `release` was called with an LSN at or above its gate.
+ * Invariant: a frame reaches the transport only after `release` was called with an LSN at or above the LSN of the
+ * entry for which the frame waits, its gate.
  */
 import { FRAME_HEADER_BYTES, FrameDecoder, OP, writeFrameHeader } from '@sluice/protocol'
 
@@ -26,9 +27,9 @@ const PAGE_BYTES_MIN = 4 << 10
 const PAGE_BYTES_GROWN = 256 << 10
 
 export class Outbox {
-  /** The page being filled. The caller writes a payload here, at the index that `begin` returned. */
+  /** The bytes of the page being filled. The caller writes a payload here, at the index that `begin` returned. */
   bytes: Uint8Array = NO_BYTES
-  /** Number of that page. The bytes of a page are reused, so they do not identify it. */
+  /** Number of the page being filled. The array of a page is reused, so it does not identify the page. */
   page = 0
   /** Bytes that wait for the disk or for the client. */
   outstandingBytes = 0
@@ -78,8 +79,8 @@ export class Outbox {
   }
 
   /**
-   * Extends the last frame, which ends at `frameEnd` of `page`, by `bytes`, and returns their index. Returns -1 if the
-   * frame is no longer the last one of the page being filled, or if the page is full.
+   * Extends the last frame, which ends at `frameEnd` of `page`, by `bytes`, and returns the index of the added bytes.
+   * Returns -1 if the frame is no longer the last frame of the page being filled, or if the page is full.
    */
   extend(page: number, frameEnd: number, bytes: number): number {
     if (page !== this.page || frameEnd !== this.#length || frameEnd + bytes > this.bytes.length) return -1
@@ -103,7 +104,7 @@ export class Outbox {
     this.#filled = []
   }
 
-  /** Sends the frames whose entries are durable; returns whether others still wait. */
+  /** Sends the frames whose entries are durable, and returns whether other frames still wait. */
   release(durableLsn: number): boolean {
     let sent = 0
     while (sent < this.#gated.length && this.#gated[sent]!.gate <= durableLsn)
@@ -112,7 +113,7 @@ export class Outbox {
     return !this.isEmpty
   }
 
-  /** Drops the frames that wait. Bytes that the transport already has still count as unread. */
+  /** Drops the waiting frames. Bytes that the transport already has still count as unread. */
   clear(): void {
     this.bytes = NO_BYTES
     this.#length = 0
@@ -132,7 +133,8 @@ export class Outbox {
     let barriers = checkFrames(this.bytes, this.#length, this.#pageBarriers)
     let lastGate = 0
     for (const page of this.#gated) {
-      if (page.gate < lastGate) differs(`a page waits for ${page.gate} behind one that waits for ${lastGate}`)
+      if (page.gate < lastGate)
+        differs(`a page waits for ${page.gate} behind a page that waits for ${lastGate}`)
       lastGate = page.gate
     }
     for (const page of this.#filled)
@@ -193,7 +195,8 @@ function isBarrier(opcode: number): boolean {
   return opcode !== OP.PUBLISH_OK && opcode !== OP.PUBLISH_ERR && opcode !== OP.SETTLE_OK
 }
 
-// Checks that a page contains whole frames, of which deliveries must not overtake `barriers`; returns `barriers`.
+// Checks that a page contains whole frames, and that `barriers` of these frames must not be overtaken by deliveries.
+// Returns `barriers`.
 function checkFrames(bytes: Uint8Array, length: number, barriers: number): number {
   let counted = 0
   let frameEnd = 0

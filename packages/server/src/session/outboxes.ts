@@ -20,7 +20,7 @@ export class Outboxes {
     return this.gated.isEmpty && this.free.isEmpty
   }
 
-  /** Bytes that wait for the disk or for the client. */
+  /** Number of bytes that wait for the disk or for the client. */
   get outstandingBytes(): number {
     return this.gated.outstandingBytes + this.free.outstandingBytes
   }
@@ -30,18 +30,18 @@ export class Outboxes {
     return this.gated.unreadBytes + this.free.unreadBytes
   }
 
-  /** The outbox for a delivery. `durable`: the messages of the delivery are on disk. */
+  /** Returns the outbox for a delivery. `durable` says whether the messages of the delivery are on disk. */
   forDelivery(durable: boolean): Outbox {
     return durable && this.gated.barriers === 0 ? this.free : this.gated
   }
 
-  /** The frames of this turn wait for the entry `gate`. */
+  /** Called at the end of a turn. The frames of the turn wait for the entry `gate`. */
   endTurn(gate: number): void {
     this.gated.endTurn(gate)
     this.free.endTurn(0)
   }
 
-  /** Sends the frames whose entries are durable; returns whether others still wait. */
+  /** Sends the frames whose entries are durable, and returns whether other frames still wait. */
   release(durableLsn: number): boolean {
     this.free.release(durableLsn)
     return this.gated.release(durableLsn)

@@ -3,7 +3,7 @@
  * frame, from the handshake on.
  *
  * Invariant: each batch or atomic step whose number can be read gets one answer under that number, or its error ends
- * the connection. At most `inFlightBatches` of them are unanswered.
+ * the connection. At most `inFlightBatches` batches and atomic steps are unanswered at a time.
  */
 import {
   OP,
@@ -46,13 +46,13 @@ export class Producing {
     this.#consuming = consuming
   }
 
-  /** The handshake is done. @throws SluiceError PRODUCER_UNKNOWN, TOO_MANY_CONNECTIONS */
+  /** Called when the handshake is done. @throws SluiceError PRODUCER_UNKNOWN, TOO_MANY_CONNECTIONS */
   begin({ identity, acceptedNumber, inFlightBatches }: Agreement): void {
     this.#producer = this.#broker.producers.attach(identity, acceptedNumber)
     this.#inFlightBatches = inFlightBatches
   }
 
-  /** The connection is closed. `hasLeft`: its client will not reconnect. */
+  /** Called when the connection is closed. `hasLeft` says that the client will not reconnect. */
   end(hasLeft: boolean): void {
     if (this.#producer !== undefined) this.#broker.producers.detach(this.#producer, hasLeft)
   }
@@ -66,7 +66,7 @@ export class Producing {
       const nameAt = start + PUBLISH_NAME_AT
       const to = this.#broker.catalog.queueAt(bytes, nameAt, batchAt) ?? readText(bytes, nameAt, batchAt)
       const placed = this.#broker.intake.publish(this.#producer!, to, bytes, batchAt, end, correlation)
-      // A confirm that shares a frame is sent together with it.
+      // A confirm that shares an earlier frame is sent together with that frame.
       if (this.#confirms.write(this.#outbox, number, placed)) this.#broker.hold(this.#connection)
       this.#accepted(end - start)
     } catch (error) {
@@ -98,7 +98,7 @@ export class Producing {
     if (unanswered >= this.#inFlightBatches) throw tooManyInFlight(unanswered + 1, this.#inFlightBatches)
   }
 
-  // Records that the frame written last answers `bytes` of the producer.
+  // Records that the last frame answers a batch of `bytes`.
   #accepted(bytes: number): void {
     this.#outbox.answers(bytes)
     this.#reading.accepted(this.#outbox.inFlightBytes)

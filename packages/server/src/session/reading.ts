@@ -1,9 +1,9 @@
 /**
- * Decides whether a connection is read. Reading is paused while too many bytes of its batches are unanswered, and while
+ * Decides when a connection is read. Reading is paused while too many bytes of its batches are unanswered, and while
  * the disk is behind. Called when a command has written facts, and when answers were sent.
  */
 
-/** Input that can be paused: a socket. */
+/** Input that can be paused, for example a socket. */
 export interface Source {
   pause(): void
   resume(): void
@@ -11,7 +11,7 @@ export interface Source {
 
 /** The state of the disk on which reading depends. */
 export interface Disk {
-  /** So many bytes wait for the disk that connections must not be read. */
+  /** Whether too many bytes wait for the disk, so that reading from connections must pause. */
   readonly isBehind: boolean
   /** Calls `ready` once the disk is no longer behind. */
   whenNotBehind(ready: () => void): void
@@ -31,24 +31,24 @@ export class Reading {
     this.#inFlightBytesMax = inFlightBytesMax
   }
 
-  /** A batch was accepted. `inFlightBytes`: total size of the batches that are unanswered now. */
+  /** Called when a batch was accepted. `inFlightBytes` is the total size of the batches that are unanswered now. */
   accepted(inFlightBytes: number): void {
     if (inFlightBytes > this.#inFlightBytesMax || this.#disk.isBehind) this.#pause()
   }
 
-  /** Answers were sent. `inFlightBytes`: total size of the batches that are unanswered now. */
+  /** Called when answers were sent. `inFlightBytes` is the total size of the batches that are unanswered now. */
   answered(inFlightBytes: number): void {
     if (this.isPaused && inFlightBytes <= this.#inFlightBytesMax / 2) this.#resume()
   }
 
-  /** A command has written facts: pauses reading while the disk is behind. */
+  /** Called when a command has written facts. Pauses reading while the disk is behind. */
   waitForDisk(): void {
     if (!this.#disk.isBehind) return
     this.#pause()
     this.#resume()
   }
 
-  /** The connection is closed, so reading is never resumed. */
+  /** Called when the connection is closed. Reading is never resumed. */
   close(): void {
     this.#isClosed = true
   }

@@ -81,7 +81,7 @@ describe('a defect', () => {
     await expect(ask(request, body, BROKEN)).rejects.toBe(failure)
   })
 
-  it('in the encoding of an answer ends only the request, if it changes nothing', async () => {
+  it('in the encoding of an answer ends only the request, if the request changes nothing', async () => {
     const page = { messages: [undefined], next: undefined }
     const broker = { operator: { peek: () => Promise.resolve(page) } } as unknown as Broker
     await expect(ask('PEEK', { name }, broker)).rejects.toMatchObject({ code: 'READ_FAILED' })

@@ -1,10 +1,10 @@
 /**
- * Requests with one answer, and the broker call for each. A handler takes a decoded body and returns a plain object.
- * The caller decodes the body and encodes the answer (frames: session.ts and answers.ts). If an opcode of a client is
- * neither here nor in frames.ts, the code does not compile.
+ * Requests with one answer, and the call of the broker for each request. A handler takes a decoded body and returns a
+ * plain object. The session decodes the body, and answers.ts encodes the answer. If an opcode of a client is neither
+ * here nor in frames.ts, the code does not compile.
  *
- * Invariant: when a request that changes nothing fails, only that request ends, whatever error its handler or the
- * encoding of its answer threw. `handle` and `handleLong` ensure this, and handlers are called only through them.
+ * Invariant: when a request that changes nothing fails, only that request ends, for any error of its handler or of
+ * the encoding of its answer. `handle` and `handleLong` ensure this, and handlers are called only through them.
  */
 import {
   SluiceError,
@@ -26,7 +26,7 @@ import {
 import type { Broker } from '../broker/broker.js'
 import type { Caller } from '../broker/disk-requests.js'
 
-/** The values that a handler needs besides the body. */
+/** The values that a handler needs besides the body of the request. */
 export interface RequestContext {
   readonly broker: Broker
   readonly caller: Caller
@@ -36,7 +36,10 @@ export interface RequestContext {
 
 type Request = (context: RequestContext, body: Body) => object | Promise<object>
 
-/** Number of queues in one answer to LIST. Each can have two names of 255 bytes; 40 of them fit in a control frame. */
+/**
+ * Number of queues in one answer to LIST. Each queue can have two names of 255 bytes; 40 such queues fit in a control
+ * frame.
+ */
 const LIST_PAGE = 40
 
 const REQUESTS = {
@@ -70,7 +73,7 @@ const LONG_REQUESTS = ['PEEK', 'REDRIVE', 'DISCARD', 'REPLAY', 'HISTORY'] as con
 type LongRequestName = (typeof LONG_REQUESTS)[number]
 const LONG: ReadonlySet<OpcodeName> = new Set(LONG_REQUESTS)
 
-/** The answer of a request, before it is encoded. */
+/** The type of the answer to a request, before the answer is encoded. */
 export type AnswerOf<Name extends RequestName> = Awaited<ReturnType<(typeof REQUESTS)[Name]>>
 
 /** Whether the request reads from disk and takes several turns. */
@@ -113,7 +116,7 @@ const READING: ReadonlySet<RequestName> = new Set<RequestName>([
   'PEEK',
   'HISTORY',
 ])
-/** Requests that change nothing in a dry run. */
+/** Requests that have a dry run, in which they change nothing. */
 const DRY_RUNNABLE: ReadonlySet<RequestName> = new Set<RequestName>(['REDRIVE', 'DISCARD', 'REPLAY'])
 
 function changesNothing(name: RequestName, body: Body): boolean {

@@ -116,7 +116,7 @@ describe('while the disk is stalled', () => {
     session.receive(frame(OP.SETTLE, encodeSettle(id, [item]), 1), nowMs)
     expect(paused).toBe(true)
     await turns(20)
-    // The settle was already received, so it is applied; the deliveries that it allows must wait.
+    // The settle was already received, so it is applied. The deliveries that the settle makes possible must wait.
     expect(broker.catalog.info(queueName('q'))).toMatchObject({ leased: 2, ready: 42 })
     answer()
     await turns(100)
@@ -136,7 +136,7 @@ describe('while the disk is stalled', () => {
     answer()
     await turns(5)
     expect(sentBytes).toBeGreaterThan(1 << 20)
-    // `written` is never called, so from now on it is the client that does not read.
+    // The transport never calls `written`, so from now on the client counts as not reading.
     nowMs += SESSION_DEFAULTS.stalledMs + 1
     session.receive(frame(OP.PING), nowMs)
     session.tick(nowMs, 0)
@@ -145,7 +145,7 @@ describe('while the disk is stalled', () => {
 })
 
 describe('while all connections together exceed the bound of unread bytes', () => {
-  test('each gets its next delivery after reading the previous one, and one that reads nothing is closed', async () => {
+  test('each connection gets its next delivery after reading the previous delivery, and is closed if it reads nothing', async () => {
     const outbound = { bytes: 0, bytesMax: 5_000 }
     const MESSAGES = 40
     const BODY_BYTES = 1_000
@@ -189,7 +189,7 @@ describe('while all connections together exceed the bound of unread bytes', () =
       one.receive(frame(OP.SUBSCRIBE, encodeControl(body), 1), nowMs)
     }
     await turns(5)
-    // The bound is exceeded by at most one message for each connection.
+    // Each connection exceeds the bound by at most one message.
     expect(outbound.bytes).toBeGreaterThan(outbound.bytesMax)
     expect(outbound.bytes).toBeLessThan(outbound.bytesMax + 4 * (BODY_BYTES + 200))
     // The clients that read do not wait for the others.
@@ -209,7 +209,7 @@ describe('while all connections together exceed the bound of unread bytes', () =
     expect(outbound.bytes).toBe(0)
   })
 
-  test('a connection whose unread bytes exceed the shared bound is closed when it does not read, even below its own bound', async () => {
+  test('above the shared bound of unread bytes, a connection that does not read is closed, even if it is below its own bound', async () => {
     const outbound = { bytes: 0, bytesMax: 5_000 }
     broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
     const producer = broker.producers.attach('1'.repeat(32), 0)
@@ -274,7 +274,7 @@ describe('a client that has said GOODBYE', () => {
   })
 
   test.each([false, true])(
-    'gets its outstanding answer, with its side of the connection closed: %s',
+    'gets its outstanding answer; its side of the connection is closed: %s',
     async (isHalf) => {
       let answer!: (page: PeekPage) => void
       vi.spyOn(broker.operator, 'peek').mockReturnValue(new Promise((resolve) => (answer = resolve)))
@@ -326,7 +326,7 @@ test('a refused connection gets the error in answer to HELLO, and no producer is
   expect(attach).not.toHaveBeenCalled()
 })
 
-// If a refused request had run, repeating it would run it twice.
+// If a refused request were run, a client that repeats the request would have it run twice.
 test('a request that is refused because too many are outstanding is not run', async () => {
   session.receive(GREETING, nowMs)
   broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
@@ -372,7 +372,7 @@ test('a client that sends PING and never reads is closed', () => {
   session.receive(GREETING, nowMs)
   const pings = Buffer.concat(Array.from({ length: 1000 }, () => frame(OP.PING)))
   for (let i = 0; i < 9; i++) session.receive(pings, nowMs)
-  // HELLO_OK is unread too, so one PING fewer reaches the limit.
+  // HELLO_OK is unread too, so the limit is reached with one PING less.
   session.receive(pings.subarray(frame(OP.PING).length), nowMs)
   expect(closed).toEqual([])
   session.receive(frame(OP.PING), nowMs)
@@ -382,8 +382,11 @@ test('a client that sends PING and never reads is closed', () => {
   expect(sentBytes).toBeLessThan(200_000)
 })
 
-describe('a client that reads is not closed for a burst of answers', () => {
-  /** A session whose client reads everything one turn later; `came` counts the frames of a kind. */
+describe('a client that reads is not closed because of a burst of answers', () => {
+  /**
+   * Returns a session whose client reads everything one turn later. `came` returns the number of received frames of a
+   * kind.
+   */
   function reader(frameBytesMax: number): { peer: Session; came: (opcode: number) => number } {
     const opcodes: number[] = []
     const decoder = new FrameDecoder((opcode) => void opcodes.push(opcode))
@@ -454,7 +457,7 @@ describe('the deadline of the handshake', () => {
     expect(closed).toEqual(['HANDSHAKE_TIMEOUT'])
   })
 
-  test('moves by the time that the process was stalled, for all later checks too', () => {
+  test('moves by the time that the process was stalled, and stays there for all later checks', () => {
     session.receive(GREETING.subarray(0, 20), nowMs)
     session.tick((nowMs += 20_000), 19_900)
     session.tick((nowMs += 50), 0)

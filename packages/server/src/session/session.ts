@@ -1,9 +1,9 @@
 /**
- * One connection of Sluice's protocol: its stages, its deadlines, and the parts that handle its frames (frames.ts). It
- * receives bytes and sends frames. It has no socket and no clock, so that the simulator can drive it.
+ * One connection of Sluice's protocol: its stages, its deadlines, and the parts that handle its frames (frames.ts). A
+ * session receives bytes and sends frames. A session has no socket and no clock, so that the simulator can drive it.
  *
- * Invariant: an error ends only the request, the channel or the connection, as its scope says, and affects no other
- * client.
+ * Invariant: an error ends only the request, the channel or the connection, according to its scope, and affects no
+ * other client.
  */
 import {
   FRAME_HEADER_BYTES,
@@ -94,7 +94,7 @@ export class Session implements Peer, Connection, Receiver {
     return this.#transport.peer
   }
 
-  /** The label that the client has chosen; '' before HELLO. */
+  /** The label that the client has chosen; empty before HELLO. */
   get label(): string {
     return this.#handshake.label
   }
@@ -120,19 +120,19 @@ export class Session implements Peer, Connection, Receiver {
     }
   }
 
-  /** The transport is closed: nothing more reaches the client. */
+  /** Called when the transport is closed, so that nothing more reaches the client. */
   disconnected(): void {
     this.#close(undefined)
   }
 
-  /** The client sends no more bytes. After GOODBYE it still reads its outstanding answers. */
+  /** Called when the client sends no more bytes. After GOODBYE the client still reads its outstanding answers. */
   inputEnded(): void {
     if (this.#stage === 'open' && this.#saidGoodbye) return
     this.#close(undefined)
     this.#transport.end()
   }
 
-  /** Refuses a connection beyond the limit: HELLO is answered with this error when it arrives. */
+  /** Refuses a connection beyond the limit. When HELLO arrives, it is answered with this error. */
   refuse(error: SluiceError): void {
     this.#handshake.refuse(error)
   }
@@ -152,7 +152,10 @@ export class Session implements Peer, Connection, Receiver {
     else this.fail(late)
   }
 
-  /** The broker is stopping: sends GOODBYE and delivers nothing more; frames of the client are still handled. */
+  /**
+   * Called when the broker is stopping. Sends GOODBYE and delivers nothing more, but frames of the client are still
+   * handled.
+   */
   goodbye(text: string): void {
     if (this.#stage !== 'open') {
       this.end()
@@ -176,7 +179,7 @@ export class Session implements Peer, Connection, Receiver {
     this.#transport.end()
   }
 
-  /** Sends the error and closes. The error does not wait for the gate, because it confirms nothing. */
+  /** Sends the error and closes. The error need not wait for an entry to be durable, because it confirms nothing. */
   fail(error: SluiceError): void {
     if (this.#stage === 'closed') return
     const payload = errorPayload(error, 'connection')
@@ -187,7 +190,10 @@ export class Session implements Peer, Connection, Receiver {
     this.#transport.end()
   }
 
-  /** Recounts what is queued and compares the result with the counters. @throws Error naming what differs */
+  /**
+   * Recounts the queued frames and bytes, and compares the result with the counters.
+   * @throws Error naming what differs
+   */
   invariants(): void {
     this.#outboxes.invariants()
     this.#unread.invariants()
@@ -290,8 +296,8 @@ export class Session implements Peer, Connection, Receiver {
     this.#reading.waitForDisk()
   }
 
-  // A request that reads from disk takes several turns. After that, its answer waits for the gate like any other
-  // answer.
+  // A request that reads from disk takes several turns. Its answer then waits for an entry to be durable, like any
+  // other answer.
   #startLongRequest(): void {
     if (!this.#unread.isOverSoft) this.#longRequests.next()
   }

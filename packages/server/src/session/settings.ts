@@ -4,7 +4,7 @@ import { LIMITS } from '@sluice/protocol'
 export interface SessionSettings {
   readonly serverVersion: string
   readonly frameBytesMax: number
-  /** Maximum heartbeat interval; a client can request a shorter one. */
+  /** Maximum heartbeat interval; a client can request a shorter interval. */
   readonly heartbeatMs: number
   readonly handshakeMs: number
   readonly inFlightBatches: number
@@ -22,8 +22,8 @@ export interface SessionSettings {
 }
 
 /**
- * Unread bytes of all connections. While they exceed `bytesMax`, each connection gets its next delivery when it has
- * read the previous one.
+ * Unread bytes of all connections. While these bytes exceed `bytesMax`, each connection gets its next delivery when
+ * it has read the previous delivery.
  */
 export interface Outbound {
   bytes: number

@@ -1,8 +1,8 @@
 /**
- * The bytes that a client has not read, and their limits. Above the soft bound the connection is congested and gets no
- * deliveries; it is closed above the hard bound, or if the client reads nothing for too long while it is congested.
- * Called by the session for each delivery, at the end of each turn, when the transport has sent bytes, and at each
- * tick.
+ * The bytes that a client has not read, and the limits of these bytes. Above the soft bound the connection is
+ * congested and gets no deliveries; it is closed above the hard bound, or if the client reads nothing for too long
+ * while it is congested. Called by the session for each delivery, at the end of each turn, when the transport has
+ * sent bytes, and at each tick.
  *
  * Invariant: `outbound.bytes` includes the `#countedBytes` of this connection until `clear`.
  */
@@ -11,17 +11,21 @@ import type { Outboxes } from './outboxes.js'
 import type { SessionSettings } from './settings.js'
 
 export class Unread {
-  /** Whether deliveries wait, because the unread bytes have exceeded the soft bound. */
+  /** Whether deliveries wait because the unread bytes have exceeded the soft bound. */
   isCongested = false
   readonly #outboxes: Outboxes
   readonly #settings: SessionSettings
   /** The bytes of this connection that are counted in `outbound`. */
   #countedBytes = 0
   /**
-   * Largest message or answer so far. It can exceed the bounds, and also the message limit if that limit was lowered.
+   * Size of the largest message or answer so far. It can exceed the bounds. If the message limit was lowered, it can
+   * also exceed that limit.
    */
   #largestBytes = 0
-  /** Time since which the connection is congested and nothing was read, in ms; 0 if it is not congested. */
+  /**
+   * Time in ms since which the connection has been congested and nothing was read; 0 if the connection is not
+   * congested.
+   */
   #stalledSinceMs = 0
 
   constructor(outboxes: Outboxes, settings: SessionSettings) {
@@ -29,7 +33,7 @@ export class Unread {
     this.#settings = settings
   }
 
-  /** Bytes that wait for the disk or for the client. */
+  /** Number of bytes that wait for the disk or for the client. */
   get bytes(): number {
     return this.#outboxes.outstandingBytes
   }
@@ -38,18 +42,19 @@ export class Unread {
     return this.bytes > this.#softBytes
   }
 
-  // While all connections together exceed their bound, each gets its next delivery when it has read the previous one.
+  // While all connections together exceed their bound, each connection gets its next delivery when it has read the
+  // previous delivery.
   get #softBytes(): number {
     const { outbound, outboundBytesSoft } = this.#settings
     return outbound.bytes > outbound.bytesMax ? 0 : outboundBytesSoft
   }
 
-  /** A message or an answer of this size was written. */
+  /** Called when a message or an answer of this size was written. */
   wrote(bytes: number): void {
     if (bytes > this.#largestBytes) this.#largestBytes = bytes
   }
 
-  /** Deliveries were written: the connection may be congested now. */
+  /** Called when deliveries were written. The connection may now be congested. */
   delivered(nowMs: number): void {
     this.count()
     if (this.bytes > this.#softBytes) this.#congest(nowMs)
@@ -63,7 +68,7 @@ export class Unread {
     this.#countedBytes = bytes
   }
 
-  /** The client has read something. Returns true when deliveries that waited can continue. */
+  /** Called when the client has read something. Returns true if deliveries that waited can continue. */
   hasRead(nowMs: number): boolean {
     if (!this.isCongested) return false
     this.#stalledSinceMs = nowMs
@@ -83,7 +88,7 @@ export class Unread {
     return new SluiceError('SLOW_CONSUMER', `${this.bytes} bytes are unread; at most ${most} are kept.`)
   }
 
-  /** Returns SLOW_CONSUMER when nothing was read for too long. `stallMs`: see `Session.tick`. */
+  /** Returns SLOW_CONSUMER if nothing was read for too long. For `stallMs` see `Session.tick`. */
   overdue(nowMs: number, stallMs: number): SluiceError | undefined {
     // A client whose unread bytes exceed the bound must read them even if there is nothing to deliver.
     if (this.#countedBytes > this.#softBytes) this.#congest(nowMs)
@@ -99,7 +104,7 @@ export class Unread {
     )
   }
 
-  /** The connection is closed: removes its bytes from the sum over all connections. */
+  /** Called when the connection is closed. Removes its bytes from the sum over all connections. */
   clear(): void {
     this.#settings.outbound.bytes -= this.#countedBytes
     this.#countedBytes = 0

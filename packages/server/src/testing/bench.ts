@@ -34,7 +34,7 @@ import { MemoryLog } from '../log/memory-log.js'
 import type { Consumer, Delivery, Subscription } from '../queue/index.js'
 import { Schedule } from '../queue/schedule.js'
 
-// A small limit, so that a few scheduled messages exceed it.
+// The limit is small, so that a few scheduled messages exceed it.
 Schedule.nearMax = 8
 
 export const Q = queueName('q')
@@ -70,7 +70,7 @@ export class Worker implements Consumer {
   readonly peer = ''
   readonly isReady = true
   readonly label: string
-  /** All deliveries, settled or not. */
+  /** All deliveries, whether they are settled or not. */
   readonly got: Delivered[] = []
   readonly tagsLost: LostRange[] = []
   readonly endings: SluiceError[] = []
@@ -104,12 +104,12 @@ export class Worker implements Consumer {
     return this.got.map(({ offset }) => offset)
   }
 
-  /** Offsets of the deliveries since the last call. */
+  /** Returns the offsets of the messages that were delivered since the last call. */
   takeOffsets(): number[] {
     return this.got.splice(0).map(({ offset }) => offset)
   }
 
-  /** The tag of the last delivery of the message. */
+  /** Returns the tag of the last delivery of the message. */
   tagOf(offset: number): number {
     const delivered = this.got.findLast((delivered) => delivered.offset === offset)
     if (delivered === undefined) throw new Error(`message ${offset} was not delivered`)
@@ -128,7 +128,7 @@ export class Worker implements Consumer {
     this.#bench.broker.leases.starting(this.subscription, ranges)
   }
 
-  /** Settles the message; returns the stale tags. */
+  /** Settles the message, and returns the stale tags. */
   settle(offset: number, outcome: Outcome, more: Partial<SettleItem> = {}): TagRange[] {
     this.#bench.broker.turn.begin()
     const item = { firstTag: this.tagOf(offset), count: 1, outcome, ...more }
@@ -165,9 +165,12 @@ export interface BenchOptions {
   readonly checkpointBytes?: number
   readonly queuesMax?: number
   readonly replayWindowOffsets?: number
-  /** Whether the log is kept before each entry, as the next process would find it. */
+  /** Whether the bench keeps a copy of the log before each entry, as the next process would find the log. */
   readonly keepsSnapshots?: boolean
-  /** Number of segments that fit on the disk, and bytes that are reserved for facts that must not be refused. */
+  /**
+   * Number of segments that fit on the disk, and number of bytes that are reserved for facts that must not be
+   * refused.
+   */
   readonly segmentsMax?: number
   readonly reserveBytes?: number
 }
@@ -179,7 +182,7 @@ export class Bench {
   log: MemoryLog
   now = 1_000_000
   broker!: Broker
-  /** The log before each entry so far; see `keepsSnapshots`. */
+  /** Copies of the log from before each entry; see `keepsSnapshots`. */
   readonly snapshots: MemoryLog[] = []
   /** Number of the last batch of the default producer. */
   number = 0
@@ -226,7 +229,7 @@ export class Bench {
 
   /** Ends turns until none is due. */
   async settle(): Promise<void> {
-    // All continuations of a turn run before the next turn, however many there are.
+    // All continuations of a turn run before the next turn, for any number of continuations.
     do await new Promise(setImmediate)
     while (this.endTurns() > 0)
   }
@@ -237,7 +240,10 @@ export class Bench {
     return request
   }
 
-  /** Ends the turns that are due; returns their number. The entries of these turns are not on disk yet. */
+  /**
+   * Ends the turns that are due, and returns the number of ended turns. The entries of these turns are not on disk
+   * yet.
+   */
   endTurns(): number {
     const turns = this.#turns.splice(0)
     for (const turn of turns) turn()
@@ -250,12 +256,15 @@ export class Bench {
     await this.settle()
   }
 
-  /** Crashes the process and starts another one on the durable log. Returns whether it found a checkpoint. */
+  /**
+   * Crashes the process and starts another process on the durable log. Returns whether the new process found a
+   * checkpoint.
+   */
   async crash(): Promise<boolean> {
     return this.restart(this.log.reopened())
   }
 
-  /** Starts another process on `log`. Returns whether it found a checkpoint. */
+  /** Starts another process on `log`. Returns whether the new process found a checkpoint. */
   async restart(log: MemoryLog): Promise<boolean> {
     this.log = log
     this.#turns = []
@@ -316,7 +325,7 @@ export class Bench {
     return worker
   }
 
-  /** Returns the offsets in the order of delivery; the messages are released again. */
+  /** Delivers all messages that can be delivered, releases them, and returns their offsets in the order of delivery. */
   async order(name: QueueName = Q): Promise<number[]> {
     const worker = this.consume(60_000, { name })
     await this.settle()
@@ -334,7 +343,7 @@ export class Bench {
     await this.settle()
   }
 
-  /** Acknowledges all ready messages; returns their offsets. */
+  /** Acknowledges all ready messages, and returns the offsets of these messages. */
   async drain(name: QueueName = Q): Promise<number[]> {
     const worker = this.consume(1_000, { name })
     await this.settle()
@@ -355,7 +364,7 @@ export class Bench {
     return result
   }
 
-  /** The offsets that the messages had in the queues from which they were moved. */
+  /** Returns the offsets that the messages had in the queues from which they were moved. */
   async origins(name: QueueName): Promise<number[]> {
     this.broker.turn.begin()
     const peek = { name, state: undefined, limit: 1000, filter: {} }
@@ -369,7 +378,7 @@ export class Bench {
     return found
   }
 
-  /** Publishes about this many bytes to another queue, as another producer, and purges them. */
+  /** Publishes about this number of bytes to another queue, as another producer, and purges that queue. */
   async fill(bytes: number): Promise<void> {
     const other = queueName('fill')
     this.ensure({}, other)
@@ -387,7 +396,7 @@ export class Bench {
   #filled = 1
 }
 
-/** Whether the promise is settled within one turn of the event loop. */
+/** Returns whether the promise is settled within one turn of the event loop. */
 export function isSettledSoon(promise: Promise<unknown>): Promise<boolean> {
   const settled = (): boolean => true
   return Promise.race([

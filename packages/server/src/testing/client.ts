@@ -1,4 +1,4 @@
-/** Frames of a client, for tests that drive a session with bytes. */
+/** Frames of a client. Tests use them to drive a session with bytes. */
 import {
   FRAME_HEADER_BYTES,
   MECHANISM,
@@ -17,8 +17,8 @@ export function frame(opcode: number, payload: Uint8Array = new Uint8Array(0), c
 }
 
 /**
- * The preface, HELLO and AUTH of a client that accepts frames of `frameBytesMax` bytes. `label` need not be valid
- * UTF-8.
+ * Returns the preface, HELLO and AUTH of a client that accepts frames of `frameBytesMax` bytes. `label` need not be
+ * valid UTF-8.
  */
 export function greeting(
   frameBytesMax: number = SESSION_DEFAULTS.frameBytesMax,

@@ -1,4 +1,4 @@
-/** Live bytes by position in the log, as a queue reports them; for tests of the queue core. */
+/** Live bytes by position in the log, as a queue reports them. Tests of the queue core use this file. */
 import { PageUse, type LogUse } from '../queue/index.js'
 
 export class CountedUse implements LogUse {
