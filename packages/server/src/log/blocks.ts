@@ -241,7 +241,7 @@ export class Blocks {
     while (this.#coldBytes > this.#options.coldBytes && this.#cold.length > 1) this.#evictCold()
   }
 
-  // Evicts a used block, or the oldest block if there is none.
+  // Evicts a used block, or the oldest block if no block was used.
   #evictCold(): void {
     const spent = this.#cold.findIndex((block) => this.#isSpent(block))
     const [block] = this.#cold.splice(Math.max(0, spent), 1)

@@ -29,7 +29,7 @@ export interface TailFacts {
   readonly behind: 'nothing' | 'unfinished'
   /** Content of the start of the next, unused segment, with the same two values. */
   readonly next: 'nothing' | 'unfinished'
-  /** Whether a whole entry with a higher LSN than the next one follows anywhere. */
+  /** Whether a whole entry with a higher LSN than the next entry follows anywhere. */
   readonly later: 'none' | 'found'
 }
 

@@ -18,12 +18,12 @@ export interface LogEntry {
 }
 
 export interface LogBounds {
-  /** Position of the oldest entry; equals `nextPosition` when there is none. */
+  /** Position of the oldest entry; equals `nextPosition` when the log has no entry. */
   readonly firstPosition: number
   /** Position of the next entry if that entry fits in the active segment. */
   readonly nextPosition: number
   readonly nextLsn: number
-  /** CRC of the last entry; 0 when there is none. */
+  /** CRC of the last entry; 0 when the log has no entry. */
   readonly lastCrc: number
   /**
    * A random number of this log from which the CRC of every entry starts, so that entries of another log never pass the

@@ -74,7 +74,7 @@ export class MemoryLog implements Log {
     this.#writePosition = this.#stored.nextPosition
   }
 
-  /** The log as the next process finds it: every entry whose append resolved, and no other. */
+  /** The log as the next process finds it: it has every entry whose append resolved, and no other entry. */
   reopened(options: MemoryLogOptions = this.#options): MemoryLog {
     return new MemoryLog(
       { ...options, segmentBytes: this.segmentBytes, salt: this.#salt },

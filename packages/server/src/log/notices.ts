@@ -11,7 +11,7 @@ export type Notify = (kind: LogNotice['kind'], text: string) => void
 /** Interval between two notices: on a full disk, space is freed and used up many times a second. */
 const NOTICE_INTERVAL_MS = 10_000
 
-/** Passes one notice per interval and counts the events since the last one. */
+/** Passes one notice per interval and counts the events since the last notice. */
 export class NoticeLimit {
   #count = 0
   #passedMs = -Infinity

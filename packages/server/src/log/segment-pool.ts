@@ -64,7 +64,7 @@ export class SegmentPool {
   filledBytes = 0
 
   #first: number
-  /** Number of the newest spare, or of the active segment if there is none. */
+  /** Number of the newest spare, or of the active segment if there is no spare. */
   #newest: number
   /** Prepared segments, numbered up to `#newest`. */
   #spares: OpenSegment[]

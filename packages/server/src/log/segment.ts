@@ -54,7 +54,7 @@ export interface SegmentHeader {
   readonly salt: number
   readonly segmentBytes: number
   readonly firstLsn: number
-  /** CRC of the entry before the first one; 0 when there is none. */
+  /** CRC of the last entry before this segment; 0 in the first segment of the log. */
   readonly previousCrc: number
   readonly checkpoint: number | undefined
   readonly createdMs: number

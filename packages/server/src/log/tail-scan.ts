@@ -73,7 +73,7 @@ interface Ending {
   readonly activeBytes: number
   /** Number of bytes of an unfinished next entry at the start of the first spare. */
   readonly spareBytes: number
-  /** A whole entry after the next one, which proves that durable bytes were lost. */
+  /** A whole entry after the place of the next entry, which proves that durable bytes were lost. */
   readonly later: (LaterEntry & { readonly name: string }) | undefined
 }
 

@@ -91,7 +91,7 @@ export class Tail {
     return bytes
   }
 
-  /** Position at which the open entry, or the next one, begins. */
+  /** Position at which the open entry begins, or the next entry if no entry is open. */
   get position(): number {
     return this.#openPosition === -1 ? this.#next : this.#openPosition
   }

@@ -10,7 +10,7 @@
 
 /** A queue with arrivals. */
 export interface Arriving {
-  /** Place of the newest arrival; `NO_ARRIVAL` if there is none. */
+  /** Place of the newest arrival; `NO_ARRIVAL` if the queue has no arrival. */
   lastArrival: number
   /** Moves all arrivals of the queue out of the ring. */
   applyArrivals(): void

@@ -172,7 +172,7 @@ export class Chunk {
     return !this.has(MARK.out, index) || this.isWaiting(index)
   }
 
-  /** Index of the first live message from `index` on; `count` if there is none. */
+  /** Index of the first live message from `index` on; `count` if no live message follows. */
   firstLive(index: number): number {
     return this.marks.firstLive(index, this.count)
   }
@@ -334,7 +334,7 @@ export class Chunk {
     this.#setLink(COLUMN.previousSameId, COLUMN.previousSameIdHigh, index, offset)
   }
 
-  // A link is the distance to a neighbour, which is mostly small. 0 means that there is no neighbour. An even number is twice
+  // A link is the distance to a neighbour, which is usually small. 0 means that there is no neighbour. An even number is twice
   // the distance forward. An odd number is twice the distance back, minus 1.
   #linkAt(low: LinkColumn, high: LinkHighColumn, index: number): number {
     const code = this.#columns === undefined ? 0 : this.#columns.getWide(low, high, index)

@@ -141,12 +141,12 @@ export class Contents implements Arriving {
     QueueCounter,
     number
   >
-  /** Values, as recorded in the log, of the counters that follow from no other fact. */
+  /** Values in the log of the counters that cannot be computed from other facts. */
   readonly tallied = { released: 0, redelivered: 0 }
   deadCount = 0
   /** Total record bytes of the dead messages. */
   deadBytes = 0
-  /** Position of the newest page of the queue; -1 if there is none. */
+  /** Position of the newest page of the queue; -1 if the queue has no page. */
   pagePosition = -1
   /** Size of the newest page in the log. */
   pageBytes = 0

@@ -8,7 +8,7 @@ export interface Dead {
   readonly attempts: number
   readonly death: Death
   readonly timeMs: number
-  /** Reason from the consumer, at most `LIMITS.reasonBytesMax` bytes; '' if there is none. */
+  /** Reason from the consumer, at most `LIMITS.reasonBytesMax` bytes; '' if it gave no reason. */
   readonly reason: string
   /** Whether the message will be moved to the dead-letter queue. */
   readonly isMoving: boolean

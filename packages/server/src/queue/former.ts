@@ -21,7 +21,7 @@ export const ALL_ENDED = -1
 export interface FormerLease {
   readonly subscriptionId: number
   readonly tag: number
-  /** Deadline of the handling; Infinity if there is none. */
+  /** Deadline of the handling; Infinity if the handling has no deadline. */
   readonly deadlineMs: number
   /** Whether the attempt was charged when the lease ended. */
   readonly isCharged: boolean
@@ -114,7 +114,7 @@ export class FormerLeases {
     if (this.#ended.size > 0) this.#ended = new Set()
   }
 
-  /** Called when recovery is over: the ended subscriptions in the log are those of the previous boot. */
+  /** Called when recovery is over: the ended subscriptions in the log belong to the previous boot. */
   open(): void {
     this.#endedBefore = this.#ended
     this.#ended = new Set()

@@ -37,7 +37,7 @@ export abstract class HashIndex {
     return this.#segments.reduce((places, segment) => places + segment.length, 0)
   }
 
-  /** The ref with this hash; -1 if there is none. */
+  /** The ref with this hash; -1 if no ref has it. */
   protected lookUp(h0: number, h1: number, h2: number, h3: number): number {
     const refs = this.#segments[this.#segmentOf(h0)]!
     const mask = refs.length - 1
@@ -76,7 +76,7 @@ export abstract class HashIndex {
     const mask = refs.length - 1
     let hole = this.wordOf(ref) & mask
     while (refs[hole] !== ref) hole = (hole + 1) & mask
-    // Fills the hole: refs after it move up, except those that would move before their home place.
+    // Fills the hole: refs after the hole move up, except refs that would move before their home place.
     for (let place = (hole + 1) & mask; ; place = (place + 1) & mask) {
       const other = refs[place]!
       if (other === EMPTY) break

@@ -64,7 +64,7 @@ export class TimeHeap {
   pop(): void {
     const last = --this.size
     if (last === 0 && this.#times.length > HEAP_KEPT) return this.clear()
-    // The last entry mostly belongs near the end again: the hole moves to the bottom, and the entry rises from there.
+    // The last entry usually belongs near the end again: the hole moves to the bottom, and the entry rises from there.
     const hole = this.#descend(0)
     this.#rise(hole, 0, this.#times[last]!, this.#offsets[last]!)
   }

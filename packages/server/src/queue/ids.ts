@@ -119,7 +119,7 @@ export class IdWindow extends HashIndex {
     return page
   }
 
-  /** Offset of the oldest remembered id; -1 if there is none. */
+  /** Offset of the oldest remembered id; -1 if no id is remembered. */
   get oldestOffset(): number {
     return this.#first === this.#next ? NONE : this.#page(this.#first).offsets[this.#first % PAGE_IDS]!
   }

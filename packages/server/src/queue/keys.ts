@@ -31,7 +31,7 @@ const LOW = 10
 const HIGH = 11
 /** Number of messages that hold the slot; 0 if the slot is free. */
 const REFS = 12
-/** In a free slot, this is the next free slot, plus 1; 0 if there is none. */
+/** In a free slot, the number of the next free slot, plus 1; 0 if no other slot is free. */
 const NEXT_FREE = LOW
 
 /** A page of neighbouring slots. */
@@ -42,7 +42,7 @@ class KeyPage {
   words: Uint32Array
   /** Slots from here on were never used. */
   end = 0
-  /** The first free slot before `end`, plus 1; 0 if there is none. */
+  /** The first free slot before `end`, plus 1; 0 if no slot before `end` is free. */
   #free = 0
 
   constructor(slots: number) {

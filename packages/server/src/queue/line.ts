@@ -350,7 +350,7 @@ export class Line {
     if (slot !== NONE) this.#keyLines.offer(slot, nowMs, NONE, 0)
   }
 
-  /** Removes a message that is in the line, as of `timeMs`. */
+  /** Removes a message that is in the line. The message left the line at `timeMs`. */
   leave(chunk: Chunk, index: number, timeMs: number): void {
     if (!chunk.isWaiting(index)) {
       this.#countPlain(chunk.priorityAt(index), -1)
@@ -546,7 +546,7 @@ export class Line {
     return at - index
   }
 
-  // Sets `#headOffset` to the first plain message of the priority and returns its chunk; undefined if there is none.
+  // Sets `#headOffset` to the first plain message of the priority and returns its chunk; undefined if no message is plain.
   #head(priority: number): Chunk | undefined {
     if ((this.#plainMask & (1 << priority)) === 0) return undefined
     if ((this.#returned.mask & (1 << priority)) !== 0) {

@@ -234,7 +234,7 @@ export class Queue extends Contents implements Follower {
     return count
   }
 
-  /** Time at which `advance` has work next; Infinity if there is none, or if each turn calls it anyway. */
+  /** Time at which `advance` has work next; Infinity if it has no work, or if each turn calls it anyway. */
   get nextDeadline(): number {
     const otherMs = Math.min(this.#nextSweepMs, this.earliestDeadlineMs)
     return this.hasMoreDue ? otherMs : Math.min(otherMs, this.#line.nextDeadline)

@@ -28,7 +28,7 @@ export class ReturnedMessages {
     this.mask |= 1 << priority
   }
 
-  /** Offset of the first message of this priority that is still plain; -1 if there is none. */
+  /** Offset of the first message of this priority that is still plain; -1 if no message is. */
   first(priority: number): number {
     const queue = this.#queues[priority]
     if (queue === undefined) return NONE

@@ -31,7 +31,7 @@ export interface Lease {
   alone: boolean
   /** Whether the attempt was charged earlier, when the client lost the connection from which it claimed this lease. */
   isCharged: boolean
-  /** Deadline of the handling; Infinity if there is none. Only `takeAll` sets it. */
+  /** Deadline of the handling; Infinity if the handling has no deadline. Only `takeAll` sets it. */
   deadlineMs: number
 }
 
@@ -257,7 +257,7 @@ export class SubscriptionOf<Q extends Settled> {
     if (deadlineMs < this.earliestDeadlineMs) this.earliestDeadlineMs = deadlineMs
   }
 
-  /** Notes that the consumer will handle the messages of these tags in order. It reports only those that take long. */
+  /** Notes that the consumer will handle the messages of these tags in order. It reports only the messages that take long. */
   announce(ranges: readonly TagRange[]): void {
     this.endAnnouncement()
     this.#starting = ranges

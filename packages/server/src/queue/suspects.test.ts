@@ -14,7 +14,7 @@ test('three unattributed deaths make a suspect, unless a settle clears them in b
   expect([suspects.has(7), suspects.size]).toEqual([true, 1])
 })
 
-test('finds the first suspect of a run, and forgets those that were cleared', () => {
+test('finds the first suspect of a run, and forgets suspects that were cleared', () => {
   const suspects = new Suspects()
   expect(suspects.firstIn(0, 10)).toBe(10)
   suspects.add(3)

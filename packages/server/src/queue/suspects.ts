@@ -24,7 +24,7 @@ export class Suspects {
     return this.size > 0 && this.#offsets.has(offset)
   }
 
-  /** The first suspect in `[from, to)`; `to` if there is none. */
+  /** The first suspect in `[from, to)`; `to` if the range has no suspect. */
   firstIn(from: number, to: number): number {
     if (this.size > 0)
       for (let offset = from; offset < to; offset++) if (this.#offsets.has(offset)) return offset

@@ -1,6 +1,6 @@
 /**
- * Checkpoints: the state that changed since the last one is appended as state pages, one slice per turn, followed by a
- * directory of the newest copy of every page. `Space` calls `step` once per turn.
+ * Checkpoints: the state that changed since the last checkpoint is appended as state pages, one slice per turn. A
+ * directory of the newest copy of every page follows. `Space` calls `step` once per turn.
  *
  * Invariant: a directory takes effect when the next segment begins, because recovery finds its position in the header
  * of the newest segment. The pages and facts that it replaces may be truncated only then.
@@ -190,7 +190,7 @@ export class Checkpoints {
         queue.ids.pageWritten(page, position, BATCH_HEADER_BYTES + bytes.length)
         if (sliceIsFull()) yield
       }
-      // The page of a queue follows those of its chunks, so that its counters match them.
+      // The page of a queue follows the pages of its chunks, so that its counters match the chunks.
       if (exists() && (queue.dirty || queue.pagePosition < this.evacuateBefore)) {
         const retained = state.segments.retained(queue.id)
         this.#write(queue, PAGE.queue, queue.id, encodeQueuePage(queue, retained), nowMs)

@@ -22,7 +22,7 @@ export class NameCache {
     this.#queues = queues
   }
 
-  /** The queue whose name is `bytes[start, end)`; undefined if there is none. */
+  /** The queue whose name is `bytes[start, end)`; undefined if no queue has this name. */
   find(bytes: Uint8Array, start: number, end: number): Queue | undefined {
     const places = this.#places
     const mask = places.length - 1

@@ -172,7 +172,7 @@ export class Relocation {
     this.#finish()
   }
 
-  /** Start of the segment that is copied next; Infinity when there is none. */
+  /** Start of the segment that is copied next; Infinity when no segment is to be copied. */
   get #nextStart(): number {
     if (!this.#isWanted) return Infinity
     const { firstPosition } = this.#log.usage()

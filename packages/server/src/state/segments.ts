@@ -198,7 +198,7 @@ export class Segments implements LogUse {
     return this.pages.bytes + DIRECTORY_HEAD_BYTES + this.pages.count * PAGE_AT_BYTES
   }
 
-  /** Start of the oldest segment with a live message at or after `position`; Infinity when there is none. */
+  /** Start of the oldest segment with a live message at or after `position`; Infinity when no message is live there. */
   oldestLive(position: number): number {
     let oldest = Infinity
     const from = Math.floor(position / this.#segmentBytes)

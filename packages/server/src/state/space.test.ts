@@ -46,7 +46,7 @@ describe('an idle broker writes nothing', () => {
     bench.broker.leases.settle(worker.subscription, items)
     await bench.settle()
     expect(bench.info()).toMatchObject({ dead: 400, ready: 0 })
-    // Copying one of these batches would copy all of it.
+    // Copying one of these batches would copy the whole batch.
     expect(bench.broker.usage().liveBytes).toBeGreaterThan(400 * 100 * 100)
     await expectRest(bench)
     await bench.crash()
