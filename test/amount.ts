@@ -19,7 +19,7 @@ export function seedsFrom(first: number, count: number, longCount: number): numb
 
 /**
  * Minimum count of an event in `runs` runs, given that `of` runs have at least `least`. With fewer runs the counts vary
- * more, so only half of their share is required, rounded down: zero for a rare event.
+ * more, so only half of the proportional count is required. It is rounded down, to zero for a rare event.
  */
 export function leastIn(runs: number, least: number, of: number): number {
   return Math.floor(((runs < of ? 0.5 : 1) * least * runs) / of)
@@ -30,5 +30,5 @@ export function runs(usual: number, long: number): number {
   return IS_LONG ? long : usual
 }
 
-/** The time limit of a test whose amount depends on the mode. */
+/** The time limit of a test whose amount of work depends on the mode. */
 export const TIMEOUT_MS = IS_LONG ? 12 * 3_600_000 : 300_000

@@ -1,4 +1,4 @@
-/** The checker finds every verdict in a history that deserves it, and none in a history that does not. */
+/** The checker reports each verdict for a history that deserves it, and no verdict for a correct history. */
 import { afterAll, describe, expect, test } from 'vitest'
 import { VERDICTS, checkHistory, findingLines, violations } from './history.js'
 import type {
@@ -273,7 +273,7 @@ test('the history itself is checked', () => {
   expect(() => checkHistory([outcome('a', 'ok')])).toThrow('does not attempt')
 })
 
-test('findings are printed as lines, and only the first ones', () => {
+test('only the first findings are printed, one per line', () => {
   const events = [...Array.from({ length: 12 }, (_, index) => deliver(`m${index}`)), end()]
   const lines = findingLines(checkHistory(events).findings, 2).split('\n')
   expect(lines).toEqual([

@@ -23,8 +23,9 @@ export interface AttemptEvent {
    */
   readonly sequence?: number
   /**
-   * The group of messages within which this one is in order, for example messages of one key and priority. If omitted, the
-   * group is all messages of the queue that omit it; null: the message has no order, because it has its own due time.
+   * The group of messages within which this one is in order, for example messages of one key and priority. If it is
+   * omitted, the message belongs to the group of all messages of the queue without a group. If it is null, the message
+   * has no order, because it has its own due time.
    */
   readonly lane?: string | null
 }
@@ -78,7 +79,10 @@ export interface GoneEvent {
   readonly why: string
 }
 
-/** After healing and draining: the number of messages that the queue still held, and separately the number of dead ones. */
+/**
+ * The contents of a queue after healing and draining: the number of messages that are left, and the number of dead
+ * messages.
+ */
 export interface EndEvent {
   readonly kind: 'end'
   readonly queue: string
@@ -133,8 +137,9 @@ export interface Report {
 
 export interface CheckOptions {
   /**
-   * The events of different consumers are in their true order too. Then any delivery after a confirmed ack is unexpected.
-   * Otherwise only a delivery to the same consumer is, because a stopped process can have unread bytes.
+   * The events of different consumers are in their true order too. Then any delivery after a confirmed ack is
+   * unexpected. Otherwise only a delivery to the same consumer is unexpected, because a stopped process can have unread
+   * bytes.
    */
   readonly totalOrder?: boolean
 }
@@ -144,13 +149,13 @@ interface Message {
   readonly attempt: AttemptEvent
   outcome: OperationOutcome | 'duplicate'
   offset: number | undefined
-  /** A purge or delete came after the attempt, or the message left according to the broker's own record. */
+  /** Whether a purge or delete came after the attempt, or the message left according to the broker's own record. */
   mayBeRemoved: boolean
   isGone: boolean
   deliveries: number
   unmarked: number
   readonly consumers: Set<string>
-  /** An ack or a dead-letter took effect, or may have taken effect. */
+  /** Whether an ack or a dead-letter took effect, or may have taken effect. */
   finished: boolean
   deadLettered: boolean
   /** The consumer whose ack was confirmed. */
@@ -317,7 +322,7 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
           }
           message.offset ??= event.offset
         }
-        // A number has one final result; "unknown" is not a result and does not replace one.
+        // An attempt has one final result. "unknown" is not a result and does not replace a result.
         if (event.outcome !== 'unknown') message.outcome = event.outcome
         break
       }

@@ -59,7 +59,7 @@ import { frame } from '../rig/frames.js'
 
 export interface Case {
   readonly bytes: Uint8Array
-  /** The result of the decoders: of a frame, the value of its payload. */
+  /** The result of the decoders; for a frame this is the value of its payload. */
   readonly value: unknown
 }
 
@@ -112,7 +112,8 @@ function batch(records: readonly Case[], { attributes = 0, batchNumber, follows 
   return { bytes, value: { header, follows, records: records.map((each) => each.value) } }
 }
 
-// By the number of records: the record `hello` alone, or both records. Computed with zlib.crc32 of Python.
+// Checksums by the number of records: for the record `hello` alone, and for both records. Computed with zlib.crc32 of
+// Python.
 const CRC_OF_COUNT: Readonly<Record<number, number>> = { 1: 0x411c_1531, 2: 0x36c2_46ab }
 
 const hello = record(text('hello'), CONTENT_TYPE.text)

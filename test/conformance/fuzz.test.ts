@@ -68,7 +68,8 @@ test('mutated payloads through the reader of every frame kind', { timeout: TIMEO
         (changed, change) => change(changed),
         bytes.slice(FRAME_HEADER_BYTES),
       )
-      // The payload is between other bytes, as in a chunk of a socket, so that a reader that leaves its range is noticed.
+      // Other bytes surround the payload, as in a chunk that a socket delivers, so that a reader that reads outside its
+      // range is noticed.
       const chunk = concat([new Uint8Array(9).fill(0xa5), payload, new Uint8Array(9).fill(0x5a)])
       for (const reader of READERS.values()) {
         const inside = outcome(() => reader(chunk, 9, 9 + payload.length))

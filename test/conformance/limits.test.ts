@@ -62,7 +62,7 @@ interface Probe {
   readonly code: ErrorCode
   /** Performs the limited action with this number, size or time. */
   readonly take: (amount: number) => void
-  /** The limit is a lower bound: one less is refused. */
+  /** Whether the limit is a lower bound, so that the next lower value is refused. */
   readonly isLeast?: boolean
 }
 
@@ -293,12 +293,15 @@ function option(name: QueueOptionName): (value: number) => void {
 }
 
 describe('each limit of the protocol', () => {
-  it.each(PROBES)('$limit is kept, and one beyond it is $code', ({ limit, code, take, isLeast }) => {
-    const value = LIMITS[limit]
-    expect(() => take(value)).not.toThrow()
-    const beyond = isLeast === true ? value - 1 : value + 1
-    expect(() => take(beyond)).toThrow(expect.objectContaining({ code }))
-  })
+  it.each(PROBES)(
+    '$limit is accepted, and one beyond it is refused with $code',
+    ({ limit, code, take, isLeast }) => {
+      const value = LIMITS[limit]
+      expect(() => take(value)).not.toThrow()
+      const beyond = isLeast === true ? value - 1 : value + 1
+      expect(() => take(beyond)).toThrow(expect.objectContaining({ code }))
+    },
+  )
 
   it('has a row here', () => {
     const probed = PROBES.map(({ limit }) => limit)
@@ -462,7 +465,7 @@ const NO_LIMIT: Readonly<Record<string, string>> = {
   TIMER_PART_MS_MAX: 'longer times are divided into several timers',
   READERS_OPEN_MAX: 'further files are closed',
   READS_MAX: 'further reads wait',
-  AHEAD_PARTS_MAX: 'reading ahead shrinks at most to this fraction',
+  AHEAD_PARTS_MAX: 'the read-ahead shrinks at most to this fraction',
   TRIES_MAX: 'attempts to get the lock while its files change',
   LOCK_BYTES_MAX: 'a longer lock file is not parsed',
   LISTED_MAX: 'the layout of a chunk changes',

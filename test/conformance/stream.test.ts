@@ -294,7 +294,7 @@ describe('the preface', () => {
     expect(() => decoder.push(fromHex('58'))).toThrow(SluiceError)
   })
 
-  test('another major version is refused at the fifth byte; another minor and reserved bytes are not', () => {
+  test('another major version is refused at the fifth byte; another minor version and reserved bytes are accepted', () => {
     let refused = 0
     for (let major = 0; major < 256; major++) {
       const { decoder } = counting(undefined, true)

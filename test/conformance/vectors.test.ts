@@ -61,7 +61,7 @@ describe('golden vectors', () => {
 })
 
 describe('cut off at every byte', () => {
-  test('of a stream that ends early the unfinished frame is not emitted, and there is no error', () => {
+  test('the unfinished frame of a stream that ends early is not emitted, and there is no error', () => {
     let cuts = 0
     for (const { kind, bytes } of VECTORS) {
       if (kind !== 'frame' && kind !== 'preface') continue

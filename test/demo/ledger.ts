@@ -39,7 +39,7 @@ export class Ledger {
   readonly #confirmedAt: Float64Array
   /** For each record, the offset at which it was delivered; -1: never delivered. */
   readonly #handledAt: Float64Array
-  /** Index of the last first delivery, by worker, connection and producer. */
+  /** Index of the record that was last delivered for the first time, by worker, connection and producer. */
   readonly #lastIndex = new Map<string, number>()
 
   constructor(count: number) {

@@ -25,10 +25,14 @@ const LEAD_SHARE = 0.25
 const WORKER_KILL_SHARE = 0.5
 /** The broker is killed once that worker is back, or once this share of the records is acknowledged, whichever is first. */
 const BROKER_KILL_SHARE = 0.6
-/** The kill waits until at least this many publishes are unanswered and this many confirmed records are not yet handled. */
+/** Minimum number of unanswered publishes when the broker is killed. */
 const UNANSWERED_AT_KILL_MIN = 200
+/** Minimum number of confirmed records that are not yet handled when the broker is killed. */
 const UNHANDLED_AT_KILL_MIN = 100
-/** The kill does not wait beyond this share, so that there are records left to publish. */
+/**
+ * When this share of the records is acknowledged, the broker is killed even if these two minimums are not reached, so
+ * that there are records left to publish.
+ */
 const BROKER_KILL_SHARE_MAX = 0.72
 const POLL_MS = 5
 
@@ -48,7 +52,7 @@ export interface Outcome {
   readonly refusals: readonly Refusal[]
   /** Time from the first publish until the queue is empty. */
   readonly seconds: number
-  /** The part of that time from the end of the broker to its first accepted connection. */
+  /** Time without a broker: from the kill of the broker to the first connection that the restarted broker accepts. */
   readonly awaySeconds: number
 }
 

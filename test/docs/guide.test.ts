@@ -122,7 +122,7 @@ it('starts each page with its subject, and an example of at most 15 lines', () =
   expect(behaviours.length).toBeGreaterThanOrEqual(16)
 })
 
-it('runs nearly all of its code, and gives the reason where it does not', () => {
+it('runs nearly all of its code, and gives the reason for each block that is not run', () => {
   const blocks = pages.flatMap((page) => page.blocks)
   const idle = blocks.filter(({ noRun }) => noRun !== undefined)
   for (const { noRun } of idle) expect(noRun!.length).toBeGreaterThan(10)

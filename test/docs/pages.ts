@@ -1,8 +1,8 @@
 /**
  * The pages of the guide as data: their code, which forms one program per page, their tables, and the names that they
- * mention. A program is what a reader gets by pasting the blocks of a page into one file. Each line of code keeps its line
- * number on the page, so that errors name lines of the page. A page may hide only code that closes what the page opened;
- * this code is called after the program has printed what the page says.
+ * mention. A program is the text that a reader gets by pasting the blocks of a page into one file. Each line of code
+ * keeps its line number on the page, so that errors name lines of the page. A page may hide only code that closes what
+ * the page opened; this code is called after the program has printed what the page says.
  */
 import { readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'

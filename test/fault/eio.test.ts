@@ -16,7 +16,7 @@ const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)
 const ROUNDS = runs(8, 100)
 const EXIT_LOG_FAILED = 70
 const EXIT_MS_MAX = 1_000
-/** Far more publishes than precede the failed write. */
+/** Maximum number of publishes in a round: far more than come before the failed write. */
 const MESSAGES_MAX = 4_000
 
 interface Round {

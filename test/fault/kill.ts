@@ -23,7 +23,10 @@ export interface KillOptions {
   readonly segmentBytes?: number
   /** Mean time under load before a kill. */
   readonly meanLifeMs?: number
-  /** Bytes that are published before the first kill and consumed at the end; each start recovers them. Default: 100 messages. */
+  /**
+   * Bytes that are published before the first kill and consumed at the end. Each start of the broker recovers these
+   * messages. By default there are 100 messages.
+   */
   readonly backlogBytes?: number
   readonly say?: (line: string) => void
 }
@@ -36,7 +39,7 @@ export interface KillResult {
   readonly report: Report
   /** First deliveries, marked or not, that were out of order on the queue with one consumer. */
   readonly overtaken: readonly string[]
-  /** Publishes without an answer whose client was not replaced. */
+  /** Number of publishes without an answer whose client was not replaced. */
   readonly unresolved: number
   readonly failures: Readonly<Record<string, number>>
   /** Times from spawn to the first accepted connection, in ms, sorted. */
@@ -319,7 +322,7 @@ export function summary(results: readonly KillResult[]): string {
     `errors that clients received: ${JSON.stringify(added(results.map(({ failures }) => failures)))}`,
     `ready again p50 ${at(ready, 0.5)}, p99 ${at(ready, 0.99)} (as measured by the broker p50 ${at(started, 0.5)}, p99 ${at(started, 0.99)})`,
     `${sum(({ rolls }) => rolls)} segments started, ${sum(({ removed }) => removed)} freed; ${Math.round(sum(({ tookMs }) => tookMs) / 1000)} s`,
-    `with a confidence of 95 %, no fault shows in more than ${((3 / kills) * 100).toPrecision(2)} % of kills would have shown here, at 95 %`,
+    `at a confidence of 95 %, a fault that shows in more than ${((3 / kills) * 100).toPrecision(2)} % of kills would have shown here`,
   ].join('\n')
 }
 

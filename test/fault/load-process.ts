@@ -27,7 +27,7 @@ export interface LoadArguments {
   /** A queue that is filled once at the start and consumed only after `drain`. */
   readonly coldQueue?: string
   readonly coldMessages?: number
-  /** Size of the bodies in the cold queue; by default as in other queues. */
+  /** Size of the bodies in the cold queue; by default the same as in other queues. */
   readonly coldBodyBytes?: number
   /** The number of producers, or the number of consumers of each queue in the order of `queues`. */
   readonly clients: readonly number[]
@@ -47,7 +47,9 @@ export interface Progress {
   readonly confirmed: number
   readonly refused: number
   readonly unknown: number
-  /** Publishes with an unknown outcome of clients that were not replaced, and should have sent the batch again. */
+  /**
+   * Number of publishes with an unknown outcome whose clients were not replaced and should have sent the batches again.
+   */
   readonly unresolved: number
   readonly delivered: number
   readonly settled: number
@@ -113,7 +115,7 @@ function count(error: unknown): void {
   progress.failures[code] = (progress.failures[code] ?? 0) + 1
 }
 
-/** A client, used until the end of its patience. */
+/** A client, which is used until a reconnect takes longer than its patience. */
 class Client {
   readonly sluice: Sluice
   #isRetired = false
@@ -170,7 +172,8 @@ const OUTSTANDING_MAX = 256
 const COLD_OUTSTANDING_MAX = 64
 
 function bodyOf(message: string, size?: number): string {
-  // Most bodies are small and some are large, so that entries have one batch or many, and fill a segment or do not.
+  // Most bodies are small and some are large, so that some entries have one batch and others many, and some entries
+  // fill a segment.
   const usual =
     random.below(50) === 0
       ? random.below(load.bodyBytesMax)

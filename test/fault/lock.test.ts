@@ -47,7 +47,7 @@ async function expectRefused(broker: BrokerProcess): Promise<void> {
 }
 
 describe.runIf(isLinux)('two processes and one directory', () => {
-  test('the second is refused while the first runs or is suspended, and gets the directory after the first is killed', async () => {
+  test('the second process is refused while the first one runs or is suspended, and gets the directory after the first one is killed', async () => {
     const first = start()
     await first.ready()
     const second = start()
@@ -61,7 +61,7 @@ describe.runIf(isLinux)('two processes and one directory', () => {
     await start().ready()
   })
 
-  test('of several processes that start at once after a kill, one gets the directory', async () => {
+  test('if several processes start at once after a kill, exactly one gets the directory', async () => {
     for (let round = 0; round < 3; round++) {
       const dead = start()
       await dead.ready()
@@ -99,7 +99,7 @@ describe.runIf(isLinux)('two processes and one directory', () => {
 })
 
 describe.runIf(canUnshare)('containers with separate host names', () => {
-  test('the second is refused, even from another network namespace', async () => {
+  test('the second container is refused, even from another network namespace', async () => {
     const first = start(named('one'))
     await first.ready()
     await expectRefused(start(named('two')))
@@ -108,7 +108,7 @@ describe.runIf(canUnshare)('containers with separate host names', () => {
     expect(third.lines.join('\n')).toContain('on host one')
   })
 
-  test('the next container gets the directory of a killed one', async () => {
+  test('after a container is killed, the next one gets its directory', async () => {
     for (const name of ['one', 'two', 'three']) {
       const broker = start(named(name))
       await broker.ready()

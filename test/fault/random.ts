@@ -22,7 +22,7 @@ export class Random {
     return Math.floor(this.next() * below)
   }
 
-  /** Exponentially distributed, at most ten times the mean. */
+  /** An exponentially distributed number, at most ten times the mean. */
   exponential(mean: number): number {
     return Math.min(-Math.log(1 - this.next()) * mean, mean * 10)
   }

@@ -441,7 +441,7 @@ describe.concurrent('dead letters', () => {
 })
 
 describe.concurrent('acknowledged messages', () => {
-  test('are published again until Ctrl-C, then from the same place, each once', async () => {
+  test('are published again until Ctrl-C, and from the same place by the next command, each message once', async () => {
     await sluice.queues.ensure('paced', { retain: { age: '1d' } })
     await sluice.queues.ensure('paced/copies')
     await sluice.publishBatch(

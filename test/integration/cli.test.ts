@@ -56,15 +56,20 @@ describe.concurrent('usage', () => {
 
   const mistakes: readonly (readonly [string, readonly string[], RegExp, RegExp])[] = [
     ['a typo of a command', ['consum', 'q'], /Unknown command "consum"/, /`sluice consume`/],
-    ['one with an option', ['consum', 'q', '--count', '1'], /Unknown command "consum"/, /`sluice consume`/],
     [
-      'one of queue, with an option',
+      'a typo of a command that has an option',
+      ['consum', 'q', '--count', '1'],
+      /Unknown command "consum"/,
+      /`sluice consume`/,
+    ],
+    [
+      'a typo of a queue command that has an option',
       ['queue', 'ensur', 'q', '--ttl', '1h'],
       /Unknown command "queue ensur"/,
       /ensure/,
     ],
     [
-      'no command of queue',
+      'queue without a command',
       ['queue'],
       /needs a command/,
       /ensure, edit, get, list, delete, purge, pause, resume/,
@@ -202,7 +207,7 @@ describe.concurrent('queues', () => {
       /^NAME +READY {2}SCHEDULED {2}LEASED {2}DEAD +BYTES {2}CONSUMERS {2}OLDEST {2}PAUSED$/,
     )
     const row = lines.find((line) => line.startsWith('list/a'))!
-    expect(row.indexOf('0') + 1, 'numbers stand under the end of their title').toBe(
+    expect(row.indexOf('0') + 1, 'numbers are aligned with the end of their title').toBe(
       lines[0]!.indexOf('READY') + 'READY'.length,
     )
     const names = (JSON.parse(json.stdout) as { name: string }[]).map(({ name }) => name)
@@ -212,7 +217,7 @@ describe.concurrent('queues', () => {
 })
 
 describe.concurrent('messages', () => {
-  test('are published from an argument, whatever it looks like, and printed to stdout', async () => {
+  test('are published from an argument, even one that looks like an option or a command, and printed to stdout', async () => {
     await sluice.queues.ensure('words')
     const bodies = ['help', '-5', '007', '', '--help grüße']
     for (const [offset, body] of bodies.entries()) {
@@ -304,7 +309,7 @@ describe.concurrent('messages', () => {
     expect(await sluice.queues.get('first')).toMatchObject({ ready: 1, scheduled: 1, acked: 1 })
     expect(await run(['consume', 'undecoded', '--wait', '0'])).toEqual(failed('a\nb\n', 'undecoded'))
     expect((await sluice.dead.get('undecoded', 0)).error).toMatch(/^The body is not/)
-    // The unreadable message is one of those that are held.
+    // The unreadable message is among the held messages.
     expect(await run(['consume', 'kept', '--no-ack', '--count', '2'])).toEqual(failed('a\n', 'kept'))
     const { messages } = await sluice.queues.peek('kept')
     expect(messages.map(({ state, attempts }) => [state, attempts])).toEqual([
@@ -550,7 +555,7 @@ describe.concurrent('connections', () => {
 
 describe.concurrent('serve', () => {
   test.runIf(process.platform === 'linux')(
-    'refuses a place where no directory can be, with a sentence that names it',
+    'refuses a path at which no directory can be created, with a sentence that names the path',
     async () => {
       const places: [string, RegExp, RegExp][] = [
         ['/proc/x', /\/proc\/x cannot be used: no such file or directory/, /path/],

@@ -88,7 +88,7 @@ export async function until(condition: () => boolean | Promise<boolean>): Promis
 
 export let directory: string
 export let broker: RunningBroker
-/** Prepares and inspects queues faster than a process of the command line. */
+/** Prepares and inspects queues. This is faster than starting a process of the command line each time. */
 export let sluice: Sluice
 
 let scratch: Awaited<ReturnType<typeof scratchDirectory>>

@@ -200,7 +200,7 @@ async function expectFault(peer: Peer, { code, scope = ERRORS[code].scope, names
   else expect(await peer.answers()).toBe(true)
 }
 
-/** One line of printable text, of bounded length. */
+/** Expects one line of printable text, of bounded length. */
 function expectSentence(sentence: string): void {
   expect(sentence).toMatch(/^[^\p{Cc}\u2028\u2029]+[.:/]$/u)
   expect(sentence.length).toBeLessThan(500)
@@ -736,7 +736,7 @@ describe('after the handshake', () => {
       code: 'MESSAGE_TOO_LARGE',
       names: [LIMITS.messageBytesDefault + 1, LIMITS.messageBytesDefault],
     },
-    'two messages of more than a batch takes': {
+    'two messages that together are too large for a batch': {
       sends: () => {
         const payload = new Uint8Array(LIMITS.batchBytesMax / 2)
         return [publishFrame(QUEUE, batch(1, [{ payload }, { payload }]))]
@@ -750,7 +750,7 @@ describe('after the handshake', () => {
       names: ['nowhere'],
     },
   }
-  // A delay of a hundred years and a millisecond; a time far in the past; a time to live of zero.
+  // The values are a delay of a hundred years and a millisecond, a time far in the past, and a time to live of zero.
   const times = {
     delayMs: { value: LIMITS.delayMsMax + 1, code: 'INVALID_DELAY' },
     atMs: { value: 5, code: 'AT_IN_THE_PAST' },
@@ -888,7 +888,7 @@ describe('after the handshake', () => {
     expect(server.broker.catalog.info(QUEUE as never).published).toBe(published + count)
   })
 
-  test('unknown tags and subscriptions are reported as stale, without another effect', async () => {
+  test('unknown tags and subscriptions are reported as stale, without any other effect', async () => {
     const peer = await open()
     peer.send(frame(OP.SETTLE, 1, 1, settlement(12, 0xffff_fff0, 32)))
     const { payload } = await peer.frame(OP.SETTLE_OK)
@@ -1043,7 +1043,7 @@ describe('settings at their limits', () => {
     })
   })
 
-  test('connections that are refused, or closed by one side only, do not count in the limit', async () => {
+  test('connections that are refused, or closed by one side only, do not count towards the limit', async () => {
     await withServer({ connectionsMax: 4 }, async (_, server) => {
       const url = `sluice://127.0.0.1:${server.port}`
       const lingering: Socket[] = []
@@ -1124,7 +1124,7 @@ describe('settings at their limits', () => {
     })
   })
 
-  test('a message of the largest size of all is delivered and shown after each of its moves', async () => {
+  test('a message of the largest possible size is delivered and shown after each of its moves', async () => {
     const messageBytesMax = LIMITS.messageBytesMax
     await withServer({ segmentBytes: 64 << 20, messageBytesMax }, async (sluice) => {
       const body = randomBytes(messageBytesMax)

@@ -77,7 +77,7 @@ async function open(): Promise<Peer> {
   return peer
 }
 
-test('a complete frame no longer counts in the budget, however many connections there are', async () => {
+test('a complete frame no longer counts towards the budget, for any number of connections', async () => {
   const bytes = 200_000
   const crew = await Promise.all(Array.from({ length: 3 * Math.ceil(BUDGET_BYTES / bytes) }, open))
   const whole = publishFrame(QUEUE, batch(1, [{ payload: new Uint8Array(bytes) }]))
@@ -89,19 +89,19 @@ test('a complete frame no longer counts in the budget, however many connections 
   expect(await Promise.all(crew.map((peer) => peer.answers()))).toEqual(crew.map(() => true))
 })
 
-test('the connection with the most incomplete bytes is closed, whichever sends last', async () => {
+test('the connection with the most incomplete bytes is closed, even if another connection sends last', async () => {
   const greedy: Peer[] = []
   const head = frame(OP.PUBLISH, 0, 0, new Uint8Array(3 << 20))
   for (let i = 0; i < 2; i++) greedy.push(await open())
   for (const peer of greedy) peer.send(head.subarray(0, head.length - 1))
-  await until('both to be half received', () => listener.receiveBytes >= 6 << 20)
+  await until('both frames to be half received', () => listener.receiveBytes >= 6 << 20)
   const whole = publishFrame(QUEUE, batch(1, [{ payload: new Uint8Array(1 << 20) }]))
   const modest: Peer[] = []
   for (let i = 0; i < 5; i++) {
     modest.push(await open())
     modest[i]!.send(whole.subarray(0, whole.length - 1))
   }
-  await until('the greedy to be closed', () => greedy.some((peer) => peer.isClosed))
+  await until('the greedy connection to be closed', () => greedy.some((peer) => peer.isClosed))
   const victim = greedy.find((peer) => peer.isClosed)!
   const fault = await victim.fault()
   expect({ code: fault.code, scope: fault.scope, retryable: fault.retryable }).toEqual({

@@ -176,7 +176,7 @@ describe('consuming', () => {
     expect(await sluice.queues.get(Orders)).toMatchObject({ acked: 5, expired: 1, ready: 0, scheduled: 0 })
   })
 
-  it('retries a message whose handler throws, with back-off, and keeps one that failed too often as dead', async () => {
+  it('retries a message whose handler throws, with back-off, and keeps a message that failed too often as dead', async () => {
     const sluice = await client(await start())
     await sluice.queues.ensure(Orders, { maxDeliveries: 3, retry: { initial: 10, max: 20 } })
     await sluice.publish(Orders, 'bad')
@@ -346,7 +346,7 @@ describe('queues', () => {
     await worker.close()
   })
 
-  it('can be pulled from one after the other and consumed, even if there are more than a connection may subscribe to', async () => {
+  it('can be pulled from one after the other, and consumed, even if there are more queues than a connection may subscribe to', async () => {
     const sluice = await client(await start({ session: { subscriptionsMax: 300 } }))
     for (let n = 0; n < 320; n++) await sluice.queues.ensure(`q${n}`)
     for (let n = 0; n < 320; n++) expect(await sluice.pull(`q${n}`)).toEqual([])
@@ -356,7 +356,7 @@ describe('queues', () => {
     const worker = sluice.consume('q319', ({ body }) => void seen.push(body))
     await sluice.publish('q319', 'y')
     await until('it consumes', async () => seen.length === 1)
-    await until('no pull holds a place', async () => (await sluice.queues.get('q318')).consumers === 0)
+    await until('no pull is still subscribed', async () => (await sluice.queues.get('q318')).consumers === 0)
     await worker.close()
   })
 
@@ -459,7 +459,7 @@ describe('connections and restarts', () => {
     await fragile.close({ timeout: 0 })
   })
 
-  it('delivers the messages that were being handled when a connection died one at a time, and charges none of them', async () => {
+  it('after a connection died, delivers the messages that were being handled, one at a time, and charges none of them', async () => {
     const server = await start()
     const sluice = await client(server)
     await sluice.queues.ensure(Orders)

@@ -36,7 +36,10 @@ export interface Result extends Count {
   readonly failed: number
   /** Message of the first failure. */
   readonly failure: string | undefined
-  /** Microseconds: for a producer from the call to the confirm, for a consumer from the time at which it should be sent. */
+  /**
+   * Latencies in microseconds. A producer measures from the call to the confirm. A consumer measures from the time at
+   * which the message should be sent to its arrival.
+   */
   readonly latency: Latency | undefined
   /** The messages that a consumer received. */
   readonly seen: readonly (Uint8Array | undefined)[]

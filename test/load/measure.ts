@@ -13,9 +13,12 @@ import { copiesOf, type Scenario } from './scenario.js'
 export interface Outcome {
   readonly publish: number | undefined
   readonly consume: number | undefined
-  /** From the call to the confirm; if a rate is set, from the time at which the message should be sent. */
+  /**
+   * Latency from the call to the confirm; if a rate is set, from the time at which the message should be sent to the
+   * confirm.
+   */
   readonly confirmLatency: Latency | undefined
-  /** From the time at which the message should be sent until a consumer has it. */
+  /** Latency from the time at which the message should be sent until a consumer has the message. */
   readonly endToEnd: Latency | undefined
   readonly confirmed: number
   /** Number of messages that were confirmed but never consumed. */

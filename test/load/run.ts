@@ -25,7 +25,7 @@ interface Plan {
   readonly out: string | undefined
 }
 
-/** @throws Error with what is wrong with the arguments */
+/** @throws Error that describes the wrong argument */
 async function planOf(args: readonly string[]): Promise<Plan> {
   const { values } = parseArgs({
     args: [...args],

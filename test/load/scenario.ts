@@ -7,9 +7,9 @@ export type Kind = (typeof KINDS)[number]
 export interface Scenario {
   readonly name: string
   /**
-   * `publish`: publishes as fast as confirms arrive. `consume`: consumes messages that were published before. `both`: does
-   * both at once. `latency`: publishes at `rate`, open loop, and times each message from when it should be sent until a
-   * consumer has it.
+   * `publish`: publishes as fast as confirms arrive. `consume`: consumes messages that were published before. `both`:
+   * publishes and consumes at the same time. `latency`: publishes at `rate`, open loop, and measures each message from
+   * the time at which it should be sent until a consumer has it.
    */
   readonly kind: Kind
   readonly producers: number
@@ -18,20 +18,20 @@ export interface Scenario {
   readonly queues: number
   /** Distance between the queues of consecutive messages, in the order in which the queues were created. */
   readonly stride: number
-  /** Each message goes to every queue, with one confirm for all copies. */
+  /** Whether each message goes to every queue, with one confirm for all copies. */
   readonly fanOut: boolean
   /** Bytes of a body; at least 24. */
   readonly bodyBytes: number
   /** `object`: data of about that size, in the usual encoding of the client. */
   readonly body: 'bytes' | 'object'
-  /** Unanswered publishes of a producer, and messages that a consumer holds. */
+  /** Maximum number of unanswered publishes of a producer, and of messages that a consumer holds. */
   readonly inFlight: number
   /** For `latency`: messages per second of all producers together. */
   readonly rate: number
   /** Duration of the measurement, after the warm-up. */
   readonly seconds: number
   readonly warmupSeconds: number
-  /** For `consume`: number of messages that are published before. */
+  /** For `consume`: number of messages that are published before the measurement. */
   readonly messages: number
   /** Names of the drivers that run the scenario; empty: all. */
   readonly drivers: readonly string[]
@@ -103,7 +103,7 @@ export function parseScenarios(text: string): Scenario[] {
       throw new Error(`${at} has fanOut ${JSON.stringify(scenario.fanOut)}; it is true or false.`)
     if (scenario.kind === 'latency' && scenario.rate === 0)
       throw new Error(`${at} measures latency and needs a rate.`)
-    if (!Array.isArray(scenario.drivers)) throw new Error(`${at} has drivers that are no array of names.`)
+    if (!Array.isArray(scenario.drivers)) throw new Error(`${at} has drivers that are not an array of names.`)
     return scenario
   })
 }

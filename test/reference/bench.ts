@@ -43,7 +43,10 @@ import {
   type Transfer,
 } from './state.js'
 
-/** The parts of the product that are compared. Passed as an argument, because their path differs between tests and builds. */
+/**
+ * The parts of the product that are compared. They are passed as an argument, because their path differs between tests
+ * and builds.
+ */
 export interface Product {
   readonly Broker: typeof Broker
   readonly MemoryLog: typeof MemoryLog
@@ -86,7 +89,7 @@ interface Sent {
   readonly step: Step | undefined
   /** The places of the batches; undefined if they were refused. */
   readonly placed: readonly Placed[] | undefined
-  /** The batches were refused, and can be accepted later. */
+  /** Whether the batches were refused but can be accepted later. */
   readonly isRetryable: boolean
 }
 
@@ -118,7 +121,7 @@ type Event =
     }
   | { readonly kind: 'drained'; readonly pair: Pair }
 
-/** Number of its last batches that a producer may send again. */
+/** Number of batches that a producer may send again, counted from its last batch. */
 export const RESENDABLE = 8
 
 /** The caller of an operator's requests. */
@@ -128,9 +131,12 @@ export const OPERATOR = { label: 'an operator', isOpen: true }
 const STEPS_MAX = 24
 /** Number of rounds of turns after which an answer counts as missing. */
 const WAIT_ROUNDS_MAX = 100
-/** Number of messages beyond lowered limits that one turn evicts: low, so that even a short backlog takes several turns. */
+/**
+ * Number of messages beyond lowered limits that one turn evicts. The number is low, so that even a short backlog takes
+ * several turns.
+ */
 const EXCESS_MAX = 4
-/** Number of due messages that one turn makes ready, low for the same reason. */
+/** Number of due messages that one turn makes ready. It is low for the same reason. */
 const DUE_MAX = 2
 
 const UNKNOWN: Pick<Pair, 'number'> = { number: -1 }
@@ -152,7 +158,7 @@ export class Bench {
   #ended: string[] = []
   #turns: (() => void)[] = []
   #fatal: unknown
-  /** Whether the request that was refused last can be accepted later. */
+  /** Whether the last refused request can be accepted later. */
   #isRetryable = false
   #chance = 0.5
   #numbers = 0
@@ -164,7 +170,7 @@ export class Bench {
     this.#product = product
     this.#options = options
     this.model = new Model(this.nowMs, EXCESS_MAX)
-    // With so low a bound, a few scheduled messages already exceed the near part of a schedule.
+    // The bound is low, so that a few scheduled messages already exceed the near part of a schedule.
     product.Schedule.nearMax = 8
     this.log = new product.MemoryLog({ segmentBytes: options.segmentBytes ?? 256 * 1024 })
   }
@@ -621,7 +627,9 @@ export class Bench {
 
   // --- time ---
 
-  /** Lets time pass. With `inSteps`, the broker meets each of its deadlines on the way, as with its own timer. */
+  /**
+   * Lets time pass. With `inSteps`, the broker meets each of its deadlines on the way, as it would with its own timer.
+   */
   async pass(ms: number, inSteps: boolean): Promise<void> {
     await this.endTurn()
     const target = this.nowMs + ms
@@ -748,7 +756,7 @@ export class Bench {
     if (sent === undefined) return
     const { queue, bytes, step, placed } = sent
     if (placed === undefined) {
-      // A refusal that is not final is decided again.
+      // The broker decides a batch again if its refusal was not final.
       if (sent.isRetryable) this.#publish(producer, number, sent)
       return
     }

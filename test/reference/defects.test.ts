@@ -17,14 +17,14 @@ const OPERATIONS = 600
 
 /** Seeds that find a defect, by its name, where the first seed does not. An outdated entry only costs time. */
 const KNOWN_SEEDS: Readonly<Record<string, number>> = {
-  'of a queue with `single` the oldest subscription gets messages, even without credit': 3,
+  'in a queue with `single`, the oldest subscription gets messages, even without credit': 3,
   'an extension does nothing': 6,
-  'a turn does not continue with the due messages of the one before': 8,
+  'a turn does not continue with the due messages of the previous turn': 8,
   'only one turn evicts a part of an excess': 5,
   'a limit accepts one message too many': 2,
   'a refused atomic step acknowledges its messages': 3,
   'a dead message is redriven without a maximum': 27,
-  'a page of a replay begins with the last message of the page before': 4,
+  'a page of a replay begins with the last message of the previous page': 4,
   'a later page of a replay skips its first message': 8,
   'a history has no deliveries': 4,
 }

@@ -52,8 +52,8 @@ function aroundDeliveries(broker: Broker, change: (run: Run, bytes: Uint8Array, 
 }
 
 /**
- * The broker reads other options than those of the message, with the same number of bytes; consumers receive the message
- * as it was published.
+ * The broker reads changed options, which take as many bytes as the options of the message. Consumers receive the
+ * message as it was published.
  */
 function blind(name: string, change: (content: Content) => Partial<Content>): PlantedDefect {
   const plant = (): Defect => {
@@ -174,7 +174,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
     })
   }),
   installed(
-    'of a queue with `single` the oldest subscription gets messages, even without credit',
+    'in a queue with `single`, the oldest subscription gets messages, even without credit',
     (broker) => {
       around(broker.leases, 'subscribe', (subscribe) => (...request) => {
         const subscription = subscribe(...request)
@@ -206,7 +206,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
       }
     })
   }),
-  installed('a turn does not continue with the due messages of the one before', (broker) => {
+  installed('a turn does not continue with the due messages of the previous turn', (broker) => {
     around(broker.turn, 'continueDue', () => () => {})
   }),
   installed('only one turn evicts a part of an excess', (broker) => {
@@ -236,7 +236,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
   installed('a restart forgets that a queue is paused', (broker) => {
     for (const { name } of broker.catalog.list('', 100).queues) broker.catalog.queue(name).paused = false
   }),
-  installed('a page of a replay begins with the last message of the page before', (broker) => {
+  installed('a page of a replay begins with the last message of the previous page', (broker) => {
     around(broker.replays, 'page', (replay) => async (request, by) => {
       const page = await replay(request, by)
       const [position, index, ...rest] = (page.cursor ?? '0:0').split(':').map(Number)

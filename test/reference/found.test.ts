@@ -67,18 +67,19 @@ const MENDED: Readonly<Record<string, Script>> = {
     await bench.endTurn()
   },
 
-  'a delayed message is found by its id, even if another one had the id when it was published': async () => {
-    const bench = await opened()
-    bench.ensure('q', { dedupWindowMs: 500 })
-    publish(bench, 'q', { id: 'i', delayMs: 1 })
-    await bench.pass(600, true)
-    publish(bench, 'q', { id: 'i', delayMs: 60_000 })
-    settle(bench, await consume(bench, 'q'), 'ack')
-    await bench.pass(600, true)
-    bench.cancel('q', undefined, 'i')
-  },
+  'a delayed message is found by its id, even if another message had the id when it was published':
+    async () => {
+      const bench = await opened()
+      bench.ensure('q', { dedupWindowMs: 500 })
+      publish(bench, 'q', { id: 'i', delayMs: 1 })
+      await bench.pass(600, true)
+      publish(bench, 'q', { id: 'i', delayMs: 60_000 })
+      settle(bench, await consume(bench, 'q'), 'ack')
+      await bench.pass(600, true)
+      bench.cancel('q', undefined, 'i')
+    },
 
-  'of two pending messages with the same id, the second one counts once the first is acknowledged':
+  'if two pending messages have the same id, the second one counts once the first is acknowledged':
     async () => {
       const bench = await opened()
       bench.ensure('dead', { unique: 'pending' })
@@ -159,7 +160,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     }
   },
 
-  'pages of a dry run over named offsets end': async () => {
+  'a dry run over named offsets ends after a few pages': async () => {
     const bench = await opened()
     bench.ensure('q', {})
     publish(bench, 'q', {}, {})
@@ -201,7 +202,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     bench.atomic(bench.producers[0]!, [{ pair, tag: held(pair)[0]! }], [{ queue: 'q', contents }])
   },
 
-  'of two pending messages with the same id, the second one counts in the step that acknowledges the first':
+  'if two pending messages have the same id, the second one counts in the step that acknowledges the first':
     async () => {
       const bench = await opened()
       bench.ensure('dead', { unique: 'pending' })

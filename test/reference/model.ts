@@ -1,6 +1,6 @@
 /**
- * What a broker must do, as an exact state: lists that are searched from end to end and Maps of strings, without bytes
- * and without a disk. The rules are those of test/rules; the model shares no code with the server.
+ * The model of a broker, with an exact state: it uses lists that are searched from end to end and Maps of strings, but
+ * no bytes and no disk. The rules are those of test/rules; the model shares no code with the server.
  *
  * The caller moves the time and reports each delivery, which the model checks; everything else follows from the
  * requests. Where the product may choose (which consumer, when expired messages are swept, the order in which dead
@@ -75,7 +75,7 @@ export class Model {
   transfers: Transfer[] = []
   /** Dead messages that are being redriven into their own queue and have not returned yet. */
   returning: { readonly queue: ModelQueue; readonly message: ModelMessage }[] = []
-  /** Number of times that each thing happened, for tests that assert that a history was worthwhile. */
+  /** Number of times that each thing happened, so that a test can assert that a history exercised what it should. */
   readonly events = new Map<string, number>()
 
   constructor(nowMs: number, excessMax: number) {
@@ -179,7 +179,7 @@ export class Model {
     return queue.messages.length
   }
 
-  /** Removes every message that is not dead; their leases are lost. */
+  /** Removes every message that is not dead; the leases of these messages are lost. */
   purge(name: string): number {
     const queue = this.queue(name)
     const purged = queue.messages.filter(({ state }) => state !== 'dead')
@@ -202,8 +202,8 @@ export class Model {
   // --- time ---
 
   /**
-   * Makes due messages ready, and retries messages that were handled for too long. `expired` returns the number of messages
-   * of a queue that the product counts as expired: it sweeps about once a second, at no fixed moment.
+   * Makes due messages ready, and retries messages that were handled for too long. `expired` returns the number of
+   * messages of a queue that the product counts as expired: the product sweeps about once a second, at no fixed moment.
    */
   tick(expired: (queue: ModelQueue) => number): void {
     for (const queue of this.queues.values()) {
@@ -255,7 +255,8 @@ export class Model {
     for (const message of stale) this.#expire(queue, message)
   }
 
-  // The time of removal is that of the expiry, or the due time if that is later, whenever the broker notices.
+  // The time of removal is the time of the expiry, or the due time if that is later. It does not depend on when the
+  // broker notices the expiry.
   #expire(queue: ModelQueue, message: ModelMessage): void {
     this.#count('expired')
     this.#note(queue, message.offset, 'expired')
@@ -546,7 +547,7 @@ export class Model {
     )
   }
 
-  /** As `head`, after the removal of the expired messages before it. */
+  /** Like `head`, but first removes the expired messages before the head. */
   #liveHead(queue: ModelQueue): ModelMessage | undefined {
     let head = this.head(queue)
     while (head !== undefined && isExpired(head, this.nowMs)) {
@@ -613,9 +614,8 @@ export class Model {
   }
 
   /**
-   * The turn has ended. `expired` is the number of messages that the product counts as expired: an expired head can stay
-   * until the next sweep.
-   * @throws Difference if an eligible message can still be delivered
+   * Called when the turn has ended. `expired` is the number of messages that the product counts as expired: an expired
+   * head can stay until the next sweep. @throws Difference if an eligible message can still be delivered
    */
   quiet(queue: ModelQueue, expired: number): void {
     const takers = (message: ModelMessage): ModelSubscription[] =>
@@ -770,7 +770,8 @@ export class Model {
     if (to !== undefined && message.isMoving) this.transfers.push({ kind: 'moved', from: queue, to, message })
   }
 
-  // The dead-letter queue may have been created since: dead messages that waited for it are routed.
+  // The dead-letter queue may have been created in the meantime, so dead messages that waited for this queue are
+  // routed.
   #moveWaiting(queue: ModelQueue): void {
     const onTheWay = this.transfers.map(({ message }) => message)
     for (const message of queue.messages)
@@ -791,7 +792,7 @@ export class Model {
     queue.subscriptions = queue.subscriptions.filter((other) => other !== subscription)
   }
 
-  /** The connection died. */
+  /** Called when the connection died. */
   disconnect(subscriptions: readonly ModelSubscription[]): void {
     const held = subscriptions.flatMap(({ queue, held: messages }) =>
       [...messages.values()].map((message) => ({ queue, message, lease: message.lease! })),
@@ -815,9 +816,8 @@ export class Model {
   // --- single messages ---
 
   /**
-   * Finds the message with this offset or id. If several have the id, `answer` is the offset of the one that the product
-   * chose; it is undefined if the product refused.
-   * @throws Refused
+   * Finds the message with this offset or id. If several messages have the id, `answer` is the offset of the message
+   * that the product chose. `answer` is undefined if the product refused. @throws Refused
    */
   #find(
     queue: ModelQueue,

@@ -170,7 +170,8 @@ async function play(names: readonly FeatureName[], variant: Variant): Promise<Re
   return counts
 }
 
-// One settle of each outcome, in another order in each step; the rest is left to the end of the connection.
+// Settles three messages with different outcomes, which change from step to step. The other messages stay leased until
+// the connection ends.
 function settles(tags: readonly number[], step: number): ModelSettle[] {
   const outcomes = (
     [

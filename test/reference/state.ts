@@ -40,7 +40,7 @@ export interface ModelMessage extends LineMessage {
   marked: 'no' | 'maybe' | 'yes'
   lease: ModelLease | undefined
   death: DeathName | undefined
-  /** Whether its queue had a dead-letter queue when the message died. */
+  /** Whether the queue of the message had a dead-letter queue when the message died. */
   isMoving: boolean
   diedMs: number
   /** The reason of the death; undefined if the broker chooses the words. */

@@ -57,11 +57,11 @@ export function authFrame(mechanism: number = MECHANISM.anonymous): Uint8Array {
 export interface RecordOf {
   readonly payload: Uint8Array
   readonly options?: RecordOptions
-  /** Default: bytes. */
+  /** The content type is bytes by default. */
   readonly contentType?: ContentType
 }
 
-/** A batch whose checksum is correct, whatever its header says. */
+/** A batch whose checksum is correct even if other fields of its header are wrong. */
 export function batch(
   batchNumber: number,
   records: readonly RecordOf[],

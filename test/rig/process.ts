@@ -5,7 +5,7 @@ import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 
-// Processes run what `tsc -b` has built, whether this file runs from its source in a test or from its built form.
+// Processes run the files that `tsc -b` has built, even if this file itself runs from its source in a test.
 const HERE = dirname(fileURLToPath(import.meta.url))
 const BUILT = HERE.endsWith(join('dist', 'rig')) ? dirname(HERE) : join(HERE, '..', 'dist')
 
@@ -31,7 +31,7 @@ export interface SpawnOptions {
   /** Command and arguments that run the Node process, such as those of strace. */
   readonly under?: readonly string[]
   readonly env?: Readonly<Record<string, string>>
-  /** Opens an IPC channel; not possible with `under`. */
+  /** Whether to open an IPC channel. This is not possible with `under`. */
   readonly ipc?: boolean
 }
 
@@ -84,7 +84,10 @@ export class ScriptProcess {
     if (this.#exit === undefined) this.child.kill(signal)
   }
 
-  /** The first line that `find` accepts, now or later. Rejects when the process ends without one. */
+  /**
+   * The first line that `find` accepts, among the lines so far and all later lines. Rejects when the process ends
+   * without one.
+   */
   async line<T>(find: (line: string) => T | undefined): Promise<T> {
     for (let at = 0; ;) {
       while (at < this.lines.length) {

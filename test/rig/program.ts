@@ -58,7 +58,7 @@ export class Processes {
     }
   }
 
-  /** As `start`, for a program that reports over IPC. */
+  /** Like `start`, for a program that reports over IPC. */
   startReporting(
     name: string,
     program: URL,

@@ -1,4 +1,6 @@
-/** Polls `condition` until its value is not false, undefined or null, and returns that. Rejects after the timeout. */
+/**
+ * Polls `condition` until its value is not false, undefined or null, and returns that value. Rejects after the timeout.
+ */
 export async function until<T>(
   what: string,
   condition: () => T | Promise<T>,

@@ -63,7 +63,7 @@ test('the first message with an id is accepted, in the queue and in the batch', 
   })
 })
 
-test('a message replaces a waiting one, and its place in the answer is its own', () => {
+test('a message replaces a waiting one, and the answer names the offset of the new message', () => {
   expect(plan(['a!'], { a: { offset: 7, isWaiting: true } })).toEqual({
     duplicates: [[0, NEXT]],
     replaced: [7],

@@ -63,7 +63,9 @@ export function planIds(
   return { duplicates, replaced, newIds }
 }
 
-/** Whether the message at this index is accepted: no other message has its id, or it replaces the one that has. */
+/**
+ * Whether the message at this index is accepted: no other message has its id, or it replaces the message with its id.
+ */
 export function isAccepted({ duplicates }: Pick<IdPlan, 'duplicates'>, next: number, index: number): boolean {
   return (duplicates.get(index) ?? next + index) === next + index
 }
@@ -83,7 +85,7 @@ export interface RoomPlan<O extends Occupant> {
   readonly isFull: boolean
   /** Messages that are evicted: those of the lowest priority first, and of these the oldest first. */
   readonly evicted: readonly O[]
-  /** Number of the last ones of them that only reduce a queue that was already over its limits. */
+  /** Number of messages at the end of `evicted` that are evicted only because the queue was already over its limits. */
   readonly excess: number
 }
 
@@ -104,7 +106,8 @@ export function planRoom<O extends Occupant>(
   const evictable = occupants
     .filter(({ state }) => overflow !== 'reject' && state !== 'leased')
     .toSorted((a, b) => a.content.priority - b.content.priority || a.offset - b.offset)
-  // Number of `evictable` that must leave for these limits; undefined: even without all of them there is no room.
+  // Number of messages in `evictable` that must leave so that these limits are met; undefined if there is no room even
+  // after all of them leave.
   const neededFor = (messagesMax: number, bytesMax: number): number | undefined => {
     for (let count = 0; count <= evictable.length; count++) {
       const messages = occupants.length - count + sizes.length

@@ -14,7 +14,7 @@ export interface Credit {
 /** The messages that a subscription holds. */
 export interface Load {
   readonly bytes: number
-  /** The subscription holds a single message, which was delivered alone. */
+  /** Whether the subscription holds a single message, which was delivered alone. */
   readonly isSuspect: boolean
 }
 

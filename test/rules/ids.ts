@@ -9,7 +9,10 @@ interface Accepted {
   readonly timeMs: number
 }
 
-/** Ids, forgotten in the order of acceptance: after a clock was set back, some are remembered longer, none shorter. */
+/**
+ * Ids that are forgotten in the order of acceptance. After a clock was set back, some ids are therefore remembered for
+ * longer than the window.
+ */
 export class RememberedIds {
   #list: Accepted[] = []
   readonly #current = new Map<string, Accepted>()

@@ -17,7 +17,7 @@ test('a deadline begins with STARTED, and a second STARTED does not move it', ()
   expect(deadlineAfterStarted(50, 10, 100)).toBe(50)
 })
 
-test('an announcement has no deadline and ends with the next one; a running deadline stays', () => {
+test('an announced message has no deadline, and the next announcement replaces it; a running deadline stays', () => {
   expect(deadlineAfterStarting(undefined)).toBe(Infinity)
   expect(deadlineAfterStarting(50)).toBe(50)
   expect(deadlineAfterAnnouncement(Infinity)).toBeUndefined()

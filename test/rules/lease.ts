@@ -8,22 +8,22 @@ import type { Message } from './message.js'
 
 export type Deadline = number | undefined
 
-/** STARTED names the message, whose deadline starts unless it is already running. */
+/** Deadline after a STARTED that names the message. The deadline starts unless it is already running. */
 export function deadlineAfterStarted(deadlineMs: Deadline, nowMs: number, timeoutMs: number): number {
   return deadlineMs === undefined || deadlineMs === Infinity ? nowMs + timeoutMs : deadlineMs
 }
 
-/** STARTING names the message, so its handling is announced unless it has already started. */
+/** Deadline after a STARTING that names the message. Its handling is announced unless it has already started. */
 export function deadlineAfterStarting(deadlineMs: Deadline): number {
   return deadlineMs ?? Infinity
 }
 
-/** A later STARTED or STARTING ends the announcements before it. */
+/** Deadline after a later STARTED or STARTING, which ends the earlier announcements. */
 export function deadlineAfterAnnouncement(deadlineMs: Deadline): Deadline {
   return deadlineMs === Infinity ? undefined : deadlineMs
 }
 
-/** The lease is extended. A message that is not being handled has no deadline that could be moved. */
+/** Deadline after the lease is extended. A message that is not being handled has no deadline that could be moved. */
 export function deadlineAfterExtension(
   deadlineMs: Deadline,
   nowMs: number,

@@ -197,7 +197,7 @@ class Search {
       .toSorted((a, b) => rank(a) - rank(b) || a.lineMs - b.lineMs || a.offset - b.offset)[0]
   }
 
-  /** The state of the key has changed; `newcomer` became ready at `sinceMs`. */
+  /** Called when the state of the key has changed. `newcomer` is the message that became ready at `sinceMs`. */
   follow(bench: Bench, key: string, atMs: number, newcomer?: LineMessage, sinceMs?: number): void {
     const head = this.head(bench, key)
     for (const message of [...this.since.keys()])

@@ -8,9 +8,9 @@
 import type { Message } from './message.js'
 
 export interface LineMessage extends Message {
-  /** The message never waited for a time. */
+  /** Whether the message never waited for a time. */
   isPlain: boolean
-  /** Time at which the message became eligible; for a message with a key, as of its last delivery. */
+  /** Time at which the message became eligible. A message with a key gets this time when it is delivered. */
   sinceMs: number
 }
 
@@ -40,8 +40,8 @@ export class Line<M extends LineMessage> {
   }
 
   /**
-   * A message was published. If it is due at once, it is placed after all earlier messages of its key, even if the clock
-   * was set back in between.
+   * Called when a message was published. If the message is due at once, it is placed after all earlier messages of its
+   * key, even if the clock was set back in between.
    */
   add(message: M, nowMs: number): void {
     const key = this.#keyOf(message)
@@ -54,7 +54,7 @@ export class Line<M extends LineMessage> {
     this.#offer(key, nowMs, message)
   }
 
-  /** A message that is not in the line enters the line at its `lineMs`. */
+  /** Adds a message that is not in the line, at its `lineMs`. */
   enter(message: M, nowMs: number): void {
     if (message.lineMs <= nowMs) {
       this.#becomeReady(message, nowMs)
@@ -67,14 +67,14 @@ export class Line<M extends LineMessage> {
     this.#offer(key, nowMs)
   }
 
-  /** A scheduled message is due. */
+  /** Called when a scheduled message is due. */
   arrive(message: M, nowMs: number): void {
     const key = this.#keyOf(message)
     if (key !== undefined && message.attempts > 0) key.retrying--
     this.#becomeReady(message, nowMs)
   }
 
-  /** The message is delivered. */
+  /** Called when the message is delivered. */
   take(message: M, nowMs: number): void {
     const key = this.#keyOf(message)
     message.state = 'leased'
@@ -94,7 +94,7 @@ export class Line<M extends LineMessage> {
     message.sinceMs = message.lineMs
   }
 
-  /** A leased message is released to its old place. */
+  /** Called when a leased message is released. It returns to its old place. */
   release(message: M, nowMs: number): void {
     message.state = 'ready'
     const key = this.#keyOf(message)
@@ -104,14 +104,14 @@ export class Line<M extends LineMessage> {
     this.#offer(key, nowMs, message)
   }
 
-  /** A leased message is retried at its new `lineMs`. */
+  /** Called when a leased message is to be retried at its new `lineMs`. */
   retry(message: M, nowMs: number): void {
     const key = this.#keyOf(message)
     if (key !== undefined) key.leased--
     this.enter(message, nowMs)
   }
 
-  /** A leased message is gone or dead. */
+  /** Called when a leased message is gone or dead. */
   finish(message: M, nowMs: number): void {
     const key = this.#keyOf(message)
     if (key === undefined) return
@@ -119,7 +119,7 @@ export class Line<M extends LineMessage> {
     this.#offer(key, nowMs)
   }
 
-  /** A message leaves the line at `timeMs`. */
+  /** Called when a message leaves the line at `timeMs`. */
   leave(message: M, timeMs: number): void {
     const key = this.#keyOf(message)
     const wasReady = message.state === 'ready'
@@ -136,7 +136,7 @@ export class Line<M extends LineMessage> {
     this.#keys.clear()
   }
 
-  /** Rebuilds the lines of all keys by other rules; each head has been eligible since its `lineMs`. */
+  /** Rebuilds the lines of all keys by the new rules. Each head counts as eligible since its `lineMs`. */
   reorder(rules: LineRules, messages: Iterable<M>): void {
     this.#rules = rules
     for (const key of this.#keys.values()) {
@@ -155,7 +155,7 @@ export class Line<M extends LineMessage> {
     }
   }
 
-  /** Time at which the message became eligible; undefined if it is not. */
+  /** Time at which the message became eligible; undefined if it is not eligible. */
   eligibleSince(message: M): number | undefined {
     if (message.state !== 'ready') return undefined
     const key = this.#keyOf(message)

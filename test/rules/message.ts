@@ -41,7 +41,9 @@ export interface Message {
   /** Failed attempts since the last redrive. */
   attempts: number
   earlier: EarlierLives
-  /** The message may have ended the process of its consumer, so it is delivered alone until it is settled. */
+  /**
+   * Whether the message may have ended the process of its consumer, so that it is delivered alone until it is settled.
+   */
   isSuspect: boolean
   /** Number of connections that died while they held the message and handled nothing. */
   unattributedDeaths: number
@@ -69,7 +71,7 @@ export function isExpired({ expiresMs }: Pick<Message, 'expiresMs'>, nowMs: numb
   return expiresMs !== 0 && expiresMs <= nowMs
 }
 
-/** Whether another message with the same id can replace it. */
+/** Whether another message with the same id can replace the message. */
 export function isWaiting({ state }: Pick<Message, 'state'>): boolean {
   return state === 'scheduled' || state === 'ready'
 }
@@ -98,7 +100,7 @@ export function livesAfterRedrive(
   return { redrives: redrives + 1, attempts: before + attempts }
 }
 
-/** The next state of a released message. A lease can outlast the time to live. */
+/** The next state of a released message. A lease can last longer than the time to live of its message. */
 export function afterRelease(message: Pick<Message, 'expiresMs'>, nowMs: number): 'expired' | 'ready' {
   return isExpired(message, nowMs) ? 'expired' : 'ready'
 }

@@ -4,9 +4,9 @@ import type { QueueOptions } from '@sluice/protocol'
 export interface OptionChange {
   /** Age from which accepted ids are forgotten; undefined: none are forgotten. */
   readonly forgetsAfterMs: number | undefined
-  /** The lines of all keys are rebuilt. */
+  /** Whether the lines of all keys are rebuilt. */
   readonly reorders: boolean
-  /** Dead messages may now have a dead-letter queue. */
+  /** Whether dead messages may now have a dead-letter queue. */
   readonly routesDead: boolean
 }
 

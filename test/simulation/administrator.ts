@@ -22,10 +22,10 @@ interface Asked {
 
 export class Administrator extends Client {
   readonly #waiting = new Map<number, Asked>()
-  /** Queues that the administrator believes to exist, and of these the ones that it believes to be running. */
+  /** Queues that the administrator believes to exist, and the subset that it believes to be running. */
   readonly #made = new Set<string>()
   readonly #running = new Set<string>()
-  /** The next offset of each queue, and all consumers, at the last look. */
+  /** The next offset of each queue, and all consumers, when the administrator last asked the broker. */
   readonly #published = new Map<string, number>()
   #consumers: readonly ConsumerInfo[] = []
   #knowsAll = false
@@ -44,7 +44,7 @@ export class Administrator extends Client {
     const { chance, queueNames, isHealing } = this.around
     if (isHealing) {
       if (this.#waiting.size > 0) return
-      // A late frame can have paused a queue in the meantime.
+      // A frame that arrived late can have paused a queue in the meantime.
       if (!this.#knowsAll || chance.hit(0.02)) {
         this.#knowsAll = true
         this.#ask(OP.LIST, {})

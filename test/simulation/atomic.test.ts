@@ -26,7 +26,7 @@ import { SECTOR_BYTES, SimulatedDisk } from './disk.js'
 const STEPS = runs(500, 1_300)
 const SEGMENT_BYTES = 96 * 1024
 const CHECKPOINT_BYTES = 48 * 1024
-/** One disk image in this many is drained to its last message. */
+/** Every image whose number is a multiple of this is drained to its last message. */
 const DRAINED_EVERY = 40
 const IN = queueName('in')
 const OUT = [queueName('out-a'), queueName('out-b')] as const

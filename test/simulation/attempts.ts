@@ -39,9 +39,9 @@ export interface Attempt {
   readonly names: readonly string[]
   /** Options of each message. */
   readonly options: readonly (RecordOptions | undefined)[]
-  /** How far below its own number the number of the batch is that this one follows; 0: it follows none. */
+  /** The batch's number minus the number of the batch that it follows; 0: it follows no batch. */
   readonly follows: number
-  /** The messages are independent: if they are refused together, each is sent again in its own batch. */
+  /** Whether the messages are independent: if they are refused together, each is sent again in its own batch. */
   readonly isSplit: boolean
   /** Refusals that are allowed for this batch; undefined: it must be accepted. */
   readonly expects: readonly ErrorCode[] | undefined
@@ -189,7 +189,7 @@ export class Attempts {
   /** Records that were copied from another queue, by queue and message name. */
   readonly #copies = new Map<string, Uint8Array[]>()
 
-  /** `isAgain`: the messages were already in an earlier attempt, which was refused. */
+  /** Adds an attempt. `isAgain`: its messages were already in an earlier attempt, which was refused. */
   add(attempt: Attempt, isAgain = false): void {
     const key = `${attempt.identity}:${attempt.number}`
     const same = this.#byNumber.get(key)

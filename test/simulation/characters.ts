@@ -16,7 +16,7 @@ export interface Character {
   readonly mortal: number
   /** Possible dead-letter queues. */
   readonly deadLetters: readonly string[]
-  /** The messages of the queue have no options; only retries happen. */
+  /** Whether the messages of the queue have no options, so that only retries happen. */
   readonly isPlain: boolean
 }
 

@@ -35,7 +35,7 @@ export interface Surroundings {
   readonly nowMs: number
   /** The current time of the broker's clock. */
   readonly brokerMs: number
-  /** The world causes no more trouble, so that the client can finish its open work. */
+  /** Whether the world causes no more trouble, so that the client can finish its open work. */
   readonly isHealing: boolean
   readonly heartbeatMs: number
   /** Maximum payload of one message, and maximum size of a batch, in bytes. */
@@ -72,7 +72,7 @@ export abstract class Client implements LinkEnd {
     return Buffer.from(this.identity).toString('hex')
   }
 
-  /** The client has no open work. */
+  /** Whether the client has no open work. */
   abstract get isDone(): boolean
   protected abstract opened(ok: HelloOk): void
   protected abstract frame(

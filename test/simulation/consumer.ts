@@ -66,7 +66,7 @@ interface StepAck {
 interface Reader {
   readonly channel: number
   readonly queue: string
-  /** -1 until the broker has assigned it. */
+  /** Id of the subscription; -1 until the broker has assigned the id. */
   id: number
   queueNumber: number
   readonly claims: readonly (Claim & Held)[]
@@ -92,7 +92,7 @@ export class Consumer extends Client {
   /** Probability of an atomic step, and of starting a message, at each piece of work. */
   readonly #stepping: number
   readonly #starting: number
-  /** The consumer handles messages slowly. */
+  /** Whether the consumer handles messages slowly. */
   readonly #isSlow: boolean
 
   get isDone(): boolean {
@@ -113,7 +113,7 @@ export class Consumer extends Client {
     this.#isSlow = chance.hit(0.3)
   }
 
-  /** The consumer is handling a message. */
+  /** Whether the consumer is handling a message. */
   get isHandling(): boolean {
     return [...this.#readers.values()].some(({ begun, held }) => [...begun].some((tag) => held.has(tag)))
   }
@@ -190,7 +190,7 @@ export class Consumer extends Client {
     else if (reader.held.size > 0) this.#settle(reader)
   }
 
-  /** Settles all messages that are left. */
+  /** Settles all messages that the consumer still holds. */
   #finish(): void {
     const { queueNames } = this.around
     for (const queue of queueNames) {
@@ -387,7 +387,7 @@ export class Consumer extends Client {
     return { firstTag, count, outcome: OUTCOME.deadLetter, reason: 'no such customer', invalid }
   }
 
-  /** Settles a tag that was settled before or never granted, which must change nothing. */
+  /** Settles a tag that was settled before or never granted. This settle must change nothing. */
   #settleAgain(reader: Reader): void {
     const { chance } = this.around
     const firstTag = chance.hit(0.8) ? chance.pick(reader.settled) : chance.int(0, 10_000) + 1_000_000

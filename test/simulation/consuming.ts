@@ -29,12 +29,12 @@ const SUPERSEDED_MAX = 300
 export type ModelEndReason = 'normal' | EndReason
 
 export class Consuming {
-  /** Leases of messages that another consumer has received since. */
+  /** Leases of messages that another consumer received later. */
   readonly superseded: Claim[] = []
   readonly #state: ModelState
   readonly #outcomes: Outcomes
   readonly #byId = new Map<number, ModelSubscription>()
-  /** By message, the last lease that reached a consumer, across all restarts of the broker. */
+  /** The last lease of each message that reached a consumer, across all restarts of the broker. */
   readonly #holders = new Map<string, { readonly lease: string; readonly claim: Claim }>()
   /** Leases that their consumers settled. */
   readonly #settledLeases = new Set<string>()
@@ -86,7 +86,7 @@ export class Consuming {
     queue.subscriptions.add(subscription)
   }
 
-  /** The subscription claimed leases, and the broker granted the ones in `granted`. */
+  /** Called when the subscription claimed leases and the broker granted the leases in `granted`. */
   claimed(
     key: object,
     claims: readonly Claim[],
@@ -154,14 +154,18 @@ export class Consuming {
     }
   }
 
-  /** A lease has left the broker: from now on its consumer has the message, and the previous holder has lost it. */
+  /**
+   * Called when a lease has left the broker. From now on its consumer has the message, and the previous holder has lost
+   * it.
+   */
   sent(subscriptionId: number, tag: number): void {
     const { boot } = this.#state
     const subscription = this.#byId.get(subscriptionId)
     const granted = subscription?.granted.get(tag)
     if (subscription === undefined || granted === undefined) return
     const { queue } = subscription
-    // The values are those of the delivery: before a frame that waits for the disk is sent, the attempt can have ended.
+    // The values are taken at the delivery, because the frame can wait for the disk, and the attempt can end before the
+    // frame is sent.
     const { offset, attempt } = granted
     const key = messageKey(queue.id, offset)
     const before = this.#holders.get(key)
@@ -186,7 +190,7 @@ export class Consuming {
     subscription.draining = drain
   }
 
-  /** The broker delivers a run of messages now. */
+  /** Called when the broker delivers a run of messages. */
   dispatched(
     key: object,
     run: {
@@ -440,7 +444,7 @@ export class Consuming {
     }
   }
 
-  /** The broker notifies the subscription that it has lost these leases. */
+  /** Called when the broker notifies the subscription that it has lost these leases. */
   lost(key: object, ranges: readonly TagRange[], nowMs: number): void {
     const subscription = this.#subscription(key)
     const { queue } = subscription
@@ -479,7 +483,7 @@ export class Consuming {
       const isCharged = end === 'charged'
       const lease = leaseName(subscription.id, tag)
       if (!isStopping) message.former = { lease, bytes, deadlineMs, isCharged: isCharged || wasCharged }
-      // The message that was being handled is charged, or else the one that was delivered alone.
+      // The message that was being handled is charged, or else the message that was delivered alone.
       if (isCharged) {
         this.#state.counts.charged++
         this.#outcomes.retry(queue, message, undefined, nowMs, wasCharged)
@@ -494,7 +498,8 @@ export class Consuming {
     this.#state.subscriptions.delete(key)
   }
 
-  // If a single message was being handled, it is charged; if there were several, none is charged and all become suspects.
+  // If a single message was being handled, it is charged; if several messages were being handled, no message is charged
+  // and all of them become suspects.
   #judgeEndReason(consumer: ModelConsumer, endReason: ModelEndReason): void {
     let must = this.#endReasons.get(consumer)
     if (must === undefined) {
@@ -554,12 +559,12 @@ export class Consuming {
     return subscription
   }
 
-  /** A purge starts; it notifies every holder. */
+  /** Called when a purge starts, which notifies every holder. */
   purging(): void {
     this.#purged = new Map()
   }
 
-  /** The purge of this queue is complete, and every holder must have been notified. */
+  /** Called when the purge of this queue is complete. By then every holder must have been notified. */
   purged(queue: ModelQueue): void {
     const notified = this.#purged!
     this.#purged = undefined

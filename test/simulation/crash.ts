@@ -20,7 +20,7 @@ import type { Sender, World } from './world.js'
 /** Numbers of images and effects that were checked. */
 export interface CrashCounts {
   images: number
-  /** Images in which the entry that was being written is complete, cut short, or damaged. */
+  /** Number of images in which the entry that was being written is complete, cut short, or damaged. */
   withUnfinished: number
   torn: number
   afterStop: number
@@ -30,15 +30,16 @@ export interface CrashCounts {
   keys: number
   ids: number
   dead: number
-  /** Images that were recovered a second time, after a crash during the first recovery or after it. */
+  /** Number of images that were recovered a second time, after a crash during the first recovery or after it. */
   again: number
   interrupted: number
-  /** Images to which batches were sent again, and images that were drained. */
+  /** Number of images to which batches were sent again. */
   resent: number
   steps: number
+  /** Number of images that were drained. */
   drained: number
   drainedMessages: number
-  /** Claims of leases whose messages other consumers have received since. */
+  /** Number of claims of leases whose messages other consumers received later. */
   staleClaims: number
 }
 
@@ -94,7 +95,10 @@ const ALL = { messages: 65_535, bytes: 0xffff_ffff }
 const AGAIN_SHARE = 0.1
 const INTERRUPTED_SHARE = 0.06
 const USED_SHARE = 0.06
-/** More messages than any queue of these worlds has: with more deliveries, some are repeated endlessly. */
+/**
+ * Upper bound on the number of messages in a queue of these worlds. If there are more deliveries, some message is
+ * repeated endlessly.
+ */
 const DRAINED_MAX = 20_000
 
 export class CrashPoints {
@@ -208,7 +212,7 @@ export class CrashPoints {
     const recovered = await this.#recover(world, disk.crash(chance.random))
     const last = recovered.bounds.nextLsn - 1
     const ledger = world.ledger
-    // The log ends there, or with the boot mark of the interrupted recovery behind it.
+    // The log ends with entry `base`, or with the next entry, which is the boot mark of the interrupted recovery.
     const base = reported === undefined ? Math.min(last, ledger.written.lsn) : reported.nextLsn - 1
     if (last < base || last > base + 1)
       throw new Violation(17, `recovery was interrupted behind entry ${base}; the next one finds ${last}`)

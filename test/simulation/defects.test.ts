@@ -24,7 +24,7 @@ const KNOWN_SEEDS: Readonly<Record<string, number>> = {
   'a leased message is replaced': 2,
   'a dead letter is copied and stays in its old queue': 7,
   'a dead letter leaves its old queue and is in the new one until the restart': 7,
-  'a lease can be claimed after the next one': 21,
+  'a lease can be claimed after a later lease of its message': 21,
   'a message that another consumer holds is granted to a claim': 3,
 }
 

@@ -344,7 +344,8 @@ export const DEFECTS: readonly Defect[] = [
           before.setCredit.call(this, messages, bytes, limit, drain)
           const { queue } = this
           if (queue.active) return
-          // As if it were in the list of queues that may have something to deliver, until the credit was taken.
+          // While the credit is taken, the queue claims to be already in the list of queues that may have something to
+          // deliver.
           queue.active = true
           queueMicrotask(() => (queue.active = false))
         },
@@ -494,7 +495,7 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'a lease can be claimed after the next one',
+    name: 'a lease can be claimed after a later lease of its message',
     install: () => replaced(FormerLeases.prototype, () => ({ delete: () => {} })),
   },
   {

@@ -53,7 +53,7 @@ describe('durability', () => {
     expect([...imagesOf(disk, sectorsIn)]).toEqual([['8 9 3', IMAGES]])
   })
 
-  test('of a write that was not synced, any set of sectors is kept', async () => {
+  test('any set of sectors of a write that was not synced is kept', async () => {
     const disk = new SimulatedDisk()
     const file = await fileOn(disk, sectorsOf(1, 1, 1), false)
     await file.write(0, sectorsOf(2, 2, 2))
@@ -119,7 +119,7 @@ describe('durability', () => {
 describe('names', () => {
   const namesIn = (image: SimulatedDisk): string => image.names().join(' ')
 
-  test('creations, renames and removals are undone or not until the directory is synced', async () => {
+  test('creations, renames and removals may be undone until the directory is synced', async () => {
     const disk = new SimulatedDisk()
     await fileOn(disk, sectorsOf(1), true)
     await (await disk.open('b', { create: true })).close()

@@ -39,8 +39,9 @@ export interface Operation {
 
 /**
  * A fault of an operation. `error`: the operation rejects; the bytes that a failed write leaves behind are undefined,
- * and no later sync makes them stable. `short`: only this many bytes are written, then the operation rejects. `lie`: the
- * operation resolves and nothing becomes stable. `slow`: it completes after all operations that are not slow.
+ * and no later sync makes them stable. `short`: only this many bytes are written, then the operation rejects. `lie`:
+ * the operation resolves and nothing becomes stable. `slow`: the operation completes after all operations that are not
+ * slow.
  */
 export interface Fault {
   readonly error?: 'EIO' | 'ENOSPC' | 'EMFILE'
@@ -65,9 +66,9 @@ type Pages = (Uint8Array | undefined)[]
 interface PendingWrite {
   readonly position: number
   bytes: Uint8Array
-  /** Reads return the bytes of the write. */
+  /** Whether reads return the bytes of the write. */
   landed: boolean
-  /** The write rejected, or the disk lied about it: a sync ignores it. */
+  /** Whether the write rejected, or the disk lied about it. A sync ignores such a write. */
   unreliable: boolean
   /** Sectors that became stable with a later write. */
   readonly settled: Set<number>
@@ -325,7 +326,7 @@ export class SimulatedDisk implements Disk {
         this.#changes = this.#changes.filter((change) => change.unreliable || !covered.includes(change))
       },
       () => {
-        // As with a failed sync of a file, the next sync does not cover the changes of this one.
+        // The next sync does not cover the changes of this failed sync, just as with a file.
         for (const change of covered) change.unreliable = true
       },
     )

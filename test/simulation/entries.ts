@@ -46,7 +46,7 @@ export function makeEntry(
 export class EntryWriter {
   readonly #log: Log
   readonly #salt: number
-  /** Position of the entry after the last one, if it fits. */
+  /** Position of the next entry, if the segment has room for it. */
   next: number
   lsn: number
   previousCrc: number

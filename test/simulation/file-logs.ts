@@ -61,7 +61,9 @@ export async function diskWith(
   return { disk, made: writer.durable }
 }
 
-/** Compares without padding: a write that was cut short in the padding is complete. */
+/**
+ * Compares two entries without their padding, because an entry whose write was cut short in the padding is complete.
+ */
 export function sameEntry(made: MadeEntry, found: LogEntry): boolean {
   const { length } = readEntryHeader(made.bytes, 0)
   return Buffer.compare(made.bytes.subarray(0, length), found.bytes.subarray(0, length)) === 0

@@ -217,7 +217,7 @@ test('more settles in one turn than one segment can hold are written in parts', 
     await bench.settle()
   }
   expect(tags).toHaveLength(4000)
-  // Every second one, so that no two acks share a fact.
+  // Every second message is acknowledged, so that no two acks share a fact.
   const odd = tags.filter((tag) => tag % 2 === 1)
   for (let at = 0; at < odd.length; at += 100) {
     const items = odd.slice(at, at + 100).map((firstTag) => ({ firstTag, count: 1, outcome: OUTCOME.ack }))
@@ -229,7 +229,7 @@ test('more settles in one turn than one segment can hold are written in parts', 
   expect(next.broker.catalog.info(NAME).ready).toBe(2000)
 })
 
-test('a connection that is not read because of the disk is not called silent', async () => {
+test('a connection that is not read because of the disk does not count as silent', async () => {
   const disk = new SimulatedDisk({ mode: 'queued' })
   const bench = new Bench(disk)
   await disk.run(bench.open())
@@ -293,13 +293,14 @@ const OTHER = 'other' as QueueName
 const OPERATOR = { label: 'test', isOpen: true }
 
 for (const opcode of [OP.DISCARD, OP.REDRIVE] as const) {
-  test(`${opcodeName(opcode)} of a queue that is deleted in the middle does nothing more to it`, async () => {
+  test(`${opcodeName(opcode)} of a queue that is deleted during the request does nothing more to the queue`, async () => {
     const bench = await new Bench().open()
     await withDead(bench, 20)
     bench.publish(OTHER, 2, 3)
     await bench.settle()
     const peer = new Peer(bench)
-    // Both arrive in one read of the socket: the second is answered before the first is done.
+    // Both requests arrive in one read of the socket, and the second request is answered before the first one is
+    // complete.
     peer.send(opcode, 1, encodeControl({ name: NAME }))
     peer.send(OP.DELETE, 2, encodeControl({ name: NAME }))
     await bench.settle()
@@ -339,7 +340,7 @@ for (const opcode of [OP.HISTORY, OP.REPLAY] as const) {
     }
     const { firstPosition } = bench.log.usage()
     const read = bench.log.read.bind(bench.log)
-    // While it reads, the front of the log goes.
+    // The oldest segments are freed while the request reads the log.
     bench.log.read = async function* (position) {
       for await (const entry of read(position)) {
         yield entry
@@ -357,7 +358,7 @@ for (const opcode of [OP.HISTORY, OP.REPLAY] as const) {
   })
 }
 
-test('the history of each of several messages that left together says how it left', async () => {
+test('if several messages leave together, the history of each message says how that message left', async () => {
   const bench = await new Bench().open()
   await withDead(bench, 3)
   bench.publish(OTHER, 2, 3)

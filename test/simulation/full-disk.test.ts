@@ -17,7 +17,7 @@ import { Violation } from './trace.js'
 
 const ENDINGS: readonly FullEnding[] = ['none', 'power', 'kill', 'close']
 
-/** Sizes of the file system in segments; of the smaller ones the reserve is a third. */
+/** Sizes of the file system, in segments. For the smaller sizes the reserve is a third of the size. */
 const SEGMENTS = [14, 9, 11]
 const RUNS = IS_LONG ? STEPS * SEGMENTS.length : STEPS
 

@@ -33,7 +33,7 @@ export type Filling = 'reserved' | 'stuffed'
 export type FullEnding = 'none' | 'power' | 'kill' | 'close'
 
 export type FullDiskDefect = Pick<Defect, 'log' | 'broker' | 'install'> & {
-  /** Operations of the log that wait for space are never woken. */
+  /** Plants a bug: operations of the log that wait for space are never woken. */
   readonly neverWakes?: boolean
 }
 
@@ -47,7 +47,7 @@ export interface FullDiskOptions {
   readonly defect?: FullDiskDefect
 }
 
-/** The events of a run, for tests that assert that they happened. */
+/** The events of a run, so that a test can assert that something happened. */
 export interface FullDiskReport {
   published: number
   refused: number

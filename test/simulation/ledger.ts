@@ -4,7 +4,7 @@
  * recovered broker is compared with it.
  *
  * `durable` is the state after the last entry whose append has resolved; `written` is the state after the last entry
- * whose append has started. With one write in flight, a crash leaves one or the other.
+ * whose append has started. At most one write is in flight, so a crash leaves one of these two states.
  */
 import { readText, readU16, readU32, readU48, readU64, type QueueOptions } from '@sluice/protocol'
 import { sameBytes } from './attempts.js'
@@ -44,7 +44,7 @@ export interface LedgerMessage {
   /** Redrives of the message, and its attempts before the last one. */
   earlier: EarlierLives | undefined
   dead: LedgerDead | undefined
-  /** The message's id is known while the message is pending. */
+  /** Whether the message's id is known while the message is pending. */
   readonly isListed: boolean
 }
 
@@ -223,10 +223,15 @@ export class LedgerState {
   directories = 0
   relocated = 0
   atomics = 0
-  /** Called for each message that left without a request; set only for one of the two states. */
+  /**
+   * Called for each message that left without a request. It is set for only one of the two states, `durable` and
+   * `written`.
+   */
   onDeparture: ((departure: Departure) => void) | undefined
   summary: EntrySummary = { acked: new Set(), atomics: [] }
-  /** Called with what producers sent, in the order of the log; set only for one of the two states. */
+  /**
+   * Called with the messages that producers sent, in the order of the log. It is set for only one of the two states.
+   */
   onAccepted: ((queueId: number, records: readonly Uint8Array[]) => void) | undefined
   #together: Together = { ahead: undefined, cancelled: new Map(), leaving: [], steps: [] }
 
@@ -666,7 +671,7 @@ export class LedgerState {
         `offset ${offset} of ${queue.name} had ${message.attempts} attempts and dies (${death}) with ${attempts}`,
       )
     message.dead = { attempts, death, timeMs, reason: text, isMoving }
-    // A client need not have seen this message.
+    // It is possible that no client has seen this message.
     if (death === OVERFLOW) this.onDeparture?.({ queue: queue.name, record: message.record, why: 'overflow' })
     message.attempts = 0
     message.dueMs = undefined

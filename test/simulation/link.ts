@@ -47,7 +47,7 @@ interface Unsent {
 /** The client's end of a connection. */
 export interface LinkEnd {
   receive(bytes: Uint8Array): void
-  /** The other side has closed, or the connection broke. */
+  /** Called when the other side has closed, or the connection broke. */
   closed(link: Link): void
 }
 
@@ -59,13 +59,13 @@ export class Link implements Transport {
   client: LinkEnd | undefined
   /** Called with the bytes that the session writes, at the moment of the write. */
   onWrite: ((bytes: Uint8Array) => void) | undefined
-  /** The link moves no bytes until this is false again. */
+  /** Whether the link is frozen. It moves no bytes until this is false again. */
   frozen = false
-  /** The client reads little or nothing. */
+  /** Whether the client reads little or nothing. */
   slow = false
-  /** The session has ended the connection; bytes that it wrote before still arrive. */
+  /** Whether the session has ended the connection. Bytes that the session wrote before the end still arrive. */
   ended = false
-  /** The session knows that the client is gone. */
+  /** Whether the session knows that the client is gone. */
   severed = false
   paused = false
   readonly toServer = new ByteQueue()
@@ -126,7 +126,9 @@ export class Link implements Transport {
     return !this.frozen && this.client !== undefined && (this.#toClient.length > 0 || this.isDrained)
   }
 
-  /** All bytes that the session wrote before its end have arrived, and the client has not noticed the end yet. */
+  /**
+   * Whether all bytes that the session wrote before its end have arrived, and the client has not noticed the end yet.
+   */
   get isDrained(): boolean {
     return this.ended && !this.severed && this.#unsent.length === 0 && this.#toClient.length === 0
   }

@@ -72,7 +72,7 @@ export class Model {
     this.publishing.results.recover(log.producers.values())
   }
 
-  /** The broker answered ENSURE; for a new queue this is the first event. */
+  /** Called when the broker answered ENSURE. For a new queue this is the first event. */
   ensured(id: number, info: QueueInfo, nowMs: number): void {
     const known = this.state.names.get(info.name)
     if (known === undefined) {
@@ -100,7 +100,7 @@ export class Model {
     compareCounts(this.state.named(info.name), info, nowMs)
   }
 
-  /** The options of a queue have changed. */
+  /** Called when the options of a queue have changed. */
   changed(id: number, options: QueueOptions, nowMs: number): void {
     const queue = this.state.numbered(id)
     const { reorders, forgetsAfterMs } = changeOf(queue.options, options)
@@ -189,7 +189,7 @@ export class Model {
       message = at === undefined ? undefined : queue.live.get(at)
       if (message === undefined || message.state === 'dead') must = 'MESSAGE_NOT_FOUND'
       else must = message.state === 'leased' ? 'MESSAGE_LEASED' : message.offset
-      // The broker can have forgotten the id.
+      // The broker may have forgotten the id.
       if (id !== undefined && queue.unsure.has(id) && answer instanceof SluiceError) must = answer.code
     }
     const is = answer instanceof SluiceError ? answer.code : answer.offset
@@ -208,7 +208,7 @@ export class Model {
     return queue.remembered.find(id)?.offset
   }
 
-  /** A dead message is redriven in its own queue, with its attempts reset. */
+  /** Called when a dead message is redriven in its own queue. Its attempts are reset. */
   redriven(id: number, offset: number, nowMs: number): void {
     const queue = this.state.numbered(id)
     const message = this.#deadAt(queue, offset, 'redriven')
@@ -239,7 +239,7 @@ export class Model {
     this.#outcomes.remove(queue, message)
   }
 
-  /** A dead message is now in another queue: routed to the dead-letter queue, or redriven. */
+  /** Called when a dead message is now in another queue, because it was routed to the dead-letter queue or redriven. */
   moved(
     id: number,
     offset: number,
@@ -286,12 +286,12 @@ export class Model {
     return message
   }
 
-  /** The broker has noticed the time: messages that are due become ready. */
+  /** Called when the broker has noticed the time, so that due messages become ready. */
   looked(id: number, nowMs: number): void {
     this.#arrive(this.state.numbered(id), nowMs)
   }
 
-  /** The broker has noticed the time for the whole queue: expired messages are gone. */
+  /** Called when the broker has noticed the time for the whole queue, so that expired messages are gone. */
   settledTime(id: number, nowMs: number): void {
     const queue = this.state.numbered(id)
     if (queue.options.unique === 'window') this.#forgetIds(queue, nowMs)
@@ -317,7 +317,7 @@ export class Model {
     for (const message of due) queue.line.arrive(message, nowMs)
   }
 
-  /** The broker noticed that a message has expired. */
+  /** Called when the broker noticed that a message has expired. */
   expired(id: number, offset: number, nowMs: number): void {
     const queue = this.state.numbered(id)
     const message = queue.live.get(offset)
@@ -335,7 +335,7 @@ export class Model {
     this.#outcomes.expire(queue, message)
   }
 
-  /** The broker is at rest. Invariant 16: no message waits that could be delivered or routed. */
+  /** Called when the broker is at rest. Invariant 16: no message that could be delivered or routed is still waiting. */
   calm(nowMs: number, hasRoom: boolean): void {
     this.state.counts.calm++
     for (const queue of this.state.queues.values()) {

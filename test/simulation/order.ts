@@ -15,7 +15,7 @@ export function checkOrder(
   const calls = new Map<string, { readonly producer: string; readonly sequence: number }>()
   for (const event of history) {
     if (event.kind !== 'attempt' || event.sequence === undefined) continue
-    // A message that was refused alone, and whose refusal was lost, is decided again after later ones.
+    // A message that was refused alone, and whose refusal was lost, is decided again after later messages.
     if (decidedAgain.has(event.message)) continue
     calls.set(event.message, { producer: event.producer, sequence: event.sequence })
   }

@@ -78,7 +78,8 @@ export class Outcomes {
     queue.line.release(message, nowMs)
   }
 
-  // A lease can outlast the time to live, but afterwards its message does not return to the queue.
+  // A lease can last longer than the time to live of its message. When such a lease ends, the message does not return
+  // to the queue.
   #expiresBack(queue: ModelQueue, message: ModelMessage, mustExpire: boolean, nowMs: number): boolean {
     const wasTold = queue.expiring.delete(message.offset)
     if (mustExpire !== wasTold)

@@ -22,8 +22,8 @@ interface Unanswered {
   readonly attempt: Attempt
   readonly payload: Uint8Array
   /**
-   * The batch was refused on this connection. Once every batch is answered, it is sent again, either message by message
-   * or whole.
+   * Set when the batch was refused on this connection. Once every batch is answered, the refused batch is sent again,
+   * either message by message or whole.
    */
   goesAgain: 'split' | 'whole' | undefined
 }
@@ -137,7 +137,7 @@ export class Producer extends Client {
     if (kind === 0) {
       this.#attempt('nowhere', number, drafts, false, ['QUEUE_NOT_FOUND'])
     } else if (kind === 1) {
-      // A delay of a hundred years and a day; a time far in the past; a time to live of zero.
+      // The bad values are a delay of a hundred years and a day, a time far in the past, and a time to live of zero.
       const [options, code] = chance.pick([
         [{ delayMs: LIMITS.delayMsMax + 1 }, 'INVALID_DELAY'],
         [{ atMs: 7 }, 'AT_IN_THE_PAST'],
@@ -243,7 +243,7 @@ export class Producer extends Client {
     this.#sendNew({ ...again, identity: this.identityText, number, batch, follows }, true)
   }
 
-  /** How far below `number` the number of the batch is that this batch follows; 0: it follows none. */
+  /** `number` minus the number of the batch that this batch follows; 0: it follows no batch. */
   #follow(queue: string, number: number, isSplit: boolean): number {
     const leader = this.#leaders.get(queue)
     const follows = leader !== undefined && this.#unanswered.has(leader) ? number - leader : 0

@@ -156,7 +156,7 @@ export class Publishing {
     }
   }
 
-  /** Offsets that the step acknowledged, as "queue id:offset"; none if it was never accepted. */
+  /** Offsets that the step acknowledged, as "queue id:offset"; no offsets if the step was never accepted. */
   acksOf(identity: string, number: number): readonly string[] {
     return this.#stepAcks.get(`${identity}:${number}`) ?? []
   }
@@ -197,7 +197,8 @@ export class Publishing {
     return bytes + held.length * 16 > this.#stepBytesMax ? 'TRANSACTION_TOO_LARGE' : undefined
   }
 
-  // It is uncertain which ids the queue remembers: such ids can be duplicates, or count in the limit of ids.
+  // It is uncertain whether the queue still remembers these ids: messages with such ids can be duplicates, and the ids
+  // can count towards the limit.
   #isUnsure(attempts: readonly Attempt[]): boolean {
     return attempts.some(({ queue }) => (this.#state.names.get(queue)?.unsure.size ?? 0) > 0)
   }

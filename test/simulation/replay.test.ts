@@ -25,7 +25,7 @@ const RETAIN_MS = 3_600_000
 const IDLE_MAX = 1_000
 /** Free bytes below which the broker accepts nothing. */
 const LOW_FREE_BYTES = 512 * 1024
-/** Interval at which the log checks the free space at most. */
+/** Minimum interval between two checks of the free space by the log. */
 const LOOK_MS = 1_100
 const CRASHED = Symbol('crashed')
 
@@ -46,7 +46,7 @@ interface Published {
 interface Defect {
   /** Number that is added to the index of a message in the cursor of each page. */
   readonly cursorIndex?: number
-  /** The disk confirms syncs without storing anything. */
+  /** Whether the disk confirms syncs without storing anything. */
   readonly syncLies?: boolean
 }
 
@@ -57,7 +57,7 @@ class World {
   readonly published = new Map<number, Published>()
   readonly acknowledged = new Set<number>()
   nowMs = 1_700_000_000_000
-  /** Number of reads that succeed before all further ones fail. */
+  /** Number of reads that succeed before all further reads fail. */
   readsBeforeFault = Infinity
   broker!: Broker
   #disk: SimulatedDisk
@@ -138,7 +138,7 @@ class World {
     return result
   }
 
-  /** As `drive`, but gives up before operation number `stepsMax` of the disk. */
+  /** Like `drive`, but gives up before disk operation number `stepsMax`. */
   async driveSteps<T>(work: Promise<T> | T, stepsMax: number): Promise<T | typeof CRASHED> {
     const outcomes: PromiseSettledResult<Awaited<T>>[] = []
     void Promise.allSettled([work]).then((settled) => outcomes.push(...settled))

@@ -14,7 +14,7 @@ export interface ModelPlace {
 
 interface ModelProducer {
   readonly accepted: Map<number, { readonly places: readonly ModelPlace[]; readonly crc: number }>
-  /** Refusals since the broker started, by number. */
+  /** Error codes of the batches that were refused since the broker started, by number. */
   readonly refused: Map<number, ErrorCode>
   /**
    * Numbers that were refused since the broker started, including those that can still be accepted later. Batches that

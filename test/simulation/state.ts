@@ -17,14 +17,14 @@ export interface ModelMessage extends LineMessage {
   readonly record: Uint8Array
   readonly content: Content
   dead: ModelDead | undefined
-  /** The message's id is known while the message is pending. */
+  /** Whether the message's id is known while the message is pending. */
   readonly isListed: boolean
   /** Whether a delivery must be marked as redelivered, and whether it may be marked. */
   mustMark: boolean
   mayMark: boolean
-  /** A delivery of the message has left the broker. */
+  /** Whether a delivery of the message has left the broker. */
   left: boolean
-  /** The last lease since the broker started, unless another one has followed. */
+  /** The last lease of the message, if it ended since the broker started and no later lease has followed. */
   former: FormerLease | undefined
 }
 
@@ -33,7 +33,7 @@ export interface FormerLease {
   readonly bytes: number
   readonly lease: string
   readonly deadlineMs: number
-  /** The attempt was charged when the lease ended. */
+  /** Whether the attempt was charged when the lease ended. */
   readonly isCharged: boolean
 }
 
@@ -92,7 +92,7 @@ export interface ModelSubscription {
 
 export type ModelCounts = ReturnType<typeof noModelCounts>
 
-/** Numbers of the checks and events, for tests that assert that they happened. */
+/** Numbers of the checks and events, so that a test can assert that something happened. */
 function noModelCounts() {
   return {
     dispatched: 0,

@@ -38,7 +38,7 @@ export interface Listening {
   /** The durable state of the log. */
   readonly durable: LedgerState
   guard(work: () => void): void
-  /** The queue is being purged or deleted. */
+  /** Called when the queue is being purged or deleted. */
   removed(queue: string): void
 }
 

@@ -35,16 +35,19 @@ import { TappedLog, Taps, type Listening, type LogListening } from './taps.js'
 import { SimulationFailure, Trace, Violation } from './trace.js'
 import { Conversation, Witness } from './witness.js'
 
-// With so low a bound, a few scheduled messages already exceed the near part of a schedule.
+// The bound is low, so that a few scheduled messages already exceed the near part of a schedule.
 Schedule.nearMax = 8
 
 export interface WorldOptions {
   readonly seed: number
-  /** Number of restarts of the broker, and number of steps before each. */
+  /** Number of restarts of the broker, and number of steps before each restart. */
   readonly lives?: number
   readonly steps?: number
   readonly defect?: Defect
-  /** The only trouble: the broker's process is stopped from time to time, for seconds or for hours. */
+  /**
+   * Whether the only trouble of the run is that the broker's process is stopped from time to time, for seconds or for
+   * hours.
+   */
   readonly onlyStalls?: boolean
   /** Called between steps after the disk was used; it may read images of the disk, and must not change the disk. */
   readonly onDiskUse?: (world: World) => Promise<void>
@@ -52,7 +55,7 @@ export interface WorldOptions {
   readonly file?: string
 }
 
-/** The events of a run, for tests that assert that they happened. */
+/** The events of a run, so that a test can assert that something happened. */
 export interface WorldReport {
   readonly seed: number
   readonly hash: number
@@ -76,7 +79,7 @@ const HEALING_STEPS_MAX = 150_000
 const SLACK_MS = 200
 /** Maximum number of seconds until a broker that waits for space notices that its disk has some. */
 const LOOKS_MAX = 5
-/** Time that the broker has to become idle, and the time for which it is then observed. */
+/** The broker must be idle within this time. After that it is observed for the same time. */
 const REST_SECONDS = 60
 
 /** A client that numbers its batches and sends unanswered ones again. */
@@ -96,7 +99,7 @@ export class World implements Surroundings, Listening, LogListening {
   readonly model: Model
   readonly queueNames: readonly string[]
   readonly #characters: ReadonlyMap<string, Character>
-  /** The queues have only the simplest options. */
+  /** Whether the queues have only the simplest options. */
   readonly isPlain: boolean
   readonly segmentBytes: number
   readonly messageBytesMax: number
@@ -143,7 +146,10 @@ export class World implements Surroundings, Listening, LogListening {
   #diskUses = 0
   #fullUntilMs = 0
   #unreadableUntilMs = 0
-  /** There is space again, and the log has not noticed; it checks when a publish arrives, which takes a while. */
+  /**
+   * Whether there is space again and the log has not noticed. The log checks the space when a publish arrives, and the
+   * check takes a while.
+   */
   #isLowUnnoticed = false
   #roomSinceMs = 0
   #lowUntilMs = 0
@@ -737,7 +743,7 @@ export class World implements Surroundings, Listening, LogListening {
     }
   }
 
-  /** Makes a write or sync fail. A batch that is not confirmed by then is never confirmed. */
+  /** Makes a write or sync fail. A batch that is not confirmed by the time of the failure is never confirmed. */
   async #failDisk(): Promise<void> {
     const { chance } = this
     const partial = chance.hit(0.3)

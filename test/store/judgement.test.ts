@@ -5,12 +5,17 @@ import type { Order } from './orders.js'
 import type { Done, Report, Step } from './reports.js'
 
 const CHECKS = 15
-/** The orders with a declined card, with an expired card, sent twice, express, and of the crash. */
+/** The order whose card is declined first. */
 const DECLINED = 'order-01'
+/** The order whose card has expired. */
 const EXPIRED = 'order-03'
+/** The order that the shop sends twice. */
 const REPEATED = 'order-04'
+/** The order that a worker was handling when it was killed. */
 const CRASHED = 'order-38'
+/** An order that the same worker held and had not started. */
 const NEIGHBOUR = 'order-39'
+/** The express order. */
 const EXPRESS = 'order-40'
 
 const placed: readonly Order[] = Array.from({ length: 40 }, (_, index) => ({
@@ -26,7 +31,7 @@ const waiting = placed.slice(20, -1).map(({ id }) => id)
 
 /** The evidence of a run without failures. */
 function evidence(): Evidence & { books: Record<Step, Entry[]>; reports: (Report & { by: string })[] } {
-  // The express order precedes the waiting ones; the expired one is last.
+  // The express order precedes the waiting orders. The order with the expired card is last.
   const plain = placed.map(({ id }) => id).filter((id) => id !== EXPIRED && id !== EXPRESS)
   const sequence = [...plain.slice(0, 19), EXPRESS, ...plain.slice(19), EXPIRED]
   const entries = (): Entry[] => sequence.map((id) => ({ id, by: 'a worker' }))
@@ -137,5 +142,5 @@ test('finds an express order that was delivered last', () => {
     ...late.books.charged.filter(({ id }) => id !== EXPRESS),
     { id: EXPRESS, by: 'a worker' },
   ]
-  expect(failures(late)).toEqual(['the express order overtook 0 of 19 that waited'])
+  expect(failures(late)).toEqual(['the express order overtook 0 of 19 waiting orders'])
 })

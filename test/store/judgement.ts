@@ -113,7 +113,7 @@ export function judge(evidence: Evidence): Check[] {
   const overtaken = overtaking.waiting.filter((id) => (places.get(id) ?? -1) > place).length
   check(
     overtaking.waiting.length >= WAITING_MIN && overtaken >= overtaking.waiting.length / 2,
-    `the express order overtook ${overtaken} of ${overtaking.waiting.length} that waited`,
+    `the express order overtook ${overtaken} of ${overtaking.waiting.length} waiting orders`,
   )
 
   const tries = charges.filter(({ order }) => order === crash.order)
@@ -148,7 +148,7 @@ export function judge(evidence: Evidence): Check[] {
   const before = done.filter((report) => report.before).length
   check(
     before === 1,
-    `${done.length} handlers came to their end, ${before} found the work done: that of the crash`,
+    `${done.length} handlers finished, ${before} of them found the work already done, after the crash`,
   )
 
   const sums = [Payments, Picking, Mails, Reminders].map(({ name }) => {

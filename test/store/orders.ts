@@ -9,7 +9,7 @@ export interface Order {
   readonly total: number
   /** Whether the order is delivered before waiting orders. */
   readonly express: boolean
-  /** How the bank answers. */
+  /** The answer of the bank. */
   readonly card: 'good' | 'declined once' | 'expired' | 'slow'
   /** Time after which a reminder is sent, if the order is unpaid then. */
   readonly remindAfter: Duration

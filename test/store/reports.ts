@@ -22,7 +22,7 @@ export interface Done {
 
 export type Report =
   | { readonly kind: 'ready' }
-  /** The broker has confirmed the order. */
+  /** Sent when the broker has confirmed the order. */
   | { readonly kind: 'placed'; readonly order: string; readonly duplicate: boolean }
   | Done
   | { readonly kind: 'declined'; readonly order: string; readonly retryAfter: string }

@@ -23,13 +23,16 @@ const WAVE_ORDERS = 20
 const WAVE_MS = 250
 /** Number of waves after which more workers are started. */
 const WAVES_ALONE = 3
-/** The flood continues until those workers work; this is the maximum number of waves. */
+/** Maximum number of waves. The flood ends earlier once enough orders are placed and the added workers are running. */
 const WAVES_MAX = 40
 const LOOK_MS = 350
 const POLL_MS = 20
-/** So long that no reminder is sent while a payment is in progress, even on a slow machine. */
+/**
+ * Delay of an ordinary reminder. It is so long that no reminder is sent while a payment is in progress, even on a slow
+ * machine.
+ */
 const REMIND_LATE = '10m'
-/** For the order that stays unpaid until its reminder is sent. */
+/** Delay of the reminder for the order that stays unpaid. */
 const REMIND_SOON = '3s'
 
 const ITEMS = ['a lamp', 'a kettle', 'a chair', 'a clock', 'two mugs', 'a rug', 'a mirror']
@@ -312,7 +315,7 @@ export class Store {
     }
   }
 
-  /** Places the orders of customers. With `isPrinted`, each of their steps is printed. */
+  /** Places the orders of customers. With `isPrinted`, each step of these orders is printed. */
   #place(orders: readonly Order[], isPrinted: boolean): void {
     for (const order of orders) {
       this.#placed.push(order)
