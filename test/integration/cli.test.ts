@@ -330,7 +330,7 @@ describe.concurrent('messages', () => {
       run(['publish', 'broken', '--file', '-'], { input: 'x'.repeat(LIMITS.messageBytesDefault + 1) }),
     ])
     expect(json.stderr).toMatch(
-      /^Published 1 message to broken, offset \d\. Then this failed:\nerror: Line 3 is not JSON.*\n hint: .*\n$/,
+      /^Published 1 message to broken, offset \d\. Then the command failed:\nerror: Line 3 is not JSON.*\n hint: .*\n$/,
     )
     expect(json.code).toBe(1)
     expect(text.stderr).toMatch(/Published 1 message .*\nerror: Line 2 is not UTF-8/)
@@ -351,7 +351,7 @@ describe.concurrent('messages', () => {
     ])
     for (const { stderr, code } of [none, blank]) {
       expect(stderr).toMatch(
-        /^Published 0 messages to nowhere. Then this failed:\nerror: .*nowhere.*\n hint: .*ensure/,
+        /^Published 0 messages to nowhere. Then the command failed:\nerror: .*nowhere.*\n hint: .*ensure/,
       )
       expect(code).toBe(4)
     }

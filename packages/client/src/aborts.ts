@@ -1,6 +1,6 @@
 /**
- * Listeners of AbortSignals. Thousands of calls may share the signal of a process or a request, so each signal has one
- * listener of its own, and only while a call waits for it.
+ * Listeners of AbortSignals. Thousands of calls may share the signal of a process or a request, so this module adds one
+ * listener to each signal, and only while a call waits for that signal.
  */
 
 class Listeners {
@@ -22,7 +22,7 @@ class Listeners {
   }
 
   readonly #aborted = (): void => {
-    // A listener may remove others.
+    // A listener may remove other listeners.
     for (const listener of [...this.#waiting]) if (this.#waiting.delete(listener)) listener()
   }
 }

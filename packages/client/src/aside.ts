@@ -12,7 +12,7 @@ import type { Held, Orphans } from './orphans.js'
 import type { Run } from './run.js'
 
 interface Waiting {
-  /** One message. */
+  /** A run of one message. */
   readonly run: Run
   /** Releases the message. */
   readonly timer: Timer
@@ -27,7 +27,10 @@ export class Aside {
   readonly #released: (run: Run) => void
   readonly #waiting = new Set<Waiting>()
 
-  /** `resumed` gets each message whose handler has ended, `released` each that waited too long. Both have left this list. */
+  /**
+   * `resumed` is called for each message whose handler has ended, and `released` for each message that waited too long.
+   * The message is then no longer in this list.
+   */
   constructor(queue: string, orphans: Orphans, resumed: (run: Run) => void, released: (run: Run) => void) {
     this.#queue = queue
     this.#orphans = orphans
@@ -39,7 +42,10 @@ export class Aside {
     return this.#waiting.size
   }
 
-  /** The offset or the key of the message whose record is at `at`, if a handler of an earlier lease holds it. */
+  /**
+   * Returns the offset of the message whose record is at `at` if a handler of an earlier lease holds that offset;
+   * otherwise its key if such a handler holds the key; otherwise undefined.
+   */
   heldBy(offset: number, records: Uint8Array, at: number): Held | undefined {
     const orphans = this.#orphans
     if (orphans.holds(this.#queue, offset)) return offset
@@ -85,7 +91,7 @@ export class Aside {
     for (const waiting of this.#waiting) this.#release(waiting)
   }
 
-  /** Drops the messages that have one of `tags`. Removes their tags from `tags`, and returns these. */
+  /** Drops the messages that have one of `tags`. Removes the tags of these messages from `tags`, and returns them. */
   drop(tags: Set<number>): readonly number[] {
     const dropped: number[] = []
     for (const waiting of this.#waiting) {

@@ -2,19 +2,22 @@
  * Finds handlers that await the `close` of their own worker. The worker waits for its handlers, so such a handler would
  * wait for itself.
  *
- * V8 keeps the chain of async functions that await each other, and shows it in the stack of an error. `close` awaits each
- * handler in a function with a unique name. If that name is in the chain of `close`, the handler cannot end before `close`
- * does. All of this happens in `close`, so a handler costs nothing. Where the chain is broken (`Promise.race`, `then`, an
- * engine without it), the worker waits for the handler until the timeout.
+ * V8 keeps the chain of async functions that await each other, and shows it in the stack of an error. Each handler is
+ * awaited in a function with a unique name. If that name is in the chain of callers of `close`, the handler cannot end
+ * before `close` does. All of this happens in `close`, so a handler costs nothing. Where the chain is broken
+ * (`Promise.race`, `then`, an engine without it), the worker waits for the handler until the timeout.
  */
 
 /** A handler that is running. */
 export class Running {
   /** The promise of the handler; undefined until its call has returned. */
   ended: PromiseLike<unknown> | undefined = undefined
-  /** Whether the handler awaits the end of its worker; then the worker does not wait for the handler. */
+  /** Whether the handler awaits the end of its worker. If so, the worker does not wait for the handler. */
   isExcused = false
-  /** Name of the function that awaits the handler. There is only one, because a second would break the chain. */
+  /**
+   * Name of the function that awaits the handler. A handler has only one such function, because a second one would
+   * break the chain.
+   */
   awaitedBy = ''
   /** Called when the handler ends, if it has lost a lease or may have lost one. */
   orphaned: (() => void) | undefined = undefined
@@ -24,8 +27,8 @@ const CHAIN_MAX = 1_000
 let lastNumber = 0
 
 /**
- * Excuses the handlers that await the async function that calls this one. That function must have awaited one turn of the
- * event loop before, so that its own caller awaits it by now.
+ * Marks as excused the handlers that await the async function that calls `excuseAwaiting`. The calling function must
+ * have awaited one turn of the event loop before, so that its own caller already awaits it.
  */
 export function excuseAwaiting(handlers: readonly Running[]): void {
   if (handlers.length === 0) return

@@ -26,7 +26,7 @@ export const ENVELOPE_BYTES =
 export interface Lane {
   readonly queue: string
   open: Batch | undefined
-  /** Number of the batch that the next batch of this queue follows, as long as that batch is unanswered. */
+  /** Number of the batch that the next batch of this queue follows. It counts only while that batch is unanswered. */
   leader: number
 }
 
@@ -36,7 +36,7 @@ export interface Lane {
  */
 export class Batch extends Sending {
   readonly queue: string
-  /** Undefined for a batch that was never open. */
+  /** The lane of the batch; undefined for a batch that was never open. */
   readonly lane: Lane | undefined
   readonly atomic: boolean
   readonly recordsAt: number
@@ -100,7 +100,10 @@ export class Batch extends Sending {
     return !this.atomic && this.callers > 1
   }
 
-  /** Returns batches of one message, to be sent again: one for each message that a caller still waits for. */
+  /**
+   * Splits the batch, so that its messages are sent again one by one. Returns a batch for each message that a caller
+   * still waits for.
+   */
   split(): Batch[] {
     const alone: Batch[] = []
     let at = this.at + this.recordsAt
@@ -136,7 +139,7 @@ export class Batch extends Sending {
 
   refused(): void {}
 
-  /** The broker accepted the batch: resolves the promises of its callers. */
+  /** Called when the broker has accepted the batch. Resolves the promises of its callers. */
   confirm(baseOffset: number, duplicates: Duplicates | undefined): void {
     const { resolves } = this
     if (this.atomic) {

@@ -1,5 +1,5 @@
 /**
- * The messages of one subscription that were delivered and not yet taken, in their runs. The subscription adds runs,
+ * The messages of one subscription that were delivered and not yet taken, grouped by run. The subscription adds runs,
  * announces messages, and takes them one by one.
  *
  * Invariant: in order of arrival, the first `announced` of the `count` messages are named in STARTED or STARTING, and
@@ -23,7 +23,10 @@ export class RunBuffer {
   count = 0
   announced = 0
   bytes = 0
-  /** The last `announce` stopped at a message that the isolation does not admit. `wake` is called when it may admit it. */
+  /**
+   * Whether the last `announce` stopped at a message that the isolation does not admit. `wake` is called when the
+   * isolation may admit that message.
+   */
   isBlocked = false
   readonly #isolation: Isolation
   readonly #wake: () => void
@@ -38,8 +41,9 @@ export class RunBuffer {
   }
 
   /**
-   * Adds a run whose records are in a frame, which the next read overwrites. They are copied once, in parts small enough
-   * that the body of a message can be a view of its part. That takes 50 ns a message; a second copy would take 200.
+   * Adds a run whose records are in a frame, which the next read overwrites. They are copied once, in parts small
+   * enough that the body of a message can be a view of its part. This takes 50 ns per message; a second copy of each
+   * body would take 200 ns.
    */
   keep(run: Run): void {
     const { count, gap, records } = run
@@ -83,8 +87,9 @@ export class RunBuffer {
   }
 
   /**
-   * Announces up to `count` further messages and returns their tags. A message that must be alone is announced by itself,
-   * when no other message is being handled. With `regardless`, other messages that are being handled do not matter.
+   * Announces up to `count` further messages and returns their tags. A message that must be alone is announced by
+   * itself, when no other message is being handled. With `regardless`, the message is announced even while other
+   * messages are being handled.
    */
   announce(count: number, regardless: boolean): TagRange[] {
     this.isBlocked = false
@@ -148,7 +153,7 @@ export class RunBuffer {
     return message
   }
 
-  /** Drops the messages that have one of `tags`. Removes their tags from `tags`, and returns these. */
+  /** Drops the messages that have one of `tags`. Removes the tags of these messages from `tags`, and returns them. */
   drop(tags: Set<number>): readonly number[] {
     const dropped: number[] = []
     if (this.count === 0 || tags.size === 0) return dropped
@@ -190,7 +195,7 @@ export class RunBuffer {
     return dropped
   }
 
-  /** Recounts all messages and compares. @throws Error naming what differs */
+  /** Counts all messages again and compares the results. @throws Error naming what differs */
   invariants(): void {
     let count = 0
     let bytes = 0

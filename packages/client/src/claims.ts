@@ -28,7 +28,7 @@ interface Pending {
   readonly delayMs: number | undefined
   readonly reason: string | undefined
   readonly invalid: boolean | undefined
-  /** Settled by the broker's answer, or failed when `timer` fires. */
+  /** The broker's answer settles this group; it fails when `timer` fires. */
   readonly group: SettleGroup
   timer: Timer | undefined
 }
@@ -56,7 +56,7 @@ function notAnswered(): SluiceError {
 
 /** The subscription that claims the leases. */
 export interface Claimant extends LeaseKeeper {
-  /** The message is leased to it again, under `tag`. */
+  /** Called when the message is leased to this claimant again, under `tag`. */
   adopt(message: DeliveredMessage, tag: number, attempt: number): void
 }
 
@@ -89,7 +89,10 @@ export class Claims implements LeaseKeeper {
     return encodeClaims(this.#entries.map(({ claim }) => claim))
   }
 
-  /** SUBSCRIBE is answered: granted messages continue under leases of `subscription`, the others are lost. */
+  /**
+   * Called when SUBSCRIBE is answered. Granted messages continue under leases of `subscription`, and the leases of all
+   * other messages are lost.
+   */
   answered(subscription: Claimant, granted: readonly Granted[]): void {
     const refused = new Set(this.#entries.keys())
     for (const { index } of granted) refused.delete(index)
@@ -117,7 +120,7 @@ export class Claims implements LeaseKeeper {
     for (const index of refused) this.#lose(this.#entries[index]!, 'disconnected')
   }
 
-  /** None of these leases can be claimed. `why` is undefined when the client gave them up itself. */
+  /** Called when none of these leases can be claimed. `why` is undefined when the client gave up the leases itself. */
   refuse(why: LeaseLossReason | undefined): void {
     if (this.#isOver) return
     this.#isOver = true
@@ -137,7 +140,7 @@ export class Claims implements LeaseKeeper {
     if (reason !== undefined) this.#session.leaseLost({ queue: this.queue, offset: message.offset, reason })
   }
 
-  // --- the lease keeper of the messages until then ---
+  // The methods below make this object the lease keeper of the messages until SUBSCRIBE is answered.
 
   holds(): boolean {
     return !this.#isOver

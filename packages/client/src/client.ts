@@ -71,9 +71,9 @@ export function checkInvariants(sluice: Sluice): void {
 /**
  * A client of one broker. Made by `connect`, or by `createClient` before there is a connection.
  *
- * It keeps one connection. When the connection is lost, it dials until it succeeds, sends unconfirmed publishes again, which
- * the broker accepts exactly once, and subscribes again. `close` ends it, and so does a broker that refuses it permanently
- * (AUTH_FAILED, PROTOCOL_VERSION).
+ * It keeps one connection. When the connection is lost, the client dials until it succeeds, sends unconfirmed publishes
+ * again, and subscribes again. The broker accepts each publish exactly once. The client ends when `close` is called, or
+ * when the broker refuses it permanently (AUTH_FAILED, PROTOCOL_VERSION).
  */
 export class Sluice {
   static {
@@ -100,7 +100,7 @@ export class Sluice {
   readonly #pullers: Pullers
   readonly #requests: Requests
   readonly #link: Link
-  /** Whether `connect` is under way; then it rejects with the error that ends the client. */
+  /** Whether `connect` is under way. If so, `connect` rejects with the error that ends the client. */
   #isConnecting = false
   #closing: Promise<void> | undefined
   #closed: SluiceError | undefined
@@ -181,9 +181,9 @@ export class Sluice {
   }
 
   /**
-   * Publishes one message. Resolves when it is durable. Messages published in one turn of the event loop are sent together,
-   * and each is accepted or refused by itself. Beyond `maxInFlight`, a publish waits for its turn; `maxWaitingBytes` limits
-   * how many can wait.
+   * Publishes one message. Resolves when it is durable. Messages published in one turn of the event loop are sent
+   * together, but the broker accepts or refuses each message by itself. Beyond `maxInFlight`, a publish waits for its
+   * turn; `maxWaitingBytes` limits how many can wait.
    *
    * @param body A `Uint8Array` stays bytes, and a string stays text. Anything else must be plain data: undefined properties
    * are omitted, and `toJSON` is called.
@@ -241,7 +241,8 @@ export class Sluice {
   }
 
   /**
-   * Publishes messages to one queue, all or none. Resolves with their receipts, in the order of the messages.
+   * Publishes messages to one queue: either all messages are accepted or none of them. Resolves with their receipts, in
+   * the order of the messages.
    *
    * @throws SluiceError BATCH_TOO_LARGE above 1 MiB or 65,535 messages; otherwise as `publish`
    * @example
@@ -260,7 +261,7 @@ export class Sluice {
         '`publishBatch` takes an array of messages; `publishAll` takes any iterable.',
       )
     }
-    // Not `map`, which skips the holes of an array.
+    // `map` would skip the holes of an array.
     const records = Array.from(messages as readonly BatchMessage[], (message) => ({
       options: batchRecordOptions(message),
       body: message.body,
@@ -281,16 +282,17 @@ export class Sluice {
   }
 
   /**
-   * Publishes every message that an iterable or async iterable yields, each by itself. Resolves when the last one is durable.
-   * It reads only while fewer than `concurrency` messages are unconfirmed, so memory is bounded for any number of messages.
-   * A message that is refused because the broker is full (QUEUE_FULL, DEDUP_FULL, DISK_LOW, MEMORY_FULL) is published again
-   * after a pause, until it is accepted. Refused messages keep their order, but messages already sent after them may be
-   * accepted before them.
+   * Publishes every message that an iterable or async iterable yields, each by itself. Resolves when the last one is
+   * durable. It reads only while fewer than `concurrency` messages are unconfirmed, so memory is bounded for any number
+   * of messages. A message that is refused because the broker is full (QUEUE_FULL, DEDUP_FULL, DISK_LOW, MEMORY_FULL)
+   * is published again after a pause, until it is accepted. Refused messages keep their order, but messages that were
+   * already sent after a refused message may be accepted before it.
    *
    * Do not change a message after it was yielded: it may be published again.
    *
-   * @throws SluiceError As `publish`, for the first message that fails for any other reason: nothing more is read, and the
-   * call rejects when no message is unconfirmed. ABORTED by `signal`. Also what the iterable or `onProgress` throws.
+   * @throws SluiceError As `publish`, for the first message that fails for any other reason: nothing more is read, and
+   * the call rejects once no message is unconfirmed. ABORTED when `signal` is aborted. The call also rejects with an
+   * error that the iterable or `onProgress` throws.
    * @example
    * const { published } = await sluice.publishAll('orders', orders.map((body) => ({ body })))
    */
@@ -320,11 +322,12 @@ export class Sluice {
   }
 
   /**
-   * Acknowledges messages and publishes others, to any queues, all or nothing. `fill` adds the acknowledgements and publishes,
-   * which are sent after it has ended. Resolves when all of them are durable, with the receipts of the publishes in order.
+   * Acknowledges messages and publishes messages to any queues, all or nothing. `fill` adds the acknowledgements and
+   * publishes, which are sent after it has ended. Resolves when all of them are durable, with the receipts of the
+   * publishes in order.
    *
    * The acknowledged messages count as settled when the step is sent. A refused step has no effect: its messages can be
-   * settled again if their leases are not lost, and a handler that throws has its message delivered again, as always.
+   * settled again if their leases are not lost, and if a handler throws, its message is delivered again as usual.
    *
    * @param fill May be async. If it throws, the step has no effect, and `atomic` rejects with what it threw.
    * @throws SluiceError LEASE_LOST, ALREADY_SETTLED for a message; QUEUE_NOT_FOUND, QUEUE_FULL, DEDUP_FULL, DISK_LOW for a
@@ -332,10 +335,10 @@ export class Sluice {
    * `publish`
    * @example
    * sluice.consume('orders', async (message) => {
-   *   await sluice.atomic((tx) => {
-   *     tx.ack(message)
-   *     tx.publish('shipments', { order: message.body })
-   *   })
+   * await sluice.atomic((tx) => {
+   * tx.ack(message)
+   * tx.publish('shipments', { order: message.body })
+   * })
    * })
    */
   async atomic(fill: (tx: Transaction) => unknown, options: SendOptions = {}): Promise<Receipt[]> {
@@ -369,15 +372,15 @@ export class Sluice {
    * letter, and no handler gets it.
    *
    * @param options `concurrency`, default 1; `prefetch`, default twice the messages that all handlers can have;
-   * `prefetchBytes`, default 16 MiB; `processingTimeout`; `ordering: 'key'`; `batch`; `missing`; `signal` closes the worker.
-   * If the queue does not exist or is deleted, the worker emits `waiting` and waits for it; with `missing: 'fail'` it ends, and
-   * `worker.closed` rejects.
+   * `prefetchBytes`, default 16 MiB; `processingTimeout`; `ordering: 'key'`; `batch`; `missing`; `signal` closes the
+   * worker. If the queue does not exist or is deleted, the worker emits `waiting` and waits for the queue; with
+   * `missing: 'fail'` the worker ends, and `worker.closed` rejects.
    * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, OPTION_CONFLICT, CLOSED
    * @example
    * const worker = sluice.consume('orders', { concurrency: 16 }, async (message) => ship(message.body))
    * @example
    * sluice.consume('events', { batch: { size: 500, wait: '200ms' } }, async (messages) => {
-   *   await insert(messages.map(({ body }) => body))
+   * await insert(messages.map(({ body }) => body))
    * })
    */
   consume<Output>(ref: QueueRef<unknown, Output>, handler: Handler<Output>): Worker
@@ -485,14 +488,14 @@ export class Sluice {
    * Closes all workers and iterators, waits for running handlers and unconfirmed publishes, and then disconnects. Messages
    * without a handler return to their queue. A second call waits for the same end.
    *
-   * It does not wait for messages that `messages` yielded or `pull` returned. Until the client is closed they can be settled;
-   * then they return to their queue, and settling them rejects with LEASE_LOST.
+   * `close` does not wait for messages that `messages` yielded or `pull` returned. These messages can be settled until
+   * the client is closed. After that they return to their queue, and settling them rejects with LEASE_LOST.
    *
-   * It does not wait for a handler that awaits `close` itself. Unless that handler has settled its message, the message returns
-   * to the queue.
+   * `close` does not wait for a handler that awaits `close` itself. Unless that handler has settled its message, the
+   * message returns to the queue.
    *
-   * @param options `timeout`, default the client's: when it passes, the client closes without waiting any longer. With 0 that
-   * happens at once, without an error. Unconfirmed publishes reject with CLOSED.
+   * @param options `timeout`, default: the timeout of the client. When it passes, the client closes without waiting any
+   * longer, and unconfirmed publishes reject with CLOSED. With 0 the client closes at once, without an error.
    * @throws SluiceError TIMEOUT, INVALID_ARGUMENT
    */
   async close(options: { readonly timeout?: Duration } = {}): Promise<void> {
@@ -518,7 +521,7 @@ export class Sluice {
   async #close(timeoutMs: number): Promise<void> {
     if (timeoutMs === 0) {
       for (const worker of this.#workers) void worker.close({ timeout: 0 })
-      // Sends the settles so far.
+      // Sends the settles that are gathered so far.
       this.#turn.flushAll()
       this.#shut(new SluiceError('CLOSED', 'The client was closed.'))
       return
@@ -546,7 +549,7 @@ export class Sluice {
     for (const worker of this.#workers) closing.push(worker.close({ timeout: timeoutMs }))
     for (const stream of this.#streams) closing.push(stream.return())
     const outcomes = await Promise.allSettled(closing)
-    // Sends settles outside of workers too, such as those after a pull.
+    // This also sends settles outside of workers, such as the settles of pulled messages.
     this.#turn.flushAll()
     await Promise.all([this.#producer.idle(), this.#link.connection?.answered()])
     return outcomes.every(({ status }) => status === 'fulfilled')

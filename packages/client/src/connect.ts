@@ -1,9 +1,9 @@
-/** Makes clients: with a connection, or before there is one. */
+/** Makes clients: after a connection is open, or before there is a connection. */
 import { Sluice } from './client.js'
 import { connectSettings, type ClientOptions, type ConnectOptions } from './options.js'
 import { dialTcp, type Dial } from './transport.js'
 
-/** `connect`, with the transport as an argument. */
+/** Like `connect`, but with the transport as an argument. */
 export async function connectThrough(
   dial: Dial,
   url: string | undefined,
@@ -33,7 +33,7 @@ export function connect(first?: string | ConnectOptions, second?: ConnectOptions
     : connectThrough(dialTcp, first, second ?? {})
 }
 
-/** `createClient`, with the transport as an argument. */
+/** Like `createClient`, but with the transport as an argument. */
 export function clientThrough(dial: Dial, url: string | undefined, options: ClientOptions): Sluice {
   const sluice = new Sluice(connectSettings(url, options, 'createClient'), dial)
   sluice.start()
@@ -45,10 +45,10 @@ export function clientThrough(dial: Dial, url: string | undefined, options: Clie
  * Calls wait for the connection until their deadlines, and consumers begin when it is open. `connect` does the same and
  * waits for the connection, for `connectTimeout` at most.
  *
- * A broker that refuses the client permanently (AUTH_FAILED, PROTOCOL_VERSION) closes it: `ready` and every other call
- * reject, and the client emits `error`.
+ * If the broker refuses the client permanently (AUTH_FAILED, PROTOCOL_VERSION), the client is closed: `ready` and every
+ * other call reject, and the client emits `error`.
  *
- * @param url As for `connect`.
+ * @param url Like the `url` of `connect`.
  * @param options `name`, `maxInFlight`, `maxInFlightBytes`, `maxWaitingBytes`, `timeout`, `heartbeat`.
  * @throws SluiceError INVALID_URL, INVALID_ARGUMENT, NOT_SUPPORTED
  * @example

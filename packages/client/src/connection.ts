@@ -2,7 +2,7 @@
  * One connection to a broker, from dialling to its end: handshake, heartbeat, frames in both directions, and the answers
  * to requests. It does not dial again; the link does.
  *
- * Invariant: a connection ends exactly once, with `lost`. Nothing that the peer sends leaves it as an exception.
+ * Invariant: a connection ends exactly once, with `lost`. No bytes from the peer make it throw.
  */
 import {
   decodeFault,
@@ -35,7 +35,7 @@ import { Waiters } from './waiters.js'
 
 /** Waits for the answer to one request. Exactly one of the two methods is called. */
 export interface Reply {
-  /** Opcode of the only frame that answers it. */
+  /** Opcode of the only frame that answers the request. */
   readonly expects: number
   /** Deadline of the wait, by `performance.now()`; Infinity when something else ends the wait. */
   readonly deadlineMs: number
@@ -47,11 +47,11 @@ export interface Reply {
 export interface ChannelSink {
   delivered(bytes: Uint8Array, start: number, end: number): void
   drained(bytes: Uint8Array, start: number, end: number): void
-  /** Messages no longer belong to the subscription. */
+  /** Called when messages no longer belong to the subscription. */
   leasesLost(bytes: Uint8Array, start: number, end: number): void
-  /** The broker ended the subscription. */
+  /** Called when the broker has ended the subscription. */
   ended(error: SluiceError): void
-  /** The connection ended, and the subscription with it. */
+  /** Called when the connection has ended, which also ends the subscription. */
   lost(error: SluiceError): void
   /** @throws Error naming what differs */
   invariants(): void
@@ -62,13 +62,15 @@ export interface ConnectionEvents {
   publishOk(bytes: Uint8Array, start: number, end: number): void
   publishErr(bytes: Uint8Array, start: number, end: number): void
   atomicOk(bytes: Uint8Array, start: number, end: number): void
-  /** An error that belongs to no request. */
+  /** Called for an error that belongs to no request. */
   stray(error: SluiceError): void
-  /** The broker accepts no new work on this connection and is about to close it. */
+  /** Called when the broker accepts no new work on this connection and is about to close it. */
   stopping(text: string): void
-  /** The socket accepts bytes again. */
+  /** Called when the socket accepts bytes again. */
   writable(): void
-  /** The connection has ended. `error` has the reason; waiting requests have failed with CONNECTION_LOST. */
+  /**
+   * Called when the connection has ended. `error` has the reason; waiting requests have failed with CONNECTION_LOST.
+   */
   lost(error: SluiceError): void
 }
 
@@ -87,7 +89,7 @@ const SMALL_BYTES = 16 * 1024
 export class Connection {
   readonly #channels = new Map<number, ChannelSink>()
   #lastChannel = 0
-  /** The broker's part of the handshake; set once open. */
+  /** The broker's part of the handshake; set once the connection is open. */
   ok!: HelloOk
   readonly #address: Address
   readonly #events: ConnectionEvents
@@ -185,7 +187,10 @@ export class Connection {
     return this.#lastCorrelation
   }
 
-  /** A number for a subscription, until `closeChannel`. @throws SluiceError TOO_MANY_SUBSCRIPTIONS */
+  /**
+   * Returns a channel number for a subscription. The number is in use until `closeChannel`. @throws SluiceError
+   * TOO_MANY_SUBSCRIPTIONS
+   */
   openChannel(sink: ChannelSink): number {
     if (this.#channels.size === LIMITS.channelMax) {
       throw new SluiceError(
@@ -380,7 +385,7 @@ export class Connection {
     }
     switch (opcode) {
       case OP.DELIVER:
-        // Undefined if the subscription has ended: the delivery was already under way.
+        // The sink is undefined if the subscription has ended while the delivery was under way.
         this.#channels.get(channel)?.delivered(bytes, start, end)
         return
       case OP.PUBLISH_OK:
@@ -426,14 +431,14 @@ export class Connection {
 
   #answer(opcode: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const reply = this.#replies.get(correlation)
-    // Undefined after the deadline of the request has passed.
+    // The reply is undefined if the deadline of the request has passed.
     if (reply === undefined) return
     if (reply.expects !== opcode) throw unexpected(opcode, `as the answer to request ${correlation}`)
     this.#replies.delete(correlation)
     try {
       reply.answered(bytes, start, end)
     } catch (error) {
-      // The connection is about to end, and this reply is no longer in the list that fails then.
+      // The connection is about to end, and then fails all listed replies. This reply is no longer in the list.
       reply.failed(incomprehensible(error))
       throw error
     }
@@ -459,7 +464,7 @@ export class Connection {
     checkWelcome(ok)
     this.ok = ok
     this.#state = 'open'
-    // The limit of this side, from HELLO. HELLO_OK has the limit of the broker.
+    // This is the limit that the client named in HELLO. HELLO_OK has the limit of the broker.
     this.#decoder.frameBytesMax = LIMITS.frameBytesMax
     clearTimeout(this.#handshakeTimer)
     this.#heartbeat = new Heartbeat(ok.heartbeatMs, performance.now())

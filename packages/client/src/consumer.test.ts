@@ -159,7 +159,8 @@ describe('a worker', () => {
     expect(begun.length).toBe(1501)
     const burst = peer.link.starting.at(-1)!
     expect(burst.firstTag + burst.count).toBeGreaterThan(tag + 1501)
-    // STARTED names the messages of the burst up to the one that hangs. Those that are done were settled before.
+    // STARTED names the messages of the burst up to the one that hangs. The messages whose handlers have ended were
+    // settled before.
     const names = peer.link.frames.map(({ name }) => name)
     expect(peer.link.started.at(-1)).toEqual({
       firstTag: burst.firstTag,
@@ -448,7 +449,8 @@ describe('a refused subscription', () => {
     })
   })
 
-  // All retryable errors are repeated, and no others: the client has no list of errors for SUBSCRIBE.
+  // A SUBSCRIBE is repeated after every retryable error, and after no other error: the client has no list of errors for
+  // SUBSCRIBE.
   for (const code of Object.keys(ERRORS) as ErrorCode[]) {
     if (ERRORS[code].number >= 1000 || ['QUEUE_NOT_FOUND', 'QUEUE_DELETED'].includes(code)) continue
     const { retryable } = ERRORS[code]
@@ -645,7 +647,7 @@ describe('closing a worker', () => {
         await worker.closed
         await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
         expect(events).toContain('closed')
-        // The end of this handler counts like any other, and is durable before the subscription ends.
+        // The outcome of this handler counts like any other outcome, and is durable before the subscription ends.
         expect(peer.link.settles).toContainEqual(
           expect.objectContaining({ firstTag: tag, outcome: OUTCOME.ack }),
         )
@@ -1009,14 +1011,14 @@ describe('pulling', () => {
     const channel = await peer.subscribed()
     const beganMs = performance.now()
     controller.abort()
-    // With a search for each of them it takes more than twenty seconds.
+    // With a search of the list for each aborted pull, this would take more than twenty seconds.
     expect(performance.now() - beganMs).toBeLessThan(10_000)
     const aborted = (await outcomes).filter(
       ({ status, ...rest }) =>
         status === 'rejected' && (rest as PromiseRejectedResult).reason.code === 'ABORTED',
     )
     expect(aborted.length).toBe(count)
-    // The last CREDIT is for the next pull, after the one that drained for the first.
+    // The first CREDIT drains for the first pull, and the last CREDIT is for the next pull.
     await until(() => peer.link.named('CREDIT').length === 2)
     peer.link.deliver(channel, 101, ['x'])
     expect((await next)[0]!.body).toBe('x')

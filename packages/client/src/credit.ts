@@ -14,7 +14,7 @@ export interface Credit {
   readonly bytes: number
   /** Maximum number of messages that are ever delivered, counted from the start of the subscription. Default: no limit. */
   readonly limit?: number
-  /** The broker delivers what it can at once, and then answers with DRAINED. */
+  /** Whether the broker delivers at once all messages that it can, and then answers with DRAINED. */
   readonly drain?: boolean
 }
 
@@ -37,8 +37,9 @@ export class CreditBounds {
   }
 
   /**
-   * How a delivery exceeds the credit, if after it `unsettled` messages are unsettled, `bytes` of records wait for a
-   * handler, and `deliveries` messages were delivered in all. Undefined when the delivery is within the credit.
+   * Returns a sentence that says how a delivery exceeds the credit, or undefined if it does not. The arguments count
+   * the state after the delivery: `unsettled` messages are unsettled, `bytes` bytes of records wait for a handler, and
+   * `deliveries` messages were delivered since the start.
    */
   excess(unsettled: number, bytes: number, deliveries: number): string | undefined {
     if (unsettled > this.messages)

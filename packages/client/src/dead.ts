@@ -44,23 +44,32 @@ export interface RedriveOptions extends DeadSelection, Pace {
   readonly force?: boolean
 }
 
-/** Result of a redrive. With `dryRun` nothing is redriven, and `matched` is the number that would be selected. */
+/**
+ * Result of a redrive. With `dryRun` nothing is redriven, and `matched` is the number of messages that would be
+ * selected.
+ */
 export interface Redriven {
   /** Messages selected. */
   readonly matched: number
   /** Number of selected messages that were redriven. */
   readonly redriven: number
-  /** Number of selected messages that stay dead: those that were redriven ten times already (see `force`), and the barred ones. */
+  /**
+   * Number of selected messages that stay dead: messages that were redriven ten times already (see `force`), and
+   * `barred` messages.
+   */
   readonly guarded: number
   /**
-   * Number of `guarded` messages whose id another pending message has, in a queue with `unique: 'pending'`. `force` does
-   * not redrive them. `dryRun` counts each page of 1,000 messages by itself, so it misses messages that are barred only by
-   * a message of another page.
+   * Number of `guarded` messages that have the same id as a pending message, in a queue with `unique: 'pending'`.
+   * `force` does not redrive them. `dryRun` counts each page of 1,000 messages by itself, so it does not count a
+   * message that is barred only by a message of another page.
    */
   readonly barred: number
 }
 
-/** Result of a deletion of dead letters. With `dryRun` nothing is deleted, and `matched` is the number that would be. */
+/**
+ * Result of a deletion of dead letters. With `dryRun` nothing is deleted, and `matched` is the number of messages that
+ * would be deleted.
+ */
 export interface DeadDeleted {
   /** Messages selected. */
   readonly matched: number
@@ -69,7 +78,10 @@ export interface DeadDeleted {
 
 const SELECTION_FIELDS = [...FILTER_FIELDS, 'offsets', 'limit', 'dryRun'] as const
 
-/** `sluice.dead`. Every call may reject with QUEUE_NOT_FOUND, TIMEOUT, ABORTED or CLOSED, besides the errors it names. */
+/**
+ * `sluice.dead`. Every call may reject with QUEUE_NOT_FOUND, TIMEOUT, ABORTED or CLOSED, besides the errors that its
+ * own description names.
+ */
 export class DeadLetters {
   readonly #requests: Requests
 
@@ -130,11 +142,12 @@ export class DeadLetters {
   }
 
   /**
-   * Redrives dead letters: to their own queue, each at its old offset and with attempt 1 next, or to another queue, where
-   * each becomes a new message with an `origin`.
+   * Redrives dead letters, to their own queue or to another one. In its own queue, a message keeps its offset and
+   * starts again with attempt 1. In another queue, it becomes a new message with an `origin`.
    *
-   * It works page by page. An error or the signal can end it early. Messages redriven until then stay redriven: the error
-   * has `outcome: 'partial'`, and `progress` has the counts. A second call continues with the messages that are still dead.
+   * The call works page by page. An error or the signal can end it early. Messages that were redriven before that stay
+   * redriven: the error has `outcome: 'partial'`, and `progress` has the counts. A second call continues with the
+   * messages that are still dead.
    *
    * @param options The filter or `offsets`; `to`; `rate`, in messages per second; `limit`; `dryRun`; `force`.
    * @param call `timeout` is the deadline of each page.
@@ -192,7 +205,8 @@ export class DeadLetters {
       const chosen = list?.slice(firstFrom(list, from)).slice(0, Math.min(limit, LIMITS.pageMessagesMax))
       if (chosen?.length === 0) return { matched: 0, next: undefined }
       const place = chosen === undefined ? { from } : { offsets: chosen }
-      // Not repeated after a lost connection: a second request could select messages that have died since.
+      // The request is not repeated after a lost connection, because a second request could select messages that died
+      // in the meantime.
       const answer = await this.#requests.send(
         OP[frame],
         { ...body, ...place, limit },

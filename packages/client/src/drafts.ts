@@ -1,6 +1,6 @@
 /**
- * Encodes published messages as records, each behind the earlier ones of its batch, in a buffer that grows and is reused
- * once the batch is sent. The producer encodes batches here, and the records of atomic steps.
+ * Encodes published messages as records. The records of a batch are written one after the other to a buffer that grows
+ * and is reused once the batch is sent. The producer uses this for batches and for the records of atomic steps.
  *
  * Invariant: a returned buffer is in no draft. The pool has at most `POOL_BYTES`.
  */
@@ -19,7 +19,7 @@ import {
 import { checkText, packBody } from './body.js'
 
 const BYTES_FIRST = 2 * 1024
-/** A longer buffer is not reused. */
+/** Maximum size of a buffer that is reused. */
 const BYTES_KEPT = 256 * 1024
 /** Maximum size of the pool. It is enough to publish to a thousand queues in one turn. */
 const POOL_BYTES = 2 << 20
@@ -74,7 +74,7 @@ export class Drafts {
 
   /**
    * Writes a record after the last one, and returns its end. The caller moves `draft.end` to accept it.
-   * @throws SluiceError MESSAGE_TOO_LARGE, INVALID_BODY, and those of an option
+   * @throws SluiceError MESSAGE_TOO_LARGE, INVALID_BODY, and the errors of an invalid option
    */
   append(
     draft: Draft,
@@ -88,7 +88,8 @@ export class Drafts {
     let payloadBytes: number
     if (typeof payload === 'string') {
       checkText(payload)
-      // UTF-8 takes at most three bytes for a UTF-16 unit; a long text is measured rather than overestimated.
+      // UTF-8 takes at most three bytes for a UTF-16 unit. A long text is measured, because this bound would be far too
+      // high.
       const bytesMax = payload.length < 1024 ? payload.length * 3 : textBytes(payload)
       this.#checkSize(headBytes, payload.length < 1024 ? payload.length : bytesMax)
       reserve(draft, headBytes + bytesMax)
@@ -104,7 +105,7 @@ export class Drafts {
     return payloadAt + payloadBytes
   }
 
-  /** Encodes a single record, for an atomic step. @throws SluiceError as `append` */
+  /** Encodes a single record, for an atomic step. @throws SluiceError like `append` */
   record(body: unknown, options: RecordOptions | undefined): Uint8Array {
     const draft = { bytes: this.take(), end: 0 }
     try {

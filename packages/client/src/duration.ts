@@ -11,7 +11,7 @@ export type Duration = number | `${number}${keyof typeof UNIT_MS}`
  *
  * @param value Milliseconds, or text with one of the units ms, s, m, h, d.
  * @param name Name of the value in an error.
- * @throws SluiceError INVALID_ARGUMENT when the value is neither, is negative, or is longer than 100 years
+ * @throws SluiceError INVALID_ARGUMENT when the value is not a duration, is negative, or is longer than 100 years
  * @example
  * parseDuration('1.5s') // 1500
  */
@@ -19,7 +19,7 @@ export function parseDuration(value: unknown, name = 'duration'): number {
   return durationMs(value, name, 'INVALID_ARGUMENT')
 }
 
-/** As `parseDuration`, but the error has this code. */
+/** Like `parseDuration`, but throws an error with the code `code`. */
 export function durationMs(value: unknown, name: string, code: ErrorCode): number {
   let ms: number | undefined
   if (typeof value === 'number') ms = value

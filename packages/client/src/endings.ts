@@ -11,7 +11,7 @@ import { DeadLetter, Retry } from './message.js'
 /** The outcome for the messages of a handler that threw. */
 export interface Ending {
   readonly outcome: Outcome
-  /** Undefined for the back-off of the queue. */
+  /** Delay before the next attempt; undefined means the back-off of the queue. */
   readonly delayMs: number | undefined
   readonly reason: string | undefined
   /** Whether the handler failed without throwing `Retry` or `DeadLetter`. */
@@ -31,7 +31,7 @@ export function endingOf(error: unknown): Ending {
       return { outcome: OUTCOME.retry, delayMs: delayOf(error), reason, isFailure: false }
     }
   } catch {
-    // Reading the error threw, so the handler failed.
+    // Reading the error threw another error, so the handler counts as failed.
   }
   return { outcome: OUTCOME.retry, delayMs: undefined, reason: reasonOf(error), isFailure: true }
 }
@@ -43,7 +43,10 @@ function delayOf({ delayMs }: Retry): number | undefined {
   return isDelay ? delayMs : undefined
 }
 
-/** The reason that a thrown value gives: well-formed text that is no longer than the broker keeps. */
+/**
+ * Returns the reason that a thrown value gives, as well-formed text. It is truncated to the length that the broker
+ * keeps.
+ */
 export function reasonOf(error: unknown): string {
   try {
     return clipReason(textOf(error instanceof Error && error.message !== '' ? error.message : error))
@@ -61,7 +64,7 @@ export function stackOf(error: unknown): string {
   }
 }
 
-/** Text of any value; a library may have set an error's message to an object. May throw. */
+/** Returns the text of any value, because a library may have set an error's message to an object. May throw. */
 function textOf(value: unknown): string {
   return typeof value === 'string' ? value : String(value)
 }
@@ -78,7 +81,7 @@ type Then = (
 
 const { then: nativeThen } = Promise.prototype as { readonly then: Then }
 
-/** The `then` method that `await` would call; undefined if `result` is no promise. May throw. */
+/** Returns the `then` method that `await` would call, or undefined if `result` is not a promise. May throw. */
 export function thenOf(result: unknown): Then | undefined {
   if ((typeof result !== 'object' && typeof result !== 'function') || result === null) return undefined
   const { then } = result as { readonly then?: unknown }
@@ -97,8 +100,8 @@ export function promiseOf(result: unknown, then: Then): Promise<unknown> {
 }
 
 /**
- * Calls `done` or `failed` once, when `result` is settled. Returns a promise that resolves then. May throw, and then calls
- * neither.
+ * Calls `done` or `failed` once, when `result` is settled. Returns a promise that resolves at that time. If this
+ * function throws, it calls neither of the two.
  */
 function follow(
   result: unknown,
@@ -109,7 +112,7 @@ function follow(
   return nativeThen.call(promiseOf(result, then), done, failed)
 }
 
-/** Learns how a handler ends if it is still running after its call has returned. */
+/** Is notified of the end of a handler that is still running after its call has returned. */
 export interface Follower {
   /** Resolves when the handler ends, even when it fails. */
   ended: PromiseLike<unknown> | undefined
@@ -125,7 +128,7 @@ export interface Caller<Context, Follows extends Follower> {
   unfollowed(follower: Follows): void
 }
 
-/** The call of a handler failed before it returned a promise. */
+/** Result of a call of a handler that failed before it returned a promise. */
 export class Thrown {
   readonly error: unknown
 
@@ -135,8 +138,9 @@ export class Thrown {
 }
 
 /**
- * Calls a handler. This is the only place that reads what a handler throws or returns. Returns undefined when the handler
- * succeeded, `Thrown` when it failed, or its follower while it is still running: then `done` or `failed` is called, once.
+ * Calls a handler. This is the only place that reads what a handler throws or returns. Returns undefined when the
+ * handler succeeded, `Thrown` when it failed, or the follower of the handler if it is still running. In that case
+ * `done` or `failed` of the follower is called once, when the handler ends.
  */
 export function callHandler<Argument, Context, Follows extends Follower>(
   handler: (argument: Argument, context: Context) => unknown,

@@ -1,6 +1,7 @@
 /**
- * The events of a client: their listeners, and the warnings of the process for problems that have no listener. A typo in
- * a queue's name, or a handler that always throws, must not look like a program that has nothing to do.
+ * The events of a client: their listeners, and the warnings of the process for problems that have no listener. Without
+ * the warnings, a typo in a queue's name, or a handler that always throws, would look like a program that has nothing
+ * to do.
  *
  * Invariant: `emit` throws nothing. A listener that fails becomes a warning too.
  */
@@ -19,7 +20,7 @@ export interface SluiceEvents {
   notice: Notice
   /** A failure that no call reports, such as the end of a worker. */
   error: SluiceError
-  /** A handler threw something other than `Retry` and `DeadLetter`; the broker delivers its message again. */
+  /** A handler threw a value other than `Retry` or `DeadLetter`. The broker delivers the message again. */
   handlerError: HandlerFailure
   /** A handler lost the lease on its message: what the handler does with the message no longer counts. */
   leaseLost: LeaseLoss

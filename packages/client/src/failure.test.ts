@@ -16,7 +16,7 @@ afterEach(async () => {
   await sluice.close({ timeout: 0 })
 })
 
-/** Returns the error with which `theCallerOfThis` rejects. Its stack must contain that name. */
+/** Returns the error with which `theCallerOfThis` rejects. The stack of the error must contain that name. */
 async function failureOf(call: () => Promise<unknown>): Promise<SluiceError> {
   async function theCallerOfThis(): Promise<void> {
     await call()

@@ -1,7 +1,7 @@
 /**
- * Publishes the messages that an iterable yields. The number of unconfirmed messages is bounded, so memory does not grow
- * with the length of the iterable. Messages that the broker refuses because it is full are published again, in their
- * order, before more are read.
+ * Publishes the messages that an iterable yields. The number of unconfirmed messages is bounded, so memory does not
+ * grow with the length of the iterable. Messages that the broker refuses because it is full are published again, in
+ * their order, before more messages are read.
  */
 import { SluiceError, type ErrorCode } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -9,7 +9,7 @@ import { attempt, promiseOf, thenOf } from './endings.js'
 import type { PublishAllResult } from './options.js'
 import type { Receipt } from './sending.js'
 
-/** Refusals that pass when consumers drain the queue, or an operator makes room. */
+/** Refusals for lack of room. They end when consumers drain the queue, or when an operator makes room. */
 const FULL: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'QUEUE_FULL',
   'DEDUP_FULL',
@@ -77,7 +77,7 @@ export class Feed<Message> {
     const iterator = iteratorOf(source)
     let isExhausted = false
     let isReading = false
-    /** The message that was read and is not published yet, if there is one. */
+    /** Contains the message that was read and is not published yet, or nothing. */
     const read: IteratorResult<Message>[] = []
     try {
       while (this.#failure === undefined) {
@@ -94,7 +94,7 @@ export class Feed<Message> {
           const then = thenOf(next)
           if (then === undefined) read.push(next as IteratorResult<Message>)
           else {
-            // Not awaited, so that refused messages are published again however long the source takes.
+            // The read is not awaited, so that refused messages are published again even while the source is slow.
             isReading = true
             promiseOf(next, then).then(
               (result) => {
@@ -228,7 +228,7 @@ function iteratorOf<Message>(source: Iterable<Message> | AsyncIterable<Message>)
 
 // Ends the iterator as `break` ends a loop. A generator ends after its pending `await`; the feed does not wait for that.
 function leave(iterator: Source<unknown>): void {
-  // The caller gets the failure that ended the feed instead.
+  // A failure of `return` is ignored: the caller gets the failure that ended the feed.
   attempt(
     () => iterator.return?.(),
     () => {},

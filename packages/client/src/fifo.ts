@@ -2,8 +2,8 @@
  * A first-in, first-out queue with constant-time operations: an array and the index of its first item, because `shift`
  * moves all items of a long array.
  *
- * Invariant: the items are `#slots[#head…]`. At most half of the slots, or fewer than `FREE_SLOTS`, precede them. An item
- * that was taken stays referenced until its slot is dropped.
+ * Invariant: the items are `#slots[#head…]`. At most half of the slots, or fewer than `FREE_SLOTS`, precede them. A
+ * slot keeps a reference to its item, even if the item was taken, until the slot is dropped.
  */
 const FREE_SLOTS = 1024
 

@@ -204,7 +204,7 @@ describe('a worker of batches', () => {
   })
 
   it('leaves no timer behind when it closes at once', async () => {
-    // Other timers of the process come and go meanwhile; no other waits this long.
+    // The process starts and stops other timers in the meantime, but no other timer waits this long.
     const waitMs = 59 * 60_000
     const set = vi.spyOn(globalThis, 'setTimeout')
     const cleared = vi.spyOn(globalThis, 'clearTimeout')

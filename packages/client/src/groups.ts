@@ -1,6 +1,7 @@
 /**
- * A worker that groups messages for its handler: batches, gathered up to a size or for a time, or single messages in the
- * order of their keys, or both. One call of the handler gets one group.
+ * A worker that groups messages for its handler. A group is a batch that is gathered up to a size or for a time, or a
+ * single message. With `ordering: 'key'`, messages of one key are handled in order. One call of the handler gets one
+ * group.
  *
  * Messages are taken from the subscription as they arrive, and wait here in lines. A group is announced as started just
  * before its handler runs. A message that must be alone is a group by itself, and does not wait for others.
@@ -22,7 +23,7 @@ export type GroupHandler = (messages: DeliveredMessage[], context: HandlerContex
 /** The messages of one call of the handler, and its context. */
 class Group extends Running implements HandlerContext, Watcher, Follower {
   readonly messages: readonly DeliveredMessage[]
-  /** Set when the handler returns a promise. */
+  /** Called when the promise of the handler resolves; set when the handler returns a promise. */
   done!: () => void
   failed!: (error: unknown) => void
   #abort: AbortController | undefined
@@ -49,7 +50,7 @@ class Group extends Running implements HandlerContext, Watcher, Follower {
     this.#abort?.abort(reason)
   }
 
-  /** The handler has ended. */
+  /** Called when the handler has ended. */
   end(): void {
     if (this.#abort !== undefined) this.messages[0]!.unwatchedBy(this)
   }
@@ -62,7 +63,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
   readonly #lines: Lines<DeliveredMessage>
   /** Groups that are announced as started. Their handlers run at the end of this turn, and count as running already. */
   #chosen: Group[] = []
-  /** Includes the chosen groups. */
+  /** Groups whose handlers are running, including the chosen groups. */
   readonly #running = new Set<Group>()
   #timer: Timer | undefined
 
@@ -103,7 +104,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
     return count
   }
 
-  /** Whether a group should start now. If it is waiting for more messages, a timer asks again. */
+  /** Whether a group should start now. If the group still waits for more messages, a timer asks again later. */
   #isDue(nowMs: number): boolean {
     const { ready } = this.#lines
     if (ready === 0) return false
@@ -139,7 +140,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
 
   unfollowed(): void {}
 
-  /** The handler of `group` has ended, after its call had returned. */
+  /** Called when the handler of `group` has ended after its call had returned. */
   #handled(group: Group, succeeded: boolean, error: unknown): void {
     this.#end(group, succeeded, error)
     this.#more()

@@ -1,5 +1,6 @@
 /**
- * Decides when to ping, and when a silent peer is dead. Pure: the connection passes the time and owns the timer.
+ * Decides when to ping, and when a silent peer is dead. This class is pure: the connection passes the time as an
+ * argument and owns the timer.
  *
  * A late tick means that this process was stalled, not the peer: bytes may be unread in the socket. So a stall does not
  * count as silence of the peer, and only `judge` declares it dead, after one more poll of the socket.
@@ -22,12 +23,12 @@ export class Heartbeat {
     this.#tickDueMs = nowMs + this.tickMs
   }
 
-  /** Bytes were received. */
+  /** Called when bytes were received. */
   heard(nowMs: number): void {
     this.#heardMs = nowMs
   }
 
-  /** Bytes were sent. */
+  /** Called when bytes were sent. */
   sent(nowMs: number): void {
     this.#sentMs = nowMs
   }

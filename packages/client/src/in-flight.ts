@@ -1,6 +1,6 @@
 /**
- * Sent and unanswered batches and steps of a producer, by number. Limits how much may be in flight, sends everything again
- * on a new connection, and keeps refused sendings until they are sent under new numbers.
+ * The batches and steps of a producer that are sent and unanswered, by number. This class limits how much may be in
+ * flight, sends everything again on a new connection, and keeps refused sendings until they are sent under new numbers.
  *
  * Invariant: each number is given to one sending, and always goes with the same bytes. A sending stays here, byte for byte,
  * until it is answered or given up, whether or not a caller still waits for it.
@@ -15,7 +15,7 @@ const SMALLER_WINDOW = 'the broker now accepts fewer unanswered batches than wer
 
 export class InFlight {
   readonly #messagesMax: number
-  /** The limit of the client; the broker may allow less. */
+  /** Byte limit of the client; the limit of the broker may be lower. */
   readonly #bytesSetting: number
   #bytesMax: number
   #batchesMax: number = LIMITS.inFlightBatchesDefault
@@ -24,7 +24,10 @@ export class InFlight {
   readonly #sent = new Window<Sending>()
   #messages = 0
   #bytes = 0
-  /** Sendings that were sent on an earlier connection and not yet on this one, highest number first. */
+  /**
+   * Sendings that were sent on an earlier connection and are not sent yet on this connection, in descending order of
+   * their numbers.
+   */
   #again: Sending[] = []
   /**
    * Number of refused sendings. They are sent again under new numbers when all other sendings are answered, and nothing new
@@ -32,7 +35,9 @@ export class InFlight {
    * a broker that forgot their refusal would otherwise accept the later sendings first.
    */
   #refused = 0
-  /** Set after a refusal: then only one batch that may be split is sent at a time, until one of these is accepted. */
+  /**
+   * Set after a refusal: from then on, batches that may be split are sent one at a time, until one of them is accepted.
+   */
   #isCautious = false
   /** Number of the last batch that was sent while cautious. */
   #probe = 0
@@ -57,7 +62,7 @@ export class InFlight {
     return this.#acceptedNumber
   }
 
-  /** Whether something must be sent again before new work. */
+  /** Whether some sending must be sent again before new work. */
   get isBehind(): boolean {
     return this.#again.length > 0 || this.#refused > 0
   }
@@ -73,7 +78,7 @@ export class InFlight {
 
   /** Whether `sending` may be sent next. */
   admits(sending: Sending): boolean {
-    // The first one is always admitted. Otherwise a message larger than the window would never be sent.
+    // The first sending is always admitted. Otherwise a message larger than the window would never be sent.
     if (this.#sent.size === 0) return true
     return (
       this.below(this.#lastNumber + 1) < this.#batchesMax &&
@@ -123,7 +128,7 @@ export class InFlight {
     this.#bytes -= sending.end
   }
 
-  /** Takes over the limits of a new connection, and sends everything unanswered again. */
+  /** Applies the limits of a new connection, and sends all unanswered sendings again. */
   attach(connection: Connection, ok: HelloOk): void {
     this.#batchesMax = ok.inFlightBatches
     this.#bytesMax = Math.min(this.#bytesSetting, ok.inFlightBytes)
@@ -133,12 +138,12 @@ export class InFlight {
     }
     this.#again = [...this.#sent.values()].reverse()
     this.#resend(connection)
-    // Later there may be subscriptions on this connection, and the step names subscriptions of the earlier one by the same
-    // numbers.
+    // These steps name subscriptions of the earlier connection by number. Subscriptions that are opened later on this
+    // connection may get the same numbers.
     for (const sending of this.#again.filter(({ isBound }) => isBound)) this.#giveUp(sending, SMALLER_WINDOW)
   }
 
-  /** Sends what was not yet sent on this connection. Returns whether something new may follow. */
+  /** Sends the sendings that were not yet sent on this connection. Returns whether a new sending may follow. */
   resume(connection: Connection): boolean {
     if (this.#again.length > 0) this.#resend(connection)
     if (this.#again.length > 0 && !this.#giveUpAgain()) return false
@@ -179,7 +184,10 @@ export class InFlight {
     sending.refuse(unknownOutcome(why))
   }
 
-  /** Removes, and returns, the refused sendings in the order of their numbers, each with how it is sent again. */
+  /**
+   * Removes and returns the refused sendings in the order of their numbers, each with the way in which it is sent
+   * again.
+   */
   takeRefused(): { readonly sending: Sending; readonly goesAgain: 'split' | 'whole' }[] {
     const refused: { sending: Sending; goesAgain: 'split' | 'whole' }[] = []
     if (this.#refused === 0) return refused
@@ -192,7 +200,7 @@ export class InFlight {
     return refused
   }
 
-  /** Removes, and returns, everything. */
+  /** Removes and returns all sendings. */
   drain(): Sending[] {
     const sent = [...this.#sent.values()]
     this.#sent.clear()
@@ -203,14 +211,14 @@ export class InFlight {
     return sent
   }
 
-  /** Numbers start again at 1, for another producer. */
+  /** Makes numbers start again at 1, for another producer. */
   restart(): void {
     this.#lastNumber = 0
     this.#acceptedNumber = 0
     this.#probe = 0
   }
 
-  /** Recounts everything and compares. @throws Error naming what differs */
+  /** Counts everything again and compares the results. @throws Error naming what differs */
   invariants(): void {
     let count = 0
     let messages = 0

@@ -16,7 +16,10 @@ export class Isolation {
   /** Whether a suspect was settled and the ordinary messages that waited for it start next. */
   #othersAreNext = false
 
-  /** Whether a message may start now. If not, `wake` is called when that may have changed. `alone` marks a suspect. */
+  /**
+   * Whether a message may start now. If not, `wake` is called when the message may be allowed to start. `alone` marks a
+   * suspect.
+   */
   admits(alone: boolean, wake: () => void): boolean {
     if (alone) {
       this.#othersAreNext = false
@@ -47,7 +50,7 @@ export class Isolation {
   leave(count: number): void {
     this.#handled -= count
     if (this.#handled > 0) return
-    // Subscriptions that are woken first start first.
+    // Subscriptions start their messages in the order in which they are woken.
     const othersFirst = this.#alone && this.#others.size > 0
     this.#alone = false
     if (othersFirst) {

@@ -11,7 +11,10 @@ export interface LeaseKeeper {
   readonly queue: string
   /** Whether a message that was delivered with this tag, and is not settled, still belongs to the consumer. */
   holds(tag: number): boolean
-  /** Forgets that the lease of this tag is lost: the message knows it now, and does not ask again. */
+  /**
+   * Discards the record that the lease of this tag is lost. Called once the message itself has recorded the loss; the
+   * message does not ask again.
+   */
   forget(tag: number): void
   settle(
     tag: number,

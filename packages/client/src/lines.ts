@@ -12,10 +12,13 @@ export interface Keyed {
 
 export class Lines<Message extends Keyed> {
   readonly #ordered: boolean
-  /** Messages that may go to a handler, each since the time at the same index of `#times`. */
+  /** Messages that may go to a handler. Each has been ready since the time at the same index of `#times`. */
   readonly #ready = new Fifo<Message>()
   readonly #times = new Fifo<number>()
-  /** For each key that has a message ready or out, the messages behind it; undefined if there were none yet. */
+  /**
+   * For each key that has a message ready or out, the messages that wait behind that message; undefined if no message
+   * has waited yet.
+   */
   readonly #behind = new Map<string, Fifo<Message> | undefined>()
   /** Messages that went to a handler and are not done; only kept with `ordered`. */
   readonly #out = new Set<Message>()
@@ -29,12 +32,12 @@ export class Lines<Message extends Keyed> {
     return this.#ready.length
   }
 
-  /** The time since which the first message may go. There must be one. */
+  /** The time since which the first message may go to a handler. There must be a ready message. */
   get sinceMs(): number {
     return this.#times.at(0)!
   }
 
-  /** The message that goes to a handler after `index` others. */
+  /** The message that goes to a handler after `index` other messages. */
   at(index: number): Message | undefined {
     return this.#ready.at(index)
   }
@@ -66,7 +69,10 @@ export class Lines<Message extends Keyed> {
     return taken
   }
 
-  /** Marks a message that went to a handler as done, or its lease as lost: the next message of its key may go. */
+  /**
+   * Called when a message that went to a handler is done or has lost its lease. The next message of its key may then go
+   * to a handler.
+   */
   done(message: Message, nowMs: number): void {
     if (this.#out.delete(message)) this.#free(message, nowMs)
   }
@@ -78,7 +84,7 @@ export class Lines<Message extends Keyed> {
     else this.#push(next, nowMs)
   }
 
-  /** Removes, and returns, the lost messages that wait. A lost message that went to a handler counts as done. */
+  /** Removes and returns the waiting messages that are lost. A lost message that went to a handler counts as done. */
   lose(isLost: (message: Message) => boolean, nowMs: number): Message[] {
     const lost: Message[] = []
     for (const behind of this.#behind.values()) {
@@ -101,7 +107,7 @@ export class Lines<Message extends Keyed> {
     return [...heads, ...lost]
   }
 
-  /** Removes all messages, including those that went to a handler. Returns those that waited. */
+  /** Removes all messages, including those that went to a handler. Returns the messages that waited. */
   clear(): Message[] {
     const waiting = this.#ready.drain()
     for (const behind of this.#behind.values()) if (behind !== undefined) waiting.push(...behind)

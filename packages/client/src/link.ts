@@ -15,20 +15,20 @@ import type { Producer } from './producer.js'
 import { failuresAfterLoss, reconnectDelayMs } from './reconnect.js'
 import type { Dial } from './transport.js'
 
-/** The client has connected to the broker. */
+/** Event: the client has connected to the broker. */
 export interface Connected {
   readonly address: string
   readonly serverVersion: string
-  /** False for the first connection of the client. */
+  /** Whether the client was connected before; false for its first connection. */
   readonly again: boolean
 }
 
-/** The connection was lost; the client dials again. */
+/** Event: the connection was lost; the client dials again. */
 export interface Disconnected {
   readonly error: SluiceError
 }
 
-/** The client dials again after `delayMs`. */
+/** Event: the client dials again after `delayMs`. */
 export interface Reconnecting {
   /** Number of consecutive failures. */
   readonly attempt: number
@@ -43,31 +43,31 @@ export interface Notice {
 }
 
 export interface LinkEvents {
-  /** A connection is open, and the producer has it. */
+  /** Called when a connection is open and the producer has it. */
   opened(connection: Connection): void
   /** Called after `opened`, when all calls that waited for a connection are resolved. */
   connected(event: Connected): void
   disconnected(event: Disconnected): void
   reconnecting(event: Reconnecting): void
   notice(event: Notice): void
-  /** An error that belongs to no request. */
+  /** Called for an error that belongs to no request. */
   stray(error: SluiceError): void
-  /** The connection accepts bytes again. */
+  /** Called when the connection accepts bytes again. */
   writable(): void
-  /** The link has stopped dialling, and its owner closes it. */
+  /** Called when the link has stopped dialling; the owner then closes the link. */
   refused(error: SluiceError): void
 }
 
-/** Waits for a connection. */
+/** A caller that waits for a connection. */
 interface Opening {
   resolve(): void
   reject(error: SluiceError): void
 }
 
-// Dialling again would have the same result.
+// Errors after which the client does not dial again, because the result would be the same.
 const FATAL: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['AUTH_FAILED', 'PROTOCOL_VERSION'])
 
-// The limit that the client offers. The broker answers with its own.
+// Maximum number of unanswered batches that the client offers. The broker answers with its own maximum.
 const IN_FLIGHT_BATCHES = LIMITS.inFlightBatchesMax
 
 export class Link {
@@ -77,7 +77,7 @@ export class Link {
   readonly #events: LinkEvents
   /** The connection that is being dialled or open. */
   #connection: Connection | undefined
-  /** 0 if the connection is not open. */
+  /** Time at which the connection was opened; 0 if it is not open. */
   #openedMs = 0
   #failures = 0
   #wasOpen = false
@@ -85,7 +85,7 @@ export class Link {
   readonly #openings = new Set<Opening>()
   /** Whether there is only one attempt. */
   #dialsOnce = false
-  /** Why the last attempt to connect failed; undefined if it has succeeded. */
+  /** The error of the last attempt to connect; undefined if that attempt succeeded. */
   #lastError: SluiceError | undefined
   #isStopped = false
 
@@ -140,8 +140,8 @@ export class Link {
   }
 
   /**
-   * Starts to dial. Resolves when there is a connection within `connectTimeoutMs`, or, if that is 0, at the first attempt.
-   * Otherwise rejects, and the owner closes the link.
+   * Starts to dial. Resolves when there is a connection within `connectTimeoutMs`. If `connectTimeoutMs` is 0, there is
+   * only one attempt. If there is no connection, the promise rejects, and the owner closes the link.
    */
   open(signal: AbortSignal | undefined): Promise<void> {
     const { connectTimeoutMs, timeoutMs } = this.#settings

@@ -30,7 +30,7 @@ const END_REASONS: Partial<Readonly<Record<ErrorCode, LeaseLossReason>>> = {
   CONSUMER_CLOSED: 'consumerClosed',
 }
 
-/** The reason that LEASES_LOST gives as a number. */
+/** Returns the reason that LEASES_LOST gives as the number `code`. */
 export function lossReason(code: number): LeaseLossReason {
   return REASONS[code] ?? 'other'
 }

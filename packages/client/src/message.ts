@@ -36,7 +36,7 @@ import type { Watcher } from './watchers.js'
 export interface RetryOptions {
   /** Delay until the message is delivered again. Default: the queue's `retry` back-off. */
   readonly delay?: Duration
-  /** What went wrong, as text for operators; the broker keeps 4 KiB of it. */
+  /** Description of the failure for operators; the broker keeps at most 4 KiB of this text. */
   readonly reason?: string
 }
 
@@ -44,15 +44,15 @@ export interface RetryOptions {
  * A message and the lease on it. A message is settled once: only the first of `ack`, `retry`, `release` and `deadLetter`
  * counts.
  *
- * Each of these returns a promise that resolves when the outcome is durable. It is safe not to await it: an unused promise
- * causes no unhandled rejection. It rejects with ALREADY_SETTLED; with LEASE_LOST when the message no longer belongs to this
- * consumer, for example after its processing timeout; and with CONNECTION_LOST and `outcome: 'unknown'` when the connection
- * was lost before the answer.
+ * Each of these methods returns a promise that resolves when the outcome is durable. It is safe not to await this
+ * promise: an unused promise causes no unhandled rejection. The promise rejects with ALREADY_SETTLED; with LEASE_LOST
+ * when the message no longer belongs to this consumer, for example after its processing timeout; and with
+ * CONNECTION_LOST and `outcome: 'unknown'` when the connection was lost before the answer.
  */
 export interface Message<Body = unknown> {
   /**
-   * Decoded when it is first read; throws SluiceError INVALID_BODY if that fails. A `Uint8Array` may share its `buffer` with
-   * other bodies, as Node's Buffers do, and then begins at its `byteOffset`.
+   * The body is decoded when it is first read; throws SluiceError INVALID_BODY if that fails. A `Uint8Array` may share
+   * its `buffer` with other bodies, like Node's Buffers; its bytes begin at `byteOffset`.
    */
   readonly body: Body
   readonly id: string | undefined
@@ -69,17 +69,23 @@ export interface Message<Body = unknown> {
   readonly headers: Readonly<Record<string, string>>
   /** Name of the queue. */
   readonly queue: string
-  /** The message is done, and leaves the queue. */
+  /** Acknowledges the message: it is done and leaves the queue. */
   ack(): Promise<void>
-  /** The attempt failed: the message is delivered again later. Throws INVALID_DELAY, and INVALID_ARGUMENT for a reason that is not text. */
+  /**
+   * Reports a failed attempt: the message is delivered again later. Throws INVALID_DELAY, and INVALID_ARGUMENT for a
+   * reason that is not text.
+   */
   retry(options?: RetryOptions): Promise<void>
-  /** There was no attempt: the message returns to its position in the queue, and the attempt does not count. */
+  /**
+   * Gives the message back: it returns to its position in the queue, and this delivery does not count as an attempt.
+   */
   release(): Promise<void>
-  /** The message becomes a dead letter. Throws INVALID_ARGUMENT for a reason that is not text. */
+  /** Makes the message a dead letter. Throws INVALID_ARGUMENT for a reason that is not text. */
   deadLetter(reason?: string): Promise<void>
   /**
-   * Restarts the processing timeout: it passes `duration` from now, at least 100 ms. Default: the processing timeout of this
-   * consumer. Does not settle the message. Throws INVALID_ARGUMENT, and rejects as a settle does.
+   * Restarts the processing timeout with the length `duration`, which is at least 100 ms. Default: the processing
+   * timeout of this consumer. This does not settle the message. Throws INVALID_ARGUMENT, and rejects with the same
+   * errors as a settle.
    */
   extend(duration?: Duration): Promise<void>
 }
@@ -87,7 +93,8 @@ export interface Message<Body = unknown> {
 /** The second argument of a handler. */
 export interface HandlerContext {
   /**
-   * Aborted when the lease on the message, or on one of the batch, is lost, or when the worker stops waiting for the handler.
+   * Aborted when the lease on the message, or on a message of the batch, is lost, or when the worker stops waiting for
+   * the handler.
    */
   readonly signal: AbortSignal
 }
@@ -97,9 +104,9 @@ const UNREAD = Symbol('unread')
 const OPEN = 0
 const SETTLED = 1
 const LOST = 2
-/** An atomic step acknowledges the message, and is not sent yet. */
+/** State: an atomic step acknowledges the message, and the step is not sent yet. */
 const PLEDGED = 3
-/** That step is sent. */
+/** State: the atomic step that acknowledges the message is sent. */
 const SENT = 4
 type LeaseState = typeof OPEN | typeof SETTLED | typeof LOST | typeof PLEDGED | typeof SENT
 
@@ -109,7 +116,7 @@ interface Ending {
   readonly reason: string | undefined
 }
 
-/** How the handlers of pledged messages ended. */
+/** The endings of the handlers of pledged messages. */
 const ENDINGS = new WeakMap<DeliveredMessage, Ending>()
 
 export class DeliveredMessage implements Message, HandlerContext, Watcher {
@@ -263,7 +270,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     keeper.settle(tag, outcome, delayMs, reason, invalid)
   }
 
-  /** Whether `keeper` keeps its lease, and the message is not settled. */
+  /** Whether `keeper` keeps the lease of the message, and the message is not settled. */
   isLeasedBy(keeper: LeaseKeeper): boolean {
     return (
       this.#run.keeper === keeper &&
@@ -272,7 +279,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     )
   }
 
-  /** From now on `keeper` keeps its lease, under this tag. */
+  /** Makes `keeper` the keeper of the lease, under this tag. */
   rebind(keeper: LeaseKeeper, tag: number): void {
     this.#run = { ...this.#run, keeper, firstTag: (tag - this.#index) >>> 0 }
   }
@@ -301,7 +308,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     this.#state = PLEDGED
   }
 
-  /** Why the atomic step that has pledged the message cannot acknowledge it on this connection. */
+  /** Returns the error if the atomic step that has pledged the message cannot acknowledge it on this connection. */
   obstacle(connection: Connection): SluiceError | undefined {
     const { keeper } = this.#run
     return keeper.isOn(connection) && keeper.holds(this.tag) ? undefined : leaseLost()
@@ -311,9 +318,9 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     return this.#run.keeper.acknowledgement(this.tag)
   }
 
-  /** The step that has pledged the message is sent: the message counts as settled. */
+  /** Called when the step that has pledged the message is sent. From then on, the message counts as settled. */
   sent(): void {
-    // The step is sent again, because an earlier batch was refused.
+    // In this case the step is sent again, because an earlier batch was refused.
     if (this.#state === SENT) return
     const { keeper } = this.#run
     this.#state = SENT
@@ -362,7 +369,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     return this.#abort.signal
   }
 
-  /** Whether its lease was lost before it was settled. */
+  /** Whether the lease of the message was lost before the message was settled. */
   get isLost(): boolean {
     return !this.#isOpen() && this.#state === LOST
   }

@@ -28,13 +28,19 @@ export interface CallOptions {
 export interface ClientOptions {
   /** Name of this client in the broker's lists and logs, at most 255 bytes. Default: none. */
   readonly name?: string
-  /** Maximum number of messages that are published and not confirmed; beyond it `publish` waits. 1 to 10,000,000. Default 10,000. */
+  /**
+   * Maximum number of messages that are published and not confirmed; `publish` waits while this number is reached. 1 to
+   * 10,000,000. Default 10,000.
+   */
   readonly maxInFlight?: number
-  /** Maximum number of bytes that are published and not confirmed; beyond it `publish` waits. 1 to 4,294,967,295. Default 16 MiB. */
+  /**
+   * Maximum number of bytes that are published and not confirmed; `publish` waits while this number is reached. 1 to
+   * 4,294,967,295. Default 16 MiB.
+   */
   readonly maxInFlightBytes?: number
   /**
-   * Maximum memory of publishes that wait to be sent: their bytes, and 512 bytes more for each. Beyond it `publish` rejects
-   * with TOO_MANY_WAITING. From 1 byte to 1 TiB. Default 512 MiB.
+   * Maximum memory of publishes that wait to be sent. Each publish takes its bytes and 512 bytes more. When the memory
+   * is used up, `publish` rejects with TOO_MANY_WAITING. From 1 byte to 1 TiB. Default 512 MiB.
    */
   readonly maxWaitingBytes?: number
   /** Deadline of each call. Default 30 s. */
@@ -45,7 +51,7 @@ export interface ClientOptions {
 
 /** Options of `connect`. */
 export interface ConnectOptions extends ClientOptions {
-  /** How long `connect` keeps trying when no broker answers; 0 means one attempt. Default 5 s. */
+  /** Time for which `connect` keeps trying when no broker answers; 0 means one attempt. Default 5 s. */
   readonly connectTimeout?: Duration
   /** Aborts `connect`; has no effect once connected. */
   readonly signal?: AbortSignal
@@ -198,7 +204,10 @@ export function queueOf(ref: QueueRef): Queue {
 
 /** Options of one message. */
 export interface MessageOptions {
-  /** For deduplication: a second message with the same id is not accepted for as long as the queue's `unique` says. 1 to 255 bytes. */
+  /**
+   * Id for deduplication. A second message with the same id is not accepted while the id is remembered; see the option
+   * `unique` of the queue. 1 to 255 bytes.
+   */
   readonly id?: string
   /**
    * What happens when the broker knows a message with the same `id`. `'keep'`: this message is a duplicate. `'replace'`: if
@@ -214,9 +223,12 @@ export interface MessageOptions {
   readonly delay?: Duration
   /** Time of the earliest delivery; a number is milliseconds since the epoch. Mutually exclusive with `delay`. */
   readonly at?: Date | number
-  /** Time to live from when the message is due, from 1 ms. Default: the queue's `ttl`. */
+  /** Time to live, which starts when the message is due; at least 1 ms. Default: the queue's `ttl`. */
   readonly ttl?: Duration
-  /** At most 64 names and values, and 16 KiB: an object, or a Map, Headers or URLSearchParams without repeated names. */
+  /**
+   * Headers: at most 64 names with values, and at most 16 KiB. Takes an object, or a Map, Headers or URLSearchParams
+   * without repeated names.
+   */
   readonly headers?: Readonly<Record<string, string>> | HeaderEntries
 }
 
@@ -228,8 +240,9 @@ export interface HeaderEntries {
 /** Options of calls that send messages. */
 export interface SendOptions extends CallOptions {
   /**
-   * While there is no connection to the broker: `'wait'` for one until the deadline, or `'fail'` immediately with OFFLINE.
-   * A message that was sent waits for its answer in either case. Default `'wait'`.
+   * What the call does while there is no connection to the broker. `'wait'`: it waits for a connection until its
+   * deadline. `'fail'`: it fails immediately with OFFLINE. A message that was sent waits for its answer in either case.
+   * Default `'wait'`.
    */
   readonly offline?: 'wait' | 'fail'
 }
@@ -330,7 +343,7 @@ export interface BatchMessage<Body = unknown> extends MessageOptions {
   readonly body: Body
 }
 
-/** Counts of what `publishAll` has done so far. */
+/** Counts of the messages that `publishAll` has published so far. */
 export interface PublishAllResult {
   /** Messages that the broker accepted. */
   readonly published: number
@@ -378,7 +391,7 @@ export interface ConsumeOptions {
   readonly processingTimeout?: Duration
   /**
    * `'key'`: this worker handles messages of one key one after the other, in their order, even if the queue's
-   * `keyConcurrency` allows more; other keys pass them. Default: in any order.
+   * `keyConcurrency` allows more; messages of other keys may pass them. Default: messages are handled in any order.
    */
   readonly ordering?: 'key'
   readonly batch?: undefined
@@ -394,9 +407,15 @@ export interface ConsumeOptions {
 /** Options of `consume` with a handler that takes several messages at a time. */
 export interface BatchConsumeOptions extends Omit<ConsumeOptions, 'batch'> {
   readonly batch: {
-    /** Maximum number of messages in one batch, 1 to 65,535. With `ordering: 'key'` they have different keys. */
+    /**
+     * Maximum number of messages in one batch, 1 to 65,535. With `ordering: 'key'` all messages of a batch have
+     * different keys.
+     */
     readonly size: number
-    /** How long the first message may wait for others. Default 0: a free handler gets the messages that have arrived. */
+    /**
+     * Time for which the first message of a batch may wait for further messages. Default 0: a free handler gets the
+     * messages that have arrived.
+     */
     readonly wait?: Duration
   }
 }
@@ -428,7 +447,7 @@ export interface PullOptions extends CallOptions {
   readonly processingTimeout?: Duration
 }
 
-/** What a worker or an iterator asks the broker for. */
+/** The settings of the subscription of a worker or an iterator. */
 export interface ConsumerSettings {
   readonly concurrency: number
   readonly messages: number
@@ -443,7 +462,7 @@ const PREFETCH_BYTES_DEFAULT = 16 * 1024 * 1024
 const MESSAGES_PREFETCH_DEFAULT = 10
 const CONSUMER_OPTIONS = ['prefetch', 'prefetchBytes', 'processingTimeout', 'missing', 'signal'] as const
 
-/** Settings of a worker, with how it calls its handlers. */
+/** Settings of a worker, including the settings for the calls of its handlers. */
 export interface WorkerSettings extends ConsumerSettings {
   /** Whether messages of one key are handled one after the other. */
   readonly ordered: boolean

@@ -14,7 +14,7 @@ it('lets a message wait twice as long after each release, up to a minute, and fo
   }
   expect(waits).toEqual([1, 2, 4, 8, 16, 32, 60, 60, 60].map((seconds) => seconds * 1_000))
   end()
-  // Only the last message was still waiting.
+  // The only message that was still waiting is the last one.
   expect(woken).toEqual([8])
   expect(orphans.has('q')).toBe(false)
   expect(orphans.patienceMs('q', 7)).toBe(1_000)

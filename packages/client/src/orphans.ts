@@ -1,7 +1,7 @@
 /**
- * Messages and keys of orphaned handlers: handlers that still run in this process although their leases are lost, or may
- * be. A message that is delivered again is set aside until its orphaned handler has ended, and so is, where keys are
- * ordered, any message of the same key.
+ * Messages and keys of orphaned handlers: handlers that still run in this process although their leases are lost or may
+ * be lost. A message that is delivered again is set aside until its orphaned handler has ended. Where keys are ordered,
+ * all messages of the same key are set aside too.
  *
  * Invariant: only queues with orphaned handlers are in the map, so that usually there is nothing to look up.
  */
@@ -10,7 +10,7 @@
 const PATIENCE_MS = 1_000
 const PATIENCE_MS_MAX = 60_000
 
-/** A message, by its offset; or all messages of a key. */
+/** A message, given by its offset, or all messages of a key, given by the key. */
 export type Held = number | string
 
 interface Waiting {
@@ -58,7 +58,7 @@ export class Orphans {
     return this.#queues.get(queue)?.has(one) === true
   }
 
-  /** Calls `wake` once, when no handler holds `one` any more. `one` must be held. */
+  /** Calls `wake` once, when no handler holds `one` any more. A handler must hold `one` when this is called. */
   wait(queue: string, one: Held, wake: () => void): void {
     this.#queues.get(queue)?.get(one)?.wakes.add(wake)
   }

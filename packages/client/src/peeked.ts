@@ -1,6 +1,6 @@
 /**
- * Messages as PEEK shows them. They are not leased, so they may have changed since. Body, options and origin are decoded
- * when they are first read.
+ * Messages as PEEK shows them. They are not leased, so they may have changed in the meantime. Body, options and origin
+ * are decoded when they are first read.
  */
 import {
   checkRecords,
@@ -25,7 +25,7 @@ export interface Origin {
   readonly queue: string
   readonly offset: number | undefined
   readonly publishedAt: Date | undefined
-  /** Why the message was dead in that queue; undefined if it was not. */
+  /** Reason for which the message was dead in that queue; undefined if it was not dead. */
   readonly reason: DeathName | undefined
   /** Error of the message in that queue, as text. */
   readonly error: string | undefined
@@ -50,9 +50,9 @@ export interface PeekedMessage<Body = unknown> {
   readonly priority: number
   readonly headers: Readonly<Record<string, string>>
   readonly state: MessageState
-  /** Why it is dead; undefined if it is not. */
+  /** Reason for which the message is dead; undefined if it is not dead. */
   readonly reason: DeathName | undefined
-  /** For a dead message, the reason that its consumer gave; undefined if it gave none. */
+  /** For a dead message, the text that its consumer gave as the reason; undefined if the consumer gave no reason. */
   readonly error: string | undefined
   /** Number of attempts since it was published or last redriven. */
   readonly attempts: number
@@ -71,7 +71,7 @@ export interface PeekedMessage<Body = unknown> {
   readonly holder: string | undefined
   /** When a dead message died. */
   readonly diedAt: Date | undefined
-  /** When it expires; undefined if it does not. */
+  /** Time at which the message expires; undefined if it does not expire. */
   readonly expiresAt: Date | undefined
   /** Where it was before it was moved or copied to this queue. */
   readonly origin: Origin | undefined

@@ -457,7 +457,9 @@ describe('replacing', () => {
 describe('order', () => {
   type Refusal = 'EARLIER_REFUSED' | 'AT_IN_THE_PAST' | 'QUEUE_FULL'
 
-  /** A broker that refuses batches with a bad message, and batches that follow a refused one, as in PROTOCOL.md. */
+  /**
+   * A broker that follows PROTOCOL.md: it refuses batches with a bad message, and batches that follow a refused batch.
+   */
   class Order {
     readonly accepted = new Map<string, string[]>()
     readonly #results = new Map<number, number>()

@@ -1,6 +1,6 @@
 /**
- * Publishes. Records are encoded into the open batch of their queue. At the end of the turn, batches are numbered, sealed
- * and sent, as far as the window allows. Atomic steps are sent among them, in order.
+ * Publishes messages. Records are encoded into the open batch of their queue. At the end of the turn, batches are
+ * numbered, sealed and sent, as far as the window allows. Atomic steps are sent among them, in order.
  *
  * Invariant: a batch or step is in `#waiting`, oldest first, until it is sent, and then in `#inFlight`. A deadline or a
  * signal withdraws messages only from `#waiting`.
@@ -35,7 +35,8 @@ import { Waiters } from './waiters.js'
 /**
  * When one turn has published this many bytes, they are sent before the end of the turn, so that the broker parses and
  * writes them while the rest is encoded. With 1,000 messages of 128 bytes in flight, this gave 5 % more publishes per
- * second than one write per turn. A limit of 16 KiB gave fewer, because each write is one more commit.
+ * second than one write per turn. A limit of 16 KiB gave fewer publishes per second, because each write is one more
+ * commit.
  */
 const AHEAD_BYTES = 48 * 1024
 /** Memory of a waiting caller besides the bytes of its message: a promise, its functions, its deadline. */
@@ -69,7 +70,7 @@ export class Producer {
   #lanesMax = QUEUES_KEPT
   #last: Batch | undefined
   readonly #drafts = new Drafts()
-  /** Time of this turn; 0 if not read yet. */
+  /** Time of this turn; 0 if the clock was not read yet in this turn. */
   #turnMs = 0
   #frameBytesMax: number = LIMITS.frameBytesMax
   #batchBytes: number = LIMITS.batchBytesTarget
@@ -77,7 +78,7 @@ export class Producer {
   #closed: SluiceError | undefined
   readonly #idle = new Waiters()
 
-  /** `schedule` requests a `flush` at the end of the turn, and `sendAhead` requests one now. */
+  /** `schedule` requests a `flush` at the end of the turn, and `sendAhead` requests a `flush` now. */
   constructor(settings: Settings, deadlines: Deadlines, schedule: () => void, sendAhead: () => void) {
     this.#settings = settings
     this.#deadlines = deadlines
@@ -130,7 +131,7 @@ export class Producer {
     }
     const bytesMax = this.#recordsBytesMax(options)
     if (batch.count > 0 && end - batch.recordsAt > bytesMax) {
-      // The record does not fit, and becomes the first of the next batch.
+      // The record does not fit, and becomes the first record of the next batch.
       const full = batch
       this.#close(full)
       batch = this.#openBatch(queue)
@@ -294,7 +295,7 @@ export class Producer {
     if (this.#last === batch) this.#last = undefined
   }
 
-  // The batch was opened for a message that was refused. It is empty, and would wait without end.
+  // Discards a batch that was opened for a refused message. The batch is empty and would wait endlessly.
   #discard(batch: Batch): void {
     this.#close(batch)
     this.#waiting.pop()
@@ -452,7 +453,10 @@ export class Producer {
     this.#answered()
   }
 
-  /** Lets refused sendings wait again, before all new ones. The order of their numbers is the order of the calls. */
+  /**
+   * Puts refused sendings back in the waiting list, ahead of all new sendings. The refused sendings are in the order of
+   * their numbers, which is the order of the calls.
+   */
   #requeueRefused(): void {
     const refused = this.#inFlight.takeRefused()
     if (refused.length === 0) return
@@ -469,13 +473,16 @@ export class Producer {
     this.#waiting.replace([...again, ...this.#waiting])
   }
 
-  // The window may have room now, or everything may be answered.
+  // Called after an answer: the window may have room now, or everything may be answered.
   #answered(): void {
     if (this.#waiting.length > 0 || this.#inFlight.isBehind) this.#schedule()
     else this.#notifyIdle()
   }
 
-  /** Called when one caller stops waiting. If `sending` was sent, it stays in the window; if not, the message is withdrawn. */
+  /**
+   * Called when one caller stops waiting. If `sending` was sent, it stays in the window. If it was not sent, the
+   * message of the caller is withdrawn.
+   */
   #giveUp(sending: Sending, index: number, error: SluiceError): void {
     if (!sending.giveUp(index, error)) return
     this.#hasWithdrawn = true
@@ -506,7 +513,7 @@ export class Producer {
     return nextMs
   }
 
-  // Without a connection, nothing else would remove them from memory.
+  // Removes withdrawn sendings. Without a connection, nothing else would remove them from memory.
   #dropWithdrawn(): void {
     if (!this.#hasWithdrawn) return
     this.#hasWithdrawn = false
@@ -537,7 +544,7 @@ export class Producer {
 
   /** Called when the broker has lost the numbers of this producer, so that it would not recognize batches that are sent again. */
   renew(): void {
-    // A refused sending was not accepted, whatever the broker has lost.
+    // A refused sending was not accepted, even though the broker has lost its numbers.
     this.#requeueRefused()
     const sent = this.#inFlight.drain()
     this.#inFlight.restart()
@@ -558,7 +565,7 @@ export class Producer {
     if (this.#inFlight.size === 0 && this.#waiting.length === 0) this.#idle.notify()
   }
 
-  /** Recounts everything and compares. @throws Error naming what differs */
+  /** Counts everything again and compares the results. @throws Error naming what differs */
   invariants(): void {
     this.#drafts.invariants()
     this.#inFlight.invariants()

@@ -1,6 +1,6 @@
 /**
- * Pulls. Each queue has one subscription, which is kept for a short time for the next pull, without credit. Pulls are
- * served one after the other, so that each knows which deliveries are for it.
+ * Pulls messages. Each queue has one subscription, which is kept for a short time for the next pull, without credit.
+ * Pulls are served one after the other, so that it is clear to which pull a delivery belongs.
  *
  * A pull raises the limit of the subscription by `max`. At the first delivery, or when its wait has passed, it drains the
  * subscription: the broker delivers what it can at once, and then answers that nothing more follows.
@@ -31,7 +31,7 @@ class Pull implements PullSettings {
   timer: Timer | undefined
   onAbort: (() => void) | undefined
   waitIsOver = false
-  /** Whether the call has already rejected; then later deliveries are released. */
+  /** Whether the call has already rejected. If so, later deliveries are released. */
   abandoned = false
   #isOver = false
 
@@ -71,7 +71,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   #draining = false
   /** Messages that were pulled on a lost connection and are not settled. */
   #claims: Claims | undefined
-  /** Whether the subscription is claiming `#claims`; until that is answered, it has no credit. */
+  /** Whether the subscription is claiming `#claims`. Until the broker answers, the subscription has no credit. */
   #isClaiming = false
   #listed = false
   readonly #renewal: Renewal
@@ -147,7 +147,8 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     pull.abandoned = true
     if (pull !== this.#current) {
       this.#abandonedWaiting++
-      // Only when most are abandoned, so that a signal of thousands of pulls costs no search for each.
+      // The list is cleaned only when most pulls in it are abandoned. Otherwise a signal of thousands of pulls would
+      // search the list once for each pull.
       if (this.#abandonedWaiting * 2 > this.#waiting.length) {
         this.#waiting.replace([...this.#waiting].filter(({ abandoned }) => !abandoned))
         this.#abandonedWaiting = 0
@@ -246,7 +247,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   mayStart(): void {
     const pull = this.#current
     if (pull === undefined || this.#draining) return
-    // With `max` messages no drain is needed: the limit has stopped the broker.
+    // After `max` messages no drain is needed, because the limit has stopped the broker.
     if (this.#subscription!.buffered >= pull.max) this.#list()
     else this.#drain()
   }
@@ -314,14 +315,16 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     this.#next()
   }
 
-  // What is delivered for the current pull returns to the queue.
+  // Messages that are delivered for the current pull return to the queue.
   async #stop(): Promise<void> {
     const subscription = this.#subscription
     await subscription?.stop()
     subscription?.releaseBuffered()
   }
 
-  /** Rejects all pulls. Messages that were pulled before remain leased, until they are settled or the client is closed. */
+  /**
+   * Rejects all pulls. Messages that were pulled earlier remain leased until they are settled or the client is closed.
+   */
   fail(error: SluiceError): void {
     this.#renewal.cancel()
     if (this.#current !== undefined) void this.#stop()
@@ -336,14 +339,17 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   }
 }
 
-/** How long subscriptions without a pull are kept, and how many. */
+/** Maximum time for which a subscription without a pull is kept, and maximum number of these subscriptions. */
 export const IDLE = { ms: 1_000, subscriptionsMax: 256 } as const
 
 /** The pullers of a client, by queue. An idle subscription is ended, because a connection has a limited number of them. */
 export class Pullers implements Consumer {
   readonly #session: Session
   readonly #pullers = new Map<string, Puller>()
-  /** Pullers without a pull, with the time since which they are idle; the one that is idle longest comes first. */
+  /**
+   * Pullers without a pull, with the time since which they are idle. The puller that has been idle for the longest time
+   * comes first.
+   */
   readonly #idle = new Map<Puller, number>()
   #closed: SluiceError | undefined
 
@@ -364,7 +370,7 @@ export class Pullers implements Consumer {
 
   readonly #rests = (puller: Puller): void => {
     this.#idle.delete(puller)
-    // Another puller may have replaced it.
+    // Another puller may have replaced this puller.
     if (this.#pullers.get(puller.queue) !== puller) return
     if (!puller.hasSubscription) {
       this.#pullers.delete(puller.queue)

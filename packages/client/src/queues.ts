@@ -54,20 +54,26 @@ export interface QueueOptions {
   readonly unique?: 'window' | 'pending'
   /** How long an id is remembered after its message was accepted; 0 means not at all. Default 10 min. */
   readonly dedupWindow?: Duration
-  /** Maximum number of ids that are remembered; beyond it messages with an id are refused with DEDUP_FULL. Default 1,000,000. */
+  /**
+   * Maximum number of ids that are remembered; when it is reached, messages with an id are refused with DEDUP_FULL.
+   * Default 1,000,000.
+   */
   readonly dedupMaxIds?: number
   /** Maximum number of messages that are scheduled, ready or leased; 0 means no limit. Default 0. */
   readonly maxMessages?: number
   /** Maximum size of these messages together, in bytes; 0 means no limit. Default 0. */
   readonly maxBytes?: number
   /**
-   * What happens at `maxMessages` or `maxBytes`: `'reject'` new messages with QUEUE_FULL; or drop the oldest message of the
-   * lowest priority, or make that message a dead letter. Default `'reject'`.
+   * What happens at `maxMessages` or `maxBytes`: `'reject'` new messages with QUEUE_FULL; or make room: `'drop-oldest'`
+   * drops the oldest message of the lowest priority, and `'dead-letter'` makes it a dead letter. Default `'reject'`.
    */
   readonly overflow?: 'reject' | 'drop-oldest' | 'dead-letter'
   /** Queue to which dead messages are moved; null means that they stay in their queue. Default null. */
   readonly deadLetter?: QueueRef | null
-  /** Whether only one consumer at a time gets messages; another takes over when that one leaves or is idle. Default false. */
+  /**
+   * Whether only one consumer at a time gets messages; another consumer takes over when the current one leaves or is
+   * idle. Default false.
+   */
   readonly single?: boolean
   /** Keeps settled messages for `replay`: up to this age, up to this number of bytes, or both; 0 means not set. Default: none are kept. */
   readonly retain?: { readonly age?: Duration; readonly bytes?: number }
@@ -136,7 +142,10 @@ export interface ReplayOptions extends MessageFilter, Pace {
   readonly dryRun?: boolean
 }
 
-/** Result of a replay. With `dryRun` nothing is published, and `matched` is the number that would be. */
+/**
+ * Result of a replay. With `dryRun` nothing is published, and `matched` is the number of messages that would be
+ * published.
+ */
 export interface Replayed {
   /** Messages selected. */
   readonly matched: number
@@ -144,13 +153,13 @@ export interface Replayed {
   readonly replayed: number
 }
 
-/** One thing that happened to a message. */
+/** An event of a message. */
 export interface HistoryEvent {
   readonly event: HistoryEventName
   readonly at: Date
-  /** Number of attempts so far, if the event has it. */
+  /** Number of attempts so far, for events that record it. */
   readonly attempts?: number
-  /** When the message is due, if the event has it. */
+  /** When the message is due, for events that record it. */
   readonly due?: Date
   /** The error, the queue that it was moved to, or the client that consumed or redrove it. */
   readonly text?: string
@@ -166,7 +175,10 @@ export interface History {
 /** When a message is due: after a delay from now, or at a time. A number in `at` is milliseconds since the epoch. */
 export type Due = { readonly delay: Duration } | { readonly at: Date | number }
 
-/** `sluice.queues`. Every call may reject with INVALID_NAME, TIMEOUT, ABORTED or CLOSED, besides the errors it names. */
+/**
+ * `sluice.queues`. Every call may reject with INVALID_NAME, TIMEOUT, ABORTED or CLOSED, besides the errors that its own
+ * description names.
+ */
 export class Queues {
   readonly #requests: Requests
 
@@ -213,7 +225,7 @@ export class Queues {
       for (const queue of queues) all.push(queueInfo('LIST', queue))
       if (more !== true) return all
       const after = all.at(-1)?.name
-      // A page without a new queue would be requested again without end.
+      // A page without a new queue would make this loop endless.
       if (queues.length === 0 || after === undefined || after === body['after']) throw malformed('LIST')
       body = { after }
     }
@@ -235,7 +247,8 @@ export class Queues {
     return this.#removal('PURGE', { name: queueOf(queue).name }, call)
   }
 
-  // Not repeated after a lost connection: a second request could remove messages published since.
+  // Sends a request that removes messages. It is not repeated after a lost connection, because a second request could
+  // remove messages that were published in the meantime.
   async #removal(
     frame: 'DELETE' | 'PURGE' | 'CLOSE_CONSUMER',
     body: Body,
@@ -294,7 +307,7 @@ export class Queues {
   }
 
   /**
-   * Cancels a message that is scheduled or ready, even behind others of its key.
+   * Cancels a message that is scheduled or ready, even if it is behind other messages of its key.
    *
    * @param ref The `offset`, or the `id`. An `id` is known if the message is delayed, if the queue has `unique: 'pending'`, or
    * as long as `dedupWindow` remembers it.
@@ -310,11 +323,12 @@ export class Queues {
   }
 
   /**
-   * Changes the due time of a message that is scheduled or ready. Its number of attempts stays the same. A time to live that
-   * counts from the due time moves with it.
+   * Changes the due time of a message that is scheduled or ready. Its number of attempts stays the same. If its time to
+   * live counts from the due time, the message expires later or earlier accordingly.
    *
-   * @param ref As for `cancel`.
-   * @throws SluiceError INVALID_DELAY, AT_IN_THE_PAST when `at` is more than a minute past; otherwise as `cancel`
+   * @param ref Like the `ref` of `cancel`.
+   * @throws SluiceError INVALID_DELAY, AT_IN_THE_PAST when `at` is more than a minute in the past; otherwise as
+   * `cancel`
    * @example
    * const { due } = await sluice.queues.reschedule('reminders', { id: 'invoice-7' }, { delay: '2d' })
    */
@@ -356,7 +370,7 @@ export class Queues {
       if (!Array.isArray(consumers)) throw malformed('CONSUMERS')
       for (const consumer of consumers) all.push(consumerInfo(consumer))
       if (next === null || next === undefined) return all
-      // A page that makes no progress would be requested again without end.
+      // A page that makes no progress would make this loop endless.
       if (wholeIn('CONSUMERS', next) <= from) throw malformed('CONSUMERS')
       from = next as number
     }
@@ -379,9 +393,9 @@ export class Queues {
   }
 
   /**
-   * Publishes again the settled messages that the queue still keeps; see `retain`. The call works page by page. An error or
-   * the signal can end it early. Messages published until then stay published: the error has `outcome: 'partial'`, and
-   * `progress` has the counts and the `cursor` at which to continue.
+   * Publishes again the settled messages that the queue still keeps; see `retain`. The call works page by page. An
+   * error or the signal can end it early. Messages that were published before that stay published: the error has
+   * `outcome: 'partial'`, and `progress` has the counts and the `cursor` at which to continue.
    *
    * @param options `from`, `until` and the filter; `to`; `rate`, in messages per second; `limit`; `dryRun`; `cursor`.
    * @param call `timeout` is the deadline of each page.
@@ -407,7 +421,7 @@ export class Queues {
     const pace = withoutUndefined({ limit, rate: dryRun === true ? undefined : rate })
     const take = async (limit: number): Promise<Step<string>> => {
       const page = withoutUndefined({ cursor: place, limit })
-      // Not repeated after a lost connection: a second request could publish a page twice.
+      // The request is not repeated after a lost connection, because a second request could publish a page twice.
       const answer = await this.#call(OP.REPLAY, { ...body, ...page }, dryRun === true, call)
       const error = cutShort('REPLAY', answer)
       const matched = wholeIn('REPLAY', answer['matched'])
@@ -429,7 +443,7 @@ export class Queues {
   }
 
   /**
-   * Resolves with the history of the message at an offset, as far as it is still in the log.
+   * Resolves with the history of the message at an offset, as far as its events are still in the log.
    *
    * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND
    * @example
@@ -479,7 +493,10 @@ const OPTION_PATHS = {
 
 const PATHS = Object.entries(OPTION_PATHS) as [QueueOptionName, readonly [keyof QueueOptions, string?]][]
 
-/** The options under their names and in their units on the wire. @throws SluiceError INVALID_OPTION, INVALID_NAME */
+/**
+ * Returns the options with the names and the units that they have on the wire. @throws SluiceError INVALID_OPTION,
+ * INVALID_NAME
+ */
 function wireOptions(named: QueueOptions): Body {
   onlyOptions(named, '', [...new Set(PATHS.map(([, [name]]) => name))])
   const options: Record<string, unknown> = {}
@@ -558,7 +575,10 @@ function historyEvent(value: unknown): HistoryEvent {
   }) as unknown as HistoryEvent
 }
 
-/** The cursor of the next page. A cursor that makes no progress is refused, because its page would be requested again without end. */
+/**
+ * The cursor of the next page. A cursor that makes no progress is refused, because the same page would be requested
+ * endlessly.
+ */
 function cursorIn(frame: string, { cursor }: Body, before: string | undefined): string | undefined {
   if (cursor === null || cursor === undefined) return undefined
   if (typeof cursor !== 'string' || cursor === before) throw malformed(frame)

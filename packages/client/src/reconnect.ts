@@ -1,4 +1,6 @@
-/** When to dial again after a connection failed or was lost. Pure: time and randomness are arguments. */
+/**
+ * When to dial again after a connection failed or was lost. The functions are pure: time and randomness are arguments.
+ */
 
 export const RECONNECT = { delayMsMin: 50, delayMsMax: 5_000, stableMs: 1_000 } as const
 
@@ -13,7 +15,7 @@ export function reconnectDelayMs(failures: number, random: number): number {
   return backoffMs(RECONNECT, failures, random)
 }
 
-/** As `reconnectDelayMs`, but between two given bounds. */
+/** Like `reconnectDelayMs`, but between two given bounds. */
 export function backoffMs(
   { delayMsMin, delayMsMax }: { readonly delayMsMin: number; readonly delayMsMax: number },
   failures: number,
@@ -24,8 +26,9 @@ export function backoffMs(
 }
 
 /**
- * The number of consecutive failures after the loss of a connection that was open for `openMs`. A connection that is lost
- * soon counts as a failure. Otherwise a broker that closes each connection at once would be dialled without a pause.
+ * The number of consecutive failures after the loss of a connection that was open for `openMs`. A connection that is
+ * lost soon counts as a failure, because otherwise a broker that closes each connection at once would be dialled
+ * without a pause.
  */
 export function failuresAfterLoss(failures: number, openMs: number): number {
   return openMs >= RECONNECT.stableMs ? 1 : failures + 1

@@ -1,9 +1,11 @@
 /**
  * Messages that the program still has after their consumer has ended: messages of an iterator that was left, of a pull
- * whose subscription was replaced, or of a handler that awaits the close of its worker. A subscription without credit keeps
- * their leases until all are settled. The leases are claimed on each new connection, like those of a running consumer.
+ * whose subscription was replaced, or of a handler that awaits the close of its worker. A subscription without credit
+ * keeps their leases until all of these messages are settled. The leases are claimed on each new connection, like those
+ * of a running consumer.
  *
- * Invariant: while it is in `session.retired`, it has either a subscription or claims for the next one.
+ * Invariant: while this object is in `session.retired`, it has either a subscription or claims for the next
+ * subscription.
  */
 import { LIMITS, type SluiceError } from '@sluice/protocol'
 import type { Claims } from './claims.js'
@@ -58,7 +60,7 @@ class RetiredLeases implements Consumer, SubscriptionOwner {
     void this.#end(subscription)
   }
 
-  // A lost connection ends each of these waits; `lost` has set the claims by then.
+  // A lost connection ends each of the waits below. In that case `lost` has already set the claims.
   async #end(subscription: Subscription): Promise<void> {
     await subscription.emptied()
     await subscription.settled()

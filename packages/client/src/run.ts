@@ -12,7 +12,10 @@ import type { LeaseKeeper } from './lease.js'
 
 /** Messages with consecutive tags, and consecutive offsets unless the run is scattered. */
 export interface Run extends DeliverHead {
-  /** Bytes before each record: 0, or, in a scattered run, its offset and publish time. */
+  /**
+   * Number of bytes before each record. In a scattered run, these bytes are the offset and the publish time of the
+   * record; otherwise the number is 0.
+   */
   readonly gap: number
   readonly keeper: LeaseKeeper
   /** All records, each after its gap. */

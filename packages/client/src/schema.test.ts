@@ -26,7 +26,7 @@ const validate = (value: unknown): Validated => {
   return Number.isNaN(number) ? { issues: [{ message: 'not a number', path: ['total'] }] } : { value: number }
 }
 
-/** Converts text to a number, at once or later. */
+/** A queue whose schema converts text to a number, synchronously or asynchronously. */
 const numbers = (how: 'sync' | 'async'): Queue<string, number> =>
   queue('q', {
     schema: {

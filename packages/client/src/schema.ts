@@ -36,7 +36,10 @@ export class Reader {
     this.#session = session
   }
 
-  /** Whether the consumer gets the message. If so, its body is the output of the schema; if not, it is settled. */
+  /**
+   * Returns whether the consumer gets the message. If so, its body is the output of the schema; if not, the message is
+   * settled.
+   */
   admits(message: DeliveredMessage): boolean | Promise<boolean> {
     let body: unknown
     try {

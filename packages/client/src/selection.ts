@@ -93,20 +93,20 @@ export interface Step<Place> {
 
 /** Progress of a walk, which is added to its error. */
 export interface SoFar {
-  /** Undefined if nothing was done. */
+  /** The counts so far; undefined if nothing was done. */
   readonly progress: Progress | undefined
   /** The progress as a sentence. */
   readonly text: string
 }
 
-/** Pages per second of a walk with a rate. These are enough pages for an even rate, and few enough to be cheap. */
+/** Pages per second of a walk with a rate. This is often enough for an even rate, and rarely enough to be cheap. */
 const PACED_PAGES_A_SECOND = 4
 const RATE_MAX = 1_000_000
 
 /**
  * Requests pages until the last one, or until `limit` messages matched. The first argument of `take` is the maximum number
  * of messages in its page.
- * @throws SluiceError INVALID_ARGUMENT, ABORTED, and what `take` throws, with the progress of `soFar`
+ * @throws SluiceError INVALID_ARGUMENT, ABORTED, and the errors of `take`, with the progress of `soFar`
  */
 export async function walk<Place>(
   pace: Pace,

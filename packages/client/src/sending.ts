@@ -1,6 +1,7 @@
 /**
- * A sending: a batch or an atomic step, which a producer sends under one number and the broker answers by that number. It
- * has callers, each with a deadline and perhaps a signal. It is one frame, which is kept byte for byte until the answer.
+ * A sending: a batch or an atomic step. A producer sends it under one number, and the broker answers with that number.
+ * A sending has callers, each with a deadline and perhaps a signal. It is sent as one frame, which is kept byte for
+ * byte until the answer.
  */
 import type { Duplicates, SluiceError, SluiceErrorNames } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -11,7 +12,7 @@ import { fail } from './failure.js'
 export interface Receipt {
   /** Position of the message in its queue, from 0. */
   readonly offset: number
-  /** Whether a message with the same id was accepted earlier; then `offset` is the offset of that message. */
+  /** Whether a message with the same id was accepted earlier; if so, `offset` is the offset of the earlier message. */
   readonly duplicate: boolean
   /** Set if this message replaced an earlier one with the same id, which is cancelled; see `onDuplicate`. */
   readonly replaced?: true
@@ -42,7 +43,7 @@ export abstract class Sending {
   goesAgain: 'split' | 'whole' | undefined
   /** Whether further messages may join. */
   open = true
-  // Undefined at the index of a caller that no longer waits.
+  // Resolve functions of the callers; undefined at the index of a caller that no longer waits.
   resolves: (Resolve | undefined)[] = []
   deadlines: number[] = []
   nextDeadlineMs = Infinity
@@ -82,7 +83,10 @@ export abstract class Sending {
     return callers
   }
 
-  /** Calls `gone` when the signal of this caller is aborted, with the sending that has the caller by then and its index in it. */
+  /**
+   * Calls `gone` when the signal of this caller is aborted. The arguments are the sending that holds the caller at that
+   * time, and the index of the caller in that sending.
+   */
   watch(
     resolve: Resolve,
     signal: AbortSignal,
@@ -138,7 +142,7 @@ export abstract class Sending {
   /** The queue, as the errors of the callers name it. */
   abstract readonly names: SluiceErrorNames
 
-  /** Why the sending cannot be sent on this connection. */
+  /** Returns the error if the sending cannot be sent on this connection. */
   abstract obstacle(connection: Connection): SluiceError | undefined
 
   /** Writes the numbered frame to `frames` at position `at`, just before it is sent. `below` is its correlation. */

@@ -17,8 +17,8 @@ export interface Session {
   readonly isolation: Isolation
   readonly orphans: Orphans
   /**
-   * Leases of consumers that have ended. The client attaches them first: another consumer of the queue could get their
-   * messages, and with `single` only the first one is granted its claims.
+   * Leases of consumers that have ended. The client attaches them first: otherwise another consumer of the queue could
+   * get their messages. With `single`, only the first consumer that subscribes is granted its claims.
    */
   readonly retired: Set<Consumer>
   /** Whether the client is closed: there is no further connection. */
@@ -35,7 +35,10 @@ export interface Session {
   waiting(event: ConsumerWaiting): void
 }
 
-/** A worker, an iterator, the pullers, or leases of a consumer that has ended. The client attaches each to every new connection. */
+/**
+ * A worker, an iterator, the pullers, or the leases of a consumer that has ended. The client attaches each consumer to
+ * every new connection.
+ */
 export interface Consumer {
   attach(connection: Connection): void
   /** Called when the client is closed, and there is no further connection. */
@@ -52,7 +55,7 @@ export interface ConsumerWaiting {
   readonly error: SluiceError
 }
 
-/** A handler threw something other than `Retry` and `DeadLetter`; the broker delivers the message again. */
+/** A handler threw a value other than `Retry` or `DeadLetter`. The broker delivers the message again. */
 export interface HandlerFailure {
   readonly queue: string
   /** Offset of the message, or of the first message of a batch. */

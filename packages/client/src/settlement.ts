@@ -1,7 +1,8 @@
 /**
- * Settles of delivered messages and their answers. Settles are gathered and sent in as few ranges as possible.
+ * Settles of delivered messages, and the answers to the settles. Settles are gathered and sent in as few ranges as
+ * possible.
  *
- * A settle without a waiting caller costs no promise: a `Settlement` creates one only when it is used.
+ * A settle without a waiting caller costs no promise: a `Settlement` creates a promise only when it is used.
  */
 import {
   encodeSettle,
@@ -14,14 +15,14 @@ import {
 import { fail } from './failure.js'
 import { leaseLost } from './losses.js'
 
-/** A range of tags with one outcome. It grows as long as the next tag follows. */
+/** A range of tags with one outcome. The range grows while each new tag directly follows its last tag. */
 export interface Item {
   firstTag: number
   count: number
   readonly outcome: Outcome
   readonly delayMs: number | undefined
   readonly reason: string | undefined
-  /** Only set if there is a reason. */
+  /** Set only if the settle has a reason. */
   readonly invalid: boolean | undefined
 }
 
@@ -37,7 +38,10 @@ interface Waiter {
   readonly resolve: () => void
 }
 
-/** Settles of one subscription that are sent together, from the first of them to the answer for all. */
+/**
+ * Settles of one subscription that are sent together. The group exists from its first settle until the broker has
+ * answered all its settles.
+ */
 export class SettleGroup {
   readonly #hurry: () => void
   items: Item[] = []
@@ -104,7 +108,7 @@ export class SettleGroup {
     return payloads
   }
 
-  /** Removes from `tags` those that the group settles. */
+  /** Removes the tags from `tags` that the group settles. */
   exclude(tags: Set<number>): void {
     for (const items of [this.items, this.#sent]) {
       for (const { firstTag, count } of items)
@@ -128,7 +132,7 @@ export class SettleGroup {
     if (waiters !== undefined) for (const waiter of waiters) this.#settle(waiter)
   }
 
-  /** A promise for the answer about one message. */
+  /** Returns a promise for the answer about one message. */
   answer(message: Settled): Promise<void> {
     return new Promise((resolve) => {
       const waiter = { message, resolve }
@@ -164,7 +168,7 @@ function joins(last: Item, outcome: Outcome, count: number): boolean {
 
 // Concurrent handlers settle out of order. Sorting makes ranges of their tags.
 function merged(items: Item[]): Item[] {
-  // Tags wrap at 2^32. The tags of one group are closer together than half of that.
+  // Tags wrap at 2^32. The tags of one group are less than 2^31 apart, so their signed difference gives their order.
   const origin = items[0]!.firstTag
   items.sort((a, b) => ((a.firstTag - origin) | 0) - ((b.firstTag - origin) | 0))
   const result: Item[] = []
@@ -184,8 +188,8 @@ function merged(items: Item[]): Item[] {
 }
 
 /**
- * A promise for one settle that costs nothing until it is used: without a call of `then` there is no promise, and no
- * unhandled rejection.
+ * A promise for the answer to one settle. It costs nothing until it is used: without a call of `then`, no native
+ * promise is made and there is no unhandled rejection.
  */
 export class Settlement implements Promise<void> {
   readonly [Symbol.toStringTag] = 'Promise'

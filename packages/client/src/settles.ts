@@ -73,7 +73,8 @@ export class Settles implements Settling {
     return group
   }
 
-  // Only acknowledgements by handlers that ended at once may wait, and only while the broker has most of its credit left.
+  // Whether this settle may be gathered for longer than a turn. This is allowed only for an acknowledgement by a
+  // handler that ended at once, and only while the broker has most of its credit left.
   #mayWait(outcome: Outcome): boolean {
     return (
       outcome === OUTCOME.ack &&
@@ -126,7 +127,7 @@ export class Settles implements Settling {
     }
   }
 
-  /** Removes from `tags` those whose settle is gathered or unanswered. */
+  /** Removes the tags from `tags` whose settle is gathered or unanswered. */
   exclude(tags: Set<number>): void {
     this.#group?.exclude(tags)
     for (const group of this.#unanswered) group.exclude(tags)

@@ -19,7 +19,7 @@ import { ConsumingWorker } from './worker.js'
 const BURST_MAX = 4096
 const BURST_MS = 1
 
-/** A place for one running handler. Places are reused, so that a message costs no closure. */
+/** Holds one running handler. Places are reused, so that no closure is made for a message. */
 class Place extends Running implements Follower {
   message!: DeliveredMessage
   readonly done: () => void
@@ -145,7 +145,8 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
     this.#burstBeganMs = 0
   }
 
-  // A blocked subscription calls `delivered` when it may continue. Asking in each turn would keep the event loop busy.
+  // A blocked subscription calls `delivered` when it may continue. Checking in each turn would keep the event loop
+  // busy.
   #more(subscription: Subscription): void {
     if (subscription.buffered > 0 && !subscription.blocked) this.requestStart()
   }

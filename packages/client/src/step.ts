@@ -46,7 +46,7 @@ export class Step extends Sending {
   /** The acknowledged messages, by their tags on the connection on which the step is sent. */
   #acks: readonly AtomicAck[]
   readonly #batches: readonly StepBatch[]
-  /** The batch of each record, and its index in the batch. */
+  /** For each record, the index of its batch and its index in the batch. */
   readonly #places: readonly (readonly [batch: number, index: number])[]
   #isOver = false
 
@@ -72,7 +72,10 @@ export class Step extends Sending {
     return this.#batches.map(({ queue }) => queue)
   }
 
-  /** Sets what each batch follows, by the `distance` for its queue. Returns whether any follows one. */
+  /**
+   * Sets what each batch follows, by the `distance` for its queue. Returns whether any batch of the step follows
+   * another batch.
+   */
   follow(distance: (queue: string) => number): boolean {
     let follows = false
     for (const batch of this.#batches) {
@@ -105,7 +108,7 @@ export class Step extends Sending {
       const obstacle = message.obstacle(connection)
       if (obstacle !== undefined) return obstacle
     }
-    // A message whose lease was claimed on another connection has another tag there.
+    // If the lease of a message was claimed on another connection, the message has another tag on that connection.
     const acks = rangesOf(this.#messages)
     this.end += (acks.length - this.#acks.length) * ATOMIC_ACK_BYTES
     this.#acks = acks

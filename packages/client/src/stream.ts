@@ -202,7 +202,7 @@ export class MessageStream
     this.#ending = this.#drain()
   }
 
-  // The loop has ended, and the program may still have messages that it yielded.
+  // Called when the loop has ended. The program may still have messages that the iterator yielded.
   #retireClaims(): void {
     if (this.#claims !== undefined)
       retireClaims(this.#session, this.#claims, this.#settings.processingTimeoutMs)

@@ -41,16 +41,16 @@ import { Watchers, type Watcher } from './watchers.js'
 
 export interface SubscriptionOwner {
   subscribed(): void
-  /** Messages are buffered that may start now, or an answer changed which ones may. */
+  /** Called when buffered messages may start, or when an answer changed which of them may start. */
   mayStart(): void
   drained(): void
-  /** The broker refused or ended the subscription. */
+  /** Called when the broker has refused or ended the subscription. */
   ended(error: SluiceError, claims: Claims | undefined): void
-  /** The connection is lost, and with it all leases that `claims` does not claim on the next connection. */
+  /** Called when the connection is lost. `claims` contains the leases that are claimed on the next connection. */
   lost(claims: Claims | undefined): void
   /** Messages that the owner has taken and may still handle. Without this method, the subscription keeps its own list. */
   handling?(): readonly DeliveredMessage[]
-  /** Called when leases are lost. Removes, and returns, their messages that the owner holds and has not started. */
+  /** When leases are lost, removes and returns their messages that the owner holds and has not started. */
   leasesLost?(tags: ReadonlySet<number>): readonly DeliveredMessage[]
 }
 
@@ -89,7 +89,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   #claims: Claims | undefined
   /** Attempt numbers of claimed messages, by tag. */
   #attempts: Map<number, number> | undefined
-  /** Messages that were taken; settled ones are removed now and then. Undefined if the owner keeps the list. */
+  /** Taken messages. Settled messages are removed from time to time. Undefined if the owner keeps the list. */
   #taken: DeliveredMessage[] | undefined
   readonly #buffer: RunBuffer
   readonly #aside: Aside
@@ -104,7 +104,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   readonly #watchers = new Watchers()
   /** Tags of messages whose lease was lost before they were settled; undefined if there are none. */
   #lost: Set<number> | undefined
-  /** Tags that unanswered atomic steps acknowledge; undefined if there are none. They do not count as unsettled. */
+  /** Tags that unanswered atomic steps acknowledge. They do not count in `unsettled`. Undefined if there are no tags. */
   #pledged: Set<number> | undefined
 
   /** @throws SluiceError TOO_MANY_SUBSCRIPTIONS */
@@ -141,7 +141,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     }
     this.#request(OP.SUBSCRIBE, encodeControl(body), {
       expects: OP.SUBSCRIBE_OK,
-      // No deadline: a subscription that the client gave up would keep its leases at the broker.
+      // SUBSCRIBE has no deadline, because a subscription that the client gave up would keep its leases at the broker.
       deadlineMs: Infinity,
       answered: (bytes, start, end) => {
         const { subscriptionId, queueNumber, granted } = decodeSubscribed(bytes, start, end)
@@ -253,7 +253,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#attempts.set(tag, attempt)
   }
 
-  // Settled messages are removed only when the list has grown, so that a settle costs no search.
+  // Settled messages are removed from the list only when it has grown, so that a settle needs no search.
   #track(message: DeliveredMessage): void {
     const taken = this.#taken!
     taken.push(message)
@@ -293,7 +293,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#drained.notify()
   }
 
-  // Tags wrap around. A message that was lost under one of these tags was settled long ago.
+  // Tags wrap around. An earlier message whose lease was lost under one of these tags was settled long ago.
   #reuse({ firstTag, count }: TagRange): void {
     for (let i = 0; i < count; i++) this.forget((firstTag + i) >>> 0)
   }
@@ -326,7 +326,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     const taken = this.unsettled - this.buffered - this.held - this.#aside.count
     if (lost.size > taken)
       throw malformedDelivery(
-        `LEASES_LOST names ${lost.size} messages that are being handled; there are ${taken}.`,
+        `LEASES_LOST names ${lost.size} messages that are being handled, but only ${taken} are.`,
       )
     this.unsettled -= lost.size
     if (lost.size > 0) {
@@ -335,11 +335,11 @@ export class Subscription implements ChannelSink, LeaseKeeper {
       this.#session.isolation.leave(lost.size)
       this.#watchers.abort(lost, leaseLost())
     }
-    // A handler had each of these messages. If its settle is under way, that settle comes too late.
+    // Each of these messages had a handler. If the settle of the message is under way, it comes too late.
     for (const offset of offsets.values())
       this.#session.leaseLost({ queue: this.queue, offset, reason: lossReason(why) })
     this.#notifyEmptied()
-    // The message that waited for its isolation may be among them.
+    // The message that waited for its isolation may be among the lost messages.
     this.#session.isolation.withdraw(this.#wake)
     if (this.live && this.buffered + this.held > 0) this.#owner.mayStart()
   }
@@ -385,7 +385,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     if (this.#pledged?.delete(tag) === true && this.#pledged.size === 0) this.#pledged = undefined
   }
 
-  /** Whether every delivered message is settled, no atomic step may reopen one, and no claim is unanswered. */
+  /** Whether every delivered message is settled, no atomic step may reopen a message, and no claim is unanswered. */
   get isEmpty(): boolean {
     return this.unsettled === 0 && this.#pledged === undefined && this.#claims === undefined
   }
@@ -410,7 +410,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
         },
       )
     })
-    // It is safe not to await it, as with a settle.
+    // It is safe not to await this promise, like the promise of a settle.
     extended.catch(() => {})
     return extended
   }
@@ -430,11 +430,12 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   }
 
   /**
-   * Announces up to `count` further messages before they are handled. If at most `certain` of them are announced, all start
-   * in this turn, and STARTED names them. Otherwise STARTING names them, and in the next turn the owner must call
-   * `nameStarted`, which names those that did start. A message that must be alone is announced by itself, when no other
-   * message is being handled; until then the subscription is `blocked`, and `delivered` is called when that may have
-   * changed. With `regardless`, other messages that are being handled do not matter.
+   * Announces up to `count` further messages before they are handled. If at most `certain` messages are announced, all
+   * of them start in this turn, and STARTED names them. Otherwise STARTING names them, and in the next turn the owner
+   * must call `nameStarted`, which names the messages that did start. A message that must be alone is announced by
+   * itself, when no other message is being handled; until then the subscription is `blocked`, and `delivered` is called
+   * when the message may be allowed to start. With `regardless`, the message is announced even while other messages are
+   * being handled.
    */
   announce(count: number, certain: number, regardless = false): void {
     this.blocked = false
@@ -454,8 +455,9 @@ export class Subscription implements ChannelSink, LeaseKeeper {
 
   /**
    * Sends STARTED for the messages that were announced as starting, were taken, and are not settled, and withdraws the
-   * announcement of the others. So the broker runs the processing timeout only of messages that are being handled. Sends
-   * nothing if all are settled. Returns whether some were not taken, because the burst was too long.
+   * announcement of all others. So the broker runs the processing timeout only for messages that are being handled.
+   * Sends nothing if all these messages are settled. Returns whether some announced messages were not taken, because
+   * the burst was too long.
    */
   nameStarted(): boolean {
     const starting = this.#starting
@@ -477,7 +479,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     if (this.live) this.#owner.mayStart()
   }
 
-  /** Takes the next message without announcing it. None may be announced. */
+  /** Takes the next message without announcing it. No message may be announced at that time. */
   hold(): DeliveredMessage {
     const message = this.#buffer.takeUnannounced()
     if (this.#taken !== undefined) this.#track(message)
@@ -491,7 +493,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     for (const { recordBytes } of held) this.#heldBytes -= recordBytes
   }
 
-  /** Whether a held message may start now. If not, `delivered` is called when that may have changed. */
+  /** Whether a held message may start now. If not, `delivered` is called when the message may be allowed to start. */
   mayBegin({ alone }: DeliveredMessage): boolean {
     this.blocked = !this.#session.isolation.admits(alone, this.#wake)
     return !this.blocked
@@ -565,7 +567,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     return this.#settles.settled()
   }
 
-  /** `owner` owns it from now on, and handles no message, so the subscription keeps the list. */
+  /** Makes `owner` the owner. The new owner handles no messages, so the subscription keeps the list of taken messages. */
   handOver(owner: SubscriptionOwner): void {
     this.#taken ??= [...this.#handled]
     this.#owner = owner
@@ -574,11 +576,11 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   /** Ends the subscription. Unsettled messages return to the queue. Resolves when the broker has ended it. */
   unsubscribe(): Promise<void> {
     if (!this.live) return Promise.resolve()
-    // Settles are sent before UNSUBSCRIBE, so that they count.
+    // Settles are sent before UNSUBSCRIBE, so that the broker still accepts them.
     if (this.open) this.#settles.flushSettles()
     else this.#claims?.refuse(undefined)
     this.#die(leaseLost())
-    // Before SUBSCRIBE_OK there is no id. Then UNSUBSCRIBE is sent when the answer arrives.
+    // Before SUBSCRIBE_OK the subscription has no id. In that case UNSUBSCRIBE is sent when the answer arrives.
     return this.open ? this.#leave() : Promise.resolve()
   }
 
@@ -628,7 +630,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#owner.lost(claims)
   }
 
-  /** Recounts everything and compares. Holds between two turns, and at the end of one. @throws Error naming what differs */
+  /** Checks the invariants, which hold between two turns and at the end of a turn. @throws Error naming what differs */
   invariants(): void {
     const { unsettled, held } = this
     const buffer = this.#buffer
@@ -645,7 +647,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     const handled = unsettled - buffer.count - this.#aside.count - held
     if (handled < 0)
       this.#differs(`${unsettled} are unsettled, ${-handled} fewer than the messages that were not taken`)
-    // The own list may have a lost message whose tag was used again.
+    // The list of this subscription may contain a lost message whose tag was used again.
     const leased = this.#taken === undefined ? this.#handled.length : 0
     if (leased > handled) this.#differs(`${leased} messages are leased, and ${handled} counted as handled`)
     if (this.#drained.any && !this.open) this.#differs('it drains before it is open')
@@ -677,7 +679,7 @@ const TRACKED_SLACK = 64
 
 const NO_RANGES: readonly TagRange[] = []
 
-/** The part of `ranges` before `tag`, in their order. */
+/** Returns the part of `ranges` before `tag`, in the order of the ranges. */
 function upTo(ranges: readonly TagRange[], tag: number): TagRange[] {
   const before: TagRange[] = []
   for (const range of ranges) {

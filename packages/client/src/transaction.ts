@@ -12,13 +12,13 @@ import type { Session } from './session.js'
  */
 export interface Transaction {
   /**
-   * Acknowledges a message. From now on it cannot be settled otherwise, unless the step has no effect.
+   * Acknowledges a message. From now on the message cannot be settled in another way, unless the step has no effect.
    * @throws SluiceError ALREADY_SETTLED; LEASE_LOST when it no longer belongs to a consumer of this client
    */
   ack(message: Message): void
   /**
    * Publishes a message. `atomic` resolves with the receipts, in the order of these calls.
-   * @throws SluiceError As `publish` rejects: INVALID_NAME, INVALID_BODY, MESSAGE_TOO_LARGE, …
+   * @throws SluiceError The errors of `publish`: INVALID_NAME, INVALID_BODY, MESSAGE_TOO_LARGE, …
    */
   publish<Input>(queue: QueueRef<Input, unknown>, body: NoInfer<Input>, options?: MessageOptions): void
 }
@@ -56,7 +56,7 @@ export class Draft implements Transaction {
       this.#records.push({ queue: name, record: this.#encode(body, record) })
       if (schema === undefined) return
       const check = checkBody(schema, body, 'body')
-      // `complete` awaits it.
+      // `complete` awaits this promise.
       check.catch(() => {})
       this.#checks.push(check)
     })
@@ -76,7 +76,7 @@ export class Draft implements Transaction {
 
   /**
    * Makes the step, after the function has ended. Returns undefined if the step does nothing.
-   * @throws What a call threw; SluiceError INVALID_BODY, TRANSACTION_TOO_LARGE
+   * @throws The error that a call threw; SluiceError INVALID_BODY, TRANSACTION_TOO_LARGE
    */
   async complete(): Promise<Step | undefined> {
     this.#isClosed = true
@@ -86,7 +86,7 @@ export class Draft implements Transaction {
     return new Step(this.#messages, this.#records)
   }
 
-  /** Called when no step is made: its messages can be settled again. */
+  /** Called when no step is made. The acknowledged messages can be settled again. */
   abandon(): void {
     this.#isClosed = true
     for (const message of this.#messages) message.reopen()

@@ -5,9 +5,9 @@ import type { Address } from './url.js'
 /** Events of a transport. `closed` is the last one. */
 export interface TransportEvents {
   opened(): void
-  /** The bytes are valid only during the call. */
+  /** Called when bytes arrive. They are valid only during the call. */
   data(chunk: Uint8Array): void
-  /** All bytes of the `write` that returned false are sent. */
+  /** Called when all bytes of the `write` that returned false are sent. */
   drained(): void
   closed(error: Error | undefined): void
 }
@@ -48,7 +48,7 @@ export const dialTcp: Dial = (address, events) => {
   socket.on('error', (error) => {
     failure = error
   })
-  // The peer's end ends the connection: the protocol has no half-open state.
+  // When the peer ends its side, the connection ends, because the protocol has no half-open state.
   socket.on('end', () => socket.destroy())
   socket.on('close', () => events.closed(failure))
   return {

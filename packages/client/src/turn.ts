@@ -3,7 +3,7 @@
  * of the messages that start next. It runs in the check phase, after all promise continuations of the turn.
  *
  * Invariant: an acknowledgement never overtakes what its handler published before it. Handlers run only after the write
- * that announces their messages, so that the broker knows which of them ran when the process crashes.
+ * that announces their messages, so that after a crash the broker knows which handlers were running.
  */
 
 export interface Settling {
@@ -31,7 +31,7 @@ export class Turn {
   #scheduled = false
   #gathering: Settling[] = []
   #gatherTimer: NodeJS.Timeout | undefined
-  /** Whether handlers are being called; then a settle comes from a handler that has not returned yet. */
+  /** Whether handlers are being called. If so, a settle comes from a handler that has not returned yet. */
   isStarting = false
 
   constructor(flushPublishes: () => void, write: () => void) {

@@ -1,4 +1,6 @@
-/** Promises for a condition that its owner observes, such as that nothing is unanswered. */
+/**
+ * Promises for a condition that the owner of this object observes, such as the condition that nothing is unanswered.
+ */
 export class Waiters {
   #resolves: (() => void)[] | undefined
 

@@ -1,11 +1,15 @@
 /**
  * The signals of running handlers, each of which is aborted when a lease of its handler is lost.
  *
- * Invariant: a watcher is removed before it is aborted, because a listener of its signal may call back in here.
+ * Invariant: a watcher is removed before it is aborted, because a listener of its signal may call methods of this
+ * class.
  */
 import type { SluiceError } from '@sluice/protocol'
 
-/** A message, or the group of messages that a handler got. It is notified when a lease on one of them is lost. */
+/**
+ * A message, or the group of messages that a handler got. The watcher is notified when a lease on one of its messages
+ * is lost.
+ */
 export interface Watcher {
   isAmong(tags: ReadonlySet<number>): boolean
   /** Called when a lease of this watcher, or of its whole subscription, is lost. */
@@ -23,14 +27,14 @@ export class Watchers {
     this.#watchers.delete(watcher)
   }
 
-  /** Removes, and returns, the watchers of messages with these tags. */
+  /** Removes and returns the watchers of messages with these tags. */
   take(tags: ReadonlySet<number>): Watcher[] {
     const taken = [...this.#watchers].filter((watcher) => watcher.isAmong(tags))
     for (const watcher of taken) this.#watchers.delete(watcher)
     return taken
   }
 
-  /** Removes, and returns, all watchers. */
+  /** Removes and returns all watchers. */
   takeAll(): Watcher[] {
     const taken = [...this.#watchers]
     this.#watchers.clear()

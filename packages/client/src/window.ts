@@ -1,7 +1,7 @@
 /**
- * Items by ascending number, most of which are deleted in the same order. They are in a ring of slots instead of a Map. Old
- * tables of a Map keep deleted items alive: with a thousand batches in flight, a third of a producer's time went to garbage
- * collection. Also, finding the lowest number in a Map needs an iterator.
+ * Items in ascending order of their numbers. Most items are deleted in the same order. The items are in a ring of slots
+ * instead of a Map. Old tables of a Map keep deleted items alive: with a thousand batches in flight, a third of a
+ * producer's time went to garbage collection. Also, finding the lowest number in a Map needs an iterator.
  */
 const SLOTS_FIRST = 64
 

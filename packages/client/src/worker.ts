@@ -20,13 +20,16 @@ import type { Starting } from './turn.js'
 import { Waiters } from './waiters.js'
 
 /**
- * Handles one message. When it returns or resolves, the message is acknowledged. When it throws `DeadLetter`, the message
- * becomes a dead letter. When it throws `Retry` or anything else, the message is delivered again. If the handler settles
- * the message itself, its end has no effect.
+ * Handles one message. When it returns or resolves, the message is acknowledged. When it throws `DeadLetter`, the
+ * message becomes a dead letter. When it throws `Retry` or anything else, the message is delivered again. If the
+ * handler settles the message itself, the end of the handler has no effect.
  */
 export type Handler<Body = unknown> = (message: Message<Body>, context: HandlerContext) => unknown
 
-/** Handles several messages at a time. When it ends, each message that it has not settled itself is settled as for `Handler`. */
+/**
+ * Handles several messages at a time. When the handler ends, each message that it has not settled itself is settled in
+ * the same way as the message of a `Handler`.
+ */
 export type BatchHandler<Body = unknown> = (messages: Message<Body>[], context: HandlerContext) => unknown
 
 /** A running consumer, made by `consume`. */
@@ -34,16 +37,16 @@ export interface Worker extends AsyncDisposable {
   /** Name of the queue. */
   readonly queue: string
   /**
-   * Resolves once the worker is closed. Rejects with the SluiceError that ended it: CONSUMER_CLOSED by an operator; with
-   * `missing: 'fail'`, QUEUE_NOT_FOUND and QUEUE_DELETED. It is safe not to await it.
+   * Resolves once the worker is closed. Rejects with the SluiceError that ended the worker: CONSUMER_CLOSED if an
+   * operator closed it; with `missing: 'fail'`, QUEUE_NOT_FOUND or QUEUE_DELETED. It is safe not to await this promise.
    */
   readonly closed: Promise<void>
   /**
    * Stops the worker: releases messages without a handler, and resolves when all handlers have ended and their outcomes are
    * durable. It does not wait for a handler that awaits `close` itself; the outcome of that handler counts later.
    *
-   * @param options `timeout`, default the client's: when it passes, the signals of the handlers are aborted, and their
-   * messages return to the queue. With 0 that happens at once, without an error.
+   * @param options `timeout`, default: the timeout of the client. When it passes, the signals of the handlers are
+   * aborted, and their messages return to the queue. With 0 this happens at once, without an error.
    * @throws SluiceError TIMEOUT, INVALID_ARGUMENT
    */
   close(options?: { readonly timeout?: Duration }): Promise<void>
@@ -66,7 +69,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   #closing: Promise<void> | undefined
   #finished = false
   readonly #idle = new Waiters()
-  /** Notified when a subscription is open, or when there is none any more. */
+  /** Notified when a subscription is open, or when there is no subscription any more. */
   readonly #subscribed = new Waiters()
   #resolveClosed!: () => void
   #rejectClosed!: (error: SluiceError) => void
@@ -165,7 +168,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     return this.running === 0 || this.handlers().every(({ isExcused }) => isExcused)
   }
 
-  /** Called when a handler has ended, or is excused. */
+  /** Called when a handler has ended, or when the worker no longer waits for it. */
   protected notifyIdle(): void {
     if (this.#idle.any && this.#isIdle()) this.#idle.notify()
   }
@@ -220,7 +223,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   protected abstract messagesOf(handler: Running): readonly DeliveredMessage[]
 
   ended(error: SluiceError, claims: Claims | undefined): void {
-    // A queue that is created again starts at offset 0, so the offsets are of other messages.
+    // A queue that is created again starts at offset 0, so the same offsets belong to other messages.
     if (error.code !== 'QUEUE_DELETED') this.orphan()
     this.#leave()
     this.#subscribed.notify()
@@ -275,7 +278,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     }
   }
 
-  /** Stops waiting for handlers that await the async function that calls this. */
+  /** Stops waiting for handlers that await the async function that calls `excuse`. */
   excuse(): void {
     excuseAwaiting(this.handlers())
     this.notifyIdle()
@@ -320,7 +323,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
       this.giveBack(subscription)
     }
     if (!this.#isIdle()) await this.#idle.wait()
-    // Leases on a lost connection are settled on the next one.
+    // Messages that were leased on a lost connection are settled on the next connection.
     for (;;) {
       const { subscription } = this
       if (this.#claims !== undefined || subscription?.open === false) await this.#subscribed.wait()

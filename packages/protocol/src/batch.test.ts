@@ -147,7 +147,7 @@ describe('checkBatch', () => {
     expect(check(sealed(20, LIMITS.batchCountMax))).not.toThrow()
     expect(check(sealed(most, 2))).not.toThrow()
     expect(check(sealed(most + 1, 2))).toThrow(refusal('BATCH_TOO_LARGE', 'has 1048577 bytes'))
-    // A single message may be larger.
+    // A batch of a single message may be larger.
     expect(check(sealed(most + 1, 1))).not.toThrow()
     expect(check(sealed(20, 1, { batchNumber: Number.MAX_SAFE_INTEGER }))).not.toThrow()
   })

@@ -1,5 +1,5 @@
 /**
- * CRC-32 of ISO 3309 and zlib, of parts of larger arrays.
+ * Computes the CRC-32 of ISO 3309 and zlib for parts of larger arrays.
  *
  * A call to zlib needs a new array for the part and takes 0.2 µs before it starts. So the checksum of a short part is
  * computed here, eight bytes at a time with eight tables ("slicing-by-8": Kounavis and Berry, ISCC 2005): 136 bytes take

@@ -57,9 +57,9 @@ export interface Credit {
   readonly messages: number
   /** Maximum size of the records of unsettled messages, in bytes; a larger message is delivered alone. */
   readonly bytes: number
-  /** Deliveries after which the subscription stops, counted from its start; undefined: no limit. */
+  /** Number of deliveries after which the subscription stops, counted from its start; undefined means no limit. */
   readonly limit: number | undefined
-  /** Whether the broker answers DRAINED and stops, once nothing more can be delivered now. */
+  /** Whether the broker answers DRAINED and stops once no further message can be delivered at the moment. */
   readonly drain: boolean
 }
 
@@ -136,12 +136,12 @@ export function writeScatteredHead(
   return at + SCATTERED_BYTES
 }
 
-/** From the 16 bytes at `at`, before a record of a scattered delivery. */
+/** Reads the offset from the 16 bytes at `at`, before a record of a scattered delivery. */
 export function scatteredOffset(bytes: Uint8Array, at: number): number {
   return readU64(bytes, at)
 }
 
-/** From the 16 bytes at `at`, before a record of a scattered delivery. */
+/** Reads the publish time from the 16 bytes at `at`, before a record of a scattered delivery. */
 export function scatteredPublishedAtMs(bytes: Uint8Array, at: number): number {
   return readU64(bytes, at + 8)
 }
@@ -170,7 +170,7 @@ export interface SettleItem extends TagRange {
   readonly outcome: Outcome
   /** For `retry`: the delay until the next attempt, instead of the queue's back-off. */
   readonly delayMs?: number | undefined
-  /** For `retry` and `deadLetter`: what went wrong, as text. */
+  /** For `retry` and `deadLetter`: a description of the failure, as text. */
   readonly reason?: string | undefined
   /** For `deadLetter`: the body is not valid for its queue, so no further attempt can succeed. */
   readonly invalid?: boolean | undefined
@@ -259,7 +259,7 @@ export function decodeSettle(
 
 export interface Extend extends TagRange {
   readonly subscriptionId: number
-  /** New processing timeout, from now; 0 means the processing timeout of the subscription. */
+  /** New processing timeout, which starts now; 0 means the processing timeout of the subscription. */
   readonly durationMs: number
 }
 
@@ -415,7 +415,7 @@ export interface Claim {
   readonly subscriptionId: number
   readonly tag: number
   readonly attempt: number
-  /** Size of the record, which counts against the byte credit. */
+  /** Size of the record in bytes; it counts against the byte credit. */
   readonly bytes: number
 }
 

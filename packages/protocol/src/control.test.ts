@@ -26,7 +26,7 @@ function expectRefused(bytes: Uint8Array, what?: string): void {
   expect((error as SluiceError).message, `of ${what}`).toMatch(/^A control frame /)
 }
 
-/** `value` without prototypes and undefined fields, as it comes out of decodeControl. */
+/** Returns `value` without prototypes and undefined fields, like a result of `decodeControl`. */
 function bare(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(bare)
   if (typeof value !== 'object' || value === null || value instanceof Uint8Array) return value
@@ -350,7 +350,10 @@ describe('hostile sizes', () => {
     expect(bodies).toHaveLength(3)
   })
 
-  /** Thousands of references in the format of msgpackr to one string of 30,000 characters. Decoded, they would take 100 MB. */
+  /**
+   * Thousands of references in the format of msgpackr to one string of 30,000 characters. When decoded, these
+   * references would take 100 MB.
+   */
   function sharedText(): Uint8Array {
     const count = 3_000
     const text = Buffer.concat([hex('da 75 30'), Buffer.alloc(30_000, 0x61), hex('a0')])

@@ -1,7 +1,7 @@
 /**
- * Control frames: msgpack maps of at most 64 KiB. They are decoded only after authentication, and their shape is then
- * checked. The bytes are checked before msgpackr decodes them, because its extensions go beyond plain data: one of them
- * expands a single frame to a hundred megabytes of text.
+ * Control frames: msgpack maps of at most 64 KiB. They are decoded only after authentication. The bytes are checked
+ * before msgpackr decodes them, because msgpackr has extensions that go beyond plain data: with one extension, a single
+ * frame expands to a hundred megabytes of text. The shape of the decoded map is checked afterwards.
  */
 import { Packr, Unpackr } from 'msgpackr/index-no-eval'
 import { copyBytes, isWellFormed } from './bytes.js'
@@ -23,7 +23,8 @@ export type Plain =
 // `skipValues` is missing from the types of msgpackr 2.1.
 const packing: object = { useRecords: false, variableMapSize: true, skipValues: [undefined] }
 const packr = new Packr(packing)
-// 'auto' (a number where it is exact, else a bigint) is missing from the types of msgpackr 2.1.
+// The value 'auto' is missing from the types of msgpackr 2.1. It means a number if the number is exact, and otherwise a
+// bigint.
 const decoding: object = {
   useRecords: false,
   mapsAsObjects: false,
@@ -49,7 +50,8 @@ export function encodeControl(body: { readonly [name: string]: unknown }): Uint8
   return bytes
 }
 
-// Text that UTF-8 cannot represent would arrive as different text. @throws SluiceError INVALID_ARGUMENT
+// Refuses text that UTF-8 cannot represent, because it would arrive as different text. @throws SluiceError
+// INVALID_ARGUMENT
 function checkTexts(value: unknown): void {
   if (typeof value === 'string') {
     if (isWellFormed(value)) return
@@ -112,7 +114,7 @@ function objectsFrom(value: unknown): unknown {
 
 /** Result of `checkPlain` for bytes that are not plain data. */
 export const NOT_PLAIN = -1
-/** Bits of its result for plain data. */
+/** Bits of the result of `checkPlain` for plain data. */
 export const PLAIN_HAS = {
   timestamps: 1,
   /** A map has a key `__proto__`, or a key of more than 31 bytes. */
@@ -121,8 +123,8 @@ export const PLAIN_HAS = {
 
 /**
  * Checks that `bytes[start, end)` is exactly one msgpack value of plain data: nil, booleans, numbers, text, bytes,
- * timestamps, lists, and maps with text keys, nested at most LIMITS.controlDepthMax deep. Timestamps are
- * the only extension. The time is proportional to the bytes, whatever lengths they announce.
+ * timestamps, lists, and maps with text keys, nested at most LIMITS.controlDepthMax deep. Timestamps are the only
+ * extension. The time is proportional to the number of bytes, even if they announce greater lengths.
  */
 export function checkPlain(bytes: Uint8Array, start: number, end: number): number {
   let found = 0
@@ -199,8 +201,8 @@ function readLength(bytes: Uint8Array, at: number, size: number): number {
   return length
 }
 
-// Number of bytes after each token from 0xc0 to 0xdf: of the value, or of the length before it. -1 marks extensions and the
-// token that msgpack never uses.
+// For each token from 0xc0 to 0xdf, the number of bytes of its value, or of the length that precedes the value. -1
+// marks extensions and the token that msgpack never uses.
 const SIZES = [
   0, -1, 0, 0, 1, 2, 4, -1, -1, -1, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8, -1, -1, -1, -1, -1, 1, 2, 4, 2, 4, 2, 4,
 ]

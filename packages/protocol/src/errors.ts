@@ -1,9 +1,10 @@
 /**
- * The only table of error codes: number on the wire, scope, and whether the same call can succeed later. Numbers are never
- * reused. Errors with numbers from 1000 on are raised locally and are never sent.
+ * The only table of error codes. Each code has a number on the wire, a scope, and a flag that says whether the same
+ * call can succeed later. Numbers are never reused. Errors with numbers from 1000 on are raised locally and are never
+ * sent.
  */
 
-/** What an error ends: one request, one channel (subscription), or the connection. */
+/** Scope of an error: it ends one request, one channel (subscription), or the connection. */
 export type ErrorScope = 'request' | 'channel' | 'connection'
 
 export interface ErrorKind {
@@ -105,7 +106,7 @@ export const ERRORS = {
     number: 17,
     scope: 'request',
     retryable: false,
-    meaning: 'The queue exists with other options than those named.',
+    meaning: 'The queue exists, but its options differ from the options in the request.',
   },
   QUEUE_DELETED: {
     number: 18,
@@ -135,7 +136,7 @@ export const ERRORS = {
     number: 22,
     scope: 'request',
     retryable: false,
-    meaning: 'A batch or a record in it does not have its layout.',
+    meaning: 'A batch, or a record in a batch, does not have the required layout.',
   },
   BATCH_CORRUPT: {
     number: 23,
@@ -147,7 +148,7 @@ export const ERRORS = {
     number: 24,
     scope: 'request',
     retryable: false,
-    meaning: 'A batch number is older than the window: it may or may not have been accepted.',
+    meaning: 'A batch number is older than the window: the batch may or may not have been accepted.',
   },
   NUMBER_REUSED: {
     number: 25,
@@ -159,13 +160,13 @@ export const ERRORS = {
     number: 26,
     scope: 'request',
     retryable: true,
-    meaning: 'Too little disk space is left to accept messages; consumers drain.',
+    meaning: 'Too little disk space is left to accept messages; consumers can continue.',
   },
   MEMORY_FULL: {
     number: 27,
     scope: 'request',
     retryable: true,
-    meaning: 'The memory budget of the broker is used up; consumers drain.',
+    meaning: 'The memory budget of the broker is used up; consumers can continue.',
   },
   LEASE_LOST: {
     number: 28,
@@ -213,7 +214,7 @@ export const ERRORS = {
     number: 35,
     scope: 'request',
     retryable: true,
-    meaning: 'The queue has reached its limit of remembered ids; older ones must leave the window first.',
+    meaning: 'The queue has reached its limit of remembered ids; older ids must leave the window first.',
   },
   OPTION_CONFLICT: {
     number: 36,
@@ -285,7 +286,7 @@ export const ERRORS = {
     number: 47,
     scope: 'request',
     retryable: false,
-    meaning: 'The time in `at` is more than a minute past.',
+    meaning: 'The time in `at` is more than a minute in the past.',
   },
   INVALID_TTL: {
     number: 48,
@@ -309,7 +310,7 @@ export const ERRORS = {
     number: 51,
     scope: 'request',
     retryable: false,
-    meaning: 'Headers are not text to text, are too many or take too many bytes.',
+    meaning: 'Headers are not a map of text to text, are too many or take too many bytes.',
   },
   TOO_MANY_REQUESTS: {
     number: 52,
@@ -327,7 +328,7 @@ export const ERRORS = {
     number: 54,
     scope: 'request',
     retryable: true,
-    meaning: 'An earlier batch for the same queue, which this one follows, was refused.',
+    meaning: 'An earlier batch for the same queue, which this batch follows, was refused.',
   },
 
   UNREACHABLE: {
@@ -413,15 +414,15 @@ for (const [code, { number }] of Object.entries(ERRORS)) {
   CODES.set(number, code as ErrorCode)
 }
 
-/** The code with this number on the wire; undefined if this version does not know it. */
+/** Returns the code with this number on the wire, or undefined if this version does not know the number. */
 export function errorCode(number: number): ErrorCode | undefined {
   return CODES.get(number)
 }
 
-/** The effect of a failed call; undefined if it had none. */
+/** The effect of a failed call; undefined if the call had no effect. */
 export type Effect = 'unknown' | 'partial'
 
-/** The counts that the answer would have, for a call over many messages that failed part-way. */
+/** The counts so far of a call over many messages that failed part-way. */
 export interface Progress {
   readonly matched: number
   readonly redriven?: number
@@ -449,7 +450,7 @@ export interface SluiceErrorOptions extends SluiceErrorNames {
   /** `unknown`: the call may or may not have taken effect. `partial`: a part of the call took effect; see `progress`. */
   readonly outcome?: Effect
   readonly progress?: Progress
-  /** Overrides the table, with the value that a newer peer sent. */
+  /** Overrides the value in the table with the value that a newer peer sent. */
   readonly retryable?: boolean
 }
 
@@ -460,7 +461,7 @@ function escaped(character: string): string {
   return `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`
 }
 
-/** Any value as a short text for an error message. Never throws, unlike `String`, which throws for some objects. */
+/** Returns any value as a short text for an error message. It never throws, while `String` throws for some objects. */
 export function shown(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(value.slice(0, 40)).replace(UNESCAPED, escaped)
   if (typeof value === 'function') return 'a function'
@@ -478,7 +479,7 @@ export class SluiceError extends Error {
   readonly retryable: boolean
   readonly retryAfterMs: number
   readonly outcome: Effect | undefined
-  /** What a call over many messages did before it failed. */
+  /** The progress of a call over many messages before it failed. */
   readonly progress: Progress | undefined
   /** The queue that the call concerns. */
   readonly queue: string | undefined
@@ -498,7 +499,7 @@ export class SluiceError extends Error {
     this.offset = options.offset
   }
 
-  /** The same error with these names. */
+  /** Returns a copy of the error with these names. */
   with(names: SluiceErrorNames): SluiceError {
     const { code, message, cause, scope, retryable, retryAfterMs, outcome, progress } = this
     const { queue = this.queue, offset = this.offset } = names

@@ -1,6 +1,6 @@
 /**
- * Frames: a 12-byte header and a payload. The decoder does no I/O; any split of a byte stream gives the same
- * frames, and a hostile length is refused at the header, before anything is allocated for it.
+ * Frames. A frame has a 12-byte header and a payload. The decoder does no I/O. It gives the same frames for any split
+ * of a byte stream. It refuses a hostile length when it reads the header, before it allocates memory for the frame.
  *
  * Layout: u32 payload length · u8 opcode · u8 flags · u16 channel · u32 correlation.
  */
@@ -15,11 +15,14 @@ const FLAGS_AT = 5
 const CHANNEL_AT = 6
 const CORRELATION_AT = 8
 
-/** First bytes of a connection, from the client and then from the server: "SLCE", major, minor, u16 0. */
+/**
+ * Number of bytes of the preface, which each side sends first, the client before the server: "SLCE", major, minor, u16
+ * 0.
+ */
 export const PREFACE_BYTES = 8
 export const PROTOCOL_MAJOR = 1
 export const PROTOCOL_MINOR = 0
-/** Version of what follows the preface, as HELLO negotiates it. */
+/** Version of the protocol after the preface; HELLO negotiates it. */
 export const PROTOCOL_VERSION = 1
 const MAGIC = [0x53, 0x4c, 0x43, 0x45] as const
 
@@ -127,8 +130,8 @@ export class FrameDecoder {
   }
 
   /**
-   * Takes the next bytes of the stream and passes each whole frame to the sink, in order. An error, including one that the
-   * sink throws, stops the decoder, because it is then unknown where the next frame begins.
+   * Takes the next bytes of the stream and passes each whole frame to the sink, in order. An error, including one that
+   * the sink throws, stops the decoder, because the start of the next frame is then unknown.
    * @throws SluiceError PROTOCOL_VERSION (not this protocol, or another major version), FRAME_TOO_LARGE
    */
   push(chunk: Uint8Array): void {
@@ -235,7 +238,9 @@ const SPARE_BYTES_MAX = 2 * 1024 * 1024
 const spare: Uint8Array[][] = Array.from({ length: 33 }, () => [])
 let spareBytes = 0
 
-/** Size of a buffer for `bytes`: a power of two, or `bytes` if such buffers are not shared. */
+/**
+ * Returns the size of a buffer for `bytes`: a power of two, or exactly `bytes` if buffers of that size are not shared.
+ */
 function sizeFor(bytes: number): number {
   if (bytes > SPARE_SIZE_MAX) return bytes
   return bytes <= SPARE_SIZE_MIN ? SPARE_SIZE_MIN : 2 ** (32 - Math.clz32(bytes - 1))

@@ -35,7 +35,7 @@ export interface Hello {
   readonly features: number
   readonly frameBytesMax: number
   readonly heartbeatMs: number
-  /** Sixteen random bytes, chosen once by a client and kept across reconnects. */
+  /** Identity of the producer: sixteen random bytes, which a client chooses once and keeps across reconnects. */
   readonly producer: Uint8Array
   /** Highest batch number that the broker has confirmed to this producer; 0 if there is none. */
   readonly acceptedNumber: number
@@ -243,8 +243,8 @@ export function faultError(fault: Fault): SluiceError {
 }
 
 /**
- * Why a side sends GOODBYE. `done`: it closes the connection; `stopping`: the broker stops, and clients should reconnect
- * later; `left`: the client will not reconnect.
+ * Reason of a GOODBYE. `done`: the sender closes the connection; `stopping`: the broker stops, and clients should
+ * reconnect later; `left`: the client will not reconnect.
  */
 export const GOODBYE_REASON = { done: 0, stopping: 1, left: 2 } as const
 

@@ -51,7 +51,8 @@ const RELATIONS: readonly (readonly [string, number, number])[] = [
     FRAME_HEADER_BYTES + SETTLE_HEAD_BYTES + LIMITS.rangesMax * SETTLE_ITEM_BYTES,
     LIMITS.frameBytesDefault,
   ],
-  // Every agreed frame has room for the largest batch, so `batchBytesMax` is the bound for what fits any frame.
+  // Every agreed frame has room for the largest batch, so anything of at most `batchBytesMax` bytes fits every agreed
+  // frame.
   [
     'the ranges of the largest credit fit every agreed frame',
     FRAME_HEADER_BYTES + RANGES_HEAD_BYTES + LIMITS.creditMessagesMax * RANGE_BYTES,

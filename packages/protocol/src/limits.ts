@@ -25,7 +25,8 @@ export const LIMITS = {
   /** Size up to which a client packs independent messages into one batch. */
   batchBytesTarget: 64 * KIB,
   /**
-   * The same size for messages with a delay or a time. Each becomes due by itself, and the broker then reads the whole batch.
+   * Size up to which a client packs messages with a delay or a time into one batch. It is smaller, because each message
+   * becomes due by itself, and the broker then reads the whole batch.
    */
   batchBytesScheduledTarget: 16 * KIB,
   batchCountMax: 65_535,
@@ -54,16 +55,19 @@ export const LIMITS = {
   inFlightBytesDefault: 16 * MIB,
   /** 100 years. */
   delayMsMax: 100 * 365.25 * 24 * 3600 * 1000,
-  /** An `at` that is at most this far in the past means now. */
+  /** If `at` is in the past by at most this time, the message is due now. */
   atPastMsMax: 60_000,
-  /** Largest value of the attempt fields in frames. Attempts above it, with unlimited deliveries, are sent as this value. */
+  /**
+   * Largest value of the attempt fields in frames. With unlimited deliveries, a higher number of attempts is sent as
+   * this value.
+   */
   maxDeliveriesMax: 65_535,
   keyConcurrencyMax: 65_535,
   dedupMaxIdsMax: 16_000_000,
   processingTimeoutMsMin: 100,
   /** Maximum number of leases that one SUBSCRIBE may claim. */
   claimsMax: 1_024,
-  /** Maximums of one atomic step: acknowledged messages, batches, and messages in all its batches together. */
+  /** Maximums of one atomic step: the acknowledged messages, the batches, and the messages in all batches together. */
   atomicAcksMax: 65_535,
   atomicBatchesMax: 1_024,
   atomicMessagesMax: 65_535,

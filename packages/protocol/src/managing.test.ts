@@ -34,7 +34,7 @@ const PLAIN = { noNullPrototype: true } as const
 const SAFE = Number.MAX_SAFE_INTEGER
 const AT_MAX = 2 ** 48 - 1
 
-/** The body as it arrives: encoded and decoded, without prototypes. */
+/** Returns the body as it arrives at the peer: encoded and decoded, without prototypes. */
 function sent(body: Body): Body {
   const bytes = encodeControl(body)
   return decodeControl(bytes, 0, bytes.length)

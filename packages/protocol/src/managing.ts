@@ -71,10 +71,10 @@ export const ORIGIN_BYTES_MAX =
   LIMITS.reasonBytesMax +
   Object.values(ORIGIN_HEADERS).reduce((sum, name) => sum + 3 + name.length + ORIGIN_WORD_BYTES, 0)
 
-/** Maximum size of a record that a broker delivers, without the record header: that of a moved message. */
+/** Maximum size of a record that a broker delivers, without the record header. A moved message can have this size. */
 export const MOVED_BYTES_MAX = LIMITS.messageBytesMax + ORIGIN_BYTES_MAX
 
-/** Conditions for messages. A message must meet all that are set. */
+/** Conditions for messages. A message must meet all conditions that are set. */
 export interface MessageFilter {
   /** Why a message is dead. */
   readonly reason?: DeathName | undefined
@@ -86,9 +86,9 @@ export interface MessageFilter {
   readonly headers?: Readonly<Record<string, string>> | undefined
   /** At least this many attempts since the last redrive. */
   readonly minAttempts?: number | undefined
-  /** Minimum time since the message died, or since it was published if it is not dead. */
+  /** Minimum time since the message died, or, if the message is not dead, since it was published. */
   readonly olderThanMs?: number | undefined
-  /** Maximum time since the message died, or since it was published if it is not dead. */
+  /** Maximum time since the message died, or, if the message is not dead, since it was published. */
   readonly youngerThanMs?: number | undefined
 }
 
@@ -192,7 +192,7 @@ function pageLimit(body: Body): number {
 
 export interface PeekRequest {
   readonly name: QueueName
-  /** Undefined for any state. */
+  /** State of the messages to return; undefined means any state. */
   readonly state: MessageState | undefined
   /** Offset at which the page begins. */
   readonly from: number
@@ -219,7 +219,10 @@ export function peekRequest(body: Body): PeekRequest {
   }
 }
 
-/** Selects dead messages that match the filter: among those at `offsets`, or among all from `from` on. */
+/**
+ * Selects dead messages that match the filter: among the messages at `offsets`, or among all messages from the offset
+ * `from` on.
+ */
 export interface DeadSelection {
   readonly name: QueueName
   readonly from: number
@@ -380,7 +383,7 @@ export function historyRequest(body: Body): HistoryRequest {
 export interface HistoryEvent {
   readonly event: HistoryEventName
   readonly atMs: number
-  /** Attempts so far, if the event has them. */
+  /** Number of attempts so far, for events that record it. */
   readonly attempts?: number
   /** When the message becomes due. */
   readonly dueMs?: number
@@ -391,16 +394,16 @@ export interface HistoryEvent {
 export const HISTORY_EVENTS = {
   published: 'Accepted.',
   delivered: 'Delivered to the consumer that `text` names. Recorded if the queue retains.',
-  retried: 'Failed; comes back at `dueMs`.',
+  retried: 'The attempt failed; the message is due again at `dueMs`.',
   acked: 'Done.',
-  dead: 'Given up; `text` says why.',
+  dead: 'Became a dead letter; `text` has the reason.',
   moved: 'Moved to the queue that `text` names.',
-  redriven: 'Brought back by the client that `text` names.',
+  redriven: 'Redriven by the client that `text` names.',
   rescheduled: 'Its due time was changed to `dueMs`.',
   cancelled: 'Cancelled.',
   expired: 'Its time to live passed.',
-  dropped: 'Dropped, to make room for newer ones.',
-  duplicate: 'Had the id of another message.',
+  dropped: 'Dropped, to make room for newer messages.',
+  duplicate: 'Not kept, because another message had the same id.',
   discarded: 'Deleted while dead.',
   purged: 'Removed by a purge.',
 } as const
@@ -448,18 +451,21 @@ export interface ConsumerInfo {
 /** A message as MESSAGES shows it. Times are ms since the epoch. */
 export interface PeekedMessage {
   readonly state: MessageState
-  /** Undefined unless the message is dead. */
+  /** Reason for which the message is dead; undefined if it is not dead. */
   readonly death: DeathName | undefined
-  /** Number of attempts since the last redrive. On the wire these three counts stop at 65,535. */
+  /** Number of attempts since the last redrive. On the wire, this count and the next two are at most 65,535. */
   readonly attempts: number
   /** Number of all attempts, including those before a redrive. */
   readonly totalAttempts: number
   readonly redrives: number
   readonly offset: number
   readonly publishedAtMs: number
-  /** When a ready message became eligible, a scheduled one is due, a leased one was delivered, or a dead one died. */
+  /**
+   * Time at which a ready message became ready, a scheduled message is due, a leased message was delivered, or a dead
+   * message died.
+   */
   readonly timeMs: number
-  /** 0 if it does not expire. */
+  /** Time at which the message expires; 0 if it does not expire. */
   readonly expiresAtMs: number
   readonly reason: string
   /** Name of the client that has the lease. */
@@ -490,9 +496,9 @@ export const MESSAGES_OVERHEAD_BYTES =
   12 + PAGE_HEAD_BYTES + PEEKED_HEAD_BYTES + LIMITS.reasonBytesMax + LIMITS.clientNameBytesMax
 
 /**
- * Encodes a page and truncates its strings to their limits. If the page has a single message and the payload would be larger
- * than `payloadBytesMax`, the strings are truncated further, the reason first: a frame has room for the largest record, but
- * not always for the other fields too.
+ * Encodes a page and truncates its strings to their limits. If the page has a single message and the payload would be
+ * larger than `payloadBytesMax`, the strings are truncated further, the reason first: a frame has room for the largest
+ * record, but not always for the strings too.
  */
 export function encodeMessages(page: PeekPage, payloadBytesMax = Infinity): Uint8Array {
   const { next } = page

@@ -5,7 +5,7 @@
 
 /** `both`: either side may send it. */
 export type Sender = 'client' | 'server' | 'both'
-/** `handshake`: before HELLO_OK; `open`: after it; `any`: at both. */
+/** `handshake`: before HELLO_OK; `open`: after HELLO_OK; `any`: at both stages. */
 export type Stage = 'handshake' | 'open' | 'any'
 export type Layout = 'fixed' | 'msgpack' | 'empty'
 
@@ -24,7 +24,7 @@ export const OPCODES = {
   PONG: { code: 5, sender: 'both', stage: 'open', layout: 'empty' },
   GOODBYE: { code: 6, sender: 'both', stage: 'open', layout: 'fixed' },
   ERROR: { code: 7, sender: 'server', stage: 'any', layout: 'fixed' },
-  // 8 was NOTICE, which no broker sent.
+  // The number 8 is not used. It was NOTICE, a frame that no broker sent.
 
   PUBLISH: { code: 16, sender: 'client', stage: 'open', layout: 'fixed' },
   PUBLISH_OK: { code: 17, sender: 'server', stage: 'open', layout: 'fixed' },

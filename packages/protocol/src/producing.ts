@@ -67,8 +67,8 @@ function writePlace(
 }
 
 /**
- * Duplicates of a batch: index in the batch → offset at which that message was accepted earlier. A message that replaced an
- * earlier one has its own offset here.
+ * Duplicates of a batch: index in the batch → offset at which that message was accepted earlier. A message that
+ * replaced an earlier message is listed with its own offset.
  */
 export type Duplicates = ReadonlyMap<number, number>
 
@@ -134,8 +134,8 @@ export function decodePublishErr(
 }
 
 /**
- * Position of the batch, after the name of the queue. Checks that the batch header is complete, so that a refusal can name
- * the batch number.
+ * Returns the position of the batch, which follows the name of the queue. Checks that the batch header is complete, so
+ * that a refusal can name the batch number.
  * @throws SluiceError MALFORMED_FRAME
  */
 export function publishBatchStart(bytes: Uint8Array, start: number, end: number): number {
@@ -151,7 +151,7 @@ export function publishBatchStart(bytes: Uint8Array, start: number, end: number)
 }
 
 /**
- * The number of the batch at `at`, under which a refusal is answered.
+ * Returns the number of the batch at `at`, which a refusal names.
  * @throws SluiceError MALFORMED_FRAME
  */
 export function publishNumber(bytes: Uint8Array, at: number): number {
@@ -165,7 +165,7 @@ export function writePublishHead(bytes: Uint8Array, at: number, queue: string): 
   return at + PUBLISH_NAME_AT + nameBytes
 }
 
-/** Consecutive deliveries of one subscription, as an atomic step acknowledges them. */
+/** A range of consecutive deliveries of one subscription that an atomic step acknowledges. */
 export interface AtomicAck {
   readonly channel: number
   readonly subscriptionId: number
@@ -242,14 +242,18 @@ function checkAtMost(what: string, count: number, max: number): void {
   }
 }
 
-/** The number of an ATOMIC, for a refusal. It may be out of range. @throws SluiceError MALFORMED_FRAME */
+/**
+ * Returns the number of an ATOMIC, so that a refusal can name it. The number may be out of range. @throws SluiceError
+ * MALFORMED_FRAME
+ */
 export function atomicNumber(bytes: Uint8Array, start: number, end: number): number {
   need('ATOMIC', end - start, ATOMIC_HEAD_BYTES)
   return u64('ATOMIC', bytes, start)
 }
 
 /**
- * Decodes an atomic step. Of its batches, reads only length, count and number, and does not check the rest.
+ * Decodes an atomic step. Reads only the length, the count and the number of each batch, and checks nothing else in the
+ * batches.
  * @throws SluiceError MALFORMED_FRAME, BATCH_MALFORMED, BATCH_CORRUPT, TRANSACTION_TOO_LARGE
  */
 export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Atomic {

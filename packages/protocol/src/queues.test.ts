@@ -16,7 +16,7 @@ import {
 
 type Body = { readonly [name: string]: unknown }
 
-/** The body as it arrives: encoded and decoded, without prototypes. */
+/** Returns the body as it arrives at the peer: encoded and decoded, without prototypes. */
 function sent(body: Body): Body {
   const bytes = encodeControl(body)
   return decodeControl(bytes, 0, bytes.length)

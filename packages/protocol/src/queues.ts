@@ -44,7 +44,10 @@ interface NameOption {
 
 type QueueOption = NumberOption | ChoiceOption | FlagOption | NameOption
 
-/** The options of a queue. Durations are in milliseconds, and sizes in bytes; 0 means none where the bounds permit it. */
+/**
+ * The options of a queue. Durations are in milliseconds, and sizes in bytes; 0 means no limit or no value, for options
+ * whose bounds include 0.
+ */
 export const QUEUE_OPTIONS = {
   maxDeliveries: {
     kind: 'number',
@@ -80,7 +83,7 @@ export const QUEUE_OPTIONS = {
     default: 0,
     min: 0,
     max: LIMITS.delayMsMax,
-    meaning: 'Time to live of messages that set none; 0: they do not expire.',
+    meaning: 'Time to live of messages that set no time to live; 0: messages do not expire.',
   },
   keyConcurrency: {
     kind: 'number',
@@ -93,7 +96,8 @@ export const QUEUE_OPTIONS = {
     kind: 'choice',
     choices: ['block', 'skip'],
     default: 'block',
-    meaning: 'Whether a failed message blocks its key until it is done, or lets the next ones pass.',
+    meaning:
+      'Whether a failed message blocks its key until it is done, or lets later messages of the key pass.',
   },
   unique: {
     kind: 'choice',
@@ -140,12 +144,13 @@ export const QUEUE_OPTIONS = {
   deadLetter: {
     kind: 'name',
     default: '',
-    meaning: 'Queue that dead messages are moved to; without one they stay in their queue.',
+    meaning: 'Queue that dead messages are moved to; without it, dead messages stay in their queue.',
   },
   single: {
     kind: 'flag',
     default: false,
-    meaning: 'One consumer at a time receives messages; the next one takes over when it leaves or is idle.',
+    meaning:
+      'One consumer at a time receives messages; another consumer takes over when that one leaves or is idle.',
   },
   retainAgeMs: {
     kind: 'number',
@@ -255,17 +260,20 @@ export function checkOptionsTogether(options: Partial<QueueOptions>): void {
   }
 }
 
-/** Counters of a queue: events since it was created. All but the last two survive a restart. */
+/**
+ * Counters of a queue. Each counts events since the queue was created. All counters except the last two survive a
+ * restart.
+ */
 export const QUEUE_COUNTERS = {
   purged: 'Removed by a purge.',
   expired: 'Expired before they were handled.',
-  dropped: 'Dropped at a limit, to make room for newer ones.',
+  dropped: 'Dropped at a limit, to make room for newer messages.',
   cancelled: 'Cancelled by id or offset.',
-  duplicates: 'Had the id of another message and were not kept.',
+  duplicates: 'Not kept, because another message had the same id.',
   moved: 'Dead, and moved to another queue.',
   discarded: 'Dead, and deleted.',
   redriven: 'Dead, and redriven.',
-  released: 'Released without an attempt, by a consumer or when it ended.',
+  released: 'Released without an attempt, by a consumer or because the consumer ended.',
   redelivered: 'Delivered again.',
 } as const
 

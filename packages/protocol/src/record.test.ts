@@ -330,7 +330,7 @@ describe('records with other bytes before each', () => {
             expect(checkRecords(bytes, 0, bytes.length, count, LARGE, gap)).toMatchObject({
               code: 'BATCH_MALFORMED',
             })
-          // Read without a gap, or with a gap of another size, the records are not the same.
+          // If the records are read without a gap, or with a gap of another size, the result is different.
           for (const wrong of [0, gap - 1, gap + 1].filter((wrong) => wrong !== gap))
             expect(checkRecords(bytes, 0, bytes.length, list.length, LARGE, wrong)).not.toBe(flags)
         },

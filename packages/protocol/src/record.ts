@@ -1,5 +1,5 @@
 /**
- * Records: one message each, with the same bytes in a batch on the wire, in the log and in a delivery.
+ * Records. A record is one message. It has the same bytes in a batch on the wire, in the log and in a delivery.
  *
  * Layout: u32 size (of the whole record) · u8 flags · u8 priority (low 5 bits) and content type (high 3 bits) ·
  * u16 options length · options · payload. The options are those that the flags name, in this order: delay u48, at u48,
@@ -40,7 +40,7 @@ export const RECORD_FLAG = { delay: 1, at: 2, ttl: 4, key: 8, id: 16, headers: 3
 const KNOWN_FLAGS = 63 | RECORD_FLAG.replaces
 const TIME_FLAGS = [RECORD_FLAG.delay, RECORD_FLAG.at, RECORD_FLAG.ttl] as const
 
-/** How a client decodes the payload; the broker does not read it. */
+/** Tells a client how to decode the payload. The broker does not read the payload. */
 export const CONTENT_TYPE = { bytes: 0, text: 1, msgpack: 2 } as const
 export type ContentType = (typeof CONTENT_TYPE)[keyof typeof CONTENT_TYPE]
 
@@ -141,7 +141,8 @@ function writeHeader(bytes: Uint8Array, at: number, name: string, value: string)
 
 function writeShortText(bytes: Uint8Array, at: number, text: string): number {
   const length = writeText(bytes, at + 1, text)
-  // A longer value would wrap, and readers could not find the end of the record. The caller has checked the length.
+  // The length of a longer value would overflow its byte, and readers could not find the end of the record. The caller
+  // has checked the length.
   if (length > 255) throw new Error(`a text of ${length} bytes does not fit the u8 before it`)
   bytes[at] = length
   return at + 1 + length
@@ -348,8 +349,8 @@ export function encodeHeader(name: string, value: string): Uint8Array {
 }
 
 /**
- * A copy of the record with these headers instead of its own, after `gap` bytes of a new array. The copy has no times and
- * replaces no message, because those options have had their effect.
+ * Returns a new array with `gap` bytes and then a copy of the record, with these headers instead of its own headers.
+ * The copy has no times and replaces no message, because those options have had their effect.
  */
 export function copyRecord(record: Uint8Array, headers: readonly Uint8Array[], gap: number): Uint8Array {
   const { keyAt, headersAt, payloadAt } = recordLayout(record)
@@ -371,7 +372,7 @@ export function copyRecord(record: Uint8Array, headers: readonly Uint8Array[], g
   return copy
 }
 
-/** The first fault that `checkRecords` found, and its record. */
+/** The first fault that `checkRecords` found, and the record in which it found it. */
 export interface RecordFault {
   readonly index: number
   readonly code: 'BATCH_MALFORMED' | 'MESSAGE_TOO_LARGE'
@@ -379,9 +380,10 @@ export interface RecordFault {
 }
 
 /**
- * Walks the records in `bytes[start, end)`, each preceded by `gap` other bytes, and checks every length in them against the
- * part that contains it. There must be exactly `count` records, and they must fill the range. Returns the union of the flags
- * of all records, with bit 6 set when any record has a priority, so that the caller knows at once whether the batch is plain.
+ * Walks the records in `bytes[start, end)`, each preceded by `gap` other bytes, and checks every length in them against
+ * the part that contains it. There must be exactly `count` records, and they must fill the range. Returns the union of
+ * the flags of all records, with bit 6 set when any record has a priority. So the caller knows at once whether the
+ * batch is plain.
  */
 export function checkRecords(
   bytes: Uint8Array,

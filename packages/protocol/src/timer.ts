@@ -3,7 +3,7 @@
  * durations go up to 100 years. So a longer wait is divided into parts.
  */
 
-/** The longest wait that `setTimeout` supports. */
+/** Maximum wait that `setTimeout` supports, in milliseconds. */
 export const TIMER_PART_MS_MAX = 0x7fff_ffff
 
 export class Timer {

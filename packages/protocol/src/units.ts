@@ -1,4 +1,7 @@
-/** Sizes and durations as strings with a unit, for the sentences of errors, and for values that the command line can read again. */
+/**
+ * Formats sizes and durations as strings with a unit. They are used in the texts of errors, and as values that the
+ * command line can parse again.
+ */
 
 const SIZES = [
   ['TiB', 1024 ** 4],

@@ -109,7 +109,7 @@ export class Link {
   readonly frames: Frame[] = []
   hello: Hello | undefined
   writes = 0
-  /** What the client's calls of `write` return. */
+  /** The value that the client's calls of `write` return. */
   flowing = true
   closed = false
   /** Whether the client has ended the connection, after a GOODBYE. */
@@ -332,7 +332,7 @@ export class Peer {
   /** The claims of a SUBSCRIBE that are granted. Default: none. */
   grants: ((claims: readonly Claim[]) => Granted[]) | undefined
   readonly links: Link[] = []
-  /** Automatic answers, by opcode. A test deletes those that it does not want. */
+  /** Automatic answers, by opcode. A test deletes the answers that it does not want. */
   readonly replies: Record<number, Reply | undefined> = {
     [OP.HELLO]: (_frame, link) => link.helloOk(),
     [OP.SUBSCRIBE]: (frame, link) => {
@@ -362,7 +362,7 @@ export class Peer {
   }
   /** Number of connection attempts that fail before one succeeds. */
   refusals = 0
-  /** Number of checks of the invariants of its clients. */
+  /** Number of checks of the invariants of the clients of this broker. */
   checks = 0
   #isChecking = false
   readonly #clients: Sluice[] = []
@@ -489,7 +489,7 @@ export async function until(holds: () => boolean, what = 'the condition'): Promi
   }
 }
 
-/** Waits for turns of the event loop, so that everything due happens. */
+/** Waits for `count` turns of the event loop, so that everything that is due has happened. */
 export async function turns(count = 5): Promise<void> {
   for (let i = 0; i < count; i++) await new Promise((resolve) => setImmediate(resolve))
 }

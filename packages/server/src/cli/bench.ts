@@ -1,6 +1,7 @@
 /**
  * `sluice bench`: loads a running broker from separate processes and prints the results. Each producer and consumer has
- * its own connection. A figure counts messages that are confirmed, and so durable, or acknowledged.
+ * its own connection. The results count messages that are confirmed, and therefore durable, and messages that are
+ * acknowledged.
  */
 import { fork, type ChildProcess } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
@@ -84,7 +85,7 @@ interface Figure {
   readonly messages: number
   readonly perSecond: number
   readonly failed: number
-  /** In milliseconds; null if nothing was timed. */
+  /** Latency in milliseconds; null if nothing was timed. */
   readonly p50: number | null
   readonly p99: number | null
   readonly p999: number | null
@@ -188,7 +189,7 @@ async function runBench(options: Options, times: Times, sluice: Sluice, name: st
   } finally {
     run.kill()
     if (options.queue === undefined) {
-      // An earlier failure is reported instead.
+      // If the run has failed already, that failure is reported instead.
       await sluice.queues.delete(name, { timeout: DELETE_TIMEOUT_MS }).catch(() => {})
     }
     forget()

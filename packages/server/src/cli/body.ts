@@ -14,7 +14,7 @@ export function bodyFields(body: unknown): BodyFields {
   return { bodyType, body: plain(body) }
 }
 
-/** Like `bodyFields`, but with the reason if the body cannot be decoded. */
+/** Like `bodyFields`, but returns the reason if the body cannot be decoded. */
 export function readableFields(message: {
   readonly body: unknown
 }): BodyFields | { readonly bodyError: string } {
@@ -55,7 +55,7 @@ export function preview(message: { readonly body: unknown }, charactersMax: numb
     const hex = Buffer.from(body.subarray(0, BYTES_SHOWN)).toString('hex')
     return shortened(`(${body.length} bytes) ${hex}${body.length > BYTES_SHOWN ? '…' : ''}`, charactersMax)
   }
-  // Cut first, so that only the kept part is made printable.
+  // The text is truncated first, so that only the part that is shown is made printable.
   const text = typeof body === 'string' ? body : JSON.stringify(plain(body))
   return shortened(printable(shortened(text, charactersMax * 2)), charactersMax)
 }

@@ -1,6 +1,7 @@
 /**
- * Flags and progress of an operation on many messages. On a terminal its progress is shown, and Ctrl-C prints how far it
- * got. Both figures come from the counters of a queue, so they include the work of other clients on that queue.
+ * Flags and progress of an operation on many messages. On a terminal the progress is shown while the operation runs.
+ * When Ctrl-C ends the operation, its progress is printed. The progress comes from the counters of a queue, so it
+ * includes the work of other clients on that queue.
  */
 import { SluiceError, type QueueInfo, type Sluice } from '@sluice/client'
 import type { Argv } from 'yargs'
@@ -21,7 +22,7 @@ export interface PacedOptions extends BulkOptions {
   readonly rate: string | undefined
 }
 
-/** Flags of each such operation. */
+/** Flags of each operation on many messages. */
 export function bulkFlags(yargs: Argv): Argv {
   return yargs
     .option('limit', {
@@ -58,7 +59,7 @@ export function rateOf({ rate }: PacedOptions): { readonly rate?: number } {
 }
 
 /**
- * Runs `work`. `describe` formats the progress from the counters of `queue` at the start and now.
+ * Runs `work`. `describe` formats the progress from two sets of counters of `queue`: at the start and now.
  * @returns undefined if a signal ended the operation
  * @throws the error of `work`; SluiceError QUEUE_NOT_FOUND
  */

@@ -104,7 +104,7 @@ function unshielded(options: ArgumentsCamelCase): ArgumentsCamelCase {
 /** The options of this command without the common ones; help lists them first. */
 function ownOptions(yargs: Argv, positionals: readonly string[]): string[] {
   const { key } = (yargs as unknown as { getOptions(): KnownOptions }).getOptions()
-  // Single letters are aliases.
+  // Names of a single letter are aliases.
   return Object.keys(key).filter(
     (name) =>
       name.length > 1 &&

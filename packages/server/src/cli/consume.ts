@@ -1,8 +1,8 @@
 /**
  * `sluice consume`: prints messages, and acknowledges each message after it was written. Messages that were not written
- * return to the queue when the command is interrupted or the reader closes stdout. A message that cannot be decoded is retried, as
- * by a handler that throws: held, it would take the credit of a message that can be printed; released, it would come back
- * at once.
+ * return to the queue when the command is interrupted or the reader closes stdout. A message that cannot be decoded is
+ * retried, like a message whose handler throws. If it were held, it would use the credit of a message that can be
+ * printed. If it were released, it would be delivered again at once.
  */
 import type { Message, Sluice } from '@sluice/client'
 import { LIMITS, SluiceError, Timer, queueName } from '@sluice/protocol'
@@ -50,7 +50,7 @@ export const consume = command<ConsumeOptions>({
       })
       .describe('json', 'Print each message with its metadata, as a line of JSON')
       .epilogue(
-        'Text is printed as is, data as JSON, bytes raw; with --json bytes are base64. Ctrl-C releases what was ' +
+        'Text is printed as is, data as JSON, bytes raw; with --json bytes are base64. Ctrl-C releases messages that were ' +
           'not printed. A message that cannot be decoded is retried later, and the exit code is then 1. ' +
           'Output written to a pipe counts as printed: prefer --count 1 to `| head -1`. ' +
           'Additional exit codes: 4 when --wait passed before --count messages had arrived, 130 after ' +
@@ -98,7 +98,7 @@ async function consumeAll(sluice: Sluice, task: ConsumeTask): Promise<void> {
     end()
   })
   if (process.stdout.isTTY && count === Infinity && waitMs === undefined) {
-    notice(`Printing messages of ${queue} as they arrive; Ctrl-C ends.`)
+    notice(`Printing messages of ${queue} as they arrive. Press Ctrl-C to stop.`)
   }
   const printer = new Printer(end, ack)
   let idle: Timer | undefined
@@ -116,8 +116,8 @@ async function consumeAll(sluice: Sluice, task: ConsumeTask): Promise<void> {
       const text = rendered(message, json, ack)
       if (text === undefined) unreadable++
       else {
-        // Messages that cannot be decoded do not restart the timer: without a back-off, one that returns again and again would
-        // prevent the end.
+        // Messages that cannot be decoded do not restart the timer. In a queue without a back-off, a message that is
+        // retried endlessly would prevent the command from ending.
         idle?.restart()
         taken++
         printer.write(message, text)
@@ -126,7 +126,7 @@ async function consumeAll(sluice: Sluice, task: ConsumeTask): Promise<void> {
       const held = ack ? 0 : taken + unreadable
       if (printer.failure !== undefined || taken === count || held === count) break
       if (held === HELD_MESSAGES_MAX || (!ack && printer.bytes > HELD_BYTES_MAX)) {
-        notice(`Ended after ${counted(held, 'message')}: no more can be held unacknowledged.`)
+        notice(`Stopped after ${counted(held, 'message')}: the limit of unacknowledged messages is reached.`)
         break
       }
     }
@@ -162,8 +162,8 @@ function checkAll(printer: Printer, unreadable: number, queue: string): void {
 const WAIT_MS_MIN = 100
 
 /**
- * The timer of --wait. It starts after the broker has accepted the subscription: requests are answered in order, so the
- * answer to `get` proves that. It does not expire while stdout is blocked.
+ * The timer of --wait. It starts after the broker has accepted the subscription. The answer to `get` proves this,
+ * because requests are answered in order. It does not expire while stdout is blocked.
  */
 async function idleTimer(
   sluice: Sluice,
@@ -203,7 +203,7 @@ class Printer {
     return process.stdout.writableNeedDrain && this.failure === undefined
   }
 
-  /** Whether some messages are not yet written and acknowledged; then the broker may be waiting for credit. */
+  /** Whether some messages are not yet written and acknowledged. If so, the broker may be waiting for credit. */
   get isBusy(): boolean {
     return this.#open > 0
   }
@@ -245,7 +245,7 @@ class Printer {
     while (this.isFull && this.#open > 0) await this.#change()
   }
 
-  /** Resolves when each message has been written and acknowledged, or when that has failed. */
+  /** Resolves when each message has been written and acknowledged, or when this has failed. */
   async done(): Promise<void> {
     while (this.#open > 0) await this.#change()
   }
@@ -257,7 +257,10 @@ class Printer {
   }
 }
 
-/** A message as a line; undefined when its body cannot be decoded. With `isRetried` such a message is retried. */
+/**
+ * Returns a message as a line, or undefined when its body cannot be decoded. With `isRetried`, a message that cannot be
+ * decoded is retried.
+ */
 function rendered(message: Message, json: boolean, isRetried: boolean): string | Uint8Array | undefined {
   let body: unknown
   try {
@@ -265,7 +268,7 @@ function rendered(message: Message, json: boolean, isRetried: boolean): string |
   } catch (error) {
     const { what } = failureOf(error)
     notice(`Message ${message.offset} of ${message.queue}: ${what}`)
-    // If that fails, the lease is lost, and the message has returned already.
+    // If the retry fails, the lease is lost, and the message has already returned to the queue.
     if (isRetried) message.retry({ reason: what }).catch(() => {})
     return undefined
   }

@@ -87,7 +87,7 @@ function choiceOf(options: ChoiceOptions): RedriveOptions {
   return { ...filterOf(options), ...given({ offsets }) }
 }
 
-/** The error for offsets that were named and have no dead message. */
+/** Returns the error for the named offsets at which there is no dead message. */
 async function notDead(
   sluice: Sluice,
   queue: string,
@@ -164,7 +164,7 @@ const redrive = command<RedriveFlags>({
       await printJson({ queue, to: to ?? queue, dryRun, matched, redriven, guarded, barred })
     } else if (result.matched > 0) redriveNotices(queue, to, dryRun, result)
     else if (missing === undefined) notice(noneOf(queue, choice))
-    // The others are redriven all the same, so that the command can be repeated after it was interrupted.
+    // The other messages are redriven anyway, so that the command can be repeated after it was interrupted.
     if (missing !== undefined) throw missing
   },
 })
@@ -211,7 +211,7 @@ const remove = command<ChoiceOptions & BulkOptions & YesOption>({
         isEmpty = matched === 0
         if (!isEmpty && !(await isConfirmed(`Deleting dead messages of the queue ${queue}`, question))) return
       }
-      // A message that dies after an empty count has not been confirmed.
+      // If the count was zero, nothing is deleted: a message that has died since then was not part of the confirmation.
       const result = isEmpty
         ? { matched: 0, deleted: 0 }
         : await runBulk(

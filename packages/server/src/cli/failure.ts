@@ -1,6 +1,6 @@
 /**
- * How a failure ends a command: the exit code, one line that states what happened, and one line of advice. The tables have
- * a row for each error code, and for each system error that a user can act on.
+ * Describes how a failure ends a command: the exit code, one line that states what happened, and one line of advice.
+ * The tables have a row for each error code, and for each system error that a user can act on.
  */
 import { SluiceError, type Effect, type ErrorCode, type Progress } from '@sluice/protocol'
 import { printable } from './output.js'
@@ -12,7 +12,7 @@ export const EXIT = {
   notFound: 4,
   denied: 5,
   unreachable: 6,
-  /** The log failed while the broker was running, so the broker may confirm nothing more. */
+  /** The log failed while the broker was running, so the broker must not confirm any further message. */
   fatal: 70,
 } as const
 
@@ -126,7 +126,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
     exit: EXIT.failure,
     advice: 'Wait until ids leave the window, or raise --dedup-max-ids with `sluice queue edit`.',
   },
-  OPTION_CONFLICT: { exit: EXIT.usage, advice: 'Give one of the two, or values that are compatible.' },
+  OPTION_CONFLICT: { exit: EXIT.usage, advice: 'Omit one of the two options, or give compatible values.' },
   DEAD_LETTER_CYCLE: { exit: EXIT.usage, advice: 'Name a queue whose own dead letters go elsewhere.' },
   OPTION_FIXED: { exit: EXIT.usage, advice: 'Create another queue with this option, and move to it.' },
   MESSAGE_NOT_FOUND: {
@@ -246,9 +246,9 @@ const SYSTEM_ROWS: Readonly<Record<string, Row>> = {
 export interface Failure {
   readonly exit: number
   readonly code: string
-  /** What happened, on one line. */
+  /** Description of the failure, on one line. */
   readonly what: string
-  /** What the user can do, on one line. */
+  /** Advice to the user, on one line. */
   readonly advice: string
   /** Set if the command had, or may have had, an effect before it failed. */
   readonly outcome?: Effect | undefined
@@ -279,12 +279,13 @@ export function failureOf(error: unknown): Failure {
   }
 }
 
-// Redriven and deleted messages no longer match. A replay would publish its messages again, so it needs a cursor.
+// Returns a sentence on how to continue. Redriven and deleted messages no longer match, so the command can be repeated.
+// A replay would publish its messages again, so it needs a cursor.
 function continueText({ cursor }: Progress): string {
   return cursor === undefined ? 'Run the same command again: it continues with the rest.' : cursorText(cursor)
 }
 
-/** How to continue a replay that ended early. */
+/** Returns a sentence on how to continue a replay that ended early. */
 export function cursorText(cursor: string): string {
   return `Run the same command with --cursor ${cursor}: it continues where this one ended.`
 }

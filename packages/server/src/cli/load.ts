@@ -2,9 +2,9 @@
  * One load process of `sluice bench`: a producer or a consumer with its own connection. It receives its task from its
  * parent, and reports counts and latencies a few times a second.
  *
- * If a rate is set, latencies are measured from the intended send time, so that a stall also shows in the messages that it
- * delays. Otherwise they are measured from the call. Times are read from the monotonic clock of the system, which all
- * processes share.
+ * If a rate is set, latencies are measured from the intended send time, so that a stall increases the latency of each
+ * message that it delays. Otherwise latencies are measured from the call. Times are read from the monotonic clock of
+ * the system, which all processes share.
  */
 import {
   connect,
@@ -52,7 +52,9 @@ export interface LoadFailure {
 const REPORT_MS = 200
 /** Maximum number of latencies in one report. */
 const SAMPLES_MAX = 5_000
-/** Without a rate, one in this many publishes is timed. Reading the clock for each publish would distort the result. */
+/**
+ * Without a rate, one publish out of this number is timed. Reading the clock for each publish would distort the result.
+ */
 const TIMED_EVERY = 16
 
 class Load {

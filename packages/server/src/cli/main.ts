@@ -133,7 +133,8 @@ function program(args: readonly string[]): Argv {
     })
     .check(((options: ArgumentsCamelCase, known: unknown) =>
       refuseOptions(options, known, args)) as Parameters<Argv['check']>[0])
-  // When help is registered, yargs also treats the word `help` as a request for it, even as the body of a message.
+  // When help is registered, yargs also treats the word `help` as a request for it, even if the word is the body of a
+  // message.
   if (wantsHelp)
     instance
       .help('help')
@@ -149,7 +150,7 @@ function beforeWords(args: readonly string[]): readonly string[] {
   return end === -1 ? args : args.slice(0, end)
 }
 
-// The arguments may be what is wrong, so they are not parsed.
+// The arguments may be invalid, so they are not parsed here.
 function asksForJson(args: readonly string[]): boolean {
   const flags = beforeWords(args)
   return flags.includes('--json') || flags.includes('--json=true')

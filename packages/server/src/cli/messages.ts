@@ -37,7 +37,7 @@ async function* pages(
 ): AsyncGenerator<PeekedMessage[], number | undefined> {
   let left = limit
   for (let place: number | undefined = from; place !== undefined;) {
-    // One more message than is shown is requested, to learn the offset of the next match.
+    // The request is for one message more than is shown, because the offset of the next match is needed.
     const page: MessagePage = await fetch({ from: place, limit: Math.min(left + 1, LIMITS.pageMessagesMax) })
     if (page.messages.length > left) {
       yield page.messages.slice(0, left)
@@ -111,7 +111,7 @@ type MessageColumn =
   | 'body'
 
 interface MessageColumnEntry extends Column<Row> {
-  /** If set, the column is omitted unless this is true for a row. */
+  /** If set, the column is shown only if this function returns true for some row. */
   readonly isUsed?: (row: Row) => boolean
 }
 

@@ -1,6 +1,6 @@
 /**
- * `sluice publish`: publishes one message from an argument or a file, or one message for each line of stdin. The messages
- * that are read from stdin and not yet confirmed are bounded in number and size.
+ * `sluice publish`: publishes one message from an argument or a file, or one message for each line of stdin. The number
+ * and the total size of the messages that are read from stdin and not yet confirmed are bounded.
  */
 import { open } from 'node:fs/promises'
 import type { MessageOptions, Receipt, Sluice } from '@sluice/client'
@@ -21,7 +21,7 @@ type BodyType = (typeof BODY_TYPES)[number]
 const IN_FLIGHT_MESSAGES_MAX = 5_000
 const IN_FLIGHT_BYTES_MAX = 16 << 20
 const PROGRESS_MS = 200
-/** Number of messages from which on the summary shows a rate. */
+/** Minimum number of messages for which the summary shows a rate. */
 const RATE_MESSAGES_MIN = 1_000
 
 interface PublishOptions {
@@ -69,7 +69,7 @@ export const publish = command<PublishOptions>({
     for (const [name, describe] of Object.entries(MESSAGE_FLAGS))
       yargs.option(name, { type: 'string', requiresArg: true, describe })
     return headerFlag(yargs, 'Header as name=value; can be given several times').epilogue(
-      'Prints the offset of a single message, or for lines the count on stderr; with --json a receipt per message. ' +
+      'Prints the offset of a single message. For lines, prints their count on stderr. With --json, prints a receipt per message. ' +
         'Put a body that begins with a dash after --, as in: sluice publish orders -- -5',
     )
   },
@@ -148,7 +148,7 @@ async function publishLines(
   json: boolean,
   send: (message: unknown) => Promise<Receipt>,
 ): Promise<void> {
-  if (process.stdin.isTTY) notice(`Each line is a message for ${queue}; Ctrl-D ends.`)
+  if (process.stdin.isTTY) notice(`Each line is one message for ${queue}. Press Ctrl-D to finish.`)
   const beganMs = performance.now()
   const window = new PublishWindow(json ? (receipt) => printJson({ queue, ...receipt }) : undefined)
   let stopped: StopSignal | undefined
@@ -179,17 +179,17 @@ async function publishLines(
       if (window.failure !== undefined || stopped !== undefined) break
     }
   } catch (error) {
-    // Ctrl-C destroys stdin, which makes the loop throw.
+    // Ctrl-C destroys stdin, and the loop then throws an error, which is not a failure.
     if (stopped === undefined) failure = error as Error
   }
-  // Otherwise an open stdin keeps the process alive.
+  // An open stdin would keep the process alive.
   process.stdin.destroy()
   await window.done()
   progress()
   forget()
   const elapsedMs = performance.now() - beganMs
   failure ??= window.failure?.error
-  // Without a message, no answer of the broker has shown whether the queue exists.
+  // If no message was published, no answer of the broker has shown whether the queue exists.
   if (failure === undefined && stopped === undefined && window.confirmed === 0)
     failure = await missing(sluice, queue)
   // A closed stdout is not a failure: no error follows the summary.
@@ -294,7 +294,7 @@ function summary(window: PublishWindow, queue: string, elapsedMs: number, failed
   const text = `Published ${counted(confirmed, 'message')} to ${queue}${range}${known}${rate}.`
   if (!failed) return text
   return failure === undefined
-    ? `${text} Then this failed:`
+    ? `${text} Then the command failed:`
     : `${text} The first failure is line ${grouped(failure.line)}:`
 }
 

@@ -1,6 +1,6 @@
 /**
  * Options of a queue as flags and as text, derived from the table `QUEUE_OPTIONS`. A flag is the name of the option in
- * words, without its unit; `--no-NAME` resets an option whose default is none.
+ * words, without its unit; `--no-NAME` resets an option whose default value is none.
  */
 import type { QueueInfo, QueueOptions } from '@sluice/client'
 import {
@@ -39,7 +39,7 @@ function queueFlag(name: QueueOptionName): QueueFlag {
 const NAMES = Object.keys(QUEUE_OPTIONS) as QueueOptionName[]
 const QUEUE_FLAGS = NAMES.map(queueFlag)
 
-/** Whether the option can be none; then it has a flag `--no-NAME`. */
+/** Whether the value of the option can be none. If so, the option has a flag `--no-NAME`. */
 function isOptional({ option }: QueueFlag): boolean {
   return option.default === 0 || option.default === ''
 }

@@ -1,6 +1,7 @@
 /**
- * `sluice serve`: the broker as a process. A first signal stops it gracefully, and a second one immediately. If its log
- * fails, it exits with code 70, because it may confirm nothing more.
+ * `sluice serve`: the broker as a process. The first signal stops the broker gracefully, and the second signal stops it
+ * immediately. If its log fails, the process exits with code 70, because the broker must not confirm any further
+ * message.
  */
 import { startServer, type RunningServer } from '../server.js'
 import { command } from './command.js'
@@ -117,7 +118,7 @@ async function stop(starting: Promise<RunningServer>, logger: Logger): Promise<v
   try {
     server = await starting
   } catch {
-    // The startup has failed and reports its error.
+    // In this case the startup has failed, and it reports its own error.
     clearTimeout(overdue)
     return
   } finally {
@@ -132,7 +133,7 @@ async function stop(starting: Promise<RunningServer>, logger: Logger): Promise<v
   process.exit(EXIT.ok)
 }
 
-// Exits synchronously: no later turn of the event loop can confirm anything.
+// Exits synchronously, so that no later turn of the event loop can confirm a message.
 function fatal(logger: Logger, error: unknown): never {
   logger.event(
     'the broker failed; exiting',
@@ -172,6 +173,6 @@ function announce(server: RunningServer, settings: Settings, logger: Logger, isP
   ]
   if (status.afterCrash && status.boot > 1)
     lines.push(['', 'the previous run did not stop gracefully; nothing confirmed is lost'])
-  lines.push(['ready', `after ${Math.round(server.startedMs)} ms; Ctrl-C stops`])
+  lines.push(['ready', `after ${Math.round(server.startedMs)} ms; press Ctrl-C to stop`])
   process.stderr.write(`Sluice\n${list(lines, '  ')}\n`)
 }

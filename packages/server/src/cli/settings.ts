@@ -11,14 +11,17 @@ import { UsageError } from './failure.js'
 import { nearest } from './spelling.js'
 import { duration, size } from './units.js'
 
-/** Minimum size of a segment. The log itself accepts less, but state pages of queues with keys, ids and times to live need this much. */
+/**
+ * Minimum size of a segment. The log itself accepts smaller segments, but the state pages of queues with keys, ids and
+ * times to live need this size.
+ */
 const SEGMENT_BYTES_LEAST = 1024 ** 2
 
 interface Setting<Value> {
   readonly describe: string
-  /** The default, written like the value of a flag. */
+  /** The default value, in the form in which a flag has it. */
   readonly default: string
-  /** The expected form, to end the sentence "it must be …". */
+  /** The expected form, as the end of the sentence "it must be …". */
   readonly form: string
   /** The value; undefined if the text does not have this form. */
   readonly parse: (text: string) => Value | undefined

@@ -1,6 +1,6 @@
 /**
- * SIGINT and SIGTERM: the first stops the process gracefully, the second ends it immediately. Under `npx` or `pnpm` one
- * press of Ctrl-C sends two signals, so a second one within `SAME_MS` is ignored.
+ * Handles SIGINT and SIGTERM. The first signal stops the process gracefully, and the second signal ends it immediately.
+ * Under `npx` or `pnpm`, one press of Ctrl-C sends two signals, so a second signal within `SAME_MS` is ignored.
  */
 import { constants } from 'node:os'
 import { writeBeforeExit } from './output.js'

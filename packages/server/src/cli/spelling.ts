@@ -3,7 +3,7 @@
 /** Words up to this length match with one edit only, because two edits would change half of the word. */
 const SHORT = 4
 
-/** The known word with the fewest edits; undefined if it is too different. */
+/** Returns the known word that needs the fewest edits, or undefined if every known word is too different. */
 export function nearest(word: string, known: Iterable<string>): string | undefined {
   let best: string | undefined
   let bestDistance = Infinity

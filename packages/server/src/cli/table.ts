@@ -39,7 +39,7 @@ export function list(
   return entries.map(([name, value]) => `${indent}${name.padEnd(width)}${GAP}${cell(value)}\n`).join('')
 }
 
-/** The first `charactersMax` characters; if there are more, the last one shown is …. */
+/** Returns the first `charactersMax` characters. If the text is longer, the last character shown is …. */
 export function shortened(text: string, charactersMax: number): string {
   if (text.length <= charactersMax) return text
   const kept = text.slice(0, Math.max(0, charactersMax - 1))

@@ -41,7 +41,10 @@ export function duration(text: string): number | undefined {
 /** If a duration has at least this many of its largest unit, the next smaller unit is omitted. */
 const UNITS_MANY = 10
 
-/** A duration in its largest unit and, if that number is below 10, also in the next smaller unit: 350ms, 12s, 1h59m, 30d. */
+/**
+ * Formats a duration in its largest unit and, if it has fewer than 10 of that unit, also in the next smaller unit:
+ * 350ms, 12s, 1h59m, 30d.
+ */
 export function rounded(ms: number): string {
   for (const [index, [unit, unitMs]] of DURATION_UNITS.entries()) {
     if (ms < unitMs || unit === 'ms') continue
@@ -55,7 +58,10 @@ export function rounded(ms: number): string {
 
 const MOMENT = /^(\d{4})-(\d\d)-(\d\d)(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,3})?)?(?:Z|[+-]\d\d:\d\d)?)?$/i
 
-/** Parses ISO 8601. Without a zone, the local time zone is used; a date alone is its midnight. Undefined if invalid. */
+/**
+ * Parses ISO 8601. Without a zone, the local time zone is used; a date alone is its midnight. Returns undefined if the
+ * text is not a valid time.
+ */
 export function moment(text: string): Date | undefined {
   const match = MOMENT.exec(text)
   if (match === null) return undefined
