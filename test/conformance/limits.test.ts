@@ -424,7 +424,7 @@ function valueText(name: string, value: number): string {
 
 const shares = sharesOf(Number.MAX_SAFE_INTEGER)
 
-/** Rows that are neither limits of the protocol nor constants, with their values. */
+/** Rows of LIMITS.md that are neither limits of the protocol nor constants, with their values. */
 const SETTINGS_AND_SHARES: Readonly<Record<string, string>> = {
   '--max-connections': Number(SETTINGS['max-connections'].default).toLocaleString('en-US'),
   '--memory': sizeText(MEMORY_BYTES_MIN),

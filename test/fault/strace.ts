@@ -67,7 +67,10 @@ export interface TraceReport {
   readonly confirms: number
   readonly deliveries: number
   readonly violations: readonly Sighting[]
-  /** The first write that was made to fail: whether it was durable, and its time in seconds since the epoch. */
+  /**
+   * The first write that was made to fail: whether it was to a file opened for durable writes, and its time in seconds
+   * since the epoch.
+   */
   readonly failure: { readonly durable: boolean; readonly atS: number } | undefined
 }
 

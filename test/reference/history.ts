@@ -1,7 +1,7 @@
 /**
  * Random histories: a seed determines the options of some queues and a sequence of operations by producers, consumers
  * and an operator, with clock movement, crashes and restarts between them. Each operation draws from its own random
- * source, so that a history keeps its meaning when other operations are left out of it.
+ * source, so that leaving out some operations does not change what the remaining ones do.
  */
 import {
   DEATH,

@@ -337,7 +337,7 @@ export class Model {
       byQueue.set(queue, [...(byQueue.get(queue) ?? []), ...contents])
     const plans = new Map<string, Plan>()
     let excessLeft = this.#excessLeft
-    // Queues with acknowledgements evict first, in the order of the acknowledgements.
+    // Queues in which this step acknowledges a message evict before the others, in the order of those acknowledgements.
     const rank = (name: string): number => {
       const at = done.findIndex((message) => this.queues.get(name)?.messages.includes(message))
       return at === -1 ? done.length : at

@@ -38,8 +38,9 @@ export function ready(place: (orders: readonly Order[]) => void = () => {}): Pro
 }
 
 /**
- * Does the work of a step and enters it in its book, unless the book already has the entry. In that case a worker died
- * after the work and before its acknowledgement, and the message was delivered again, which only the book can show.
+ * Does the work of a step and enters it in its book, unless the book already has the entry. If it has, a worker died
+ * after doing the work but before acknowledging it, so the message was delivered again. Only the book shows that the
+ * work is already done.
  */
 export async function once(step: Step, message: Message<Order>, work: () => Promise<void>): Promise<void> {
   const { body, attempt, redelivered } = message

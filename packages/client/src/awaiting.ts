@@ -27,8 +27,8 @@ const CHAIN_MAX = 1_000
 let lastNumber = 0
 
 /**
- * Marks as excused the handlers that await the async function that calls `excuseAwaiting`. The calling function must
- * have awaited one turn of the event loop before, so that its own caller already awaits it.
+ * Excuses each handler that is awaiting the caller of this function, which is async. The caller must have awaited one
+ * turn of the event loop before, so that its own caller already awaits it.
  */
 export function excuseAwaiting(handlers: readonly Running[]): void {
   if (handlers.length === 0) return

@@ -561,7 +561,8 @@ export class Sluice {
 
   #add(consumer: Consumer): void {
     this.#consumers.add(consumer)
-    // A connection of a stopping broker accepts no subscription. `#opened` attaches the consumer to the next one.
+    // A connection of a stopping broker accepts no subscription. `#opened` attaches the consumer to
+    // the next connection.
     const { serving } = this.#link
     if (serving !== undefined) consumer.attach(serving)
   }

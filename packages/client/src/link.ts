@@ -244,7 +244,8 @@ export class Link {
 
   /**
    * Stops dialling; from now on `connection` is undefined. Returns a function that ends the last connection and rejects the
-   * calls that wait for one. The owner calls it once none of its parts uses the connection.
+   * calls that wait for one. The owner calls that
+   * function as soon as none of its parts uses the connection.
    */
   stop(): (error: SluiceError) => void {
     this.#isStopped = true

@@ -139,7 +139,7 @@ export abstract class Sending {
   /** Removes withdrawn messages before the sending is sent. Returns false if nothing is left. */
   abstract compact(): boolean
 
-  /** The queue, as the errors of the callers name it. */
+  /** Names of the queue for the errors that the callers get. */
   abstract readonly names: SluiceErrorNames
 
   /** Returns the error if the sending cannot be sent on this connection. */

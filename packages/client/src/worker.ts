@@ -145,7 +145,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   /** Forgets the messages of the subscription, which has ended. */
   protected abstract forgetMessages(): void
 
-  /** Releases all messages without a handler. */
+  /** Releases all messages that no handler has started on. */
   protected abstract giveBack(subscription: Subscription): void
 
   /** Called when the handler of these messages failed with `error`. */

@@ -49,10 +49,10 @@ let viewedBuffer = viewed.buffer
 let viewedOffset = 0
 
 /**
- * A view of `bytes[start, end)` without a copy. `subarray` first looks up the species constructor, so it takes 95 ns
- * instead of 35, or 200 ns for a Buffer. Reading the `buffer` of an array is a call into the engine, and consecutive
- * calls mostly view parts of the same array. With the buffer of the last array cached, a part of 184 bytes is viewed
- * and copied in 105 ns instead of 175.
+ * A view of `bytes[start, end)` without a copy. `subarray` first looks up the species constructor, so it takes 95 ns,
+ * and 200 ns for a Buffer; this function takes 35. Reading the `buffer` of an array is a call into the engine, and
+ * consecutive calls mostly view parts of the same array. With the buffer of the last array cached, a part of 184 bytes
+ * is viewed and copied in 105 ns instead of 175.
  */
 export function viewBytes(bytes: Uint8Array, start: number, end: number): Uint8Array {
   if (bytes !== viewed) {

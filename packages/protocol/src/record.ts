@@ -223,7 +223,7 @@ function checkText(code: ErrorCode, name: string, value: unknown, min: number, m
   if (bytes < min || bytes > max) {
     throw new SluiceError(code, `${name} takes ${bytes} bytes; it must take ${min} to ${max}.`)
   }
-  // ASCII text takes one byte for each unit.
+  // ASCII text takes one byte per UTF-16 code unit.
   if (bytes !== value.length && !isWellFormed(value)) {
     throw new SluiceError(
       code,

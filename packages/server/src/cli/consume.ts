@@ -154,7 +154,7 @@ function checkAll(printer: Printer, unreadable: number, queue: string): void {
   throw new AdvisedError(
     'INVALID_BODY',
     `${counted(unreadable, 'attempt')} to decode a message failed.`,
-    `Show them with \`sluice peek ${queue}\`, and correct their publisher or remove them with \`sluice cancel\`.`,
+    `Show the messages with \`sluice peek ${queue}\`. Correct their publisher, or remove them with \`sluice cancel\`.`,
   )
 }
 

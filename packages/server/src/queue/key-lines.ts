@@ -43,7 +43,7 @@ export class KeyLines {
     this.#offered = offered
   }
 
-  /** Builds the lines, which are empty, from these messages, and puts their heads on offer. */
+  /** Builds the lines from these messages, and puts their heads on offer. The lines must be empty before. */
   rebuild(messages: Placed[]): void {
     const rank = ({ chunk, index }: Placed): number => this.#rank(chunk, index)
     // The messages are sorted, so that each is appended at the end of its line.

@@ -84,7 +84,7 @@ class KeyPage {
 }
 
 export class Keys extends HashIndex {
-  /** Slot `n` is in page `n / PAGE_SLOTS`. A page without used slots is absent or small. The last page exists. */
+  /** Slot `n` is in page `n / PAGE_SLOTS`. A page without used slots is absent or small. The last page always exists. */
   #pages: (KeyPage | undefined)[] = []
   /** Number of the page that slots are taken from. */
   #filling = 0

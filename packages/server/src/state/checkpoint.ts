@@ -123,8 +123,8 @@ export class Checkpoints {
     return true
   }
 
-  // Lets the marked directory take effect once a segment begins after it: the header of each later segment has its
-  // position, and recovery starts from it.
+  // Lets the marked directory take effect once a segment begins after it: each later segment has the position of
+  // the directory in its header, and recovery starts from there.
   #anchor(nowMs: number): void {
     const marked = this.#marked
     if (marked === undefined) return

@@ -39,7 +39,7 @@ export class Producer {
   id: number
   /** 16 bytes in hexadecimal. */
   readonly identity: string
-  /** Highest accepted number; 0 while no batch was accepted. */
+  /** Highest accepted number; 0 until a batch is accepted. */
   highest = 0
   lastUsedMs = 0
   /** Number of open connections of this producer. */

@@ -235,7 +235,7 @@ export class Space {
     return isMarked || (this.#done !== undefined && lsn >= this.#done.gate)
   }
 
-  /** Stops copying, including an entry that is being read. */
+  /** Stops copying, even if an entry is being read. */
   stop(): void {
     this.#relocation.stop()
   }
