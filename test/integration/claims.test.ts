@@ -213,15 +213,20 @@ describe.each([
   })
 })
 
-it('messages of an iterator and of a pull are claimed too', async () => {
-  const server = await start(await directory())
-  const way = await Way.to(server)
+/** A client behind `way`, and a queue `q` with the messages 1, 2 and 3. */
+async function clientWithThreeMessages(): Promise<{ way: Way; sluice: Sluice }> {
+  const way = await Way.to(await start(await directory()))
   const sluice = await client(way.url)
   await sluice.queues.ensure('q')
   await sluice.publishBatch(
     'q',
     [1, 2, 3].map((body) => ({ body })),
   )
+  return { way, sluice }
+}
+
+it('messages of an iterator and of a pull are claimed too', async () => {
+  const { way, sluice } = await clientWithThreeMessages()
   const [pulled] = await sluice.pull('q')
   const iterator = sluice.messages('q', { prefetch: 1 })
   const yielded = (await iterator.next()).value!
@@ -235,14 +240,7 @@ it('messages of an iterator and of a pull are claimed too', async () => {
 })
 
 it('messages of a consumer that has ended are claimed too', async () => {
-  const server = await start(await directory())
-  const way = await Way.to(server)
-  const sluice = await client(way.url)
-  await sluice.queues.ensure('q')
-  await sluice.publishBatch(
-    'q',
-    [1, 2, 3].map((body) => ({ body })),
-  )
+  const { way, sluice } = await clientWithThreeMessages()
   const [first] = await sluice.pull('q', { processingTimeout: '5m' })
   const [second] = await sluice.pull('q')
   const iterator = sluice.messages('q', { prefetch: 1 })

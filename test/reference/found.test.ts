@@ -42,6 +42,18 @@ function settle(bench: Bench, pair: Pair, outcome: ModelSettle['outcome']): void
   bench.settle(pair, [{ tags: held(pair), outcome, delayMs: undefined, reason: 'no luck', invalid: false }])
 }
 
+/** The queue `dead` has two pending messages with the id `i`: one that was published, and one that died in `q`. */
+async function withTwoPendingOfOneId(): Promise<Bench> {
+  const bench = await opened()
+  bench.ensure('dead', { unique: 'pending' })
+  bench.ensure('q', { deadLetter: 'dead' })
+  publish(bench, 'dead', { id: 'i' })
+  publish(bench, 'q', { id: 'i' })
+  settle(bench, await consume(bench, 'q'), 'deadLetter')
+  await bench.endTurn()
+  return bench
+}
+
 const all = {
   from: 0,
   limit: 1000,
@@ -81,13 +93,7 @@ const MENDED: Readonly<Record<string, Script>> = {
 
   'if two pending messages have the same id, the second one counts once the first is acknowledged':
     async () => {
-      const bench = await opened()
-      bench.ensure('dead', { unique: 'pending' })
-      bench.ensure('q', { deadLetter: 'dead' })
-      publish(bench, 'dead', { id: 'i' })
-      publish(bench, 'q', { id: 'i' })
-      settle(bench, await consume(bench, 'q'), 'deadLetter')
-      await bench.endTurn()
+      const bench = await withTwoPendingOfOneId()
       settle(bench, await consume(bench, 'dead'), 'ack')
       publish(bench, 'dead', { id: 'i' })
     },
@@ -204,13 +210,7 @@ const MENDED: Readonly<Record<string, Script>> = {
 
   'if two pending messages have the same id, the second one counts in the step that acknowledges the first':
     async () => {
-      const bench = await opened()
-      bench.ensure('dead', { unique: 'pending' })
-      bench.ensure('q', { deadLetter: 'dead' })
-      publish(bench, 'dead', { id: 'i' })
-      publish(bench, 'q', { id: 'i' })
-      settle(bench, await consume(bench, 'q'), 'deadLetter')
-      await bench.endTurn()
+      const bench = await withTwoPendingOfOneId()
       const pair = await consume(bench, 'dead')
       const contents = [bench.content({ id: 'i' }, 10)]
       bench.atomic(bench.producers[0]!, [{ pair, tag: held(pair)[0]! }], [{ queue: 'dead', contents }])
