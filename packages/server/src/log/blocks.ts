@@ -337,22 +337,13 @@ export const MARKED_RECORDS = 64
  */
 export function recordAt(block: Block, batchAt: number, index: number): number {
   const { bytes } = block
-  let at = batchAt + BATCH_HEADER_BYTES
-  let from = 0
-  if (index >= MARKED_RECORDS) {
-    const marks = marksOf(block, batchAt)
-    const mark = Math.min(Math.floor(index / MARKED_RECORDS), marks.known)
-    if (mark > 0) {
-      from = mark * MARKED_RECORDS
-      at = batchAt + marks.bytes[mark - 1]!
-    }
-    for (; from < index; from++) {
-      at += recordSize(bytes, at)
-      if ((from + 1) % MARKED_RECORDS === 0) marks.bytes[marks.known++] = at - batchAt
-    }
-    return at
+  const marks = index < MARKED_RECORDS ? undefined : marksOf(block, batchAt)
+  const mark = marks === undefined ? 0 : Math.min(Math.floor(index / MARKED_RECORDS), marks.known)
+  let at = batchAt + (marks === undefined || mark === 0 ? BATCH_HEADER_BYTES : marks.bytes[mark - 1]!)
+  for (let record = mark * MARKED_RECORDS + 1; record <= index; record++) {
+    at += recordSize(bytes, at)
+    if (marks !== undefined && record % MARKED_RECORDS === 0) marks.bytes[marks.known++] = at - batchAt
   }
-  for (; from < index; from++) at += recordSize(bytes, at)
   return at
 }
 
