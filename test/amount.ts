@@ -18,8 +18,9 @@ export function seedsFrom(first: number, count: number, longCount: number): numb
 }
 
 /**
- * Minimum count of an event in `runs` runs, given that `of` runs have at least `least`. With fewer runs the counts vary
- * more, so only half of the proportional count is required. It is rounded down, to zero for a rare event.
+ * Minimum count of an event in `runs` runs, given that `of` runs have at least `least`. If `runs` is below `of`, the
+ * counts vary more, so only half of the proportional count is required. The result is rounded down, to zero for a rare
+ * event.
  */
 export function leastIn(runs: number, least: number, of: number): number {
   return Math.floor(((runs < of ? 0.5 : 1) * least * runs) / of)

@@ -1,7 +1,7 @@
 /**
  * Runs before each file of the project `unit`: a unit test that opens a socket or starts a process fails. Assertions
- * are plain objects instead of proxies, which takes a quarter off each call of `expect`; the compiler finds a matcher
- * whose name is misspelt.
+ * are plain objects instead of proxies, which takes a quarter off the time of each call of `expect`; the compiler finds
+ * a matcher whose name is misspelt.
  */
 import { ChildProcess } from 'node:child_process'
 import { Server, Socket } from 'node:net'

@@ -253,7 +253,7 @@ describe('lanes, duplicates and messages that are gone', () => {
     expect(checkHistory(sent).duplicates).toBe(1)
   })
 
-  test('a message that left by the record of the broker is not lost', () => {
+  test('a message that left according to the record of the broker is not lost', () => {
     expect(verdicts([...ok('a'), gone('a'), end()])).toEqual([])
     expect(
       verdicts([...ok('a'), deliver('a'), settle('a', { action: 'release' }), gone('a'), end()]),

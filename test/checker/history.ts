@@ -23,9 +23,8 @@ export interface AttemptEvent {
    */
   readonly sequence?: number
   /**
-   * The group of messages within which this one is in order, for example messages of one key and priority. If it is
-   * omitted, the message belongs to the group of all messages of the queue without a group. If it is null, the message
-   * has no order, because it has its own due time.
+   * The group of messages within which this one is in order, for example messages of one key and priority. All messages
+   * of a queue that omit it are one group. If it is null, the message has no order, because it has its own due time.
    */
   readonly lane?: string | null
 }
@@ -64,7 +63,7 @@ export interface SettleEvent {
   readonly outcome: OperationOutcome
 }
 
-/** A purge or delete of a queue, or an attempt at one: messages that were attempted earlier may be gone. */
+/** A purge or delete of a queue, or an attempt at one: messages whose publish started earlier may be gone. */
 export interface RemoveEvent {
   readonly kind: 'remove'
   readonly queue: string
@@ -80,8 +79,8 @@ export interface GoneEvent {
 }
 
 /**
- * The contents of a queue after healing and draining: the number of messages that are left, and the number of dead
- * messages.
+ * The contents of a queue at the end, after all faults have ended and the queue was drained: the number of messages
+ * that are left, and the number of dead messages.
  */
 export interface EndEvent {
   readonly kind: 'end'
@@ -100,11 +99,11 @@ export type HistoryEvent =
   | EndEvent
 
 /**
- * `lost`: confirmed, and neither delivered nor removed after a full drain; or delivered, never finished, and gone.
- * `recovered`: of unknown outcome, and delivered; this is allowed. `unexpected`: delivered although it was never
+ * `lost`: confirmed, but neither delivered nor removed by the end of a full drain; or delivered, never finished, and
+ * gone. `recovered`: of unknown outcome, and delivered; this is allowed. `unexpected`: delivered although it was never
  * attempted on that queue, was refused, is a duplicate, has another body, or was already acknowledged. `duplicated`:
  * delivered again without the redelivered mark, or accepted twice. `reordered`: among the first deliveries of a lane to
- * one consumer, a later message came before an earlier one. `stuck`: the queue was not drained after healing.
+ * one consumer, a later message came before an earlier one. `stuck`: the queue was not empty at the end.
  */
 export const VERDICTS = ['lost', 'recovered', 'unexpected', 'duplicated', 'reordered', 'stuck'] as const
 export type Verdict = (typeof VERDICTS)[number]
@@ -128,7 +127,7 @@ export interface Report {
   readonly duplicates: number
   /** Number of messages that left according to the broker's own record. */
   readonly gone: number
-  /** Number of deliveries, and of different messages among them. */
+  /** Number of deliveries, and number of different messages that were delivered. */
   readonly deliveries: number
   readonly delivered: number
   readonly settles: number
@@ -137,9 +136,9 @@ export interface Report {
 
 export interface CheckOptions {
   /**
-   * The events of different consumers are in their true order too. Then any delivery after a confirmed ack is
-   * unexpected. Otherwise only a delivery to the same consumer is unexpected, because a stopped process can have unread
-   * bytes.
+   * Whether the events of different consumers are in their true order too. If so, any delivery after a confirmed ack is
+   * unexpected. If not, only a delivery to the consumer that sent the ack is, because the process of another consumer
+   * may read an old delivery late.
    */
   readonly totalOrder?: boolean
 }

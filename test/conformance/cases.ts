@@ -112,7 +112,7 @@ function batch(records: readonly Case[], { attributes = 0, batchNumber, follows 
   return { bytes, value: { header, follows, records: records.map((each) => each.value) } }
 }
 
-// Checksums by the number of records: for the record `hello` alone, and for both records. Computed with zlib.crc32 of
+// Checksums of the records of a batch, by their number: 1 is `hello` alone, 2 is `two`. Computed with zlib.crc32 of
 // Python.
 const CRC_OF_COUNT: Readonly<Record<number, number>> = { 1: 0x411c_1531, 2: 0x36c2_46ab }
 
@@ -273,7 +273,7 @@ function publishOk(
   return { bytes: frame(OP.PUBLISH_OK, 0, 0, concat(parts)), value: { items } }
 }
 
-/** The fields are in the order of the document. */
+/** The fields are in the order of PROTOCOL.md. */
 export const queueInfo: QueueInfo = {
   name: 'orders',
   options: {

@@ -114,7 +114,8 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
     expect(table(title)).toHaveLength(count)
   })
 
-  // Types compare both with the code, and the golden vectors compare them with their bytes.
+  // The compiler checks that `queueInfo` and `consumer` have the fields of the code; the golden vectors check their
+  // bytes.
   test('fields of a queue and of a consumer', () => {
     const names = (title: string): string[] => table(title).map(({ name }) => name!)
     expect([...names('Fields of a queue'), ...names('Queue counters')]).toStrictEqual(Object.keys(queueInfo))

@@ -89,7 +89,7 @@ test('mutated payloads through the reader of every frame kind', { timeout: TIMEO
   expect(read).toBeLessThan(checked)
 })
 
-// The test above rarely passes the checksum, and an attacker can compute a correct one.
+// The mutated steps of the test above rarely have a correct checksum, but an attacker can compute one.
 test('mutated atomic steps whose checksum is right', { timeout: TIMEOUT_MS }, () => {
   const written = FRAME_VECTORS.filter(({ bytes }) => bytes[4] === OP.ATOMIC)
   expect(written).toHaveLength(3)
@@ -165,7 +165,7 @@ test('mutated records and batches', { timeout: TIMEOUT_MS }, () => {
           : outcome(() => readRecords(changed, 0, changed.length, count))
       const records = kind === 'batch' ? changed.subarray(48) : changed
       if (typeof checkRecords(records, 0, records.length, count, 1_000_000) === 'number') {
-        // The records have passed the check, so readers must not leave the range.
+        // The records have passed the check, so reading them must not run past their end.
         expect(readRecords(records, 0, records.length, count)).toHaveLength(count)
       }
       accepted += good

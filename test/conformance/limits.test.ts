@@ -1,6 +1,6 @@
 /**
  * Tests each limit at its value and one beyond it, with the error code of the refusal. The tables of docs/LIMITS.md are
- * compared with the same rows, so that the page, the code and the refusals agree.
+ * compared with the same limits and codes, so that the page, the code and the refusals agree.
  */
 import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
@@ -248,7 +248,7 @@ function decode<Result>(
   return decoder(bytes, 0, bytes.length)
 }
 
-/** Checks a record whose options and payload take `bytes` bytes. */
+/** Checks a record that has no options and a payload of `bytes` bytes. */
 function record(bytes: number, messageBytesMax: number): void {
   const record = new Uint8Array(recordBytes(undefined, bytes))
   writeRecordHead(record, 0, undefined, 0, bytes)
@@ -390,7 +390,7 @@ describe('docs/LIMITS.md', () => {
     }
     for (const name of Object.keys(NO_LIMIT)) expect([...constants.keys()], name).toContain(name)
     expect(checked).toBeGreaterThanOrEqual(25)
-    // Every row of the page is a limit of the protocol, a constant, or listed here.
+    // Every row of the page is a limit of the protocol, a constant, or one of SETTINGS_AND_SHARES.
     for (const [name, value] of told) {
       if (Object.hasOwn(LIMITS, name) || constants.has(name)) continue
       expect(Object.keys(SETTINGS_AND_SHARES), name).toContain(name)
@@ -445,7 +445,10 @@ const SETTINGS_AND_SHARES: Readonly<Record<string, string>> = {
   'atomic step': 'a quarter',
 }
 
-/** Constants at which nothing is refused and nothing ends. */
+/**
+ * Constants that need no row on the page, because nothing is refused and nothing ends when they are reached. Each has
+ * the reason.
+ */
 const NO_LIMIT: Readonly<Record<string, string>> = {
   PAUSE_MS_MAX: 'publishAll pauses at most this long between two attempts',
   SHARED_BODY_BYTES_MAX: 'larger bodies are not copied',

@@ -39,7 +39,10 @@ export class Ledger {
   readonly #confirmedAt: Float64Array
   /** For each record, the offset at which it was delivered; -1: never delivered. */
   readonly #handledAt: Float64Array
-  /** Index of the record that was last delivered for the first time, by worker, connection and producer. */
+  /**
+   * For each worker, connection and producer: the index of the latest record that was delivered there for the first
+   * time.
+   */
   readonly #lastIndex = new Map<string, number>()
 
   constructor(count: number) {

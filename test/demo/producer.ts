@@ -1,6 +1,6 @@
 /**
- * A producer process: publishes its half of the records up to the count that the demo allows, several hundred in
- * flight, and reports the confirms. It ignores lost connections: the client sends unanswered publishes again.
+ * A producer process: publishes its half of the records, as far as the demo allows, with several hundred in flight, and
+ * reports the confirms. It ignores lost connections: the client sends unanswered publishes again.
  *
  * Arguments: url, number of this producer, count of all records.
  */

@@ -27,7 +27,7 @@ export interface Hold {
 
 export type WorkerReport =
   | { readonly kind: 'ready' }
-  /** `isHeld`: these records are not acknowledged before the worker ends. */
+  /** `isHeld`: the worker never acknowledges these records. */
   | { readonly kind: 'handled'; readonly records: readonly Handled[]; readonly isHeld: boolean }
 
 /** One call of a worker's handler. Calls are reported in the order in which they started. */

@@ -19,19 +19,21 @@ import type { Grant, Hold, ProducerReport, Refusal, WorkerReport } from './repor
 import type { Stage } from './stage.js'
 
 const WORKERS = 3
-/** The share of all records that may be published but not acknowledged. */
+/** The share of all records that may be published and not yet acknowledged. */
 const LEAD_SHARE = 0.25
 /** The share of acknowledged records at which the worker is killed. */
 const WORKER_KILL_SHARE = 0.5
-/** The broker is killed once that worker is back, or once this share of the records is acknowledged, whichever is first. */
+/**
+ * The broker is killed no earlier than when that worker is back at work, or this share of the records is acknowledged.
+ */
 const BROKER_KILL_SHARE = 0.6
 /** Minimum number of unanswered publishes when the broker is killed. */
 const UNANSWERED_AT_KILL_MIN = 200
 /** Minimum number of confirmed records that are not yet handled when the broker is killed. */
 const UNHANDLED_AT_KILL_MIN = 100
 /**
- * When this share of the records is acknowledged, the broker is killed even if these two minimums are not reached, so
- * that there are records left to publish.
+ * When this share of the records is acknowledged, the broker is killed even if the two minimums above are not reached,
+ * so that there are records left to publish.
  */
 const BROKER_KILL_SHARE_MAX = 0.72
 const POLL_MS = 5
@@ -267,7 +269,10 @@ export class Scenario {
     }
   }
 
-  /** Allows the producers to run ahead of the workers, in portions, within which they publish at full speed. */
+  /**
+   * Allows the producers to run ahead of the workers. The allowance grows in large steps, so that they publish at full
+   * speed.
+   */
   #grant(): void {
     const { count } = this.#settings
     const ahead = count * LEAD_SHARE

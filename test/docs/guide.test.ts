@@ -94,7 +94,7 @@ function missingTypes(): string[] {
 
 function missingType(type: string, among: readonly Page[]): string {
   const names = namedOptions(among).flatMap(([of, [name]]) => (of === type ? [`'${name}'`] : []))
-  // The table of batch options names `batch` itself.
+  // `batch` is documented in the table of batch options.
   if (type === 'ConsumeOptions') names.push("'batch'")
   return `Exclude<keyof sluice.${type}, ${names.join(' | ')}>`
 }

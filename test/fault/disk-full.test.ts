@@ -123,7 +123,7 @@ test.skipIf(missing !== undefined)(
       await until('publishes to be accepted after draining', accepted, RECOVERY_MS_MAX)
       const afterDrainMs = performance.now() - drainedMs
 
-      // 3. Another file takes the last byte. Settles still work. Then the file is removed.
+      // 3. Another file fills the disk to the last byte. Settles still work. Then the file is removed.
       for (let i = 0; i < 20; i++) await Promise.all(Array.from({ length: 20 }, publish))
       const stuff = (): Promise<void> =>
         expect(appendFile(ballast, new Uint8Array(DISK_BYTES))).rejects.toThrow('ENOSPC')
@@ -202,7 +202,7 @@ test.skipIf(missing !== undefined)(
       }
       const { ready: backlog } = await client.queues.get('q')
 
-      // Another file takes the last byte of the disk; settles use the rest of the segment.
+      // Another file fills the disk to the last byte; settles use the rest of the segment.
       const stuff = (): Promise<void> =>
         expect(appendFile(ballast, new Uint8Array(size))).rejects.toThrow('ENOSPC')
       let more = 0

@@ -16,7 +16,7 @@ const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)
 const ROUNDS = runs(8, 100)
 const EXIT_LOG_FAILED = 70
 const EXIT_MS_MAX = 1_000
-/** Maximum number of publishes in a round: far more than come before the failed write. */
+/** Maximum number of publishes in a round: far more than precede the failed write. */
 const MESSAGES_MAX = 4_000
 
 interface Round {
@@ -59,7 +59,7 @@ async function round(kind: string, when: number, random: Random): Promise<Round>
       }
       await Promise.race([answers.at(-1), broker.exited])
     }
-    // The preparation of a file failed; the broker retries it.
+    // The write that failed only prepared a file. The broker retries such a write and goes on, so it is killed here.
     if (broker.exit === undefined && sequence >= MESSAGES_MAX) broker.signal('SIGKILL')
     const exit = await broker.exited
     const exitedS = Date.now() / 1000
@@ -80,7 +80,7 @@ async function round(kind: string, when: number, random: Random): Promise<Round>
     })
     try {
       const reader = await connect(`sluice://127.0.0.1:${server.port}`)
-      // The broker died before the queue was durable, so nothing was confirmed.
+      // Creates the queue if the broker died before the queue was durable; nothing was confirmed then.
       const { ready } = (await reader.queues.ensure('q')).queue
       let handled = 0
       reader.consume<string>('q', { concurrency: 100 }, ({ body, redelivered, offset }) => {

@@ -39,7 +39,7 @@ export interface KillResult {
   readonly report: Report
   /** First deliveries, marked or not, that were out of order on the queue with one consumer. */
   readonly overtaken: readonly string[]
-  /** Number of publishes without an answer whose client was not replaced. */
+  /** Number of unanswered publishes of clients that were not replaced. */
   readonly unresolved: number
   readonly failures: Readonly<Record<string, number>>
   /** Times from spawn to the first accepted connection, in ms, sorted. */

@@ -223,7 +223,8 @@ async function produce(slot: number): Promise<void> {
     while (!asked.stopping && !client.isRetired) {
       const queue = load.queues[random.below(load.queues.length)]!
       const burst = 1 + random.below(32)
-      // A burst is one batch or, with `alone`, a batch per message, so that a kill finds a full window of unanswered numbers.
+      // A burst is one batch or, with `alone`, a batch per message, so that a kill finds a full window of unanswered
+      // batch numbers.
       const alone = random.below(3) === 0
       for (let i = 0; i < burst; i++) publish(queue, alone)
       await Promise.race([delay((burst * 1000) / (load.rate ?? 1000)), client.retired()])

@@ -10,7 +10,7 @@ import { until } from '../rig/wait.js'
 const MESSAGES = 100
 const POISON = 'poison'
 const MAX_DELIVERIES = 3
-/** Upper bound on worker restarts, well above what 100 messages with one bad one need. */
+/** Upper bound on worker restarts: far more than one bad message among 100 causes. */
 const LIVES_MAX = 40
 
 let broker: BrokerProcess

@@ -53,7 +53,7 @@ export function traced(file: string, injections: readonly string[] = []): string
 }
 
 export interface Sighting {
-  /** The content of the frame: a number that is confirmed at an offset, or offsets that are delivered. */
+  /** What the frame does: it confirms a batch at an offset, or delivers an offset. */
   readonly what: string
   readonly why: string
 }
@@ -98,7 +98,10 @@ export async function readTrace(path: string): Promise<TraceReport> {
   const durableFiles = new Set<number>()
   const streams = new Map<number, Stream>()
   const unfinished = new Map<string, Call>()
-  /** Line at which the write that made the batch at this base offset durable completed. */
+  /**
+   * For each durable batch, by its base offset: the line on which its write completed, the number of the batch, and the
+   * offset after its last message.
+   */
   const durableBatches = new Map<
     number,
     { readonly at: number; readonly number: number; readonly end: number }

@@ -200,7 +200,8 @@ describe.each([
     await until('the loss is reported', () => losses.length === 1)
     expect(losses).toEqual([{ queue: 'q', offset: 0, reason: 'disconnected' }])
     expect(handlers.aborted).toEqual(['a'])
-    // The other consumer releases the message while the handler here still runs: the message is held back or released.
+    // The other consumer releases the message while its handler still runs here. This client must not run it a second
+    // time.
     await taken!.release()
     await other.close()
     await new Promise((resolve) => setTimeout(resolve, 100))

@@ -1,6 +1,6 @@
 /**
- * The built command line for its users: processes, pipes, signals and exit codes. Each command runs against a broker
- * that `sluice serve` runs on a free port.
+ * The built command line as its users run it: processes, pipes, signals and exit codes. Each command runs against a
+ * broker that `sluice serve` runs on a free port.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -76,7 +76,7 @@ describe.concurrent('usage', () => {
     ],
     ['a typo of an option', ['serve', '--prot', '1'], /Unknown option --prot/, /--port/],
     [
-      'an option taken back that has a value',
+      '--no- before an option that takes a value',
       ['publish', 'q', 'b', '--no-key'],
       /Unknown option --no-key/,
       /--key/,

@@ -1,6 +1,6 @@
 /**
  * Peers that break the protocol, by accident or on purpose. Each receives the right error code and a sentence with the
- * value and the limit, loses no more than the error's scope, and does not affect another client.
+ * value and the limit, loses only what the scope of the error names, and does not affect another client.
  */
 import { connect, type Sluice, type Worker } from '@sluice/client'
 import {
@@ -953,7 +953,7 @@ describe('excessive use', () => {
       )
       expect(closing?.details['code']).toBe('SLOW_CONSUMER')
       expectSentence(String(closing?.details['reason']))
-      // The outbound limits, the recent blocks of the log and the bytes beyond the kernel's buffers stay far below this.
+      // The outbound buffer of the sleeper and the recent blocks of the log together take far less than this.
       expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(64 << 20)
       const offsets = new Set<number>()
       let marked = 0
@@ -1231,7 +1231,7 @@ test(`10,000 mutated frames, seed ${SEED}`, async () => {
         ])
       else bytes.copyWithin(at, random.below(bytes.length))
     }
-    // Most lengths are correct, so that later checks find the fault.
+    // Most frames get their correct length again, so that they reach the later checks.
     if (bytes.length >= 12 && random.below(8) > 0) writeU32(bytes, 0, bytes.length - 12)
     return bytes
   }
@@ -1263,7 +1263,7 @@ test(`10,000 mutated frames, seed ${SEED}`, async () => {
   }
   expect(sent).toBe(10_000)
   expect(closedByBroker).toBeGreaterThan(100)
-  // Many kinds of refusals show that frames got past the first check.
+  // Many different error codes show that some frames passed the first check.
   expect([...codes.keys()].sort().join(' '), `seed ${SEED}`).toMatch(
     /BATCH_.*MALFORMED_FRAME.*UNKNOWN_OPCODE/,
   )

@@ -222,7 +222,8 @@ describe('consuming', () => {
   it('delivers each message with its own options, whether or not its neighbours are in the same frame', async () => {
     const sluice = await client(await start())
     await sluice.queues.ensure(Orders)
-    // Runs of new keys, which are delivered together, between keys that have several messages; some messages have a delay.
+    // Runs of messages with new keys, which are delivered together, alternate with runs of messages that share keys.
+    // Some messages have a delay.
     const sent = Array.from({ length: 3_000 }, (_, i) => ({
       body: `message ${i}`,
       key: (i >>> 5) % 3 === 0 ? `shared-${i % 7}` : `own-${i}`,

@@ -1,6 +1,6 @@
 /**
- * Distinguishable bodies: each contains its producer, its number, and the time at which it should be sent. With them,
- * confirmed and consumed messages are compared.
+ * Distinguishable bodies: each contains its producer, its number, and the time at which it should be sent. They show
+ * which of the confirmed messages were consumed.
  */
 import type { Body } from './driver.js'
 import type { Scenario } from './scenario.js'
@@ -27,7 +27,7 @@ export class Bodies {
   constructor(producer: number, { bodyBytes, body, inFlight, rate }: Scenario) {
     this.#producer = producer
     this.#size = bodyBytes
-    // The names, the numbers and the msgpack encoding take about 60 bytes.
+    // The field names, the numbers and the msgpack encoding take about 60 bytes.
     this.#text = body === 'object' ? 'x'.repeat(Math.max(0, bodyBytes - 60)) : undefined
     if (this.#text !== undefined) return
     const wanted = Math.max(inFlight * 2, rate, 2_048)
@@ -39,7 +39,7 @@ export class Bodies {
     }
   }
 
-  /** Returns the next body. A body of bytes may be reused after twice as many bodies as are in flight. */
+  /** Returns the next body. The bytes of a body are reused, but only after at least `inFlight` other bodies. */
   next(atMs: number): Body {
     const sequence = this.#sequence++
     if (this.#text !== undefined) return { producer: this.#producer, sequence, atMs, text: this.#text }

@@ -9,7 +9,10 @@ export interface Session {
   publish(queue: string, body: Body): Promise<unknown>
   /** Publishes the same message to all these queues; resolves when all copies are confirmed. Not every broker can do this. */
   publishToAll?(queues: readonly string[], body: Body): Promise<unknown>
-  /** Calls `each` for every message, which calls `ack` once without waiting for it. Resolves when consuming has started. */
+  /**
+   * For every message calls `each`, which calls `ack` once and does not wait for it. Resolves when consuming has
+   * started.
+   */
   consume(queue: string, held: number, each: (body: Body, ack: () => void) => void): Promise<void>
   close(): Promise<void>
 }

@@ -1,7 +1,6 @@
 /**
- * Frames of the bare loop: u32 length of the rest, u8 type, and then for PUBLISH u32 count and records, each a u32 length
- * and bytes; for CONFIRM u32 count; for CREDIT u32 additional messages; for DELIVER u32 count and records; for ACK u32
- * count.
+ * Frames of the bare loop: u32 length of the rest, u8 type, u32 count. PUBLISH and DELIVER continue with `count`
+ * records, each a u32 length and its bytes. CONFIRM and ACK count messages; CREDIT counts additional messages.
  */
 import type { Socket } from 'node:net'
 

@@ -38,7 +38,7 @@ export interface Result extends Count {
   readonly failure: string | undefined
   /**
    * Latencies in microseconds. A producer measures from the call to the confirm. A consumer measures from the time at
-   * which the message should be sent to its arrival.
+   * which the message was due to be sent until it arrives.
    */
   readonly latency: Latency | undefined
   /** The messages that a consumer received. */

@@ -14,11 +14,11 @@ export interface Outcome {
   readonly publish: number | undefined
   readonly consume: number | undefined
   /**
-   * Latency from the call to the confirm; if a rate is set, from the time at which the message should be sent to the
-   * confirm.
+   * Latency from the call to the confirm; if a rate is set, from the time at which the message was due to be sent until
+   * the confirm.
    */
   readonly confirmLatency: Latency | undefined
-  /** Latency from the time at which the message should be sent until a consumer has the message. */
+  /** Latency from the time at which the message was due to be sent until a consumer has it. */
   readonly endToEnd: Latency | undefined
   readonly confirmed: number
   /** Number of messages that were confirmed but never consumed. */

@@ -76,7 +76,7 @@ export function linesOf(results: Results, scenario: Scenario): Line[] {
   })
 }
 
-// Losses and damage, which no broker may cause, and duplicates and failures.
+// Lists losses and damage, which no broker may cause, as well as duplicates and failures.
 function faultsOf(outcomes: readonly Outcome[]): string {
   const total = (of: (outcome: Outcome) => number): number =>
     outcomes.reduce((sum, each) => sum + of(each), 0)

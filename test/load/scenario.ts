@@ -9,7 +9,7 @@ export interface Scenario {
   /**
    * `publish`: publishes as fast as confirms arrive. `consume`: consumes messages that were published before. `both`:
    * publishes and consumes at the same time. `latency`: publishes at `rate`, open loop, and measures each message from
-   * the time at which it should be sent until a consumer has it.
+   * the time at which it was due to be sent until a consumer has it.
    */
   readonly kind: Kind
   readonly producers: number
@@ -22,7 +22,7 @@ export interface Scenario {
   readonly fanOut: boolean
   /** Bytes of a body; at least 24. */
   readonly bodyBytes: number
-  /** `object`: data of about that size, in the usual encoding of the client. */
+  /** `object`: data of about `bodyBytes` bytes, in the usual encoding of the client. */
   readonly body: 'bytes' | 'object'
   /** Maximum number of unanswered publishes of a producer, and of messages that a consumer holds. */
   readonly inFlight: number

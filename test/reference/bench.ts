@@ -116,7 +116,7 @@ type Event =
       readonly redelivered: boolean
       readonly alone: boolean
       readonly content: Content
-      /** Number of messages of the queue that had expired at the delivery. */
+      /** Number of messages of the queue that had expired by the time of the delivery. */
       readonly expired: number
     }
   | { readonly kind: 'drained'; readonly pair: Pair }
@@ -170,7 +170,7 @@ export class Bench {
     this.#product = product
     this.#options = options
     this.model = new Model(this.nowMs, EXCESS_MAX)
-    // The bound is low, so that a few scheduled messages already exceed the near part of a schedule.
+    // The bound is low, so that a few scheduled messages already fill the near part of a schedule.
     product.Schedule.nearMax = 8
     this.log = new product.MemoryLog({ segmentBytes: options.segmentBytes ?? 256 * 1024 })
   }
@@ -439,7 +439,7 @@ export class Bench {
     this.count(`messages ${kind} to another queue`)
   }
 
-  // The next message from another queue has arrived.
+  // Makes the model move the next message that arrived in this queue. Returns false if there is none.
   #arrive(arrivals: { transfer: Transfer; content: Content }[], queue: ModelQueue): boolean {
     const at = arrivals.findIndex(({ transfer }) => transfer.to === queue)
     if (at === -1) return false
@@ -756,7 +756,7 @@ export class Bench {
     if (sent === undefined) return
     const { queue, bytes, step, placed } = sent
     if (placed === undefined) {
-      // The broker decides a batch again if its refusal was not final.
+      // If the refusal was not final, the broker treats the batch as a new one.
       if (sent.isRetryable) this.#publish(producer, number, sent)
       return
     }

@@ -64,7 +64,7 @@ const PRIORITIES = [0, 0, 0, 1, 5, 31]
 const DELAYS = [0, 1, 100, 1_000, 5_000, 60_000, 3_600_000]
 const TTLS = [1, 100, 1_000, 10_000, 600_000, 7_200_000]
 const TIMES = [0, 0, 1, 10, 100, 500, 999, 1_000, 1_001, 5_000, 60_000, 600_000, 3_600_000, 18_000_000]
-/** If a queue has more messages than this, they are consumed instead of published. */
+/** If a queue has more messages than this, the history consumes from it instead of publishing to it. */
 const CROWD = 40
 
 /** The operations, each with its weight. */
@@ -272,7 +272,7 @@ class History {
     return pairs.length === 0 ? undefined : this.#chance.pick(pairs)
   }
 
-  /** A subscription that holds messages, if there is one. */
+  /** A subscription that holds messages, or any subscription if none does. */
   #holder(): Pair | undefined {
     const holders = this.#pairs().filter(({ model }) => model.held.size > 0)
     return holders.length === 0 ? this.#pair() : this.#chance.pick(holders)
@@ -361,7 +361,7 @@ class History {
       if (messages.filter(({ state }) => state !== 'dead').length > CROWD) return this.#consume(name)
       if (messages.length > CROWD) return this.#operations.discard()
       const contents = this.#contents()
-      // A publish can arrive before the timer of a message that is due.
+      // A publish can arrive when a message is already due but its timer has not fired yet.
       const lateMs = this.#chance.hit(0.05) ? this.#chance.pick(TIMES) : 0
       if (lateMs > 0) {
         await this.#bench.endTurn()
@@ -653,7 +653,7 @@ class History {
     )
   }
 
-  /** Makes a message dead and redrives it until it is guarded. */
+  /** Makes a message dead and redrives it, again and again, until the broker refuses to redrive it once more. */
   async #redriveOften(): Promise<void> {
     const queues = [...this.#bench.model.queues.values()].filter(
       ({ options, messages }) =>
@@ -701,7 +701,7 @@ class History {
       if (holder.model.held.size > 0) this.#bench.settle(holder, [ackOf([...holder.model.held.keys()])])
   }
 
-  /** Requests that the broker accepts and then loses, because it dies before the turn ends. */
+  /** Makes requests that the broker accepts and then loses, because it dies before the turn ends. */
   #loseTurn(): void {
     const { broker, producers } = this.#bench
     for (let count = this.#chance.int(1, 4); count > 0; count--) {

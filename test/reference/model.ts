@@ -436,7 +436,7 @@ export class Model {
     }
   }
 
-  /** Offset of the message of which a new message with this id is a duplicate. */
+  /** Offset of the message that makes a new message with this id a duplicate. */
   #firstOffset(queue: ModelQueue, id: string, done: readonly ModelMessage[]): number | undefined {
     if (queue.options.unique === 'pending')
       return queue.messages.find(
@@ -450,7 +450,7 @@ export class Model {
     return remembered
   }
 
-  /** Number of ids with which a new message is a duplicate. */
+  /** Number of ids that make a new message a duplicate. */
   #knownIds(queue: ModelQueue, done: readonly ModelMessage[]): number {
     return queue.options.unique === 'window'
       ? this.#remembered(queue).size
@@ -770,8 +770,7 @@ export class Model {
     if (to !== undefined && message.isMoving) this.transfers.push({ kind: 'moved', from: queue, to, message })
   }
 
-  // The dead-letter queue may have been created in the meantime, so dead messages that waited for this queue are
-  // routed.
+  // The dead-letter queue may have been created in the meantime, so dead messages that waited for it are routed.
   #moveWaiting(queue: ModelQueue): void {
     const onTheWay = this.transfers.map(({ message }) => message)
     for (const message of queue.messages)
@@ -992,7 +991,7 @@ export class Model {
   }
 
   /**
-   * The first message of those redriven into their own queue has returned. They return one by one, and deliveries can
+   * The next message of `returning` has returned to its queue. The messages return one by one, and deliveries can
    * happen between them.
    */
   returned(): void {

@@ -16,7 +16,10 @@ import { Difference, Refused, type ModelMessage } from './state.js'
 
 type HistoryPage = Awaited<ReturnType<Broker['history']['page']>>
 
-/** Compares the answer to HISTORY. A complete answer has all events; otherwise the log has lost the first ones. */
+/**
+ * Compares the answer to HISTORY. A complete answer has all events; an incomplete one lacks the oldest, which the log
+ * has lost.
+ */
 export async function compareHistory(bench: Bench, name: string, offset: number): Promise<void> {
   const events: HistoryEvent[] = []
   let isComplete = false

@@ -28,7 +28,7 @@ interface Script {
 interface Feature {
   readonly options?: (variant: Variant) => Partial<QueueOptions>
   readonly message?: (index: number, script: Script) => RecordOptions
-  /** Runs before anything is delivered, and again while some messages are leased. */
+  /** `before` runs before anything is delivered, `during` while some messages are leased. */
   readonly before?: (script: Script) => Promise<void>
   readonly during?: (script: Script, pair: Pair) => Promise<void>
   /** Name of the count that shows that the feature made a difference. */

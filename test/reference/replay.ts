@@ -31,7 +31,8 @@ export async function replay(
     let next = first.cursor
     let after = between()
     if (after === 'lost') {
-      // Requests the page with and without the state that the broker kept for it.
+      // Requests the page again, sometimes after a crash, so that the broker has lost the state that it kept for the
+      // page.
       if (replayed % 2 === 1) await bench.crash()
       const again = await replayPage(bench, name, to, cursor, known)
       same(`a page of a replay of ${name} that is requested again`, again.offsets, first.offsets)
@@ -50,8 +51,8 @@ export async function replay(
     cursor = next
   }
   same(`messages that a replay of ${name} copied twice`, came.length, new Set(came).size)
-  // A set that is rebuilt does not contain messages that were acknowledged in segments which are gone by now, so these
-  // are not replayed.
+  // After a crash the broker rebuilds the list of acknowledged messages from the log. Acknowledgements in freed
+  // segments are missing from it, so their messages are not replayed.
   const isSure = !isMade || bench.log.usage().firstPosition === firstPosition
   if (isSure) {
     const all = new Set(came)

@@ -82,7 +82,10 @@ export class Peer {
     return decodeHelloOk(payload, 0, payload.length)
   }
 
-  /** The next frame with one of these opcodes; earlier frames are skipped. Rejects when the connection ends first. */
+  /**
+   * The next frame with one of these opcodes; earlier frames are skipped. Rejects if the connection ends before one
+   * arrives.
+   */
   frame(...opcodes: readonly number[]): Promise<Frame> {
     return this.#next((frame) => opcodes.includes(frame.opcode))
   }

@@ -18,7 +18,7 @@ interface Known {
   readonly isWaiting: boolean
 }
 
-/** Plans a batch whose ids are given as strings: `a` has the id a, `a!` has it and replaces, '' has no id. */
+/** Plans a batch whose ids are given as strings: `a` has the id a, `a!` has it and also replaces, '' has no id. */
 function plan(
   ids: readonly string[],
   known: Readonly<Record<string, Known>> = {},

@@ -24,8 +24,8 @@ export interface IdPlan {
 const NO_IDS: IdPlan = { duplicates: new Map(), replaced: new Set(), newIds: 0 }
 
 /**
- * `next` is the offset of the first message of the batch. `offsetOf` returns the message of which a new message with this
- * id is a duplicate; `isWaiting` returns whether that message can be replaced.
+ * `next` is the offset of the first message of the batch. `offsetOf` returns the offset of the message that makes a new
+ * message with this id a duplicate; `isWaiting` returns whether that message can be replaced.
  */
 export function planIds(
   contents: readonly MessageOptions[],

@@ -1,6 +1,6 @@
 /**
- * The ids that a queue knows. An id is known for a window of time after its acceptance, in the order of acceptance, or
- * while a message with the id is pending.
+ * The ids that a queue knows: `RememberedIds` are known for a window of time after their acceptance, `PendingIds` while
+ * a message with the id is pending.
  */
 
 interface Accepted {
@@ -21,7 +21,7 @@ export class RememberedIds {
     return this.#current.size
   }
 
-  /** The place and time of the id's acceptance; undefined if the id is not remembered. */
+  /** The offset and time of the id's last acceptance; undefined if the id is not remembered. */
   find(id: string): { readonly offset: number; readonly timeMs: number } | undefined {
     return this.#current.get(id)
   }

@@ -1,6 +1,6 @@
 /**
- * Tests of single rules of the line, and random histories that compare the line with the same rules without any state: a
- * search among all messages after each step finds the eligible ones.
+ * Tests of single rules of the line, and random histories that compare the line with a plain search: after each step it
+ * looks for the eligible messages among all messages.
  */
 import { expect, test } from 'vitest'
 import { Chance } from '../simulation/chance.js'
@@ -182,7 +182,7 @@ test('a purge frees all keys', () => {
   expect(bench.takeAll()).toEqual([1])
 })
 
-/** Time at which each eligible message became eligible, by the rules alone; `known` is the result after the previous step. */
+/** Finds the head of each key by a search among all messages, and records when it became eligible. */
 class Search {
   readonly since = new Map<LineMessage, number>()
 

@@ -8,7 +8,7 @@
 import type { Message } from './message.js'
 
 export interface LineMessage extends Message {
-  /** Whether the message never waited for a time. */
+  /** Whether the message was due when it was published, and was never rescheduled, retried or redriven. */
   isPlain: boolean
   /** Time at which the message became eligible. A message with a key gets this time when it is delivered. */
   sinceMs: number
@@ -27,7 +27,9 @@ interface KeyLine<M> {
   retrying: number
   /** The head of the line, while it is eligible. */
   offered: M | undefined
-  /** Time at which `offered`, or its predecessor, became eligible. */
+  /**
+   * Time at which `offered` became eligible. While nothing is offered, the time of the message that was offered last.
+   */
   sinceMs: number
 }
 
@@ -88,7 +90,7 @@ export class Line<M extends LineMessage> {
   /** A message in the line is leased again to the consumer that had it before. */
   retake(message: M, nowMs: number): void {
     const key = this.#keyOf(message)
-    // The message is counted first, so that no other message of the key is offered when it leaves.
+    // The message counts as leased before it leaves the line, so that no other message of its key is offered.
     if (key !== undefined) key.leased++
     this.leave(message, nowMs)
     message.sinceMs = message.lineMs
@@ -164,8 +166,8 @@ export class Line<M extends LineMessage> {
   }
 
   /**
-   * The next eligible message. Plain messages of one priority without a key are ordered by offset alone: their times ascend
-   * with it, unless the clock was set back between two runs of the broker.
+   * The next eligible message. Plain messages of one priority without a key are ordered by offset alone: their times
+   * ascend with the offset, unless the clock was set back between two runs of the broker.
    */
   first(messages: Iterable<M>): M | undefined {
     let priority = -1

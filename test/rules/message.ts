@@ -18,7 +18,7 @@ export interface MessageOptions {
   readonly ttlMs: number | undefined
 }
 
-/** Totals over the time before the last redrive: number of redrives, and attempts before them. */
+/** Totals up to the last redrive: the number of redrives, and of the attempts before them. */
 export interface EarlierLives {
   readonly redrives: number
   readonly attempts: number
@@ -146,7 +146,7 @@ export interface Origin {
   readonly queue: string
   readonly offset: number
   readonly publishedMs: number
-  /** Attempts before all redrives together. */
+  /** Number of attempts on the original, added up over all its redrives. */
   readonly attempts: number
   /** Redrives in all queues, including the redrive that makes the copy. */
   readonly redrives: number

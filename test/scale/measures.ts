@@ -11,7 +11,7 @@ import { deviceWrittenBytes, residentMib } from './proc.js'
 export const BODY = new Uint8Array(128).fill(7)
 const MIB = 1 << 20
 
-/** A broker process with its own directory that can be killed and restarted. */
+/** A broker process that has its own directory, and can be killed and restarted. */
 export class Bench {
   broker!: BrokerProcess
   port = 0

@@ -16,8 +16,8 @@ export function peakMib(pid: number): number {
 }
 
 /**
- * Bytes written by all processes to the device that holds `path`. `/proc/PID/io` counts a whole page for every byte
- * changed in the page cache, a hundred times too much.
+ * Bytes written by all processes to the device that holds `path`. `/proc/PID/io` is no substitute: it counts a whole
+ * page even if only one byte of the page changed in the page cache.
  */
 export function deviceWrittenBytes(path: string): number {
   const { dev } = statSync(path)

@@ -94,7 +94,10 @@ export function packBatch(
   return batch
 }
 
-/** The name of a message in a queue, as clients see it: its own name, and for a copy also the queue and the bytes. */
+/**
+ * The name of a message in a queue, as clients see it: its own name, and for a copy also the queue and the checksum of
+ * the record.
+ */
 export function messageName(queue: string, record: Uint8Array): string {
   const isCopy = contentOf(record).headers.some(([name]) => name === 'sluice-origin-queue')
   return isCopy ? `${nameOf(record)} in ${queue} as ${crc32(record)}` : nameOf(record)

@@ -109,7 +109,7 @@ export class Consuming {
       const lease = leaseName(claim.subscriptionId, claim.tag)
       const message = queue.live.get(claim.offset)
       const what = `the claim of ${lease} on offset ${claim.offset} of ${queue.name}`
-      // Invariant 7: no consumer holds the message, and no other consumer has received it since.
+      // Invariant 7: no consumer holds the message, and no other consumer has received it since the claimed lease.
       if (claim.queueNumber !== queue.id || message === undefined)
         throw new Violation(7, `${what} is granted, and the message does not exist`)
       if (message.state === 'leased' || message.state === 'dead')
@@ -224,7 +224,7 @@ export class Consuming {
       const what = `offset ${offset} of ${queue.name}`
       const message = queue.live.get(offset)
       this.#state.counts.dispatched++
-      // Invariant 2: a delivered message was published there, byte for byte.
+      // Invariant 2: a delivered message was published to this queue, byte for byte.
       if (message === undefined) throw new Violation(2, `${what} is delivered and does not exist`)
       if (!sameBytes(message.record, parts[i]!))
         throw new Violation(2, `${what} is delivered with other bytes`)
@@ -242,7 +242,7 @@ export class Consuming {
           `${what} is delivered at ${nowMs} and expired at ${message.expiresMs}`,
         )
       this.#judgeOrder(queue, message, run.sinceMs, what)
-      // Invariant 10: the attempt is one more than the charged ones.
+      // Invariant 10: the number of the attempt is one more than the number of charged attempts.
       if (run.attempt !== message.attempts + 1)
         throw new Violation(10, `${what} is attempt ${run.attempt}; ${message.attempts} were charged`)
       // Invariant 22: every redelivery is marked, and no first delivery is.
@@ -306,7 +306,7 @@ export class Consuming {
   ): void {
     const { queue } = subscription
     const what = `offset ${message.offset} of ${queue.name}`
-    // Invariant 14: the message is within the credit, or it is the only one.
+    // Invariant 14: the message is within the credit, or it is the only one that the subscription holds.
     if (!this.#hasRoom(subscription) || !fits(subscription, loadOf(subscription), message))
       throw new Violation(14, `${what} of ${bytes} bytes exceeds ${creditText(subscription)}`)
     if (subscription.held.has(tag) || tag <= subscription.lastTag)

@@ -125,7 +125,7 @@ function damageAt(disk: SimulatedDisk, segmentBytes: number, position: number, b
 
 // --------------------------------------------------------------------------------------------------- the sessions
 
-/** Passes on the frames that the broker writes; `change` returns the frame that is sent instead of each. */
+/** Replaces each frame that the broker writes with the frames that `change` returns for it. */
 function otherFrames(
   transport: Transport,
   change: (opcode: number, frame: Uint8Array) => Uint8Array[],
@@ -344,7 +344,7 @@ export const DEFECTS: readonly Defect[] = [
           before.setCredit.call(this, messages, bytes, limit, drain)
           const { queue } = this
           if (queue.active) return
-          // While the credit is taken, the queue claims to be already in the list of queues that may have something to
+          // Until the microtask runs, the queue claims to be already in the list of queues that may have something to
           // deliver.
           queue.active = true
           queueMicrotask(() => (queue.active = false))

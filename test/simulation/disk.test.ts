@@ -210,7 +210,7 @@ describe('faults', () => {
       await file.sync()
       expect(sectorsIn(disk)).toBe('2')
       expect([...imagesOf(disk, sectorsIn).keys()].sort()).toEqual(['1', '2'])
-      // Another write makes it stable.
+      // A new write of the same bytes makes them stable.
       await file.write(0, sectorsOf(2))
       await file.sync()
       expect([...imagesOf(disk, sectorsIn).keys()]).toEqual(['2'])

@@ -4,7 +4,7 @@
  * deterministic: the same seed and the same calls give the same images, byte for byte.
  *
  * Sectors of 512 bytes are written whole or not at all. A write to a file that was opened durable is stable when it
- * resolves, others after `sync`; creations, renames and removals after `syncDirectory`.
+ * resolves. Other writes are stable after `sync`; creations, renames and removals are stable after `syncDirectory`.
  */
 import type { Disk, DiskFile } from '../../packages/server/src/log/log.js'
 
@@ -60,7 +60,7 @@ export interface SimulatedDiskOptions {
   readonly fault?: (operation: Operation) => Fault | undefined
 }
 
-/** A page in this list never changes, so that images can share it. A hole contains zeros. */
+/** A page in this list never changes, so that images can share it. Undefined: the page contains zeros. */
 type Pages = (Uint8Array | undefined)[]
 
 interface PendingWrite {
@@ -70,7 +70,7 @@ interface PendingWrite {
   landed: boolean
   /** Whether the write rejected, or the disk lied about it. A sync ignores such a write. */
   unreliable: boolean
-  /** Sectors that became stable with a later write. */
+  /** Sectors of this write that became stable with a later one. */
   readonly settled: Set<number>
 }
 
@@ -144,7 +144,7 @@ export class SimulatedDisk implements Disk {
     return readPages(inode.cache, 0, inode.cacheBytes)
   }
 
-  /** Changes bytes of a file, stable at once and without counting a disk operation: damage at rest. */
+  /** Imitates damage at rest: changes bytes of a file, both cached and stable, without counting a disk operation. */
   damage(name: string, position: number, bytes: Uint8Array): void {
     const inode = this.#inode(name)
     writePages(inode.cache, position, bytes)
@@ -326,7 +326,7 @@ export class SimulatedDisk implements Disk {
         this.#changes = this.#changes.filter((change) => change.unreliable || !covered.includes(change))
       },
       () => {
-        // The next sync does not cover the changes of this failed sync, just as with a file.
+        // No later sync covers the changes of this failed sync, just as with a file.
         for (const change of covered) change.unreliable = true
       },
     )
@@ -484,7 +484,7 @@ class SimulatedFile implements DiskFile {
         for (const { write, first, bytes } of sectors) {
           for (let at = 0; at < bytes.length; at += SECTOR_BYTES) {
             const sector = first + at / SECTOR_BYTES
-            // A durable write with newer bytes completed first.
+            // A durable write with newer bytes completed before this sync.
             if (write.settled.has(sector)) continue
             writePages(inode.stable, sector * SECTOR_BYTES, bytes.subarray(at, at + SECTOR_BYTES))
             for (const other of landed) if (other !== write) other.settled.add(sector)
@@ -518,7 +518,7 @@ function systemError(code: string, what: string): Error {
 }
 
 function applyChange(names: Map<string, Inode>, { from, to, inode }: NameChange): void {
-  // The rename cannot have happened without the change before it.
+  // This rename cannot have happened, because the file did not get its old name.
   if (from !== undefined && names.get(from) !== inode) return
   if (from !== undefined) names.delete(from)
   if (to !== undefined) names.set(to, inode)

@@ -28,7 +28,7 @@ import { SimulatedDisk } from './disk.js'
 const SEGMENT_BYTES = 16 * 1024
 const START_MS = 1_700_000_000_000
 
-/** A broker on a disk that does everything at once; the test moves its clock and its turns. */
+/** A broker on a disk whose operations complete at once. The test controls the broker's clock and turns. */
 class Bench {
   readonly disk: SimulatedDisk
   broker!: Broker

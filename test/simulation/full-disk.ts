@@ -210,7 +210,7 @@ export class FullDisk {
       const isAccepted = this.#publish(Array.from({ length: 20 }, () => SMALL_BYTES))
       await this.#pass(1)
       if (isAccepted) continue
-      // Messages that were released become ready again first.
+      // Messages of ended subscriptions may become ready again; only a refusal after that ends the filling.
       await this.#pass(1_000)
       if (!this.#publish([SMALL_BYTES])) return
     }
@@ -353,7 +353,7 @@ export class FullDisk {
     const log = new FileLog({
       disk: this.#disk,
       segmentBytes: SEGMENT_BYTES,
-      // The reserve alone must suffice, so the low mark, which is added to it, is off.
+      // The reserve alone must suffice, so nothing is added to it.
       lowFreeBytes: 0,
       now: () => this.#nowMs,
       random32: () => 7,

@@ -41,7 +41,7 @@ export interface LedgerMessage {
   dueMs: number | undefined
   /** Time at which the message expires; 0: never. */
   expiresMs: number
-  /** Redrives of the message, and its attempts before the last one. */
+  /** Number of redrives of the message, and of attempts before the last redrive. */
   earlier: EarlierLives | undefined
   dead: LedgerDead | undefined
   /** Whether the message's id is known while the message is pending. */

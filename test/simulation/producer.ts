@@ -119,7 +119,7 @@ export class Producer extends Client {
   #publish(): void {
     const { chance, queueNames } = this.around
     const kind = chance.random()
-    // A few batches are large, so that a part of the batch is settled long before the rest.
+    // A few batches are large, so that a part of such a batch is settled long before the rest.
     const count = kind < 0.5 ? 1 : kind < 0.51 ? chance.int(40, 120) : chance.int(2, 12)
     const queue = chance.pick(queueNames)
     const number = ++this.#number

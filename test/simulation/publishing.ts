@@ -119,7 +119,7 @@ export class Publishing {
     )
     // Duplicates are decided before the step has any effect.
     const freed = freedBy(held!)
-    // Queues with acknowledgements evict first, in the order of the acknowledgements.
+    // Queues in which this step acknowledges a message evict before the others, in the order of those acknowledgements.
     const acked = [...freed.keys()].map(({ name }) => name)
     const rank = ({ attempt: { queue } }: Group): number =>
       acked.includes(queue) ? acked.indexOf(queue) : acked.length

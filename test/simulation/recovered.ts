@@ -65,7 +65,8 @@ export function recoverQueue(
       earlier: earlier ?? NO_EARLIER_LIVES,
       dead,
       isListed,
-      // Invariant 22: after an unclean stop the redelivery of every unsettled older message is marked.
+      // Invariant 22: after an unclean stop, every message that was accepted before the stop is delivered with the
+      // mark.
       mustMark: afterCrash || left || wasOut,
       mayMark: afterCrash || offset < saved.redeliveredBelow || wasOut,
       left,

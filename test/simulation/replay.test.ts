@@ -341,7 +341,7 @@ async function run(seed: number, defect: Defect = {}): Promise<ReadonlyMap<strin
       world.count('pages interrupted')
       await world.crash()
       const copied = await world.copies(next)
-      // An earlier interrupted request can have copied more or fewer messages.
+      // An earlier interrupted request can have copied more or fewer messages than this one.
       const origins = copied.map(({ origin }) => origin)
       checkPrefix(seed, interrupted, origins)
       if (origins.length > interrupted.length) interrupted = origins

@@ -129,11 +129,11 @@ export class Results {
         3,
         `${what} is refused with ${code}; allowed are ${allowed.join() || 'no refusals'}`,
       )
-    // A refusal that is not final is decided again.
+    // If the refusal is not final, the batch may be accepted later.
     if (!answer.retryable && code !== 'UNKNOWN_OUTCOME' && code !== 'NUMBER_REUSED' && known === undefined)
       producer.refused.set(number, code)
     if (known === undefined && !isOld) producer.open.add(number)
-    // The messages are sent again in the order of the calls, so no other overtakes them.
+    // The messages are sent again in the order of the calls, so no other message overtakes them.
     if (code === 'EARLIER_REFUSED') return false
     for (const { names, isSplit } of attempts)
       if (!isSplit) for (const name of names) this.decidedAgain.add(name)

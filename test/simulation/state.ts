@@ -86,7 +86,7 @@ export interface ModelSubscription {
   readonly sizes: Map<number, number>
   /** Every tag that was ever granted, with the offset and attempt of its message; late frames can name such tags. */
   readonly granted: Map<number, { readonly offset: number; readonly attempt: number }>
-  /** Attempts that the settle of a tag charged, if the message was retried and did not die. */
+  /** For each tag that was settled as a retry: the attempts of its message afterwards. No entry if the message died. */
   readonly charged: Map<number, number>
 }
 

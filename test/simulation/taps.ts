@@ -124,7 +124,10 @@ export class TappedLog implements Log {
   }
 }
 
-/** Passes on observations of the broker once it is attached. The start of the broker is checked by its result instead. */
+/**
+ * Passes on observations of a broker from `attach` on. The earlier start of the broker is checked by its result
+ * instead.
+ */
 export class Taps implements Observer {
   /** The promise of the next RESULT: what must be on disk when the RESULT is sent. */
   promise: (() => string | undefined) | undefined

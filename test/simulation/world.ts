@@ -35,7 +35,7 @@ import { TappedLog, Taps, type Listening, type LogListening } from './taps.js'
 import { SimulationFailure, Trace, Violation } from './trace.js'
 import { Conversation, Witness } from './witness.js'
 
-// The bound is low, so that a few scheduled messages already exceed the near part of a schedule.
+// The bound is low, so that a few scheduled messages already fill the near part of a schedule.
 Schedule.nearMax = 8
 
 export interface WorldOptions {
@@ -112,7 +112,10 @@ export class World implements Surroundings, Listening, LogListening {
   /** Names of accepted messages of producers, by queue, in the order of the log. */
   readonly #accepted = new Map<number, string[]>()
   nowMs = 1_700_000_000_000
-  /** The broker's clock minus the world's; it changes when the clock is set between two boots, or the log is ahead. */
+  /**
+   * The broker's clock minus the world's; it changes when the clock is set between two boots, or when the log is ahead
+   * of the clock.
+   */
   #offMs = 0
   isHealing = false
   disk: SimulatedDisk
@@ -509,7 +512,7 @@ export class World implements Surroundings, Listening, LogListening {
       this.#pass(chance.skewed(chance.hit(0.1) ? HOUR_MS : this.heartbeatMs * 10))
       return
     }
-    // In most cases it is a connection whose client is handling a message.
+    // If clients are handling messages, the trouble often concerns one of their connections.
     const busy = this.#links.filter(({ client }) => client instanceof Consumer && client.isHandling)
     const among = busy.length > 0 && chance.hit(0.6) ? busy : this.#links
     const link = among.length > 0 ? chance.pick(among) : undefined

@@ -7,7 +7,7 @@ import { scratchDirectory } from '../rig/scratch.js'
 
 const FLOOD = 40
 const TEST_MS_MAX = 70_000
-/** One order of Ada, four orders about bad cards, the express order, and the order of the crash. */
+/** Orders outside the flood: one of Ada, four about bad cards, the express order, and the order of the crash. */
 const OTHERS = 7
 const PROGRAM = fileURLToPath(new URL('../dist/store/run.js', import.meta.url))
 
