@@ -1,23 +1,23 @@
 /**
- * An admission: what arrives at a queue in one step (a batch, or the acknowledgements and batches of an atomic step), and
- * whether the queue accepts it, by its limits and its known ids.
+ * An admission collects what arrives at a queue in one step: a batch, or the acknowledgements and batches of an atomic
+ * step. From the limits of the queue and the ids that it knows, it decides whether the queue accepts the step.
  *
  * Order of calls, after `catchUp`: `look` at each batch, `check` all together, then `replace` and `makeRoom`, which
- * change the queue. Then the batches can be appended. Nothing changes before `check` has passed. A batch without options
- * needs no admission if the options of its queue require none.
+ * change the queue. Then the batches can be appended. Nothing changes before `check` has passed. A batch whose messages have
+ * no options needs no admission, unless the options of its queue require one (`looksAtMessages`).
  */
 import { SluiceError } from '@sluice/protocol'
 import type { Traits } from './chunk.js'
 import { ID_WORDS, isId } from './hash.js'
 import type { Queue } from './queue.js'
 
-/** A batch before it changes anything. Its fields are final after `check`. */
+/** A batch that has not changed the queue yet. Its fields are final after `check`. */
 export interface AdmittedBatch {
   /** Offset of the first message of the batch. */
   readonly base: number
-  /** Messages that have the id of another message, in any order. */
+  /** The duplicates, each with the message to which its id belongs. `check` sorts them by index. */
   later: { readonly index: number; readonly first: First }[] | undefined
-  /** The messages of `later` by index: index → offset of the other message. */
+  /** The duplicates: index → offset of the message to which the id belongs. */
   duplicates: Map<number, number> | undefined
   /** Messages that replace a waiting message: index → offset of the waiting message. */
   replaced: Map<number, number> | undefined
@@ -32,7 +32,7 @@ interface First {
   offset: number
   /** The batch of the arriving message; undefined if the message was known before. */
   batch: AdmittedBatch | undefined
-  /** Size of the record; 0 if single sizes are not needed. */
+  /** Size of the record; 0 if the queue does not need the sizes of single records. */
   bytes: number
   /** Offset of the message that this one replaces; -1 if it replaces no message. */
   readonly replaced: number
@@ -146,7 +146,7 @@ export class Admission {
     )
   }
 
-  // Number of ids that are forgotten in this step: their only messages are acknowledged.
+  // Number of ids that are forgotten in this step, because all messages that have them are acknowledged.
   #idsLeaving(): number {
     const leaving = this.#leaving
     if (leaving === undefined) return 0
@@ -199,7 +199,7 @@ export class Admission {
     }
     if (moreMessages === 0) return
     bytes = Math.round(bytes)
-    // Leased messages cannot make room; all others could.
+    // The messages that cannot be dropped: all of them if the queue rejects, otherwise those that stay leased.
     const firmMessages = overflow === 'reject' ? messages : queue.leased - this.#messagesLeaving
     let firmBytes = bytes
     if (overflow !== 'reject') {
@@ -216,7 +216,7 @@ export class Admission {
     return new SluiceError(
       'QUEUE_FULL',
       `The queue ${this.#queue.name} holds ${has} ${what}, and ${more} more arrived; it holds at most ${most}.`,
-      // A step that exceeds the limit of an empty queue will never fit.
+      // A step that does not fit even in an empty queue will never fit.
       more > most ? { retryable: false } : { retryAfterMs: 100 },
     )
   }
@@ -253,8 +253,8 @@ export class Admission {
   }
 }
 
-// Evicts at most `max` messages, until no more than this number of messages and bytes are left. Returns the number of
-// evicted messages.
+// Evicts messages until at most `mostMessages` messages with `mostBytes` bytes are left, not counting dead ones, or until
+// `max` messages are evicted. Returns the number of evicted messages.
 function evict(queue: Queue, mostMessages: number, mostBytes: number, max: number, nowMs: number): number {
   let evicted = 0
   while (

@@ -2,7 +2,7 @@ import { QUEUE_OPTION_DEFAULTS } from '@sluice/protocol'
 import { expect, test } from 'vitest'
 import { backoffMs } from './backoff.js'
 
-test('doubles the wait between attempts, within a fifth, up to its maximum', () => {
+test('doubles the wait after each attempt, give or take a fifth, up to the maximum', () => {
   let checked = 0
   for (let attempts = 1; attempts < 60; attempts++) {
     for (const chance of [0, 0.5, 0.999_999]) {

@@ -30,7 +30,7 @@ const size = fc.oneof(
   { weight: 1, arbitrary: fc.constantFrom(2 ** 16, 2 ** 32 - 1) },
 )
 
-it('returns the batches that were pushed, at any distance from each other, even after a page was decoded', () => {
+it('returns the pushed batches, however far apart they are, and also after a page was decoded', () => {
   let wide = 0
   let narrow = 0
   fc.assert(
@@ -83,7 +83,7 @@ it('returns the batches that were pushed, at any distance from each other, even 
   expect(narrow).toBeGreaterThan(30)
 })
 
-it('has the layout in a page that the document describes', () => {
+it('has the page layout that the document describes', () => {
   const table = new BatchTable()
   table.push(0, 0x0001_0203_0405_0607, 0x1112_1314_1516, 0x2122)
   table.push(0x0304, 0x0001_0203_0405_0607 + 0xf1f2_f3f4, 0x1112_1314_1516 + 0x0a0b_0c0d, 0x2324)

@@ -8,8 +8,8 @@
  * The whole table is in one array of 16-bit words, as in a page. A client that publishes to 10,000 queues in turn misses the
  * CPU cache on each: one array costs one miss, and eight arrays would cost eight.
  *
- * Words: first the index, position and time of the first batch in the wide form, which are the base of the narrow form. Then
- * for each batch
+ * Words: the first eight are the index, position and time of the first batch, in the wide form. Positions and times in the
+ * narrow form are relative to these. The eight words are followed by the words of each batch:
  *   narrow: first index · 2 of position · 2 of time · bytes    wide: first index · 4 of position · 3 of time · 2 of bytes
  */
 import { CHUNK_MESSAGES } from './bits.js'
@@ -46,7 +46,7 @@ export class BatchTable {
     return (this.isNarrow ? AHEAD + this.count * NARROW : this.count * WIDE) * 2
   }
 
-  /** Adds a batch of `bytes`, header included. Its first message has the index `first`, above all indexes in the table. */
+  /** Adds a batch of `bytes` bytes, including its header. Its first message has the index `first`, above all indexes in the table. */
   push(first: number, place: number, timeMs: number, bytes: number): void {
     const batch = this.count++
     if (batch === 0) {
@@ -86,7 +86,7 @@ export class BatchTable {
     this.#words.copyWithin(AHEAD + to * width, AHEAD + batch * width, AHEAD + (batch + 1) * width)
   }
 
-  /** Releases unused room, because no more batches follow. */
+  /** Releases unused room, once no more batches can follow. */
   trim(): void {
     this.room = Math.max(this.count, BATCHES_FIRST)
     this.#words = this.#words.slice(0, AHEAD + this.room * this.#width)

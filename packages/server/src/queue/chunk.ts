@@ -17,7 +17,7 @@ import { LISTED_MAX, MARK, Marks, type Mark } from './marks.js'
 
 export { DEATH, type Death }
 
-/** Options of the messages of one batch, by index in the batch. One object is filled again for each batch. */
+/** Options of the messages of one batch, by index in the batch. One object is reused for all batches. */
 export interface Traits {
   readonly priorities: Uint8Array
   /** Time at which a delayed message is due, ms since the epoch; 0 for a message without a delay. */
@@ -32,7 +32,7 @@ export interface Traits {
   readonly ids: Uint32Array
   /** 1 if the message replaces a waiting message with the same id. */
   readonly replaces: Uint8Array
-  /** Sizes of the records; undefined if single sizes are not needed. */
+  /** Sizes of the records; undefined if the queue does not need the sizes of single records. */
   readonly sizes: Uint32Array | undefined
 }
 
@@ -86,7 +86,7 @@ export class Chunk {
   #sizedBytes = 0
   /** Lower bound for the time at which the next message of the chunk expires. */
   earliestExpiryMs = Infinity
-  /** Lower bound for the due times of the messages of the chunk that are beyond the horizon of the schedule. Volatile. */
+  /** Lower bound for those due times in the chunk that are beyond the horizon of the schedule. Volatile. */
   laterMs = Infinity
 
   constructor(base: number) {
@@ -141,7 +141,10 @@ export class Chunk {
     return this.#columns?.has(COLUMN.size) === true
   }
 
-  /** Whether any message of the chunk has a key, an id or a known size, which is released when the message is gone. */
+  /**
+   * Whether any message of the chunk has something that must be released when the message is gone: a key, an id, a known
+   * size, or an entry as dead or redriven.
+   */
   get holdsResources(): boolean {
     return this.#columns?.hasAny(RESOURCES) === true || this.dead !== undefined || this.redriven !== undefined
   }
@@ -162,7 +165,7 @@ export class Chunk {
     return this.marks.has(MARK.due, index)
   }
 
-  /** Whether the due time of the message is in the future, as far as `Line.advance` has run. */
+  /** Whether the message has a due time that `Line.advance` has not reached yet. */
   isScheduled(index: number): boolean {
     return this.isWaiting(index) && !this.isDue(index) && !this.isGone(index)
   }
@@ -224,7 +227,7 @@ export class Chunk {
     return this.#columns === undefined ? 0 : this.#columns.get(COLUMN.size, index)
   }
 
-  /** Size of the record of a live message. If it is not known, the mean of the live messages without a known size. */
+  /** Size of the record of a live message. If it is not known, the mean size of the live messages whose size is not known. */
   bytesAt(index: number): number {
     const size = this.sizeAt(index)
     if (size > 0) return size
@@ -232,7 +235,7 @@ export class Chunk {
     return live === 0 ? 0 : Math.max(0, this.bytes - this.#sizedBytes) / live
   }
 
-  /** Subtracts a live message that is about to be gone from the totals of known sizes. */
+  /** Called before a live message is gone: subtracts its size from the totals of known sizes. */
   forgetSize(index: number): void {
     const size = this.sizeAt(index)
     if (size === 0) return
@@ -248,7 +251,7 @@ export class Chunk {
     return this.hasIds && !this.isId(index, 0, 0, 0, 0)
   }
 
-  /** Whether these words are the hash of the message's id. All are 0 if the message has no id, or its id is not kept. */
+  /** Whether these words are the hash of the message's id. The hash is all 0 if the message has no id, or its id is not kept. */
   isId(index: number, h0: number, h1: number, h2: number, h3: number): boolean {
     const columns = this.#columns
     return columns === undefined ? (h0 | h1 | h2 | h3) === 0 : columns.isId(index, h0, h1, h2, h3)
@@ -383,7 +386,7 @@ export class Chunk {
    * `bytes` is the size of its records, and `batchBytes` the size of the whole batch in the log.
    */
   append(end: number, position: number, timeMs: number, bytes: number, batchBytes: number): void {
-    // If at least half of the batches are gone, their room is reused.
+    // If there are at least twice as many batches as live messages, the room of batches without live messages is reused.
     const { count, room } = this.batches
     if (count === room && count >= BATCHES_KEPT && this.live * 2 <= count)
       this.batches.keep(this.liveIndexes())
@@ -403,7 +406,7 @@ export class Chunk {
   /** Whether no message of the batch in this chunk is live. */
   isGoneHere(batch: number): boolean {
     const end = this.batchEnd(batch)
-    // Checks the last message first: with settles in order that is enough for a live batch.
+    // Checks the last message first: while messages are settled in order, this check alone detects that a batch is live.
     return this.isGone(end - 1) && this.marks.firstLive(this.batches.first(batch), end) === end
   }
 
@@ -425,8 +428,8 @@ export class Chunk {
   }
 
   /**
-   * Called after messages before `end` are gone. If few are left, shrinks each table of which three quarters are unused.
-   * This renumbers batches.
+   * Called when messages before `end` have gone. If few live messages are left, shrinks each table that is three quarters
+   * unused. This renumbers batches.
    */
   pack(end: number): void {
     const { live, full } = this
@@ -469,7 +472,7 @@ export class Chunk {
         this.#differs(`the priority of ${index} is not in the mask`)
       if (isWaiting ? !isOut || this.isDead(index) : this.isDue(index))
         this.#differs(`${index} is in two states at once`)
-      // Leased messages are checked when they return, scheduled ones when they are due.
+      // Leased messages are checked for expiry when they return, scheduled ones when they are due.
       const expiryMs = isOut && !isWaiting ? 0 : this.expiryAt(index)
       const lookAtMs = isWaiting ? Math.max(expiryMs, this.dueAt(index)) : expiryMs
       if (expiryMs !== 0 && lookAtMs < this.earliestExpiryMs)

@@ -7,7 +7,7 @@ import { CHUNK_MESSAGES } from './bits.js'
 import { Chunk } from './chunk.js'
 import { MARK } from './marks.js'
 
-/** Maximum number of chunks that one batch can be in. */
+/** Maximum number of chunks that one batch can span. */
 const BATCH_CHUNKS_MAX = Math.ceil(LIMITS.batchCountMax / CHUNK_MESSAGES) + 1
 
 /** End of the chunk that holds `offset`: the offset after the last offset of the chunk. */
@@ -19,7 +19,7 @@ export class Chunks {
   #list: (Chunk | undefined)[] = []
   #first = 0
 
-  /** Everything below this offset is gone. */
+  /** Every message below this offset is gone. */
   get firstOffset(): number {
     return this.#first * CHUNK_MESSAGES
   }
@@ -89,8 +89,8 @@ export class Chunks {
   }
 
   /**
-   * Visits each batch that has a live message once, by offset, until `visit` returns true. Allocates nothing per batch:
-   * a queue that is deleted can have millions of them.
+   * Visits the batches that have a live message, each batch once, in the order of their offsets, until `visit` returns
+   * true. Allocates nothing per batch, because a queue that is deleted can have millions of batches.
    */
   eachLiveBatch(visit: (place: number, bytes: number) => boolean | void): void {
     let last = -1
@@ -139,7 +139,7 @@ export class Chunks {
     return live
   }
 
-  /** Whether no message of the batch is live, in this chunk or in the chunks that the batch also reaches. */
+  /** Whether no message of the batch is live, neither in this chunk nor in any other chunk that the batch reaches. */
   isBatchGone(chunk: Chunk, batch: number): boolean {
     if (!chunk.isGoneHere(batch)) return false
     const place = chunk.batches.place(batch)
@@ -148,8 +148,8 @@ export class Chunks {
     return !isLast || !chunk.full || !this.#isLiveFrom(chunk.base, CHUNK_MESSAGES, place)
   }
 
-  // Whether the batch at `place` has a live message in the nearest chunk in the direction of `step`. An absent chunk in
-  // between belonged to that batch as a whole.
+  // Whether the batch at `place` has a live message in the nearest present chunk in the direction of `step`. Absent chunks
+  // are skipped, because the batch may have filled them and reach beyond them.
   #isLiveFrom(base: number, step: number, place: number): boolean {
     for (let i = 1; i <= BATCH_CHUNKS_MAX; i++) {
       const chunk = this.at(base + i * step)

@@ -45,7 +45,7 @@ const steps = fc.array<Step>(
   { maxLength: 40 },
 )
 
-it('hold the same values as one map per column, whichever messages have a row', () => {
+it('columns hold the same values as a plain map, whichever messages have a row', () => {
   const numRuns = runs(100, 3_000)
   let compared = 0
   fc.assert(
@@ -103,7 +103,7 @@ it('hold the same values as one map per column, whichever messages have a row', 
   expect(compared).toBe(numRuns * CHUNK_MESSAGES)
 })
 
-it('take room in proportion to their contents', () => {
+it('columns take room in proportion to their contents', () => {
   const columns = new Columns()
   expect(columns.room).toBe(0)
   columns.set(COLUMN.key, 1_000, 7)

@@ -45,7 +45,7 @@ type Column = (typeof COLUMN)[ColumnName]
 
 const COLUMNS = Object.keys(COLUMN).length
 const ROWS_FIRST = 4
-/** Number of rows by which a dense table grows when it is full and messages are added in order. */
+/** Factor by which the room of a dense table grows for a message beyond its end. */
 const ROWS_GROWTH = 4
 const WORD_2 = 2 ** 32
 const NO_WORDS = new Uint32Array(0)
@@ -95,7 +95,7 @@ export class Columns {
     return this.#room
   }
 
-  /** Whether the column exists: some message had a value in it. */
+  /** Whether the column exists: it was reserved, or some message had a value in it. */
   has(column: Column): boolean {
     return (this.#layout.mask & (1 << column)) !== 0
   }
@@ -172,7 +172,7 @@ export class Columns {
     this.#first = index
   }
 
-  /** Keeps the rows of these messages, which are in order. Returns false if none of these messages has a row. */
+  /** Keeps only the rows of these messages, whose indexes are in order. Returns false if none of these messages has a row. */
   pack(indexes: readonly number[]): boolean {
     const kept: number[] = []
     for (const index of indexes) {

@@ -38,7 +38,7 @@ import { Reasons } from './reasons.js'
 export interface LogUse {
   /** Number and total size of the state pages. */
   readonly pages: PageUse
-  /** Called when a batch with live messages is at `position`. `bytes` includes its header. */
+  /** The batch at `position` now has live messages. `bytes` is its size, including its header. */
   add(position: number, bytes: number): void
   /** Called when no message of the batch at `position` is live any more. */
   remove(position: number, bytes: number): void
@@ -87,7 +87,7 @@ export interface Follower {
   dropped(): void
 }
 
-/** The follower during recovery, which does nothing: the volatile part is built at the end, because a later fact can change it. */
+/** The follower during recovery. It does nothing: the volatile part is built at the end, from the contents after all facts. */
 const NO_FOLLOWER: Follower = {
   entered() {},
   passed() {},
@@ -141,7 +141,7 @@ export class Contents implements Arriving {
     QueueCounter,
     number
   >
-  /** Values in the log of the counters that cannot be computed from other facts. */
+  /** The counters that cannot be computed from other facts, with their newest values in the log. */
   readonly tallied = { released: 0, redelivered: 0 }
   deadCount = 0
   /** Total record bytes of the dead messages. */
@@ -345,7 +345,7 @@ export class Contents implements Arriving {
     }
   }
 
-  // Called after the whole batch is in its chunks, because a batch stays live while any of its messages is live.
+  // Called after the whole batch is in its chunks. Any earlier, a batch that starts with duplicates would count as gone.
   #takeDuplicates(base: number, end: number, duplicates: Duplicates): void {
     for (const index of duplicates.keys()) this.remove(base + index, 1, NEVER)
     for (let from = base; from < end;) {
@@ -390,7 +390,7 @@ export class Contents implements Arriving {
     const index = offset - chunk.base
     if (chunk.hasId(index) && !chunk.isDead(index)) this.#follower.idDone(offset)
     chunk.dead ??= new DeadMessages()
-    // The size is read back as `dead` stores it, rounded, so that the same number is subtracted later.
+    // Rounded, because `dead` stores integers, and because the number that is added here must be subtracted later.
     const known = chunk.dead.get(index)
     const bytes = known?.bytes ?? size ?? Math.round(chunk.bytesAt(index))
     if (known === undefined) {

@@ -1,6 +1,6 @@
 /**
- * The dead messages of one chunk, by index. This map takes only a few bytes per message, because a queue can hold very
- * many dead messages.
+ * The dead messages of one chunk, by index. This map takes only a few bytes per message, because a queue can hold many
+ * dead messages.
  */
 import type { Death } from '@sluice/protocol'
 
@@ -18,7 +18,7 @@ export interface Dead {
 
 const MOVING = 8
 const PLACES_FIRST = 2
-/** Words of a dead message. The first has the index in its low 10 bits, then death and `MOVING`, then the high 16 bits of the time. */
+/** Number of words per dead message. The first word has, from its low end, 10 bits of index, death and `MOVING`, and the high 16 bits of the time. */
 const WORDS = 4
 const DEATH_SHIFT = 10
 const INDEX_MASK = 2 ** DEATH_SHIFT - 1

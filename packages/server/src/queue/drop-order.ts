@@ -16,7 +16,7 @@ export class DropOrder {
   /** Cursors, by priority. */
   readonly #cursors = new Float64Array(PRIORITIES)
   /**
-   * Messages that returned below the cursor of their priority, by offset. Some of these messages have left the line
+   * Messages that returned to the line below the cursor of their priority, by offset. Some of them may have left the line
    * again.
    */
   readonly #behind: (TimeQueue | undefined)[] = []
@@ -49,7 +49,7 @@ export class DropOrder {
     return chunk.base + index >= this.#cursors[chunk.priorityAt(index)]! || chunk.has(MARK.behind, index)
   }
 
-  // Moves the cursor to the first message of the priority that is in the line.
+  // Moves the cursor to the first message in the line that has this priority. Returns its offset; NONE if there is none.
   #advance(priority: number, end: number): number {
     let offset = Math.max(this.#cursors[priority]!, this.#chunks.firstOffset)
     for (; offset < end; offset = Math.min(chunkEndAfter(offset), end)) {

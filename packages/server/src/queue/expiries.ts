@@ -1,8 +1,8 @@
-/** The search for expired messages in the chunks of a queue. Called by `Queue`, at most once a second or before a decision. */
+/** The search for expired messages in the chunks of a queue. `Queue` calls it at most once a second, and before decisions. */
 import type { Chunk } from './chunk.js'
 import type { Placed } from './key-lines.js'
 
-/** Adds the expired messages of the chunk that are in the line to `expired`, and sets the time of its next check. */
+/** Adds to `expired` the expired messages of the chunk that are in the line, and sets the time of the chunk's next check. */
 export function findExpired(chunk: Chunk, nowMs: number, expired: Placed[]): void {
   chunk.earliestExpiryMs = Infinity
   for (const index of chunk.liveIndexes()) {
@@ -15,7 +15,7 @@ export function findExpired(chunk: Chunk, nowMs: number, expired: Placed[]): voi
   }
 }
 
-/** Calls `each` with the runs of consecutive messages in a list by offset. Removing a run costs little more than removing one message. */
+/** Calls `each` with each run of consecutive messages in `messages`, a list in the order of offsets. Removing a run costs little more than removing one message. */
 export function eachRun(
   messages: readonly Placed[],
   each: (chunk: Chunk, index: number, count: number) => void,

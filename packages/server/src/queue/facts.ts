@@ -1,6 +1,6 @@
 /**
  * Facts: events of messages and queues, as recorded in the log. A fact has exact offsets and absolute times. Its effect
- * depends only on the durable state, and applying the same facts twice, in order, changes nothing.
+ * depends only on the durable state, and applying the same facts again, in order, changes nothing.
  *
  * Item: u8 kind · u8 death · u16 text bytes · u32 count · u64 offset · [u64 time, ms] · text.
  * The time exists only for some kinds.
@@ -33,15 +33,15 @@ export const FACT = {
   drop: 7,
   /** Cancelled: `count` messages from `offset` are gone. */
   cancel: 8,
-  /** Precedes the batch of the message. The message is gone at once, because it has the id of the message that was accepted at offset `time`. */
+  /** Precedes the batch of the message. The message is gone at once, because an earlier message has its id; `time` is the offset of that message. */
   duplicate: 9,
   /** Discarded while dead: `count` messages from `offset` are gone. */
   discard: 10,
-  /** The dead message moved to the queue that `text` names. The same entry holds its batch there. */
+  /** The dead message moved to the queue that `text` names. The same entry holds the batch that was appended to that queue. */
   move: 11,
   /** The dead message was redriven at `time` by the client that `text` names, for the `count`th time. */
   redrive: 12,
-  /** The dead message was redriven to the queue that `text` names. The same entry holds its batch there. */
+  /** The dead message was redriven to the queue that `text` names. The same entry holds the batch that was appended to that queue. */
   carry: 13,
   /** The due time was changed to `time`. */
   reschedule: 14,
@@ -53,7 +53,7 @@ export const FACT = {
   delete: 17,
   /** `count` messages from `offset` were delivered to the client that `text` names. Only for inspection. */
   hand: 18,
-  /** Precedes the batch of the message. The message replaced the one at offset `time`, which was cancelled. */
+  /** Precedes the batch of the message. The message replaced an earlier one, which was cancelled; `time` is the offset of the earlier one. */
   replace: 19,
   /**
    * Totals so far: `offset` is the number of releases, `time` the number of redeliveries. Written with the queue's next
@@ -269,7 +269,7 @@ const BYTES_FIRST = 256
 const KEPT_BYTES = 64 * 1024
 const TEXT_BYTES_MAX = 0xffff
 
-/** End and number of the items from byte `from` on that together take at most `bytesMax`. There is at least one item. */
+/** End and number of the items from byte `from` on that together take at most `bytesMax`. The first item counts even if it is larger. */
 export function factsUntil(
   bytes: Uint8Array,
   from: number,

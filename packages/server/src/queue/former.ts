@@ -109,7 +109,7 @@ export class FormerLeases {
     this.#ended = new Set(ended)
   }
 
-  /** Used in recovery, when a boot started. Subscriptions that ended before it no longer matter. */
+  /** Used in recovery, at the start of each boot in the log. Subscriptions that ended before it no longer matter. */
   bootBegan(): void {
     if (this.#ended.size > 0) this.#ended = new Set()
   }

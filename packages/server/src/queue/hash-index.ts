@@ -1,6 +1,6 @@
 /**
- * An index by a hash of two or four words. Its entries are refs: numbers of the subclass (slots, offsets), which also keeps
- * the hashes. The index uses open addressing with linear probing and without tombstones, and takes about 21 bytes per ref.
+ * An index by a hash of two or four words. Its entries are refs: numbers (slots, offsets) to which the subclass gives a
+ * meaning. The subclass also keeps the hashes. The index uses open addressing with linear probing and without tombstones, and takes about 21 bytes per ref.
  *
  * It grows by one segment at a time (linear hashing; Litwin, 1980). A table that doubles its size needs three times its room
  * for a moment, and with eight million refs it blocked the broker for 1.4 s.
@@ -57,7 +57,7 @@ export abstract class HashIndex {
     refs[place] = other
   }
 
-  /** Adds a ref. No ref with its hash is in the index. */
+  /** Adds a ref. No other ref with its hash may be in the index. */
   protected enter(ref: number): void {
     this.size++
     // Segments that were split are half as full as the others, so few segments are more than 3/4 full.
@@ -105,7 +105,7 @@ export abstract class HashIndex {
 
   #segmentOf(word: number): number {
     const segment = (word >>> SEGMENT_BITS) & this.#mask
-    // Not split yet: the refs of this segment are still in the one that will be split.
+    // If this segment does not exist yet, its refs are still in the segment from which it will be split.
     return segment < this.#segments.length ? segment : segment & (this.#mask >>> 1)
   }
 

@@ -3,7 +3,7 @@
  * that does not know the seed of a queue cannot choose strings that collide. (Aumasson and Bernstein, "SipHash: a fast
  * short-input PRF", 2012, and its reference implementation for 32-bit machines.)
  *
- * If all words are 0, the message has no id or no key. So the hash of an id or a key is never all 0.
+ * All words are 0 for a message without an id, or without a key. So the hash of an id or of a key is never all 0.
  */
 
 /** Number of words of the hash of an id, which consists of two hashes with different keys. */

@@ -10,7 +10,7 @@ import { Keys, NONE } from './keys.js'
 import { runs } from '../../../../test/amount.js'
 import { expectSame } from '../../../../test/same.js'
 
-/** Makes a hash whose first words often collide. */
+/** Makes a hash whose first word often collides. */
 function words(id: number): Uint32Array {
   return Uint32Array.of(id % 7, id, id * 3, 1)
 }
@@ -226,7 +226,7 @@ describe('Keys', () => {
               keys.setTail(slot, next * 20)
               keys.offer(slot, next * 30, next * 40)
               keys.countLeased(slot, 1)
-              if (plain.has(slot)) expect(slot).toBe('another slot than one that is in use')
+              if (plain.has(slot)) expect(slot).toBe('a slot that is not in use')
               plain.set(slot, next++)
             }
           } else {
@@ -281,7 +281,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
 const WINDOW_MS = 5_000
 
 describe('IdWindow', () => {
-  it('remembers an id during its window and no longer, even when it is restored from its pages', () => {
+  it('remembers an id for the time of the window and no longer, even after ids are restored from pages', () => {
     const numRuns = runs(5, 150)
     let looked = 0
     let duplicates = 0

@@ -1,9 +1,9 @@
 /**
- * Known ids, for deduplication. Each is kept as a keyed 128-bit hash (see hash.ts): in practice two ids never share a hash,
- * and a client cannot construct two that do.
+ * Known ids, for deduplication. Each id is kept as a keyed 128-bit hash (see hash.ts). In practice two ids never have the
+ * same hash, and a client cannot construct two such ids.
  *
  * `IdWindow` remembers ids for a time after they were first accepted, in the order of acceptance. `PendingIds` knows the ids
- * of messages that are not done. Neither forgets an id early, because callers check the limit before they add one.
+ * of pending messages: those that are neither gone nor dead. Neither forgets an id early, because callers check the limit before they add one.
  */
 import { readU32, readU64, writeU32, writeU64 } from '@sluice/protocol'
 import type { Chunks } from './chunks.js'
@@ -89,7 +89,7 @@ export class IdWindow extends HashIndex {
     return entry === NONE ? NONE : this.#page(entry).offsets[entry % PAGE_IDS]!
   }
 
-  /** Remembers an id as accepted now. Replaces an older entry of the same id. */
+  /** Remembers that an id was accepted at `timeMs`, as the newest id. Replaces an older entry of the same id. */
   remember(words: Uint32Array, at: number, offset: number, timeMs: number): void {
     const older = this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
     if (older !== NONE) this.remove(older)
@@ -114,7 +114,7 @@ export class IdWindow extends HashIndex {
       this.#held.push((page = new IdPage()))
       this.#use.count++
     }
-    // A single page grows with its ids. A page after a full one will probably be filled too.
+    // The first page grows with its ids. Each further page has room for all its ids at once, because it will probably be full.
     page.reserve(this.#held.length === 1 ? (entry % PAGE_IDS) + 1 : PAGE_IDS)
     return page
   }
@@ -254,7 +254,7 @@ export class IdWindow extends HashIndex {
 }
 
 /**
- * Ids of messages that are not done. The hashes are in the chunks. Several messages can have the same id if the window
+ * Ids of pending messages. The hashes are in the chunks. Several messages can have the same id if the window
  * of the id is over, if ids are not checked, or if one of the messages came from another queue. These messages form a
  * list in the order in which they became pending, and the index holds the first of them. Lists are doubly linked
  * through the chunks. The link back from the first message leads to the last.

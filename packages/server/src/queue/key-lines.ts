@@ -106,9 +106,9 @@ export class KeyLines {
   }
 
   /**
-   * Puts the head of the key on offer if the key is free, after a change at `timeMs`. The head became eligible at that time,
-   * or at its own time if that is later. The message at `arrived` became eligible at `arrivedSinceMs`. A change may be noticed
-   * late, after later changes.
+   * After a change at `timeMs`: puts the head of the key on offer if the key is free, and otherwise withdraws the offer. The
+   * message at `arrived` became eligible at `arrivedSinceMs`. Any other head became eligible at `timeMs`, or at its own time
+   * or at the time of the previous offer, if one of these is later. Changes may be reported out of order.
    */
   offer(slot: number, timeMs: number, arrived: number, arrivedSinceMs: number): void {
     const keys = this.#keys
@@ -153,8 +153,8 @@ export class KeyLines {
     this.#inserted = chunk.base + index
   }
 
-  // The message that the one at `index` must precede. The search starts from the head and from the last inserted message at
-  // the same time. So each of several messages that return in order takes one step.
+  // Finds the message that must follow the one at `index`. Searches from the head and from the last inserted message at the
+  // same time, so that messages that return in order take one step each.
   #nextOf(slot: number, chunk: Chunk, index: number): number {
     let next = this.#keys.headOf(slot)
     let other = this.#isInserted(slot, chunk.base + index) ? this.#inserted : NONE

@@ -17,13 +17,13 @@ const PAGE_SLOTS = 1024
 const SLOTS_FIRST = 16
 /** A page of this many slots or fewer is kept when its last key is gone. */
 const SLOTS_KEPT = 64
-/** Numbers of 8 bytes in a slot, which takes 56 bytes, mostly in one cache line. The first four fields are such numbers. */
+/** Number of 8-byte numbers per slot. A slot takes 56 bytes, in at most two cache lines. The first four fields are such numbers. */
 const NUMBERS = 7
 const HEAD = 0
 const TAIL = 1
 const OFFERED = 2
 const SINCE = 3
-/** Words of 4 bytes in a slot. The other five fields are such words. */
+/** Number of 4-byte words per slot. The other five fields are such words. */
 const WORDS = NUMBERS * 2
 const LEASED = 8
 const RETRYING = 9
@@ -228,7 +228,7 @@ export class Keys extends HashIndex {
     const pages = this.#pages
     const current = pages[this.#filling]
     if (current !== undefined && current.used < PAGE_SLOTS) return current
-    // At least an eighth of all slots are free, so the search passes about eight pages.
+    // If more than an eighth of all slots are free, a search for a page with a free slot passes about eight pages.
     if (this.size * 8 < pages.length * PAGE_SLOTS * 7) {
       do this.#filling = (this.#filling + 1) % pages.length
       while (pages[this.#filling]?.used === PAGE_SLOTS)

@@ -3,12 +3,13 @@
  * time at which they became eligible, then by offset (invariant 12). The line is volatile: recovery builds it from the
  * chunks.
  *
- * A message without key and delay that has not been tried yet is in the plain line of its priority. That line consists of a
- * cursor and of the messages that returned below the cursor. A message whose due time is in the future is scheduled. A message
+ * A message without key and delay that has not been tried yet is in the plain line of its priority. That line has a cursor:
+ * it consists of the messages from the cursor on, and of those that returned below the cursor. A message whose due time is in the future is scheduled. A message
  * that is due is in the line of its key or, without a key, in the due queue of its priority. The head of each free key is in
  * that due queue too, from the time at which it became eligible, so keys take turns (invariant 13).
  *
- * A due queue can hold stale entries. An entry is checked when it is first, and all are checked when there are too many.
+ * A due queue can hold stale entries. An entry is checked when it is the first, and all entries are checked when there are
+ * too many.
  */
 import { LIMITS } from '@sluice/protocol'
 import { PRIORITIES, type Chunk } from './chunk.js'
@@ -30,13 +31,13 @@ import { TimeQueue } from './time-queue.js'
  */
 const STALE_SLACK = 1024
 /**
- * Maximum number of messages that a search for the oldest keyed message visits. The search then returns the oldest
- * message that it has found.
+ * Maximum number of messages that a search for the oldest keyed message visits. A search that reaches this number returns
+ * the time of the oldest message that it has found.
  */
 const OLDEST_LOOKED_AT_MAX = 16_384
 
 export class Line {
-  // Fields that adding a plain message reads are declared first, so that they share cache lines, as in `Contents`.
+  // The fields that are read when a plain message is added are declared first, so that they share cache lines, as in `Contents`.
   /** Offset after the newest message. */
   #end = 0
   /** One bit for each priority, which is set if its plain line is not empty. */
@@ -55,7 +56,7 @@ export class Line {
   readonly #returned: ReturnedMessages
   /** Created by the first drop, because most queues drop no message. */
   #dropOrder: DropOrder | undefined
-  /** Offset that the last `#head` found. */
+  /** Offset that the last call of `#head` found. */
   #headOffset = 0
   readonly #plainCounts = new Float64Array(PRIORITIES)
   readonly #due: (TimeQueue | undefined)[] = []
@@ -78,7 +79,7 @@ export class Line {
     )
   }
 
-  /** Adds the messages `[from, to)` of `chunk`, which are the newest of the queue. The caller has called `advance`. */
+  /** Adds the messages `[from, to)` of `chunk`, which are the newest of the queue. The caller must have called `advance` before. */
   add(chunk: Chunk, from: number, to: number): void {
     this.#end = Math.max(this.#end, chunk.base + to)
     if (chunk.hasOnly(0) && !chunk.hasDues && !chunk.hasKeys) {
@@ -137,7 +138,7 @@ export class Line {
     this.advance(nowMs)
   }
 
-  // Adds messages without key and due time. If the chunk has no other messages, they are added in runs.
+  // Adds the messages without due time of a chunk without keys. If no message of the chunk has a due time, adds whole runs.
   #placePlain(chunk: Chunk): void {
     if (!chunk.hasDues) {
       for (let index = 0; index < chunk.count;) {
@@ -264,7 +265,7 @@ export class Line {
     return false
   }
 
-  /** Calls `each` with the positions of batches whose messages are among the next in the due queues. */
+  /** Calls `each` with the batch positions of early messages in the due queue of the highest priority; see `TimeQueue.early`. */
   upcoming(count: number, each: (batchPosition: number) => void): void {
     if (this.#dueMask === 0) return
     this.#due[31 - Math.clz32(this.#dueMask)]!.early(count, (offset) => {
@@ -275,7 +276,7 @@ export class Line {
     })
   }
 
-  /** Leases the first `count` messages of `run`, which `next` filled last. */
+  /** Leases the first `count` messages of `run`, which must be the run that `next` filled last. */
   lease(run: Run, count: number, nowMs: number): void {
     const chunk = this.#chunks.at(run.offset)!
     const index = run.offset - chunk.base
@@ -535,8 +536,8 @@ export class Line {
 
   // Length of the run that starts with the first due message: at most `max` messages of one batch.
   #neighbours(due: TimeQueue, chunk: Chunk, index: number, max: number): number {
-    // If several messages of a key may be leased, leasing one message can put another one on offer that precedes the
-    // neighbour.
+    // If several messages of a key may be leased at a time, the lease of one message can put another one on offer, which
+    // precedes the neighbour.
     if (chunk.hasKeys && this.#keyLines.rules.keyConcurrency > 1) return 1
     const end = index + due.firstRun(max)
     const timeMs = due.firstTime
@@ -586,7 +587,7 @@ export class Line {
     return undefined
   }
 
-  // End of the run of `[from, to)`. A suspect is delivered alone, so a run ends before the next suspect.
+  // End of the run that starts at `from`, at most `to`. A suspect is delivered alone, so a run ends before the next suspect.
   #untilSuspect(chunk: Chunk, from: number, to: number): number {
     if (this.#suspects.has(chunk.base + from)) return from + 1
     return this.#suspects.firstIn(chunk.base + from + 1, chunk.base + to) - chunk.base

@@ -30,8 +30,8 @@ export function indexInBatch({ offset }: Location, bytes: Uint8Array, at: number
 
 /**
  * Checks that the batch at `bytes[at]` is the one that the queue has there. The checksum of a batch does not cover its
- * header, so the header is compared with the location. A batch that covers the whole chunk is checked by its queue id and
- * by whether it contains the offset.
+ * header, so the header is compared with the location. If the range of the location is the whole chunk, the batch
+ * only has to be of this queue and to contain the range.
  * @throws SluiceError CORRUPT
  */
 export function checkBatchAt(

@@ -12,7 +12,7 @@ const steps = fc.array(
   { minLength: 5, maxLength: 25 },
 )
 
-it('behave like sets of numbers, as bits and as a list', () => {
+it('marks behave like sets of numbers, both as bits and as a list', () => {
   let compared = 0
   fc.assert(
     fc.property(steps, fc.nat(20), range, (list, listAt, [from, to]) => {

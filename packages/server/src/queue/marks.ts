@@ -126,7 +126,7 @@ export class Marks {
     return to
   }
 
-  /** First index in `[from, to)` whose mark `seen` is `isSeen`, or `to`. All of them are live. */
+  /** First index in `[from, to)` whose mark `seen` is `isSeen`, or `to`. All messages in the range must be live. */
   firstSeen(isSeen: boolean, from: number, to: number): number {
     const list = this.#list
     const words = this.#words
@@ -162,7 +162,7 @@ export class Marks {
     return indexes
   }
 
-  /** Replaces the sets by a list. The chunk is full, and few of its messages are live. */
+  /** Replaces the sets with a list. The chunk must be full, and few of its messages live. */
   list(): void {
     const words = this.#words
     if (words === undefined) return

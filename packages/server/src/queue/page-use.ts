@@ -15,7 +15,7 @@ export class PageUse {
     this.bytes += bytes - before
   }
 
-  /** Called when the owner of a page is gone. `bytes` is the size of the newest copy of the page. */
+  /** Called when a page is gone. `bytes` is the size of its newest copy in the log; 0 if it has none. */
   gone(bytes: number): void {
     this.count--
     this.bytes -= bytes

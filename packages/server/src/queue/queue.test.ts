@@ -295,7 +295,7 @@ class Pair {
   }
 
   #ackMany(most: number): void {
-    // Messages are settled in runs of consecutive offsets, as settles name them.
+    // Settles a run of consecutive offsets, because one call of `ack` takes such a run.
     const first = this.leased[0]
     if (first === undefined) return
     let count = 1
@@ -304,7 +304,7 @@ class Pair {
     this.queue.ack(first.message.offset, count, this.model.now)
   }
 
-  // Drops the messages that make room for new ones.
+  // Lowers `maxMessages`, so that `count` messages must be dropped to make room for a new one.
   #drop(count: number): void {
     const { queue, model } = this
     queue.catchUp(model.now)
@@ -504,48 +504,56 @@ describe('queue', () => {
     expect([run.offset, run.alone]).toEqual([4, false])
   })
 
-  it.each([300, 'unlimited'] as const)('counts attempts beyond 255, of %s', (maxDeliveries) => {
-    const { queue } = make()
-    queue.applyOptions({ ...queue.options, maxDeliveries }, 1)
-    queue.append(2, 512, 1, 200)
-    const run = emptyRun()
-    const TRIES = 299
-    for (let attempt = 1; attempt <= TRIES; attempt++) {
+  it.each([300, 'unlimited'] as const)(
+    'counts attempts beyond 255, with a maximum of %s',
+    (maxDeliveries) => {
+      const { queue } = make()
+      queue.applyOptions({ ...queue.options, maxDeliveries }, 1)
+      queue.append(2, 512, 1, 200)
+      const run = emptyRun()
+      const TRIES = 299
+      for (let attempt = 1; attempt <= TRIES; attempt++) {
+        queue.nextRun(1, 1, run)
+        expect([run.offset, run.attempt]).toEqual([0, attempt])
+        queue.lease(run, 1, 1, '')
+        queue.facts.clear()
+        queue.retry(0, 1, 1, 'busy')
+      }
+      const facts: Fact[] = []
+      const read = (): Fact => {
+        const { bytes } = queue.facts
+        readFacts(bytes, 0, bytes.length, (fact) => facts.push(fact))
+        return facts.pop()!
+      }
+      expect(read()).toMatchObject({ kind: FACT.retry, attempts: 299, count: 1, offset: 0, text: 'busy' })
+      const restored = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue.keys), 0, queue.keys)
+      expect([restored.attemptsAt(0), restored.dueAt(0), restored.attemptsAt(1)]).toEqual([299, 1, 0])
+      if (maxDeliveries === 'unlimited') {
+        for (let attempt = 300; attempt <= 66_000; attempt++) {
+          queue.nextRun(1, 1, run)
+          queue.lease(run, 1, 1, '')
+          queue.retry(0, 1, 1, '')
+          queue.facts.clear()
+        }
+        queue.nextRun(1, 1, run)
+        expect([run.attempt, queue.attemptsOf(0), queue.deadCount]).toEqual([65_535, 65_535, 0])
+        return
+      }
       queue.nextRun(1, 1, run)
-      expect([run.offset, run.attempt]).toEqual([0, attempt])
       queue.lease(run, 1, 1, '')
       queue.facts.clear()
       queue.retry(0, 1, 1, 'busy')
-    }
-    const facts: Fact[] = []
-    const read = (): Fact => {
-      const { bytes } = queue.facts
-      readFacts(bytes, 0, bytes.length, (fact) => facts.push(fact))
-      return facts.pop()!
-    }
-    expect(read()).toMatchObject({ kind: FACT.retry, attempts: 299, count: 1, offset: 0, text: 'busy' })
-    const restored = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue.keys), 0, queue.keys)
-    expect([restored.attemptsAt(0), restored.dueAt(0), restored.attemptsAt(1)]).toEqual([299, 1, 0])
-    if (maxDeliveries === 'unlimited') {
-      for (let attempt = 300; attempt <= 66_000; attempt++) {
-        queue.nextRun(1, 1, run)
-        queue.lease(run, 1, 1, '')
-        queue.retry(0, 1, 1, '')
-        queue.facts.clear()
-      }
-      queue.nextRun(1, 1, run)
-      expect([run.attempt, queue.attemptsOf(0), queue.deadCount]).toEqual([65_535, 65_535, 0])
-      return
-    }
-    queue.nextRun(1, 1, run)
-    queue.lease(run, 1, 1, '')
-    queue.facts.clear()
-    queue.retry(0, 1, 1, 'busy')
-    expect(read()).toMatchObject({ kind: FACT.dead, attempts: 300, death: DEATH.maxDeliveries, text: 'busy' })
-    expect(queue.deadAt(0)).toMatchObject({ attempts: 300, death: DEATH.maxDeliveries, isMoving: false })
-    const page = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue.keys), 0, queue.keys)
-    expect(page.dead!.get(0)).toMatchObject({ attempts: 300, timeMs: 1, reason: 'busy', isMoving: false })
-  })
+      expect(read()).toMatchObject({
+        kind: FACT.dead,
+        attempts: 300,
+        death: DEATH.maxDeliveries,
+        text: 'busy',
+      })
+      expect(queue.deadAt(0)).toMatchObject({ attempts: 300, death: DEATH.maxDeliveries, isMoving: false })
+      const page = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue.keys), 0, queue.keys)
+      expect(page.dead!.get(0)).toMatchObject({ attempts: 300, timeMs: 1, reason: 'busy', isMoving: false })
+    },
+  )
 
   it('delivers returned messages without searching all messages that were delivered since', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
@@ -616,7 +624,7 @@ describe('queue', () => {
     }
   })
 
-  it('finds messages to drop without repeated searches while others of lower priorities are leased', () => {
+  it('finds messages to drop without repeated searches while messages of lower priorities are leased', () => {
     const options = { maxMessages: 5_000, overflow: 'drop-oldest' } as const
     const queue = new Queue(1, definition(options), new CountedUse(), new Arrivals(4))
     queue.open(1)
@@ -638,7 +646,7 @@ describe('queue', () => {
     publish(4_997, 5)
     const looks = vi.spyOn(Chunk.prototype, 'priorityAt')
     for (let i = 0; i < 2_000; i++) publish(1, 5)
-    // The search visits each message once for each priority, wherever it starts.
+    // All searches together visit each message at most once per priority.
     expect(looks.mock.calls.length).toBeLessThan(32 * 7_000)
     looks.mockRestore()
     expect(queue.counts.dropped).toBe(2_000)
@@ -703,7 +711,7 @@ describe('queue', () => {
     expect([queue.live, queue.keys.size, queue.bytes]).toEqual([0, 0, 0])
   })
 
-  it('uses little room for a newest chunk with few messages left', () => {
+  it('uses little room for the newest chunk when few of its messages are left', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.open(1)
     const run = emptyRun()
@@ -724,7 +732,7 @@ describe('queue', () => {
   it.each(['ack', 'dead'] as const)('counts the real bytes of the remaining messages after %s', (how) => {
     const { queue } = make()
     const LARGE = 1_000_000
-    // At first the queue needs no single sizes, and knows only the total of the batch.
+    // At first the queue does not need the sizes of single records, and knows only the total of the batch.
     queue.append(1_000, 512, 1, LARGE + 999 * 50)
     queue.applyOptions({ ...queue.options, maxBytes: 1_500_000 }, 1)
     const run = emptyRun()
@@ -741,7 +749,7 @@ describe('queue', () => {
     expect(admitted(queue, 600_000)).toBe(600_000)
   })
 
-  it('keeps a chunk that starts in its middle', () => {
+  it('accepts a chunk whose first messages are missing', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.appendFact(batch(5_000, 10), 512)
     queue.open(1)

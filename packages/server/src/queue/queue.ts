@@ -69,7 +69,7 @@ export class Queue extends Contents implements Follower {
   readonly moving = new Moving(this.appliedChunks)
 
   readonly former = new FormerLeases()
-  /** Ids of messages that are not done. */
+  /** Ids of pending messages. */
   readonly pending = new PendingIds(this.appliedChunks)
   /** Highest offset that was delivered since the broker started, plus 1. */
   #deliveredBelow = 0
@@ -93,8 +93,8 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * The only subscription of a queue with `single` that gets messages. It is a subscription with unsettled messages or, if
-   * there is none, the oldest with credit. A subscription that is idle, for example between two pulls, does not block the
+   * In a queue with `single`, the only subscription that gets messages: the one with unsettled messages or, if there is
+   * none, the oldest one that is not idle. A subscription that is idle, for example between two pulls, does not block the
    * others.
    */
   get soleSubscription(): Subscription | undefined {
@@ -208,7 +208,7 @@ export class Queue extends Contents implements Follower {
     this.dirty = true
   }
 
-  /** Makes at most `max` due messages ready, and returns their number. Removes expired ones, at most once per `SWEEP_MS`. */
+  /** Makes at most `max` due messages ready, and returns their number. Also removes expired messages, at most once per `SWEEP_MS`. */
   advance(nowMs: number, max = Infinity): number {
     const count = this.#advanceLine(nowMs, max)
     if (nowMs >= this.#nextSweepMs) this.#sweep(nowMs)
@@ -216,8 +216,8 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * Like `advance`, but removes all expired messages. Called before a decision that depends on the contents. Only the next
-   * delivery depends on whether a due message is ready yet; no other decision does.
+   * Called before a decision that depends on the contents. Like `advance`, but removes all expired messages and forgets old
+   * ids. While `hasMoreDue` is set, it makes no message ready, because only deliveries depend on that.
    */
   catchUp(nowMs: number, max = Infinity): number {
     const count = this.hasMoreDue ? 0 : this.#advanceLine(nowMs, max)
@@ -234,7 +234,10 @@ export class Queue extends Contents implements Follower {
     return count
   }
 
-  /** Time at which `advance` has work next; Infinity if it has no work, or if each turn calls it anyway. */
+  /**
+   * Time at which the queue has work next: a message is due, expired or past its deadline. Infinity if there is no such
+   * time. Due messages do not count while `hasMoreDue` is set, because then each turn calls `advance` anyway.
+   */
   get nextDeadline(): number {
     const otherMs = Math.min(this.#nextSweepMs, this.earliestDeadlineMs)
     return this.hasMoreDue ? otherMs : Math.min(otherMs, this.#line.nextDeadline)
@@ -375,7 +378,7 @@ export class Queue extends Contents implements Follower {
     this.tallyFact(released, redelivered)
   }
 
-  /** Returns a leased message to its old place without counting an attempt. No fact records this. */
+  /** Returns a leased message to its old place without counting an attempt. Only the next `tally` records this. */
   release(offset: number, sinceMs: number, nowMs: number): void {
     this.counts.released++
     if (this.#isExpired(offset, nowMs)) {
@@ -464,7 +467,7 @@ export class Queue extends Contents implements Follower {
     return this.chunkAt(offset)!
   }
 
-  /** The id of a dead message if no pending message may have this id when the dead message returns; else undefined. */
+  /** The id of a dead message, if the message may not return while another message with this id is pending; otherwise undefined. */
   uniqueIdOf(offset: number): Uint32Array | undefined {
     if (this.options.unique !== 'pending') return undefined
     const chunk = this.chunkAt(offset)!
@@ -492,7 +495,7 @@ export class Queue extends Contents implements Follower {
     this.moving.trim(this.deadCount)
   }
 
-  /** Removes a moved dead message. The caller records the fact, and updates `moving` unless it is a redrive. */
+  /** Removes a dead message that moved to another queue. The caller records the fact, and updates `moving` unless `isRedrive` is set. */
   moved(offset: number, isRedrive: boolean, nowMs: number): void {
     this.remove(offset, 1, nowMs)
     if (isRedrive) {
@@ -559,7 +562,7 @@ export class Queue extends Contents implements Follower {
 
   /**
    * Like `info`, but as of `nowMs`, even if `advance` has not run: due messages count as ready, and expired ones as gone. The
-   * method changes nothing. Its cost is proportional to the number of overdue messages.
+   * method changes nothing. Its cost is proportional to the number of due messages and of chunks with expired messages.
    */
   infoAt(nowMs: number, retainedBytes: number): QueueInfo {
     const info = this.info(nowMs, retainedBytes)
@@ -675,13 +678,13 @@ export class Queue extends Contents implements Follower {
     this.counts.expired += this.remove(offset, count, nowMs)
   }
 
-  // Leased messages are checked when they return.
+  // Removes the expired messages of the line. Leased messages are checked when they return.
   #sweep(nowMs: number): void {
     this.#sweptMs = nowMs
     const expired: Placed[] = []
     for (const chunk of this.chunks) if (chunk.earliestExpiryMs <= nowMs) findExpired(chunk, nowMs, expired)
     if (this.keys.size > 0) {
-      // Messages leave by expiry time, because each one may free its key for the next.
+      // Messages leave in the order of their expiry, because each one may free its key for the next.
       expired.sort((a, b) => a.timeMs - b.timeMs)
       for (const { chunk, index } of expired) this.#expireInLine(chunk, chunk.base + index, 1, nowMs)
     } else

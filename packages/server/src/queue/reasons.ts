@@ -1,7 +1,7 @@
 /**
  * The reasons why messages died, for all queues together. A string that several messages share is kept once. Short
  * strings are always kept. Long strings are kept in full while their total is below a limit. Beyond the limit only the
- * beginning of a long string is kept, because there can be very many dead messages, and a reason can have 4 KiB.
+ * beginning of a long string is kept, because there can be millions of dead messages, and a reason can have 4 KiB.
  *
  * Invariant: `#bytes` is the total cost of the entries of `#long`. The `uses` of an entry is the number of its dead messages.
  */
@@ -14,8 +14,8 @@ export const REASONS_BYTES_MAX = 16 << 20
 /** Cost of an entry without its string. */
 const ENTRY_BYTES = 96
 /**
- * Maximum number of short strings that are searched for an equal one. When there are more strings, the search starts
- * empty again.
+ * Maximum number of short strings that are remembered, so that equal ones are shared. When this number is reached, all of
+ * them are forgotten.
  */
 const SHORT_SHARED = 1_024
 

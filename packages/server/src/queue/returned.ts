@@ -1,6 +1,6 @@
 /**
- * Plain messages that returned to the line below the cursor of their priority. They are delivered by offset, before the
- * messages at the cursor. The cursor does not move back for them, so the line passes each message once. Volatile.
+ * Plain messages that returned to the line below the cursor of their priority. They are delivered in the order of
+ * offsets, before the messages at the cursor. The cursor does not move back for them, so the line passes each message once. Volatile.
  *
  * Invariant: each message is here at most once, and has `MARK.returned` while it is.
  */
@@ -14,7 +14,7 @@ export class ReturnedMessages {
   /** One bit for each priority, which is set if a message of that priority may be here. */
   mask = 0
   readonly #chunks: Chunks
-  /** The messages, by priority. Some of these messages have left the line again. */
+  /** The messages, by priority. Some of these messages may have left the line again. */
   readonly #queues: (TimeQueue | undefined)[] = []
 
   constructor(chunks: Chunks) {

@@ -1,5 +1,5 @@
 /**
- * Scheduled messages. The messages that are due first are in a queue by time. There can be very many other scheduled
+ * Scheduled messages. The messages that are due first are in a queue by time. There can be millions of other scheduled
  * messages, so their due times are stored only in their chunks, and each chunk has a lower bound of these times. The
  * horizon divides the two groups. It moves forward when the queue is used up, and back when the queue grows too large.
  * So ten million messages scattered over a year take 8 bytes each instead of 24.
@@ -62,7 +62,7 @@ export class Schedule {
 
   /**
    * Offset of the next message that is due at `nowMs`, by due time and offset; -1 if no message is due. The message
-   * stays scheduled.
+   * counts as scheduled until the caller calls `remove`.
    */
   takeDue(nowMs: number): number {
     for (;;) {

@@ -12,7 +12,7 @@ import type { Run } from './run.js'
 const FREE = 0
 const HELD = 1
 const STARTED = 2
-/** State of a message that may be handled next: it is named in the latest STARTING, with no STARTED after it. */
+/** State of a message that may be handled next: the latest STARTING named it, and no STARTED followed. */
 const STARTING = 3
 
 /** A lease, as it was when it ended. */
@@ -36,8 +36,8 @@ export interface Lease {
 }
 
 /**
- * The first `count` messages of `run` with the tags from `firstTag`. Their records are in `bytes[start, end)`. One object
- * serves all deliveries: it is valid during the call.
+ * The first `count` messages of `run`, with consecutive tags from `firstTag` on. Their records are in `bytes[start, end)`.
+ * One object serves all deliveries, so it is valid only during the call.
  */
 export interface Delivery {
   readonly run: Run
@@ -48,7 +48,7 @@ export interface Delivery {
   end: number
 }
 
-/** The methods of a queue that its subscriptions call. `queue.ts` sets the class itself as the type argument. */
+/** The methods of a queue that its subscriptions call. In `queue.ts` the type argument is the class `Queue`. */
 interface Settled {
   ack(offset: number, count: number, nowMs: number, bytes?: number): void
 }
@@ -175,7 +175,7 @@ export class SubscriptionOf<Q extends Settled> {
     return this.#states[tag & this.#mask] === FREE
   }
 
-  /** Leases a message under `tag`, which is the next tag and whose slot is free. */
+  /** Leases a message under `tag`, which must be the next tag. Its slot must be free. */
   grant(tag: number, offset: number, bytes: number, sinceMs: number, nowMs: number): void {
     const slot = tag & this.#mask
     this.#states[slot] = HELD
@@ -257,7 +257,7 @@ export class SubscriptionOf<Q extends Settled> {
     if (deadlineMs < this.earliestDeadlineMs) this.earliestDeadlineMs = deadlineMs
   }
 
-  /** Notes that the consumer will handle the messages of these tags in order. It reports only the messages that take long. */
+  /** Notes that the consumer will handle the messages of these tags in order. The consumer reports only those that take long. */
   announce(ranges: readonly TagRange[]): void {
     this.endAnnouncement()
     this.#starting = ranges

@@ -5,7 +5,7 @@
  * the death.
  *
  * The suspects are volatile, and are kept by offset. The line looks for suspects in each run, and a settle clears the
- * messages that it settles. Both check a number first, because there are usually no suspects.
+ * messages that it settles. Both first check whether there are any suspects, because usually there are none.
  */
 
 /** A message is a suspect after this many unattributed deaths of its consumers. */
