@@ -51,7 +51,10 @@ export interface ServerOptions {
    * Default: half of the memory of the machine or container.
    */
   readonly memoryBytes?: number
-  /** Free space below which publishes are refused. Default: 5 % of the disk, at least 1 GiB. */
+  /**
+   * Free space below which publishes are refused. Default: 5 % of the disk or 1 GiB, whichever is more, but at most a
+   * tenth of the disk and at most 16 GiB.
+   */
   readonly lowFreeBytes?: number
   readonly session?: Partial<SessionSettings>
   /** Called with each event that the program should log. */

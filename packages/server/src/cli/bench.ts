@@ -31,7 +31,7 @@ interface BenchOptions {
 
 type Options = GlobalOptions & BenchOptions
 
-/** The processes of a run. A signal, or the failure of one of them, ends it early. */
+/** The processes of a run. A signal, or the failure of one of the processes, ends the run early. */
 class Run {
   readonly #children: ChildProcess[] = []
   readonly #early = new AbortController()
@@ -96,7 +96,7 @@ const PROGRESS_MS = 1_000
 /** Time limit for deleting the queue of a run. */
 const DELETE_TIMEOUT_MS = 3_000
 
-/** Bounds of the numeric options. A body has at least 8 bytes, because it contains its send time. */
+/** Bounds of the numeric options. A body has at least 8 bytes, so that it has room for its send time. */
 const BOUNDS = {
   producers: [0, 1_000],
   consumers: [0, 1_000],

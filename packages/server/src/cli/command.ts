@@ -101,7 +101,7 @@ function unshielded(options: ArgumentsCamelCase): ArgumentsCamelCase {
   ) as typeof options
 }
 
-/** The options of this command without the common ones; help lists them first. */
+/** The options of this command itself, which help lists before the common ones. */
 function ownOptions(yargs: Argv, positionals: readonly string[]): string[] {
   const { key } = (yargs as unknown as { getOptions(): KnownOptions }).getOptions()
   // Names of a single letter are aliases.
@@ -195,7 +195,7 @@ function dashed(name: string): string {
 
 const ASSIGNMENT = /^--?([^=]+)=(.*)$/s
 
-// yargs reads any value of a flag other than `true` as false, so this reads the arguments themselves.
+// yargs reads any value of a flag other than `true` as false, so this function reads the arguments themselves.
 function refuseFlagValues(flags: readonly string[], args: readonly string[]): void {
   for (const arg of args) {
     if (arg === '--') return

@@ -19,15 +19,12 @@ export function yesFlag(yargs: Argv): Argv {
 }
 
 /**
- * Asks `question`, and returns whether the answer is yes. If it is no, prints that nothing was changed and sets the exit
- * code. `what` is the operation, as the subject of a sentence. @throws UsageError without a terminal
+ * Asks `question`, and returns whether the answer is yes. If it is not, prints that nothing was changed and sets the
+ * exit code. `what` is the operation, as the subject of a sentence. @throws UsageError without a terminal
  */
 export async function isConfirmed(what: string, question: string): Promise<boolean> {
   if (!process.stdin.isTTY || !process.stderr.isTTY)
-    throw new UsageError(
-      `${what} needs a confirmation, and stdin is not a terminal.`,
-      'Add --yes to confirm.',
-    )
+    throw new UsageError(`${what} needs confirmation, which requires a terminal.`, 'Add --yes to confirm.')
   const terminal = createInterface({ input: process.stdin, output: process.stderr })
   let interrupted = false
   try {

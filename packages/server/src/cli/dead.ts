@@ -121,7 +121,7 @@ interface RedriveFlags extends ChoiceOptions, PacedOptions {
 const redrive = command<RedriveFlags>({
   builder: (yargs) =>
     rateFlag(bulkFlags(choiceFlags(onQueue(yargs))))
-      .option('to', { type: 'string', requiresArg: true, describe: 'Move them to another queue' })
+      .option('to', { type: 'string', requiresArg: true, describe: 'Move the messages to another queue' })
       .option('force', {
         type: 'boolean',
         default: false,
@@ -189,7 +189,7 @@ function redriveNotices(
   if (barred > 0) {
     const stay = barred === 1 ? '1 stays dead: its id is' : `${grouped(barred)} stay dead: their ids are`
     notice(
-      `Of the matching messages, ${stay} in use by another pending message, and the queue has --unique pending. Redrive them when that message is done or cancelled, or to another queue with --to.`,
+      `Of the matching messages, ${stay} in use by another pending message, and the queue has --unique pending. Redrive such messages when their id is no longer in use, or to another queue with --to.`,
     )
   }
 }

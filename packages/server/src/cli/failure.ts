@@ -49,7 +49,8 @@ const DEFECT: Row = {
   advice: 'Use the same version of client and broker. If you already do, please report this.',
 }
 const LATER = 'Try again in a moment.'
-const ADDRESS = 'Start a broker with `sluice serve`, or set its address with --url or SLUICE_URL.'
+const ADDRESS =
+  'Start a broker with `sluice serve`, or give the address of a running one with --url or SLUICE_URL.'
 
 const BOUNDS: Row = {
   exit: EXIT.usage,
@@ -76,7 +77,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   },
   HEARTBEAT_TIMEOUT: {
     exit: EXIT.unreachable,
-    advice: 'Try again. If it recurs, the broker or the network is overloaded.',
+    advice: 'Try again. If the timeout recurs, the broker or the network is overloaded.',
   },
   SLOW_CONSUMER: { exit: EXIT.failure, advice: 'Read the output faster, or redirect it to a file.' },
   TOO_MANY_CONNECTIONS: {
@@ -116,7 +117,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   BATCH_MALFORMED: DEFECT,
   BATCH_CORRUPT: {
     exit: EXIT.failure,
-    advice: 'Send it again. If it recurs, test memory and network.',
+    advice: 'Send the batch again. If the error recurs, test memory and network.',
   },
   QUEUE_FULL: {
     exit: EXIT.failure,
@@ -149,7 +150,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   INVALID_OPTION: BOUNDS,
   INVALID_PRIORITY: BOUNDS,
   INVALID_DELAY: BOUNDS,
-  AT_IN_THE_PAST: { exit: EXIT.usage, advice: 'Give a time in the future, or omit it.' },
+  AT_IN_THE_PAST: { exit: EXIT.usage, advice: 'Give a time in the future, or omit the option.' },
   INVALID_TTL: BOUNDS,
   INVALID_KEY: BOUNDS,
   INVALID_ID: BOUNDS,
@@ -167,7 +168,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
     exit: EXIT.failure,
     advice: 'Let consumers catch up, or purge queues that are not needed, then try again.',
   },
-  LEASE_LOST: { exit: EXIT.failure, advice: 'Nothing is lost: the message is delivered again.' },
+  LEASE_LOST: { exit: EXIT.failure, advice: 'Nothing is lost: unacknowledged messages are delivered again.' },
   SUBSCRIPTION_NOT_FOUND: DEFECT,
   CHANNEL_IN_USE: DEFECT,
   TOO_MANY_SUBSCRIPTIONS: DEFECT,

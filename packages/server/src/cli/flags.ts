@@ -62,7 +62,7 @@ export function placeFlag(text: string, flag: string): number | Date {
       text,
       flag,
       must,
-      `Give a number for an offset. A time: ${MOMENTS.charAt(0).toLowerCase()}${MOMENTS.slice(1)}.`,
+      `Give a number for an offset. For a time, ${MOMENTS.charAt(0).toLowerCase()}${MOMENTS.slice(1)}.`,
     )
   )
 }

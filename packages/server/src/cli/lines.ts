@@ -4,8 +4,8 @@ import { SluiceError, sizeText } from '@sluice/protocol'
 const NEWLINE = 10
 
 /**
- * Yields the lines that each chunk completes, without their newline. Text after the last newline is a line too. The bytes of
- * a line are valid until the next line is requested.
+ * Yields the lines that each chunk completes, without their newline. Text after the last newline is a line too. The
+ * bytes of these lines are valid until the lines of the next chunk are requested.
  * @throws SluiceError INVALID_BODY naming the line that is longer than `lineBytesMax`
  */
 export async function* linesOf(

@@ -39,7 +39,10 @@ export interface LoadReport {
   /** Times of the first message and of this report, by the monotonic clock. */
   readonly firstMs: number
   readonly atMs: number
-  /** Since the last report: failed publishes, and latencies in ms, sampled above `SAMPLES_MAX`. */
+  /**
+   * Since the last report: failed publishes, and latencies in ms. If there are more than `SAMPLES_MAX` latencies, they
+   * are a sample.
+   */
   readonly failed: number
   readonly latencies: readonly number[]
 }
@@ -52,9 +55,7 @@ export interface LoadFailure {
 const REPORT_MS = 200
 /** Maximum number of latencies in one report. */
 const SAMPLES_MAX = 5_000
-/**
- * Without a rate, one publish out of this number is timed. Reading the clock for each publish would distort the result.
- */
+/** Without a rate, one in this many publishes is timed. Reading the clock for each publish would distort the result. */
 const TIMED_EVERY = 16
 
 class Load {
@@ -242,7 +243,8 @@ function giveUp(error: unknown): void {
   process.send?.(report, () => process.exit(1))
 }
 
-// Ctrl-C reaches the whole process group, but the parent ends this process. It also exits when its parent is gone.
+// Ctrl-C reaches the whole process group. This process ignores the signal, because the parent ends it. It also exits
+// when the parent is gone.
 process.on('SIGINT', () => {})
 process.on('disconnect', () => process.exit())
 

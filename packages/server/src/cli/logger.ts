@@ -37,7 +37,7 @@ export class Logger {
     this.#pino = logger
   }
 
-  /** Writes JSON lines, or with `isPretty` lines formatted by pino-pretty. */
+  /** Writes JSON lines or, with `isPretty`, lines formatted by pino-pretty. */
   static async open(level: LogLevel, isPretty: boolean): Promise<Logger> {
     const destination: DestinationStream = isPretty
       ? await prettyStderr()

@@ -39,7 +39,7 @@ interface PublishOptions {
   readonly header: readonly string[] | undefined
 }
 
-/** Options of a message. All lines of stdin share them, so they cannot have an id. */
+/** Options of a message. All lines of stdin share them, so --id is refused for lines. */
 const MESSAGE_FLAGS = {
   id: 'Deduplication id: the same id is not accepted twice',
   'on-duplicate': 'keep or replace the waiting message with the same id [default: keep]',
@@ -54,7 +54,10 @@ export const publish = command<PublishOptions>({
   builder: (yargs) => {
     yargs
       .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
-      .positional('body', { type: 'string', describe: 'The message; if omitted, each line of stdin is one' })
+      .positional('body', {
+        type: 'string',
+        describe: 'The message; if omitted, each line of stdin is a message',
+      })
       .option('file', {
         type: 'string',
         requiresArg: true,
@@ -295,7 +298,7 @@ function summary(window: PublishWindow, queue: string, elapsedMs: number, failed
   if (!failed) return text
   return failure === undefined
     ? `${text} Then the command failed:`
-    : `${text} The first failure is line ${grouped(failure.line)}:`
+    : `${text} The first failure is in line ${grouped(failure.line)}:`
 }
 
 /** Shows a progress line, on a terminal only. Returns a function that removes it. */

@@ -72,7 +72,7 @@ export const replay = command<ReplayFlags>({
         sluice,
         target,
         (before, now) =>
-          `${counted(now.published - before.published, 'message')} published to ${target} since`,
+          `${counted(now.published - before.published, 'message')} published to ${target} since the start`,
         (signal) => sluice.queues.replay(queue, request, { signal }),
       ),
     )
@@ -101,7 +101,7 @@ export const history = command<{ readonly queue: string; readonly offset: string
     )
     if (options.json) return printJson({ queue, offset, complete, events })
     if (events.length > 0) await print(table(columnsOf(events), events))
-    else notice(`The log has no events of message ${offset} of the queue ${queue}.`)
+    else notice(`The log has no events for message ${offset} of the queue ${queue}.`)
     if (!complete && events.length > 0) notice('Earlier events are no longer kept.')
   },
 })

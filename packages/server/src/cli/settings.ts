@@ -19,7 +19,7 @@ const SEGMENT_BYTES_LEAST = 1024 ** 2
 
 interface Setting<Value> {
   readonly describe: string
-  /** The default value, in the form in which a flag has it. */
+  /** The default value, as the text of a flag. */
   readonly default: string
   /** The expected form, as the end of the sentence "it must be …". */
   readonly form: string

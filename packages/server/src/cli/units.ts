@@ -59,8 +59,8 @@ export function rounded(ms: number): string {
 const MOMENT = /^(\d{4})-(\d\d)-(\d\d)(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,3})?)?(?:Z|[+-]\d\d:\d\d)?)?$/i
 
 /**
- * Parses ISO 8601. Without a zone, the local time zone is used; a date alone is its midnight. Returns undefined if the
- * text is not a valid time.
+ * Parses ISO 8601. Without a zone, the local time zone is used; a date alone means the midnight at which it begins.
+ * Returns undefined if the text is not a valid time.
  */
 export function moment(text: string): Date | undefined {
   const match = MOMENT.exec(text)

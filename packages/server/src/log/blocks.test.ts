@@ -70,11 +70,11 @@ test('early reads leave room for blocks that are needed', async () => {
   expect(reads).toEqual([0])
 })
 
-describe('a block that is read early', () => {
+describe('blocks that are read early', () => {
   const CACHE = 8
   const settings = { ...BLOCKS_DEFAULTS, coldBytes: CACHE * BATCH_BYTES, readAheadBytes: BATCH_BYTES }
 
-  // A log that returns exactly one batch for a read without read-ahead.
+  // A log that returns exactly one batch for each read.
   function exactly(count: number): ReturnType<typeof storedBatches> {
     const stored = storedBatches(count)
     const { log } = stored
@@ -83,7 +83,7 @@ describe('a block that is read early', () => {
     return stored
   }
 
-  test('takes at most half of the cache until it is used, and reads each part once', async () => {
+  test('take at most half of the cache until they are used, and each batch is read once', async () => {
     const { log, length, reads } = exactly(200)
     const blocks = new Blocks(log, settings)
     blocks.setDurable(length)
@@ -103,7 +103,7 @@ describe('a block that is read early', () => {
     expect(reads.length).toBe(200)
   })
 
-  test('is not evicted by blocks that another queue reads and uses', async () => {
+  test('are not evicted by blocks that another queue reads and uses', async () => {
     const { log, length, reads } = exactly(100)
     const blocks = new Blocks(log, settings)
     blocks.setDurable(length)
@@ -129,7 +129,7 @@ describe('a block that is read early', () => {
     expect(reads.length).toBe(before + 2)
   })
 
-  test('is shorter when many queues are read in order, and has the maximum size again for few queues', async () => {
+  test('are shorter when many queues are read in order, and have the maximum size again for few queues', async () => {
     const { log, length } = storedBatches(2_000)
     const readAheadBytes = 16 * BATCH_BYTES
     const blocks = new Blocks(log, { ...settings, readAheadBytes, coldBytes: 4 * readAheadBytes })
@@ -174,7 +174,7 @@ test('reading in order reuses buffers, and blocks in the cache keep their bytes'
   expect(memory.size).toBe(4)
 })
 
-test('the records of two batches are found in any order, and each is walked over once', () => {
+test('the records of two batches are found in any order, and each mark is set once', () => {
   const RECORDS = 3 * MARKED_RECORDS + 5
   const batches = [0, 1].map((number) =>
     batchOf(

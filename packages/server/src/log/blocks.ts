@@ -23,8 +23,8 @@ export interface Block {
   /** Number of valid bytes. */
   used: number
   /**
-   * Position of the batch in a cold block whose checksum was verified last; -1 while the block is unused. For a recent
-   * block the value is RECENT.
+   * For a cold block: position of the batch that was checked last, by its checksum; -1 while the block is unused. For a
+   * recent block: RECENT.
    */
   checkedPosition: number
   /** For a cold block: value of `#readBytes` when the block was read. */
@@ -208,7 +208,7 @@ export class Blocks {
     return unused <= this.#options.coldBytes / 2
   }
 
-  // Whether a block was used, or was read so long ago that the delivery that needed it no longer exists.
+  // Whether a block was used, or was read so long ago that probably no delivery needs it any more.
   #isSpent({ checkedPosition, arrivedAtBytes }: Block): boolean {
     return checkedPosition !== -1 || this.#readBytes - arrivedAtBytes > STALE_AT * this.#options.coldBytes
   }
@@ -241,7 +241,7 @@ export class Blocks {
     while (this.#coldBytes > this.#options.coldBytes && this.#cold.length > 1) this.#evictCold()
   }
 
-  // Evicts a used block, or the oldest block if no block was used.
+  // Evicts the least recently used block that is spent or, if no block is spent, the least recently used block.
   #evictCold(): void {
     const spent = this.#cold.findIndex((block) => this.#isSpent(block))
     const [block] = this.#cold.splice(Math.max(0, spent), 1)
@@ -304,7 +304,7 @@ export class Blocks {
   }
 }
 
-/** A block counts as spent if it is still unused after this many times the size of the cache was read. */
+/** A block counts as spent if it is still unused once this many times the size of the cache has been read. */
 const STALE_AT = 4
 /**
  * A read-ahead is halved when less than AHEAD_LESS_AT of a block was used, and doubled when more than AHEAD_MORE_AT was
@@ -332,8 +332,8 @@ export const MARKED_RECORDS = 64
 
 /**
  * Returns the byte in the block at which the record `index` of the batch at byte `batchAt` starts. Records have no
- * index on disk, so they are walked in order. Marks shorten the walk, because messages of one batch can be needed one
- * by one in any order.
+ * index on disk, so they are walked in order. Messages of one batch can be needed one by one, in any order, so marks
+ * shorten the walk.
  */
 export function recordAt(block: Block, batchAt: number, index: number): number {
   const { bytes } = block

@@ -23,8 +23,8 @@ interface History {
 const checked = { images: 0, entries: 0, torn: 0, partial: 0, tails: new Set<string>() }
 
 /**
- * Opens the image, compares its entries with the history, and closes it. Returns the number of entries that the image
- * promises.
+ * Opens a log on the image, compares its entries with the history, and closes the log. Returns the number of entries.
+ * From now on they are promised.
  */
 async function checkImage(disk: SimulatedDisk, history: History, what: string): Promise<number> {
   const { begun, promised, truncating, truncated } = history
@@ -80,10 +80,10 @@ function recordSizes(random: Random): number[] {
   return Array.from({ length: Math.floor(random() * 4) }, () => Math.floor(random() * largest))
 }
 
-/** Runs a log on a queued disk. The run ends during an append. */
+/** Runs a log on a queued disk. The run ends during an append or just after it. */
 async function run(disk: SimulatedDisk, history: History, random: Random, what: string): Promise<void> {
   const log = fileLog(disk)
-  /** Runs the disk until `work` is done, and checks a crash at this share of the steps. */
+  /** Runs the disk until `work` is done, and simulates a crash at this share of the steps. */
   const drive = async <T>(work: Promise<T>, share: number): Promise<T> => {
     let settled = false
     const mark = (): void => {

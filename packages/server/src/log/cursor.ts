@@ -8,7 +8,10 @@ import type { Log, LogEntry } from './log.js'
 /** Maximum number of bytes of the log that one page reads. */
 export const READ_BYTES_MAX = 64 << 20
 
-/** Entries from `position` on, or from the oldest entry. Segments that are freed in the meantime are skipped. */
+/**
+ * Entries from `position` on, or from the oldest entry if `position` was freed. Skips segments that are freed in the
+ * meantime.
+ */
 export async function* entriesFrom(log: Log, position: number): AsyncGenerator<LogEntry, void> {
   for (let from = position; ;) {
     from = Math.max(from, log.usage().firstPosition)
@@ -33,5 +36,5 @@ export function segmentStart(position: number, log: Log): number {
 export function numbersOf(cursor: string, count: number): number[] {
   const numbers = cursor.split(':').map((part) => (/^\d{1,16}$/.test(part) ? Number(part) : Number.NaN))
   if (numbers.length === count && numbers.every(Number.isSafeInteger)) return numbers
-  throw new SluiceError('INVALID_ARGUMENT', 'The `cursor` was not returned with an earlier page.')
+  throw new SluiceError('INVALID_ARGUMENT', 'The `cursor` is not one that an earlier page returned.')
 }

@@ -142,7 +142,8 @@ describe('damage', () => {
           }
         }
       }
-      // A long run flips every bit of the headers and one bit in each other byte; a short run flips only some of them.
+      // A long run flips every bit of the headers, and one bit of every other tested byte; a short run flips only some
+      // of these bits.
       const allBits = IS_LONG ? [0, 1, 2, 3, 4, 5, 6, 7] : [0, 3, 7]
       const step = IS_LONG ? 1 : 4
       await every(META_NAME, 0, 512, [3], step)

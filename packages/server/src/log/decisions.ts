@@ -8,9 +8,9 @@
 export interface DirectoryFacts {
   readonly meta: 'missing' | 'damaged' | 'valid'
   /**
-   * `blank`: numbers start at 1, and all bytes are zero (read only if `log.meta` is not valid). `unstarted`: numbers
-   * start at 1, and no segment is in use. `headless`: numbers start higher, and no segment is in use. `used`: at least
-   * one segment is in use.
+   * `blank`: segment numbers start at 1, and all bytes are zero (read only if `log.meta` is not valid). `unstarted`:
+   * segment numbers start at 1, and no segment is in use. `headless`: segment numbers start higher, and no segment is
+   * in use. `used`: at least one segment is in use.
    */
   readonly files: 'none' | 'blank' | 'unstarted' | 'headless' | 'used'
   readonly numbers: 'consecutive' | 'gap'

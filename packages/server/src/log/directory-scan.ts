@@ -2,8 +2,8 @@
  * First half of the log scan: reads the file names, `log.meta` and the segment headers, picks the row of
  * `DIRECTORY_ROWS`, and acts on it: creates a log, rebuilds `log.meta`, continues, or refuses.
  *
- * Invariant: exactly one row decides, and a refused directory is left unchanged. A crash at any point leaves a state
- * in which the next start can repeat the scan. Called by `scanLog`.
+ * Invariant: exactly one row decides, and a refused directory is left unchanged, except that drafts are removed. A
+ * crash at any point leaves a state in which the next start can repeat the scan. Called by `scanLog`.
  */
 import type { SluiceError } from '@sluice/protocol'
 import { DIRECTORY_ROWS, decidingRow } from './decisions.js'
@@ -193,7 +193,7 @@ async function readHeaders(
 function findMisfits({ meta, first, newest, unused }: Contents, files: OpenFiles): Misfits {
   const known = meta ?? newest?.header
   const displaced = ({ number, header }: UnusedSegment): UsedSegment[] =>
-    // A lower number belongs to a segment that was freed before this file was recycled.
+    // A lower number is that of a freed segment: the header is from before the file was recycled.
     header !== undefined && header.number >= first ? [{ number, header }] : []
   if (known === undefined) {
     return { wrongSize: undefined, foreign: undefined, displaced: unused.flatMap(displaced)[0] }

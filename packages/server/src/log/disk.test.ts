@@ -85,7 +85,7 @@ test('reads past the end, second creations and use after closing are errors', as
   await expect((async () => file.close())()).rejects.toThrow('one is closed')
 })
 
-test('a device without room is an error, not a short write', async () => {
+test('a write to a full device is an error, not a short write', async () => {
   const disk = await NodeDisk.at('/dev')
   const file = await disk.open('full', {})
   await expect(file.write(0, new Uint8Array(8192))).rejects.toMatchObject({ code: 'ENOSPC' })

@@ -9,7 +9,9 @@ import type { Disk, DiskFile } from './log.js'
 
 const { O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR } = fs.constants
 
-/** On other systems a sync follows each write: O_DSYNC on macOS does not flush the drive's own cache. */
+/**
+ * On systems other than Linux a sync follows each write, because O_DSYNC on macOS does not flush the drive's own cache.
+ */
 const HAS_O_DSYNC = process.platform === 'linux'
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,126}$/
@@ -121,8 +123,8 @@ class NodeFile implements DiskFile {
   }
 
   read(position: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
-    // The result is not a Buffer, because `Buffer.subarray`, which would be called for each message, takes about twice
-    // as long.
+    // The result is not a Buffer, because its `subarray` is called for each message, and that of a Buffer takes about
+    // twice as long.
     const bytes = into ?? new Uint8Array(Buffer.allocUnsafeSlow(length).buffer)
     return new Promise((done, fail) => {
       const readOn = (filled: number): void => {

@@ -111,7 +111,7 @@ test('every flipped bit is detected, in headers by the CRC of the entry and in r
   expect(faults.get('batches')).toBeGreaterThan(100)
 })
 
-test('an entry that was cut off is `short`, or its batches do not fill it', () => {
+test('an entry of which only the beginning is available is `short`', () => {
   const { bytes } = makeEntry(CHAIN, [30, 500])
   const { length } = readEntryHeader(bytes, 0)
   for (let available = 0; available < length; available++) {
@@ -163,7 +163,7 @@ test('an LSN above 2^53 is a fault', () => {
   expect(checkEntry(bytes, 0, 512, { ...EXPECTED, lsn: undefined })).toBe('lsn')
 })
 
-test('an entry cannot be sealed with a wrong number of batches', () => {
+test('an entry cannot be sealed with a wrong length or a wrong number of batches', () => {
   const bytes = new Uint8Array(512)
   sealBatch(bytes, 64, 64 + 48 + 10, { type: BATCH_TYPE.facts })
   const seal = { lsn: 1, position: 0, epoch: 0, previousCrc: 0, timeMs: 0, salt: 0 }

@@ -67,7 +67,7 @@ export interface EntryExpectation {
   readonly salt: number
 }
 
-/** `short`: the header is plausible, but the entry continues after the available bytes. */
+/** `short`: the available bytes end before the entry does, and show no other fault. */
 export type EntryFault =
   | 'short'
   | 'magic'

@@ -113,7 +113,7 @@ describe('appending and reading', () => {
     await disk.run(log.close())
   })
 
-  test('a short entry may go to the next segment when a long one was placed there', async () => {
+  test('an entry that does not fit in the rest of a segment goes to the next segment', async () => {
     const { log, writer } = await openLog(new SimulatedDisk())
     await writer.append(sectors(ROOM / 512 - 4))
     expect(placeEntry(writer.next, 5 * 512, SEGMENT)).toBe(2 * SEGMENT + SEGMENT_HEADER_BYTES)
@@ -253,7 +253,7 @@ describe('a failing disk', () => {
       expect(notices.filter(({ kind }) => kind === 'failed')).toHaveLength(1)
       failed++
 
-      // The page cache may still have the failed entry. If the next process finds it, the entry must be on disk.
+      // The page cache may still have the failed entry. If the next process finds it, the entry must then be on disk.
       const survivor = disk.kill(random)
       const next = await openLog(survivor)
       expect([failing - 1, failing]).toContain(next.bounds.nextLsn - 1)

@@ -316,8 +316,8 @@ export class FileLog implements Log {
             continue
           }
           if (walker.lsn === undefined) {
-            // The first entry cannot be read: it is damaged, the segment ends here, or no entry begins here. A walk
-            // from the start of the segment shows which of these is the case.
+            // The entry at the requested position cannot be read: it is damaged, the segment ends here, or no entry
+            // begins here. A walk from the start of the segment shows which of these is the case.
             walker = await this.#walkTo(reader, header, number, entryAt)
             continue
           }
@@ -415,7 +415,8 @@ export class FileLog implements Log {
   }
 }
 
-// The timer keeps the process alive: nothing else may do so while an append waits for a segment or a read is retried.
+// The timer keeps the process alive. Otherwise the process could exit while an append waits for a segment or before a
+// read is retried.
 function sleepFor(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms))
 }

@@ -49,7 +49,7 @@ test('a second broker is refused until the first releases the directory', async 
   await next.release()
 })
 
-test('other directories can be locked', async () => {
+test('several directories can be locked at the same time', async () => {
   const locks = await Promise.all(['a', 'b', 'c'].map((name) => lockDirectory(join(root, name))))
   expect(locks).toHaveLength(3)
   for (const lock of locks) await lock.release()
@@ -91,7 +91,7 @@ describe.runIf(isLinux)('a socket in the directory', () => {
     }
   }
 
-  test('keeps the directory for the process that answers, from any host and without a lock file', async () => {
+  test('keeps the directory for the process that answers, without a lock file or with one that names another host', async () => {
     const child = await holding('o')
     try {
       expect((await refusal()).code).toBe('DATA_DIR_LOCKED')
@@ -213,7 +213,7 @@ test.runIf(isLinux)(
   },
 )
 
-test('a file that another host wrote is not removed', async () => {
+test('releasing a lock does not remove a file that another host wrote', async () => {
   const lock = await lockDirectory(root)
   const text = JSON.stringify({ host: 'elsewhere', boot: 'b', pid: 1 })
   await writeFile(file, text)

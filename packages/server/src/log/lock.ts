@@ -32,7 +32,7 @@ const LOCK_BYTES_MAX = 1024
 const TOUCH_MS = 10_000
 /** Age at which a file that is not touched any more counts as abandoned. */
 const ABANDONED_MS = 60_000
-/** A socket without an answer within this time belongs to an owner that is busy or stopped. */
+/** If a socket gives no answer within this time, its process counts as an owner that is busy or suspended. */
 const ANSWER_MS = 1_000
 /** Pause before the other sockets are asked again, while the owner is not decided yet. */
 const RETRY_MS = 10
@@ -56,8 +56,8 @@ const LOCAL_TYPES: ReadonlySet<number> = new Set([
 
 export interface LockOptions {
   /**
-   * Takes over a directory that a broker under another kernel may use. A broker whose socket answers still keeps the
-   * directory.
+   * Takes over a directory that a broker under another kernel may be using. A broker whose socket answers still keeps
+   * the directory.
    */
   readonly force?: boolean
   /** Whether only this kernel can mount the file system. Default: derived from its type. */

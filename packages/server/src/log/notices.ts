@@ -8,7 +8,7 @@ export interface LogNotice {
 
 export type Notify = (kind: LogNotice['kind'], text: string) => void
 
-/** Interval between two notices: on a full disk, space is freed and used up many times a second. */
+/** Minimum interval between two notices. On a full disk, space can be freed and used up many times a second. */
 const NOTICE_INTERVAL_MS = 10_000
 
 /** Passes one notice per interval and counts the events since the last notice. */

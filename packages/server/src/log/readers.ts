@@ -37,7 +37,10 @@ export class Readers {
   readonly #options: ReadersOptions
   /** Least recently used first. */
   readonly #open = new Map<number, SharedFile>()
-  /** Segments whose last read failed. The operator is notified once, until a read succeeds. */
+  /**
+   * Segments whose last read failed. The operator is notified when a segment is added, and not for its further
+   * failures.
+   */
   readonly #failing = new Set<number>()
   #reads = 0
   readonly #waiting: (() => void)[] = []
@@ -47,7 +50,8 @@ export class Readers {
   }
 
   /**
-   * The file is opened at the first `read`, which rejects with LOG_CORRUPT if the file does not have `segmentBytes`.
+   * The file is opened at the first `read`, which rejects with LOG_CORRUPT if the size of the file is not
+   * `segmentBytes`.
    */
   acquire(number: number, segmentBytes: number): Reader {
     let reader = this.#open.get(number)
@@ -145,7 +149,10 @@ export class Readers {
 class SharedFile implements Reader {
   readonly number: number
   users = 0
-  /** Whether the segment was freed or the log was closed, so that the last user closes the file. */
+  /**
+   * Set when the segment was freed, the log was closed, or the file descriptor was needed. The last user closes the
+   * file.
+   */
   doomed = false
   readonly #readers: Readers
   readonly #segmentBytes: number

@@ -91,7 +91,7 @@ describe('freeing segments', () => {
     expect(disk.openFiles).toBe(0)
   })
 
-  test('a segment is removed when the disk has no room for a rename', async () => {
+  test('a freed segment is removed when the disk has no room for a rename', async () => {
     const disk = new SimulatedDisk()
     const { log, writer } = await openLog(disk)
     for (let n = 0; n < 3; n++) await writer.append(sectors(20))
@@ -133,7 +133,7 @@ describe('a full disk', () => {
     // Seven segments of 24 sectors, minus the reserve of two.
     expect(published).toBeGreaterThanOrEqual(4 * 5)
     expect(published).toBeLessThan(6 * 7)
-    // Entries that are not refused use the reserve.
+    // Entries other than publishes are not refused, and use the reserve.
     let settled = 0
     for (; settled < 12; settled++) await writer.append(sectors(4))
     expect(log.hasRoomFor(512, nowMs)).toBe(false)
@@ -185,7 +185,7 @@ describe('a full disk', () => {
     await log.close()
   })
 
-  test('below the low mark, publishes are refused until a fifth more is free', async () => {
+  test('below the low mark, publishes are refused until a fifth more than the mark is free', async () => {
     const disk = new SimulatedDisk({ capacityBytes: 100 * SEGMENT })
     let nowMs = 1
     const notices: string[] = []
@@ -217,7 +217,7 @@ describe('a full disk', () => {
     await log.close()
   })
 
-  test('without the whole reserve, publishes are refused until a fifth more is free', async () => {
+  test('without the whole reserve, publishes are refused until a fifth more than the reserve is free', async () => {
     const disk = new SimulatedDisk({ capacityBytes: 100 * SEGMENT })
     let nowMs = 1
     const { log } = await openLog(disk, { reserveBytes: 20 * SEGMENT, now: () => nowMs })
@@ -269,7 +269,7 @@ describe('a full disk', () => {
     await log.close()
   })
 
-  test('the low mark is 5 % or 1 GiB, within its bounds', () => {
+  test('the low mark is 5 % of the disk or 1 GiB, whichever is more, but at most a tenth of the disk and 16 GiB', () => {
     const gib = 2 ** 30
     expect(defaultLowFreeBytes(100 * gib)).toBe(5 * gib)
     expect(defaultLowFreeBytes(12 * gib)).toBe(gib)

@@ -44,9 +44,9 @@ export function defaultReserveBytes(segmentBytes: number, totalBytes: number): n
 }
 
 /**
- * Publishes are refused below the low mark or without the whole reserve, and accepted again above this multiple of
- * both. Without this margin, each freed segment would be filled at once, and live batches would be copied again to free
- * the next one.
+ * Publishes are refused below the low mark (`lowFreeBytes`) or without the whole reserve. They are accepted again above
+ * this multiple of the mark and of the reserve. Without this margin, each freed segment would be filled at once, and
+ * live batches would be copied again to free the next one.
  */
 const LOW_CLEARS_AT = 1.2
 const SPACE_INTERVAL_MS = 1_000
@@ -207,7 +207,7 @@ export class SegmentPool {
     }
   }
 
-  /** Adds the segment with the file that was renamed to `number`. Its name must be durable before any write to it. */
+  /** Adds segment `number`, whose file already has its name. The name must be durable before any write to the file. */
   async #addSpare(number: number): Promise<void> {
     await this.#syncDirectory()
     const file = await this.#disk.open(segmentName(number), { durable: true })

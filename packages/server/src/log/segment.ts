@@ -29,7 +29,7 @@ import {
 import type { EntryFault } from './entry.js'
 import type { DiskFile } from './log.js'
 
-/** One block of the file system, so that the first entry of a segment has the same alignment as the others. */
+/** Size of a segment header, in bytes: a block of the file system, so that entries share no block with the header. */
 export const SEGMENT_HEADER_BYTES = 4096
 export const LOG_VERSION = 1
 export const META_NAME = 'log.meta'
@@ -217,8 +217,8 @@ export class EntryWalker {
   }
 
   /**
-   * Returns the next entry with its padding, or the fault of the bytes in its place. Returns undefined if the bytes
-   * must be read first; `next` reads them.
+   * Returns the next entry with its padding or, if the bytes at its place are not this entry, their fault. Returns
+   * undefined if the bytes must be read first; `next` reads them.
    */
   peek(end: number): Uint8Array | EntryFault | undefined {
     if (this.at + ENTRY_ALIGN_BYTES > end) return 'length'

@@ -2,8 +2,8 @@
  * Second half of the log scan: walks the newest segment to the last valid entry, picks the row of `TAIL_ROWS`, and cuts
  * off an unfinished entry or refuses.
  *
- * Invariant: exactly one row decides, and a refused log is left unchanged. A crash at any point leaves a state in
- * which the next start can repeat the scan. Called by `scanLog`.
+ * Invariant: exactly one row decides, and the tail of a refused log is left unchanged. A crash at any point leaves a
+ * state in which the next start can repeat the scan. Called by `scanLog`.
  */
 import { TAIL_ROWS, decidingRow } from './decisions.js'
 import type { ScanRows, TailFacts } from './decisions.js'
@@ -137,7 +137,7 @@ async function readEnding({ meta, number, header }: NewestSegment, files: OpenFi
   }
 }
 
-/** The last entry of the segment whose header and records are both valid. */
+/** The last intact entry of the segment: both its header and its records are valid. */
 async function lastEntry(
   { number, file }: OpenSegment,
   header: SegmentHeader,

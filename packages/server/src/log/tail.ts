@@ -74,7 +74,7 @@ export class Tail {
     this.#events = events
   }
 
-  /** The LSN of the entry for which an answer that is computed now must wait. */
+  /** LSN of an entry: an answer that is computed now waits until this entry is durable. */
   get gate(): number {
     return this.#openBatches > 0 ? this.openLsn : this.openLsn - 1
   }
@@ -185,7 +185,7 @@ export class Tail {
     this.#openPosition = position
     this.#openStart = start
     this.#openEnd = start + ENTRY_HEADER_BYTES
-    // Both ends are multiples of the alignment, so a padded entry still fits.
+    // The ends of the block and of the segment are multiples of the alignment, so a padded entry still fits.
     this.#openLimit = Math.min(block.bytes.length, start + (segmentEnd - position))
   }
 

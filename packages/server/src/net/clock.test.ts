@@ -99,7 +99,7 @@ describe('a wall clock that is set forward', () => {
 })
 
 describe('a wall clock that is set back', () => {
-  test('slows time by a tenth until both agree', () => {
+  test('slows time by a tenth until it agrees with the wall clock', () => {
     const clock = new Clock()
     wallMs -= HOUR_MS
     expect(pass(clock, STEP_LASTS_MS + 200)).toEqual([{ kind: 'behind', byMs: HOUR_MS - 2 }])
@@ -114,7 +114,7 @@ describe('a wall clock that is set back', () => {
     expect(pass(clock, STEP_LASTS_MS + 200)).toHaveLength(1)
   })
 
-  test('leads to a step if it is set far forward before both agree', () => {
+  test('leads to a step if it is set far forward before the two times agree', () => {
     const clock = new Clock()
     wallMs -= HOUR_MS
     pass(clock, 60_000)

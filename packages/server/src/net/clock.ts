@@ -27,8 +27,8 @@ const COMPARE_MS = 100
 /** Event about a large difference between the wall clock and the broker's time. */
 export interface ClockChange {
   /**
-   * `stepped`: the broker's time was set forward by `byMs`. `behind`: the broker's time passes more slowly until both
-   * agree.
+   * `stepped`: the broker's time was set forward by `byMs`. `behind`: the wall clock is behind by `byMs`, and the
+   * broker's time passes more slowly until both agree.
    */
   readonly kind: 'stepped' | 'behind'
   readonly byMs: number
@@ -67,7 +67,10 @@ export class Clock {
     return aheadMs
   }
 
-  /** Acts on a large difference that has lasted. The caller calls it several times a second and logs the change. */
+  /**
+   * Acts on a large difference that has lasted. The server calls this method several times a second, and logs the
+   * returned change.
+   */
   look(): ClockChange | undefined {
     this.#preciseMs()
     if (this.#largeSinceMs === undefined) {

@@ -25,7 +25,7 @@ export interface ListenerOptions {
   /** Creates the peer of each connection, which handles the protocol of this port. */
   readonly newPeer: NewPeer
   readonly now: () => number
-  /** `address` and `label` identify the client; the client has chosen the label. */
+  /** `address` and `label` identify the client, which has chosen its label itself. */
   readonly onEvent: (
     event: ListenerEvent,
     address: string,
@@ -42,9 +42,9 @@ export type ListenerEvent = 'connected' | 'closed' | 'refused'
 const TICK_MS = 50
 /**
  * If handling one chunk takes longer than this, the connection is not read again in this turn. Otherwise Node would
- * read up to 2 MiB from the connection first. Single messages to many queues would then all be handled and confirmed
- * at once, and the broker and the producer would alternately wait for each other. In a test this reduced 192,000
- * messages per second to 154,000 (ADR 0019).
+ * read up to 2 MiB from this connection before it turns to other work. Single messages to many queues would then all be
+ * handled and confirmed at once, and the broker and the producer would alternately wait for each other. In a test this
+ * reduced 192,000 messages per second to 154,000 (ADR 0019).
  */
 const REST_MS = 0.5
 
@@ -168,8 +168,8 @@ export class Listener {
     })
   }
 
-  // While a waiting connection cannot be accepted, for example without a free file descriptor, the system reports the
-  // error again immediately. Closing the port for a while prevents this loop.
+  // While a waiting connection cannot be accepted, for example because no file descriptor is free, the system reports
+  // the same error again and again. Closing the port for a while prevents this loop.
   #acceptFailed(error: unknown): void {
     if (this.#stopped || this.#retry !== undefined) return
     this.#report(error)

@@ -105,7 +105,7 @@ export class Consuming implements Consumer {
     return true
   }
 
-  /** Called when the client has read enough, so that deliveries continue. */
+  /** Called when the client has read enough for deliveries to continue. */
   resume(): void {
     for (const subscription of this.#subscriptions.values()) this.#broker.leases.ready(subscription)
   }
@@ -130,7 +130,7 @@ export class Consuming implements Consumer {
     this.#unread.wrote(end - start)
     if (end - start > this.#recordBytesMax) {
       // A frame of the agreed size has room for the largest message. Only the origin headers of a moved message can
-      // exceed it.
+      // make it larger than that.
       const record = fittedRecord(copyBytes(bytes, start, end), this.#recordBytesMax)
       this.#deliveries.write(outbox, subscription, {
         ...delivery,
@@ -179,7 +179,7 @@ export class Consuming implements Consumer {
         'A subscription needs a channel from 1 to 65535; 0 is the connection itself.',
       )
     if (this.#subscriptions.has(channel))
-      throw new SluiceError('CHANNEL_IN_USE', `A subscription is open on channel ${channel}.`)
+      throw new SluiceError('CHANNEL_IN_USE', `A subscription is already open on channel ${channel}.`)
     const { size } = this.#subscriptions
     if (size >= this.#subscriptionsMax) {
       throw new SluiceError(

@@ -1,4 +1,4 @@
-/** Tests that no frame is longer than the client accepts according to its HELLO. */
+/** Tests that no frame is longer than the HELLO of the client allows. */
 import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,

@@ -43,7 +43,7 @@ export class Liveness {
     if (nowMs - this.#receivedMs <= this.heartbeatMs * 2) return undefined
     return new SluiceError(
       'HEARTBEAT_TIMEOUT',
-      `Nothing was received for ${durationText(Math.round(nowMs - this.#receivedMs))}; the heartbeat is ${durationText(this.heartbeatMs)}.`,
+      `Nothing was received for ${durationText(Math.round(nowMs - this.#receivedMs))}; at most two heartbeats of ${durationText(this.heartbeatMs)} are allowed.`,
     )
   }
 

@@ -1,6 +1,7 @@
 /**
- * The two outboxes of a connection. Answers, and deliveries of messages that are not durable yet, wait in `gated` for the
- * entry of their turn. A delivery of durable messages does not need to wait and goes through `free`.
+ * The two outboxes of a connection. Answers, and deliveries of messages that are not durable yet, wait in `gated` for
+ * the entry of their turn. A delivery of durable messages does not need to wait and goes through `free`, unless a frame
+ * in `gated` must precede it.
  *
  * Invariant: a delivery overtakes only answers to publishes and settles, never another delivery or SUBSCRIBE_OK.
  */

@@ -3,8 +3,8 @@
  * plain object. The session decodes the body, and answers.ts encodes the answer. If an opcode of a client is neither
  * here nor in frames.ts, the code does not compile.
  *
- * Invariant: when a request that changes nothing fails, only that request ends, for any error of its handler or of
- * the encoding of its answer. `handle` and `handleLong` ensure this, and handlers are called only through them.
+ * Invariant: when a request that changes nothing fails, only that request ends, whatever its handler or the encoding of
+ * its answer throws. `handle` and `handleLong` ensure this, and handlers are called only through them.
  */
 import {
   SluiceError,
@@ -37,8 +37,8 @@ export interface RequestContext {
 type Request = (context: RequestContext, body: Body) => object | Promise<object>
 
 /**
- * Number of queues in one answer to LIST. Each queue can have two names of 255 bytes; 40 such queues fit in a control
- * frame.
+ * Number of queues in one answer to LIST. Each queue can have two names of 255 bytes, its own and that of its
+ * dead-letter queue; 40 such queues fit in a control frame.
  */
 const LIST_PAGE = 40
 

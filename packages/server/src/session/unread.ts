@@ -1,8 +1,8 @@
 /**
- * The bytes that a client has not read, and the limits of these bytes. Above the soft bound the connection is
- * congested and gets no deliveries; it is closed above the hard bound, or if the client reads nothing for too long
- * while it is congested. Called by the session for each delivery, at the end of each turn, when the transport has
- * sent bytes, and at each tick.
+ * The bytes that a client has not read, and the limits on them. Above the soft bound the connection is congested and
+ * gets no deliveries; it is closed above the hard bound, or if the client reads nothing for too long while it is
+ * congested. Called by the session for each delivery, at the end of each turn, when the transport has sent bytes, and
+ * at each tick.
  *
  * Invariant: `outbound.bytes` includes the `#countedBytes` of this connection until `clear`.
  */

@@ -8,7 +8,7 @@ import { expectSame } from '../../../../test/same.js'
 
 const named = (name: string): Queue => ({ name }) as Queue
 
-/** Looks up `name`, which is in the middle of a frame. */
+/** Looks up `name` in the middle of a byte array, as in a frame. */
 function find(cache: NameCache, name: string): Queue | undefined {
   const bytes = new Uint8Array(textBytes(name) + 5).fill(0x61)
   writeText(bytes, 3, name)

@@ -3,7 +3,7 @@
  * string took an eighth of the broker's CPU time when single messages were published to 10,000 queues in turn. The
  * cache hashes about ten bytes and compares one name.
  *
- * Names are ASCII. A miss falls back to the map, so names that were chosen to collide gain nothing.
+ * Names are ASCII. A miss falls back to the map, so a client gains nothing by choosing names that collide.
  */
 import { readText } from '@sluice/protocol'
 import type { Queue } from '../queue/index.js'

@@ -2,10 +2,10 @@
  * Frees space by copying the live batches of the oldest segments to the end of the log, so that those segments can be
  * truncated. A copied batch keeps its header, and so its offsets, times and checksum; only its position changes.
  *
- * Invariant: copying ends when the broker is idle. Live bytes are exactly the bytes that copying would write, and page
- * bytes are exactly the bytes that rewriting the pages would write. So copying can free the whole excess. Copying runs
- * in passes. Each pass goes from the oldest segment to the point at which the log ended when the pass started. The next
- * pass starts only after enough bytes have changed.
+ * Invariant: while the broker is idle, copying ends after some time. Live bytes are exactly the bytes that copying
+ * would write, and page bytes are exactly the bytes that rewriting the pages would write. So copying can free the whole
+ * excess. Copying runs in passes. Each pass goes from the oldest segment to the point at which the log ended when the
+ * pass started. The next pass starts only after enough bytes have changed.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -23,13 +23,16 @@ import type { State } from './state.js'
 
 /** Number of segments of dead bytes that are tolerated before anything is copied. */
 const SLACK_SEGMENTS = 4
-/** Copies may add this share to other appended bytes. */
+/** Number of bytes that copies may append for each byte that is appended. */
 const SHARE = 0.25
 /** Number of bytes that copies may append in each millisecond, in addition to their share. */
 const IDLE_BYTES_PER_MS = 4096
 /** Maximum size of the entries that one step reads, in bytes. */
 const STEP_BYTES = 256 << 10
-/** Another pass starts only after this many segments of bytes have changed, or half as many while room is scarce. */
+/**
+ * Another pass starts only after as many bytes as this number of segments have changed, or half as many while room is
+ * scarce.
+ */
 const CHANGED_SEGMENTS = 1
 /**
  * In addition, this share of the bytes that the last pass wrote must change. The share exceeds the padding of the
@@ -37,8 +40,8 @@ const CHANGED_SEGMENTS = 1
  */
 const CHANGED_SHARE = 1 / 32
 /**
- * Number of segments needed to copy a segment and free it: one for the copy, and one whose start lets the directory
- * take effect.
+ * Number of segments needed to copy a segment and free it: one for the copy, and one whose header has the position of
+ * the new checkpoint, so that recovery finds it.
  */
 const COPY_SEGMENTS = 2
 /** Maximum size of copies relative to the copied bytes, including the headers and padding of their entries. */
@@ -68,7 +71,7 @@ export class Relocation {
   retainedFrom = Infinity
   /** Bytes that the next checkpoint will free. */
   freedBytes = 0
-  /** Whether publishes are refused for lack of room. All dead bytes are then freed without delay. */
+  /** Whether publishes are refused for lack of room. In that case dead bytes are freed without delay. */
   isScarce = false
   /** Whether the start of the next segment will free an older segment. */
   markFrees = false
@@ -166,7 +169,7 @@ export class Relocation {
     return this.isScarce ? nowMs : nowMs + Math.max(1, Math.ceil(-this.#allowance / IDLE_BYTES_PER_MS))
   }
 
-  /** Stops copying, including an entry that is being read. */
+  /** Stops copying, even if an entry is being read. */
   stop(): void {
     this.#stopped = true
     this.#finish()
@@ -188,7 +191,8 @@ export class Relocation {
   }
 
   // Copies that do not fit would use up the room needed to free space. Copies that fit in the rest of the active
-  // segment need only one more segment, because the checkpoint would waste that rest by ending the segment.
+  // segment need only one more segment: the checkpoint ends the active segment in any case, so they take no room of
+  // their own.
   #fits(start: number): boolean {
     const { segmentBytes } = this.#log
     const { segments } = this.#state

@@ -1,4 +1,4 @@
-/** Counts by segment when a queue retains messages in many segments. */
+/** Counts of retained messages per segment, for a queue that retains messages in many segments. */
 import { expect, it } from 'vitest'
 import type { Queue } from '../queue/index.js'
 import { Segments } from './segments.js'

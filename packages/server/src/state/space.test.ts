@@ -176,7 +176,7 @@ describe('a disk that is full of retained messages', () => {
 })
 
 describe('more pages than a directory can list', () => {
-  it('are refused long before, with the number of pages in the error', async () => {
+  it('are refused, with the number of pages in the error', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT / 4, checkpointBytes: 16 * 1024 }).open()
     let refusal: unknown
     let queues = 0

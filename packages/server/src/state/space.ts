@@ -27,14 +27,14 @@ export interface Holder {
 }
 
 /**
- * An early checkpoint starts only after the log has used too much space for this time. The same time is the pause
+ * An early checkpoint starts only after the log has used too much space for this long. This is also the minimum pause
  * between two early checkpoints. An early checkpoint wastes the rest of a segment and usually needs a new segment.
  * Without this pause, draining a backlog was a tenth slower.
  */
 const PATIENCE_MS = 5_000
 /**
- * Interval at which space is checked. A check comes earlier once this part of a segment was appended, so that settles
- * cannot use up the remaining room unnoticed.
+ * Interval at which space is checked. A check comes earlier once CHECK_SEGMENTS of a segment was appended, so that
+ * settles cannot use up the remaining room unnoticed.
  */
 const CHECK_MS = 20
 const CHECK_SEGMENTS = 1 / 4

@@ -1,6 +1,7 @@
 /**
- * Options of messages that affect their delivery: priority, due time, expiry, key and id. Service and recovery read them
- * from the records, so the log does not repeat them. Publishes and `Replay` call this.
+ * Options of messages that affect their delivery: priority, due time, expiry, key and id. The running broker and
+ * recovery read them from the records, so the log does not repeat them. Called when messages are published, and by
+ * `Replay`.
  */
 import {
   ANY_PRIORITY,
@@ -164,7 +165,7 @@ export function checkAt(what: string, atMs: number, nowMs: number): void {
   if (atMs < nowMs - LIMITS.atPastMsMax) {
     throw new SluiceError(
       'AT_IN_THE_PAST',
-      `${what} is ${timeText(atMs)}; the current time is ${timeText(nowMs)}. It may be at most ${durationText(LIMITS.atPastMsMax)} in the past.`,
+      `${what} is ${timeText(atMs)}; it may be at most ${durationText(LIMITS.atPastMsMax)} before the current time, ${timeText(nowMs)}.`,
     )
   }
   if (atMs > nowMs + LIMITS.delayMsMax) {

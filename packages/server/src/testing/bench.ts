@@ -165,7 +165,7 @@ export interface BenchOptions {
   readonly checkpointBytes?: number
   readonly queuesMax?: number
   readonly replayWindowOffsets?: number
-  /** Whether the bench keeps a copy of the log before each entry, as the next process would find the log. */
+  /** Whether the bench keeps a copy of the log from before each entry, as the next process would find it. */
   readonly keepsSnapshots?: boolean
   /**
    * Number of segments that fit on the disk, and number of bytes that are reserved for facts that must not be
