@@ -1,4 +1,4 @@
-/** Each part of the long mode selects tests. A part that selects none would pass. */
+/** Each part of the long mode selects tests. A part that selects none would pass without testing anything. */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'

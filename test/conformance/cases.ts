@@ -185,7 +185,7 @@ function deliver(head: DeliverHead, records: readonly Case[]): Case {
   }
 }
 
-/** A DELIVER of messages that are not consecutive; `head` is that of the first. */
+/** A DELIVER of messages that are not consecutive; `head` is the head of the first one. */
 function scattered(head: DeliverHead, records: readonly (readonly [number, number, Case])[]): Case {
   const parts = records.map(([offset, publishedAtMs, { bytes }]) => {
     const part = new Uint8Array(SCATTERED_BYTES + bytes.length)

@@ -45,7 +45,7 @@ function table(title: string): Record<string, string>[] {
   })
 }
 
-/** `table` as an object: the name of each row, and what `value` returns for the row. */
+/** `table` as an object that maps the name of each row to what `value` returns for the row. */
 function byName<Value>(title: string, value: (row: Record<string, string>) => Value): Record<string, Value> {
   const rows = table(title)
   const named = Object.fromEntries(rows.map((row) => [row['name']!, value(row)]))

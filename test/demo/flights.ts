@@ -1,4 +1,4 @@
-/** The records of the demo, US flights of 2001 from npm's `vega-datasets`, and the queue that they pass. */
+/** The records of the demo, US flights of 2001 from npm's `vega-datasets`, and the queue that they pass through. */
 import { queue } from '@sluice/client'
 import { readFile } from 'node:fs/promises'
 

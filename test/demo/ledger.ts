@@ -4,10 +4,10 @@
  * It checks two promises:
  * - No confirmed record is lost: each is handled at least once and acknowledged. A worker reports before it acknowledges,
  *   so a record without a report was never acknowledged.
- * - First deliveries are in order: the deliveries of one producer's records to one connection of one worker that are not
- *   marked as redelivered have increasing indexes. Repeats may come in any order, but each is marked. After a crash of
- *   the broker every message of the queue is marked, because deliveries are not on disk; the mark means "may have been
- *   delivered before".
+ * - First deliveries are in order. Of one producer's records that are delivered to one connection of one worker, those
+ *   without the redelivered mark have increasing indexes. Repeats may come in any order, but each is marked. After a
+ *   crash of the broker every message of the queue is marked, because deliveries are not on disk; the mark means "may
+ *   have been delivered before".
  */
 import type { QueueInfo } from '@sluice/client'
 import { Delays } from './delays.js'
@@ -21,7 +21,7 @@ export interface Tally {
   readonly delivered: number
   /** Number of handler calls with a message that was marked as redelivered. */
   readonly redelivered: number
-  /** Number of acknowledged messages that the broker counts. */
+  /** Number of messages that the broker counts as acknowledged. */
   readonly acked: number
   readonly lost: number
   readonly outOfOrder: number

@@ -2,7 +2,7 @@
 
 /** From the demo to a producer: permission to publish. */
 export interface Grant {
-  /** The total number of records to publish. */
+  /** Number of records that the producer may have published in total. */
   readonly allowed: number
 }
 

@@ -1,4 +1,6 @@
-/** A kill at any moment loses, alters or reorders no confirmed message, and repeats none without a mark. */
+/**
+ * A kill at any moment loses, alters or reorders no confirmed message, and repeats none without the redelivered mark.
+ */
 import { expect, test } from 'vitest'
 import { runs } from '../amount.js'
 import { complaints, killRepeatedly, summary } from './kill.js'
@@ -18,7 +20,7 @@ test(
     expect(report.confirmed).toBeGreaterThan(KILLS * 20)
     expect(report.delivered).toBeGreaterThanOrEqual(report.confirmed)
     expect(report.settles).toBeGreaterThan(KILLS * 20)
-    // New segments were started and old ones with live messages were freed: those messages were moved.
+    // New segments were started, and old segments with live messages were freed, so those messages were moved.
     expect(rolls).toBeGreaterThan(KILLS / 3)
     expect(removed).toBeGreaterThan(0)
   },

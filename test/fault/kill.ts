@@ -46,7 +46,7 @@ export interface KillResult {
   readonly readyMs: readonly number[]
   /** The start times that the broker measured. */
   readonly startedMs: readonly number[]
-  /** Numbers of started and of freed segments. */
+  /** Number of segments that were started, and number that were freed. */
   readonly rolls: number
   readonly removed: number
   readonly tookMs: number

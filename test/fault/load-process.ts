@@ -48,7 +48,8 @@ export interface Progress {
   readonly refused: number
   readonly unknown: number
   /**
-   * Number of publishes with an unknown outcome whose clients were not replaced and should have sent the batches again.
+   * Number of publishes that have an unknown outcome although their client was not replaced, and so should have sent
+   * them again.
    */
   readonly unresolved: number
   readonly delivered: number

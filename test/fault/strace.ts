@@ -59,10 +59,13 @@ export interface Sighting {
 }
 
 export interface TraceReport {
-  /** Writes to segment files that were opened for durable writes, and the batches of messages in them. */
+  /**
+   * Number of writes to segment files that were opened for durable writes, and number of batches of messages in those
+   * writes.
+   */
   readonly durableWrites: number
   readonly durableBatches: number
-  /** Writes to sockets that contained at least one of the frames below. */
+  /** Number of socket writes with at least one confirm or delivery. */
   readonly socketWrites: number
   readonly confirms: number
   readonly deliveries: number

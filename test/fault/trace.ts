@@ -1,6 +1,6 @@
 /**
- * Traces the system calls of a broker under load: each confirm and each delivery must follow a completed durable write
- * that contains exactly those batches.
+ * Traces the system calls of a broker under load: each confirm and each delivery must follow the completed durable
+ * write of its batch.
  *
  * As a script: node test/dist/fault/trace.js [--messages 20000]
  */

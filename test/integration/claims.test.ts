@@ -1,4 +1,7 @@
-/** A handler keeps its messages across a lost connection or a restart of the broker; no message runs twice at once. */
+/**
+ * A handler keeps its messages across a lost connection or a restart of the broker; no message is handled twice at
+ * once.
+ */
 import { createConnection, createServer, type AddressInfo, type Socket } from 'node:net'
 import { connect, type LeaseLoss, type Message, type Sluice } from '@sluice/client'
 import { startServer, type RunningServer } from '@sluice/server'
@@ -179,7 +182,7 @@ describe.each([
     if (how === 'stop') expect(handlers.runs).toEqual(['1 1', '2 1'])
   })
 
-  it('a handler learns by signal and event that another consumer has its message, which never runs twice at once', async () => {
+  it('a handler learns by signal and event that another consumer has its message, and no message is handled twice at once', async () => {
     const server = await start(await directory())
     const way = await Way.to(server)
     const sluice = await client(way.url)
@@ -200,8 +203,8 @@ describe.each([
     await until('the loss is reported', () => losses.length === 1)
     expect(losses).toEqual([{ queue: 'q', offset: 0, reason: 'disconnected' }])
     expect(handlers.aborted).toEqual(['a'])
-    // The other consumer releases the message while its handler still runs here. This client must not run it a second
-    // time.
+    // The other consumer releases the message while its handler still runs here. This client must not handle it a
+    // second time.
     await taken!.release()
     await other.close()
     await new Promise((resolve) => setTimeout(resolve, 100))
@@ -280,7 +283,7 @@ it('with one active consumer, a consumer that has ended claims its message befor
   await until('all is acknowledged', async () => (await sluice.queues.get('q')).acked === 2)
 })
 
-it('a message whose processing timeout passed does not run at the same time as its old handler', async () => {
+it('a message whose processing timeout passed is not handled again while its old handler runs', async () => {
   const server = await start(await directory())
   const sluice = await client(`sluice://127.0.0.1:${server.port}`)
   sluice.on('leaseLost', () => {})

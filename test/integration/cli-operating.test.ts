@@ -60,7 +60,7 @@ describe.concurrent('wrong values', () => {
     ['replay q --from yesterday', /--from is "yesterday"/, /2026-05-01T10:00Z/],
     ['replay q --reason rejected', /Unknown option --reason/, /replay --help/],
   ]
-  test.each(mistakes)('%s is an error of usage', async (args, what, hint) => {
+  test.each(mistakes)('%s is a usage error', async (args, what, hint) => {
     expectFailure(await run(args.split(' ')), 2, what, hint)
   })
 

@@ -111,7 +111,7 @@ describe.concurrent('usage', () => {
       /\S/,
     ],
   ]
-  test.each(mistakes)('%s is an error of usage', async (_name, args, what, hint) => {
+  test.each(mistakes)('%s is a usage error', async (_name, args, what, hint) => {
     expectFailure(await run(args), 2, what, hint)
   })
 

@@ -1,6 +1,6 @@
 /**
- * One load process: a producer or a consumer with its own connection. It follows the requests of its parent, reports its
- * count on request, and its results at the end.
+ * One load process: a producer or a consumer with its own connection. It follows the requests of its parent, reports
+ * its count on request, and reports its results at the end.
  */
 import { createHistogram } from 'node:perf_hooks'
 import { atMsOf, Bodies, Seen } from './bodies.js'
@@ -37,8 +37,9 @@ export interface Result extends Count {
   /** Message of the first failure. */
   readonly failure: string | undefined
   /**
-   * Latencies in microseconds. A producer measures from the call to the confirm. A consumer measures from the time at
-   * which the message was due to be sent until it arrives.
+   * Latencies in microseconds. A producer measures until the confirm: from the call, or at a fixed rate from the time
+   * at which the message was due to be sent. A consumer measures from the time at which the message was due to be sent
+   * until it arrives.
    */
   readonly latency: Latency | undefined
   /** The messages that a consumer received. */

@@ -14,8 +14,8 @@ export interface Outcome {
   readonly publish: number | undefined
   readonly consume: number | undefined
   /**
-   * Latency from the call to the confirm; if a rate is set, from the time at which the message was due to be sent until
-   * the confirm.
+   * Latency from the call to the confirm; in scenarios of the kind `latency`, from the time at which the message was
+   * due to be sent until the confirm.
    */
   readonly confirmLatency: Latency | undefined
   /** Latency from the time at which the message was due to be sent until a consumer has it. */

@@ -1,4 +1,4 @@
-/** The pacer of `sluice bench`, so that both make the same load at a fixed rate. */
+/** The pacer of `sluice bench`, so that the harness and `sluice bench` pace a fixed rate in the same way. */
 import type * as pacer from '../../packages/server/src/cli/pacer.js'
 
 export const { nowMs, pace } = (await import(

@@ -1,4 +1,4 @@
-/** The format of scenarios: the load of a run. A file of scenarios is a JSON array. */
+/** A scenario describes the load of one run. A file of scenarios is a JSON array. */
 import { readFile } from 'node:fs/promises'
 
 export const KINDS = ['publish', 'consume', 'both', 'latency'] as const
@@ -7,9 +7,9 @@ export type Kind = (typeof KINDS)[number]
 export interface Scenario {
   readonly name: string
   /**
-   * `publish`: publishes as fast as confirms arrive. `consume`: consumes messages that were published before. `both`:
-   * publishes and consumes at the same time. `latency`: publishes at `rate`, open loop, and measures each message from
-   * the time at which it was due to be sent until a consumer has it.
+   * `publish`: publishes as fast as confirms arrive. `consume`: consumes messages that were published before the
+   * measurement. `both`: publishes and consumes at the same time. `latency`: publishes at `rate`, open loop, and
+   * measures each message from the time at which it was due to be sent until a consumer has it.
    */
   readonly kind: Kind
   readonly producers: number

@@ -121,7 +121,7 @@ type Event =
     }
   | { readonly kind: 'drained'; readonly pair: Pair }
 
-/** Number of batches that a producer may send again, counted from its last batch. */
+/** Number of batches that a producer may send again, counted back from its last batch. */
 export const RESENDABLE = 8
 
 /** The caller of an operator's requests. */

@@ -15,7 +15,7 @@ const PRODUCT = { Broker, MemoryLog, Schedule }
 const SEEDS_MAX = 40
 const OPERATIONS = 600
 
-/** Seeds that find a defect, by its name, where the first seed does not. An outdated entry only costs time. */
+/** For each defect that the first seed does not find: a seed that finds it. An outdated entry only costs time. */
 const KNOWN_SEEDS: Readonly<Record<string, number>> = {
   'in a queue with `single`, the oldest subscription gets messages, even without credit': 3,
   'an extension does nothing': 6,

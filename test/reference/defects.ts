@@ -19,7 +19,7 @@ import type { Defect } from './bench.js'
 import { contentOf } from './records.js'
 import type { Content } from './state.js'
 
-/** A bug, planted anew for each run, because it can have state of the run. */
+/** A bug, planted anew for each run, because it can keep state during a run. */
 export interface PlantedDefect {
   readonly name: string
   readonly plant: () => Defect

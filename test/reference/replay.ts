@@ -6,9 +6,10 @@ import { same } from './same.js'
 import { Difference, type ModelMessage } from './state.js'
 
 /**
- * Replays the acknowledged messages that must be retained, in the order of their offsets; other acknowledged messages may
- * be replayed as well. `between` decides what happens after a page: a crash, or a lost answer, after which the page is
- * requested again and copies its messages a second time. Returns the number of copied messages.
+ * Replays the acknowledged messages that must be retained, in the order of their offsets; other acknowledged messages
+ * may be replayed as well. `between` decides what happens after a page: nothing, a crash, or the loss of the answer.
+ * After a loss the page is requested again, which copies its messages a second time. Returns the number of copied
+ * messages.
  */
 export async function replay(
   bench: Bench,

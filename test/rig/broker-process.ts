@@ -1,7 +1,7 @@
 /**
- * The script of a broker process. Its argument contains the server options as JSON. It prints one JSON line before it
- * reads its log, one when it accepts connections, and one with the state of its disk at each SIGUSR2. Exit codes: 0 after
- * SIGTERM, 70 if the log failed, 1 if the broker could not start.
+ * The script of a broker process. Its argument contains the server options as JSON. It prints JSON lines: one before it
+ * reads its log, one when it accepts connections, one at each event or failure of the log, and one with the state of
+ * its disk at each SIGUSR2. Exit codes: 0 after SIGTERM, 70 if the log failed, 1 if the broker could not start.
  */
 import { startServer, type DiskReport, type ServerOptions } from '@sluice/server'
 import { writeSync } from 'node:fs'

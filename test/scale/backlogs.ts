@@ -1,9 +1,12 @@
-/** Scenarios with large backlogs, run with ten times as many messages as the others: memory, publish rate and drain rate. */
+/**
+ * Scenarios with large backlogs, run with ten times as many messages as other scenarios: memory, publish rate and drain
+ * rate.
+ */
 import type { PublishOptions, Sluice } from '@sluice/client'
 import { Bench, BODY, drain, fill } from './measures.js'
 import { fixed, whole, type Finding, type Scenario } from './scenario.js'
 
-/** Number of unanswered batches: the maximum that the broker accepts. */
+/** Number of batches in flight. */
 const BATCHES = 200
 
 /** Publishes `count` messages in batches of `size`; returns messages per second. */

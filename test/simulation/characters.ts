@@ -8,7 +8,7 @@ import type { Chance } from './chance.js'
 export interface Character {
   readonly name: string
   readonly fixed: Partial<QueueOptions>
-  /** Shares of messages with a key, an id and a priority. */
+  /** Shares of messages with a key, an id, a priority, a delay and a time to live, in this order. */
   readonly keyed: number
   readonly identified: number
   readonly prioritized: number

@@ -8,7 +8,7 @@ import { runWorld } from './world.js'
 
 describe('a broker whose process is stopped from time to time', () => {
   test(
-    'delivers nothing early, and charges no consumer for its own sleep',
+    'delivers nothing early, and charges no consumer for the time that it was stopped',
     { timeout: TIMEOUT_MS },
     async () => {
       const total = new Map<string, number>()

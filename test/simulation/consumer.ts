@@ -216,7 +216,7 @@ export class Consumer extends Client {
   #subscribe(queue: string, messages: number, bytes: number, limit: number | undefined): void {
     const channel = ++this.#channel
     const { chance, isHealing } = this.around
-    // Sometimes makes the same claims a second time, when other consumers may have the messages.
+    // Some claims are kept and made a second time, when other consumers may already have the messages.
     const claims = isHealing || chance.hit(0.2) ? [] : (this.#claims.get(queue) ?? [])
     if (chance.hit(0.7)) this.#claims.delete(queue)
     this.#readers.set(channel, {

@@ -17,10 +17,13 @@ import { Taps } from './taps.js'
 import { Violation } from './trace.js'
 import type { Sender, World } from './world.js'
 
-/** Numbers of images and effects that were checked. */
+/** Counts of the images and effects that were checked. */
 export interface CrashCounts {
   images: number
-  /** Number of images in which the entry that was being written is complete, cut short, or damaged. */
+  /**
+   * Number of images with the whole entry whose write was under way (`withUnfinished`), with a part of it that recovery
+   * cut off (`torn`), and with an orderly stop at the end of the log (`afterStop`).
+   */
   withUnfinished: number
   torn: number
   afterStop: number

@@ -14,7 +14,7 @@ const SEEDS_MAX = 24
 /** The share of each run's crash points that is checked. */
 const SHARE = 0.05
 
-/** Seeds that find a defect, by its name, where the first seed does not. An outdated entry only costs time. */
+/** For each defect that the first seed does not find: a seed that finds it. An outdated entry only costs time. */
 const KNOWN_SEEDS: Readonly<Record<string, number>> = {
   'a failed write is reported as a success': 4,
   'a settle of another consumer is not reported as stale': 2,

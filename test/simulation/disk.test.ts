@@ -53,7 +53,7 @@ describe('durability', () => {
     expect([...imagesOf(disk, sectorsIn)]).toEqual([['8 9 3', IMAGES]])
   })
 
-  test('any set of sectors of a write that was not synced is kept', async () => {
+  test('a power cut keeps any set of sectors of a write that was not synced', async () => {
     const disk = new SimulatedDisk()
     const file = await fileOn(disk, sectorsOf(1, 1, 1), false)
     await file.write(0, sectorsOf(2, 2, 2))

@@ -215,8 +215,8 @@ export class SimulatedDisk implements Disk {
   }
 
   /**
-   * The disk after the process dies and the machine does not: it has everything that has landed, and any part of the
-   * operations under way. What was not stable remains unstable.
+   * The disk after the process dies but the machine keeps running: it has everything that has landed, and any part of
+   * the operations under way. What was not stable remains unstable.
    */
   kill(random: Random, options: SimulatedDiskOptions = {}): SimulatedDisk {
     return this.#copy(random, options)

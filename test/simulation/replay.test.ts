@@ -25,7 +25,7 @@ const RETAIN_MS = 3_600_000
 const IDLE_MAX = 1_000
 /** Free bytes below which the broker accepts nothing. */
 const LOW_FREE_BYTES = 512 * 1024
-/** Minimum interval between two checks of the free space by the log. */
+/** Time after which the log checks the free space again: a little more than its minimum interval. */
 const LOOK_MS = 1_100
 const CRASHED = Symbol('crashed')
 

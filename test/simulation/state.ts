@@ -78,7 +78,7 @@ export interface ModelSubscription {
   readonly held: Map<number, ModelMessage>
   heldBytes: number
   holdsSuspect: boolean
-  /** Tags that are being handled, with their deadlines: Infinity for announced ones. */
+  /** Tags of messages that are being handled or are announced, with their deadlines; Infinity for announced ones. */
   readonly started: Map<number, number>
   /** Tags of claimed leases whose attempt was already charged. */
   readonly precharged: Set<number>
@@ -92,7 +92,7 @@ export interface ModelSubscription {
 
 export type ModelCounts = ReturnType<typeof noModelCounts>
 
-/** Numbers of the checks and events, so that a test can assert that something happened. */
+/** Counts of checks and events, so that a test can assert that something happened. */
 function noModelCounts() {
   return {
     dispatched: 0,

@@ -163,7 +163,7 @@ export class Witness {
     }
   }
 
-  // Invariant 2: a message that is shown was published there.
+  // Invariant 2: a message that is shown was published to that queue.
   #peeked(
     conversation: Conversation,
     correlation: number,
@@ -229,7 +229,7 @@ export class Witness {
     }
   }
 
-  // Invariant 2: a delivered message is on disk, and was published there byte for byte.
+  // Invariant 2: a delivered message is on disk, and was published to that queue, byte for byte.
   #delivered(bytes: Uint8Array, start: number, end: number): void {
     const { subscriptionId, firstTag, count, messages } = deliveredIn(bytes, start, end)
     const subscription = this.#model.consuming.subscriptionById(subscriptionId)

@@ -1,6 +1,6 @@
 /**
  * Whole runs, one for each seed: a broker that ends and restarts several times, with hostile, slow and dying clients;
- * then healing, draining and the final checks. `SLUICE_SEED=n` runs one seed.
+ * then the trouble stops, the queues are drained, and everything is checked. `SLUICE_SEED=n` runs one seed.
  */
 import { describe, expect, test } from 'vitest'
 import { leastIn, ONE_SEED, seedsFrom, TIMEOUT_MS } from '../amount.js'

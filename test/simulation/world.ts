@@ -3,8 +3,8 @@
  * trouble. Only the world decides what happens next. Before each decision it waits until every JavaScript promise is
  * settled, so a seed always gives the same history.
  *
- * In a run the broker ends and restarts several times: by a loss of power, a kill, a failing disk or an orderly stop. At
- * the end everything is healed, drained and checked.
+ * In a run the broker ends and restarts several times: by a loss of power, a kill, a failing disk or an orderly stop.
+ * At the end the trouble stops (the run heals), the queues are drained, and everything is checked.
  */
 import { MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
 import { crc32 } from 'node:zlib'
@@ -150,8 +150,8 @@ export class World implements Surroundings, Listening, LogListening {
   #fullUntilMs = 0
   #unreadableUntilMs = 0
   /**
-   * Whether there is space again and the log has not noticed. The log checks the space when a publish arrives, and the
-   * check takes a while.
+   * Whether there is space again but the log has not noticed it yet. The log checks the space when a publish arrives,
+   * and the check takes a while.
    */
   #isLowUnnoticed = false
   #roomSinceMs = 0

@@ -1,4 +1,4 @@
-/** An order and the queues that it passes, for all processes of the store. */
+/** An order, and the queues that it passes through. Used by all processes of the store. */
 import { queue, type Duration, type QueueOptions } from '@sluice/client'
 
 export interface Order {
