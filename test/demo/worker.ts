@@ -13,7 +13,7 @@ import { leave, standBy, tell, type Stop } from './part.js'
 import type { Handled, Hold, WorkerReport } from './reports.js'
 
 const CONCURRENCY = 8
-/** Number of messages that are buffered for the handlers. A message leaves the buffer once its acknowledgement is durable. */
+/** Number of messages that the broker may deliver in advance. A message counts until its acknowledgement is durable. */
 const PREFETCH = 256
 
 const [url, name] = process.argv.slice(2)

@@ -1,4 +1,4 @@
-/** A process that runs a built script of the tests. It is known by its process id and ends with `dispose`. */
+/** A process that runs a built script of the tests. Tests signal it by its process id and end it with `dispose`. */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { dirname, join } from 'node:path'

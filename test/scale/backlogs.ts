@@ -1,7 +1,4 @@
-/**
- * Scenarios with large backlogs, run with ten times as many messages as other scenarios: memory, publish rate and drain
- * rate.
- */
+/** Scenarios with large backlogs, meant for ten million messages: memory, publish rate and drain rate. */
 import type { PublishOptions, Sluice } from '@sluice/client'
 import { Bench, BODY, drain, fill } from './measures.js'
 import { fixed, whole, type Finding, type Scenario } from './scenario.js'

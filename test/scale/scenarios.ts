@@ -104,7 +104,9 @@ const fair: Scenario = async (messages) => {
 /** Maximum difference between two clocks that are set from the same wall clock. */
 const CLOCK_MS = 2
 
-/** Delayed messages over several minutes with a kill in between; measures how late a sample of them is. */
+/**
+ * Delayed messages over several minutes with a kill in between; measures how late a sample of these messages arrives.
+ */
 const delayed: Scenario = async (messages, duePerSecond) => {
   const bench = await Bench.start()
   try {

@@ -215,7 +215,7 @@ export class Attempts {
     return found
   }
 
-  /** Notes that the broker copies a message from another queue into this one, as this record. */
+  /** Called when the broker copies a message from another queue to `queue`, as `record`. */
   addCopy(queue: string, record: Uint8Array): void {
     const key = `${queue}:${nameOf(record)}`
     this.#copies.set(key, [...(this.#copies.get(key) ?? []), record])

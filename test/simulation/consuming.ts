@@ -34,7 +34,7 @@ export class Consuming {
   readonly #state: ModelState
   readonly #outcomes: Outcomes
   readonly #byId = new Map<number, ModelSubscription>()
-  /** The last lease of each message that reached a consumer, across all restarts of the broker. */
+  /** For each message, the last of its leases that reached a consumer, across all restarts of the broker. */
   readonly #holders = new Map<string, { readonly lease: string; readonly claim: Claim }>()
   /** Leases that their consumers settled. */
   readonly #settledLeases = new Set<string>()

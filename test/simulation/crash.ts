@@ -109,7 +109,7 @@ export class CrashPoints {
   readonly #chance: Chance
   readonly #share: number
 
-  /** Checks this share of the disk uses. */
+  /** `share` of the disk uses are checked. */
   constructor(seed: number, counts: CrashCounts, share: number) {
     this.#chance = new Chance(seed ^ 0x0c4a_5e)
     this.counts = counts

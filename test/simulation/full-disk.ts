@@ -443,7 +443,10 @@ export class FullDisk {
     }
   }
 
-  /** Whether `condition` becomes true within this time. If it is true at once, the broker stays in the middle of its work. */
+  /**
+   * Whether `condition` becomes true within this time. If it becomes true before any time passes, the broker is left in
+   * the middle of its work.
+   */
   async #whether(ms: number, condition: () => boolean): Promise<boolean> {
     for (let beat = 0; beat < BEATS; beat++) {
       if (condition()) return true

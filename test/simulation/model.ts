@@ -36,7 +36,7 @@ import { Violation } from './trace.js'
 export interface ModelView extends PublishingView {
   /** Time at which the broker will deliver the message again. */
   dueMs(queueId: number, offset: number): number | undefined
-  /** Called when a message was copied to this queue as this record. */
+  /** Called when the broker copied a message to `queue`, as `record`. */
   copied(queue: string, record: Uint8Array): void
 }
 

@@ -3,8 +3,9 @@ import type { HistoryEvent } from '../checker/history.js'
 import { Violation } from './trace.js'
 
 /**
- * Checks that messages of a producer to a queue are accepted in the order of its calls, whatever was refused or lost.
- * `accepted` has their names by queue, in the order of the log. Returns the number of compared messages.
+ * Checks that each queue accepts the messages of a producer in the order of the producer's calls, whatever was refused
+ * or lost. `accepted` has the names of the accepted messages by queue, in the order of the log. Returns the number of
+ * compared messages.
  */
 export function checkOrder(
   history: readonly HistoryEvent[],

@@ -5,7 +5,7 @@ import type { Order } from './orders.js'
 import type { Done, Report, Step } from './reports.js'
 
 const CHECKS = 15
-/** The order whose card is declined first. */
+/** The order whose card is declined once, and then accepted. */
 const DECLINED = 'order-01'
 /** The order whose card has expired. */
 const EXPIRED = 'order-03'

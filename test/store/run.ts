@@ -3,9 +3,9 @@
  * cards are declined, orders flood in, and a worker crashes. The run prints what happens, and checks at the end that
  * every order was paid, picked and mailed once.
  *
- * Option: `--flood <n>`, the minimum number of orders in the flood. Exit code: 0 for success, 1 for failure, 2 for wrong
- * options. The run leaves no processes and no files; after a failure it keeps the directory with the logs and the books
- * and prints its path.
+ * Option: `--flood <n>`, the minimum number of orders in the flood. Exit code: 0 for success, 1 for failure, 2 for
+ * wrong options. The run leaves no processes. It removes its files, except after a failure: then it keeps the directory
+ * with the logs and the books, and prints its path.
  */
 import { parseArgs } from 'node:util'
 import { perform } from '../demo/stage.js'
