@@ -44,7 +44,7 @@ export interface ServerOptions {
   readonly segmentBytes?: number
   /** Maximum size of a message. Default: 1 MiB. */
   readonly messageBytesMax?: number
-  /** Maximum number of connections. Default: 10,000, but at most the limit of open files minus 256. */
+  /** Maximum number of connections; at most the limit of open files minus 256 is used. Default: 10,000. */
   readonly connectionsMax?: number
   /**
    * Memory that the process may use, in bytes; at least 192 MiB. When it is full, publishes are refused with MEMORY_FULL.

@@ -1,7 +1,7 @@
 /**
- * `sluice bench`: loads a running broker from separate processes and prints the results. Each producer and consumer has
- * its own connection. The results count messages that are confirmed, and therefore durable, and messages that are
- * acknowledged.
+ * `sluice bench`: puts a running broker under load from separate processes and prints the results. Each producer and
+ * consumer has its own connection. The results count messages that are confirmed, and therefore durable, and messages
+ * that are acknowledged.
  */
 import { fork, type ChildProcess } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
@@ -189,7 +189,7 @@ async function runBench(options: Options, times: Times, sluice: Sluice, name: st
   } finally {
     run.kill()
     if (options.queue === undefined) {
-      // If the run has failed already, that failure is reported instead.
+      // A failure of this deletion is ignored, so that it does not hide a failure of the run.
       await sluice.queues.delete(name, { timeout: DELETE_TIMEOUT_MS }).catch(() => {})
     }
     forget()

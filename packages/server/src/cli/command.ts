@@ -146,7 +146,7 @@ function refuseWord(
   )
 }
 
-/** The options that yargs knows. It passes them to a check, although its types do not say so. */
+/** The options that yargs knows. yargs passes them to a check, although its types omit this. */
 interface KnownOptions {
   readonly key: Readonly<Record<string, unknown>>
   readonly boolean: readonly string[]
@@ -213,7 +213,10 @@ function isNegated(value: unknown): boolean {
   return value === false || (Array.isArray(value) && value.includes(false))
 }
 
-/** Forms of the commands by their words. Commands of a group are added when the group is used. */
+/**
+ * Forms of the commands, such as `publish <queue> [body]`, by the words that name them. Commands of a group are added
+ * when the group is used.
+ */
 const COMMANDS = new Map<string, string>()
 /** Commands that have subcommands. */
 const GROUPS = new Set<string>()

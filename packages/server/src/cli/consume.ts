@@ -36,7 +36,7 @@ export const consume = command<ConsumeOptions>({
         type: 'string',
         requiresArg: true,
         describe:
-          'Exit when no message arrives for this long, such as 2s; with fewer than --count messages the exit code is 4 [default: never]',
+          'Exit when no message arrives for this long, such as 2s; the exit code is 4 if fewer than --count messages arrived [default: never]',
       })
       .option('processing-timeout', {
         type: 'string',

@@ -164,7 +164,7 @@ const redrive = command<RedriveFlags>({
       await printJson({ queue, to: to ?? queue, dryRun, matched, redriven, guarded, barred })
     } else if (result.matched > 0) redriveNotices(queue, to, dryRun, result)
     else if (missing === undefined) notice(noneOf(queue, choice))
-    // The other messages are redriven anyway, so that the command can be repeated after it was interrupted.
+    // The messages at the other offsets are redriven anyway, so that the command can be repeated after an interruption.
     if (missing !== undefined) throw missing
   },
 })

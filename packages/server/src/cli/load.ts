@@ -243,7 +243,7 @@ function giveUp(error: unknown): void {
   process.send?.(report, () => process.exit(1))
 }
 
-// Ctrl-C reaches the whole process group. This process ignores the signal, because the parent ends it. It also exits
+// Ctrl-C reaches the whole process group. This process ignores the signal, and is ended by its parent. It also exits
 // when the parent is gone.
 process.on('SIGINT', () => {})
 process.on('disconnect', () => process.exit())

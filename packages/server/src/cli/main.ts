@@ -123,7 +123,7 @@ function program(args: readonly string[]): Argv {
     .parserConfiguration({ 'greedy-arrays': false, 'dot-notation': false, 'boolean-negation': true })
     .wrap(Math.min(WIDTH_MAX, process.stdout.columns ?? WIDTH_MAX))
     .exitProcess(false)
-    // yargs can call this twice for one failure; the exception of the first call ends the parsing.
+    // If yargs passes an exception, it is thrown again. Otherwise `message` describes a wrong use of the command.
     .fail((message: string | null, error: Error | undefined) => {
       if (error !== undefined) throw error
       const words = commandWord(args)

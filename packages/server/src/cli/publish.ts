@@ -365,7 +365,7 @@ function decode(bytes: Uint8Array, bodyType: BodyType, what: string): unknown {
 /** Matches the start of a string, or a number, in valid JSON. */
 const JSON_TOKEN = /"|-?\d[\d.eE+-]*/g
 
-/** The first number that JSON.parse would change: an integer beyond 2^53, or one that overflows to infinity. */
+/** The first number that JSON.parse would change: an integer beyond 2^53, or a number that overflows to infinity. */
 function inexactNumber(json: string): string | undefined {
   JSON_TOKEN.lastIndex = 0
   for (let match = JSON_TOKEN.exec(json); match !== null; match = JSON_TOKEN.exec(json)) {

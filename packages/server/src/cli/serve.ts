@@ -1,6 +1,6 @@
 /**
  * `sluice serve`: the broker as a process. The first signal stops the broker gracefully, and the second signal stops it
- * immediately. If its log fails, the process exits with code 70, because the broker must not confirm any further
+ * immediately. If the log fails, the process exits with code 70, because the broker must not confirm any further
  * message.
  */
 import { startServer, type RunningServer } from '../server.js'
@@ -41,7 +41,7 @@ export const serve = command({
       .option('force-lock', {
         type: 'boolean',
         default: false,
-        describe: 'Take over a data directory on a network file system whose broker is permanently gone',
+        describe: 'Take over a data directory on a network file system, if its broker is permanently gone',
       })
       .describe('json', 'Log JSON even on a terminal')
       .epilogue(
@@ -118,7 +118,7 @@ async function stop(starting: Promise<RunningServer>, logger: Logger): Promise<v
   try {
     server = await starting
   } catch {
-    // In this case the startup has failed, and it reports its own error.
+    // The startup has failed, and reports its own error.
     clearTimeout(overdue)
     return
   } finally {

@@ -6,7 +6,7 @@ import { MemoryLog } from './memory-log.js'
 
 const BATCH_BYTES = BATCH_HEADER_BYTES + 400
 
-/** A log with consecutive batches from position 0 on, which records the positions of all reads. */
+/** Returns a log with consecutive batches from position 0 on, and a list that receives the position of each read. */
 function storedBatches(count: number): { log: MemoryLog; length: number; reads: number[] } {
   const stored = new Uint8Array(count * BATCH_BYTES)
   for (let at = 0; at < stored.length; at += BATCH_BYTES) {
@@ -22,7 +22,7 @@ function storedBatches(count: number): { log: MemoryLog; length: number; reads: 
   return { log, length: stored.length, reads }
 }
 
-test('a batch that one block contains only in part is found in its own block, whichever block was used last', async () => {
+test('a batch is found in the block that has all of it, even if a block with a part of it was used last', async () => {
   const { log, length } = storedBatches(3)
   const blocks = new Blocks(log, { ...BLOCKS_DEFAULTS, readAheadBytes: BATCH_BYTES * 2 - 100 })
   blocks.setDurable(length)

@@ -128,7 +128,7 @@ export class Blocks {
     return this.#durable
   }
 
-  /** Reports that every entry before `position` is durable. */
+  /** Called when every entry before `position` is durable. */
   setDurable(position: number): void {
     this.#durable = position
     if (this.#recentBytes > this.#options.recentBytes) this.#evict()

@@ -20,7 +20,7 @@ import type { LogBounds, LogEntry } from './log.js'
 import { META_NAME, SEGMENT_HEADER_BYTES, segmentName } from './segment.js'
 
 describe('damage', () => {
-  test('a last entry that is torn at any byte is cut off, and the log continues', async () => {
+  test('the last entry is cut off if it is torn at any byte, and the log continues', async () => {
     const { disk, made } = await diskWith([sectors(20), sectors(2), sectors(2), [100, 300, 40]])
     const last = made.at(-1)!
     const name = segmentName(2)

@@ -1,6 +1,6 @@
 /**
- * The decision tables of the log scan: one row for each state of a log's directory and of its tail. This file has only
- * data and a look-up: `directory-scan.ts` and `tail-scan.ts` collect the facts and act on the row.
+ * The decision tables of the log scan: one table for the state of a log's directory, and one for the state of its tail.
+ * This file has only data and a look-up: `directory-scan.ts` and `tail-scan.ts` collect the facts and act on the row.
  *
  * Invariant: every combination of facts fits exactly one row, and docs/STORAGE.md has the same rows in the same order.
  */
@@ -8,7 +8,7 @@
 export interface DirectoryFacts {
   readonly meta: 'missing' | 'damaged' | 'valid'
   /**
-   * `blank`: segment numbers start at 1, and all bytes are zero (read only if `log.meta` is not valid). `unstarted`:
+   * `blank`: segment numbers start at 1, and all bytes are zero (checked only if `log.meta` is not valid). `unstarted`:
    * segment numbers start at 1, and no segment is in use. `headless`: segment numbers start higher, and no segment is
    * in use. `used`: at least one segment is in use.
    */
@@ -29,7 +29,7 @@ export interface TailFacts {
   readonly behind: 'nothing' | 'unfinished'
   /** Content of the start of the next, unused segment, with the same two values. */
   readonly next: 'nothing' | 'unfinished'
-  /** Whether a whole entry with a higher LSN than the next entry follows anywhere. */
+  /** Whether a whole entry with an LSN above that of the next entry follows, in any segment. */
   readonly later: 'none' | 'found'
 }
 
@@ -75,13 +75,13 @@ export const TAIL_ROWS: readonly Row<TailFacts, TailRow>[] = [
   { row: 'torn-in-next', behind: ['nothing'], next: ['unfinished'], later: ['none'] },
 ]
 
-/** The rows that decided a log scan. A row is undefined until the scan has decided it. */
+/** The rows that a log scan has picked. A row is undefined until the scan has picked it. */
 export interface ScanRows {
   directory?: DirectoryRow
   tail?: TailRow
 }
 
-/** All rows that match. A correct table has exactly one. */
+/** All rows that match. In a correct table there is exactly one. */
 export function matchingRows<Facts extends object, Name>(
   rows: readonly Row<Facts, Name>[],
   facts: Facts,

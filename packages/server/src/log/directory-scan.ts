@@ -169,7 +169,7 @@ async function readMeta(disk: Disk): Promise<LogMeta | undefined> {
 }
 
 /**
- * Reads headers from the newest segment down to the first one in use. Older segments are assumed to be in use and are
+ * Reads headers from the newest file back to the newest segment in use. Older segments are assumed to be in use and are
  * read later.
  */
 async function readHeaders(

@@ -165,7 +165,9 @@ class NodeFile implements DiskFile {
     })
   }
 
-  /** The system reuses closed descriptors, so a write to one would hit another file. */
+  /**
+   * Throws if the file is closed. The system reuses closed descriptors, so a write to one would change another file.
+   */
   #open(): number {
     if (this.#closed) throw new Error(`The file ${this.#name} is closed.`)
     return this.#descriptor

@@ -26,8 +26,8 @@ export interface LogBounds {
   /** CRC of the last entry; 0 when the log has no entry. */
   readonly lastCrc: number
   /**
-   * A random number of this log from which the CRC of every entry starts, so that entries of another log never pass the
-   * check.
+   * A random number that belongs to this log. The CRC of every entry starts from it, so that entries of another log
+   * never pass the check.
    */
   readonly salt: number
   /** Last position that was passed to `markCheckpoint` before the newest segment began; undefined if there was none. */

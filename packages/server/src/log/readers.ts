@@ -1,7 +1,8 @@
 /**
  * The segments that are open for reading: a limited number, the most recently used ones. All reads of the file log go
  * through this class. A failed read is retried, because a lack of file descriptors or memory, or a slow disk, is not
- * damage. Only a wrong checksum proves damage, and the callers compare checksums.
+ * damage. Only a wrong file size or a wrong checksum proves damage. This class compares the size, and its callers
+ * compare checksums.
  *
  * Invariant: a file stays open while a reader uses it, even after its segment was freed or the log was closed; the last
  * user closes the file. A dropped segment cannot be acquired again.

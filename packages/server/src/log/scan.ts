@@ -9,7 +9,7 @@ import { scanTail } from './tail-scan.js'
 import type { LogEnd } from './tail-scan.js'
 
 /**
- * Sets each of `rows` as soon as the row is decided. If the scan rejects, no file stays open.
+ * Sets each field of `rows` as soon as that row is picked. If the scan rejects, no file stays open.
  * @throws SluiceError LOG_CORRUPT, LOG_FAILED, NOT_SUPPORTED
  */
 export async function scanLog(options: ScanOptions, rows: ScanRows): Promise<LogEnd> {

@@ -36,8 +36,8 @@ export function defaultLowFreeBytes(totalBytes: number): number {
 }
 
 /**
- * Four segments, but at most a third of the file system and at least one segment. Copying and freeing a segment takes
- * two segments, the checkpoint for it takes the third, and settles use the fourth in the meantime.
+ * Four segments, but at most a third of the file system and at least one segment. Copying a segment and freeing it
+ * takes two segments, the checkpoint in between takes the third, and settles use the fourth in the meantime.
  */
 export function defaultReserveBytes(segmentBytes: number, totalBytes: number): number {
   return Math.max(segmentBytes, Math.min(4 * segmentBytes, Math.floor(totalBytes / 3)))

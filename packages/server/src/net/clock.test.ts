@@ -37,7 +37,7 @@ function pass(clock: Clock, ms: number, stepMs = 50): ClockChange[] {
   return changes
 }
 
-test('does not go back when it is corrected towards a wall clock that was set back', () => {
+test('the time does not go back when it is corrected towards a wall clock that was set back', () => {
   monotonicMs = 0
   wallMs = 1_000_000.02
   const clock = new Clock()

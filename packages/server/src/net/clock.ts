@@ -15,7 +15,7 @@ const SLEW = 0.0005
  */
 const SLOW_SLEW = 0.1
 /**
- * A difference larger than this is large: it does not come from drift, but from a suspension of the machine or from
+ * A difference above this counts as large: it does not come from drift, but from a suspension of the machine or from
  * setting its clock.
  */
 export const STEP_MS = 5_000

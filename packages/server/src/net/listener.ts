@@ -268,7 +268,7 @@ export class Listener {
     if (performance.now() - begunMs > REST_MS) link.transport.rest()
   }
 
-  // Closes the connection that uses the most memory. Another connection may have received the last bytes.
+  // Closes the connection that uses the most memory, which need not be the connection that has just received bytes.
   #makeRoom(): void {
     let largest: Peer | undefined
     let most = 0

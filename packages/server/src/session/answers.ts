@@ -1,6 +1,6 @@
 /**
- * Encodes the answers to requests: RESULT with the object in msgpack, RESULT with a layout specific to the request,
- * or ERROR. The session calls this file with the result or error of a handler (requests.ts).
+ * Encodes the answers to requests: RESULT with the object in msgpack, MESSAGES for PEEK, or ERROR. The session calls
+ * this file with the result or error of a handler (requests.ts).
  */
 import {
   ERRORS,

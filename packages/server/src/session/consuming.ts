@@ -3,8 +3,7 @@
  * broker calls it as the consumer of each subscription. `frames.ts` decodes the client's frames before they reach this
  * class.
  *
- * Invariant: `#subscriptions` contains open subscriptions only, and a frame that names a subscription that is not open
- * changes nothing.
+ * Invariant: `#subscriptions` contains open subscriptions only, and a frame for any other subscription changes nothing.
  */
 import {
   OP,

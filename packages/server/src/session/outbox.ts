@@ -2,8 +2,8 @@
  * Frames that are to be sent to a client. The frames are written here during a turn, wait for the entry of the turn,
  * and are sent in order once the entry is durable.
  *
- * Invariant: a frame reaches the transport only after `release` was called with an LSN at or above the LSN of the
- * entry for which the frame waits, its gate.
+ * Invariant: a frame reaches the transport only after `release` was called with an LSN at or above the gate of the
+ * frame, which is the LSN of the entry for which it waits.
  */
 import { FRAME_HEADER_BYTES, FrameDecoder, OP, writeFrameHeader } from '@sluice/protocol'
 

@@ -36,7 +36,7 @@ test('reading pauses above the limit of unanswered bytes and resumes at half of 
   expect([calls, reading.isPaused]).toEqual([['pause', 'resume'], false])
 })
 
-test('reading waits once for a disk that is behind, and never after close', () => {
+test('reading waits once for a disk that is behind, and does not resume after close', () => {
   const { reading, disk, calls } = readingOf(100)
   disk.isBehind = true
   reading.waitForDisk()

@@ -99,7 +99,7 @@ describe('while the disk is stalled', () => {
     expect(paused).toBe(false)
   })
 
-  test('deliveries and settles wait for the disk', async () => {
+  test('a settle that was received is applied, but the deliveries that it makes possible wait for the disk', async () => {
     const producer = broker.producers.attach('1'.repeat(32), 0)
     const publish = (from: number, to: number, bytes: number): void => {
       for (let i = from; i <= to; i++) broker.intake.publish(producer, 'q', batch(i, bytes), 0, 56 + bytes, 0)

@@ -145,7 +145,7 @@ export class Session implements Peer, Connection, Receiver {
       if (late !== undefined) this.fail(late)
       return
     }
-    // While reading is paused for the disk, nothing can be received from the client.
+    // While reading is paused, nothing can be received from the client.
     if (this.#reading.isPaused) this.#liveness.received(nowMs)
     const late = this.#liveness.overdue(nowMs, stallMs) ?? this.#unread.overdue(nowMs, stallMs)
     if (late === undefined) this.#liveness.beat(nowMs)

@@ -37,7 +37,7 @@ test('shrinks a large window to the unanswered batches when the producer disconn
     expect(producer.resultOf(number, number, number - 5_097)?.[0]!.baseOffset).toBe(number * 10)
 })
 
-test('keeps the highest number but no result of a producer that sends nothing again', () => {
+test('keeps the highest number but no result of a producer that will resend nothing', () => {
   const producer = withBatches(5_000, 4_095)
   producer.dirty = false
   producer.forgetAll()

@@ -21,7 +21,7 @@ import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
 import type { Tail } from '../log/tail.js'
 import type { State } from './state.js'
 
-/** Number of segments of dead bytes that are tolerated before anything is copied. */
+/** Dead bytes that are tolerated before anything is copied, in segments. */
 const SLACK_SEGMENTS = 4
 /** Number of bytes that copies may append for each byte that is appended. */
 const SHARE = 0.25
@@ -30,8 +30,7 @@ const IDLE_BYTES_PER_MS = 4096
 /** Maximum size of the entries that one step reads, in bytes. */
 const STEP_BYTES = 256 << 10
 /**
- * Another pass starts only after as many bytes as this number of segments have changed, or half as many while room is
- * scarce.
+ * Another pass starts only after the bytes of this many segments have changed, or half as many while room is scarce.
  */
 const CHANGED_SEGMENTS = 1
 /**

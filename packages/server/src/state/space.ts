@@ -229,7 +229,7 @@ export class Space {
     return { by: isInOldest(this.#checkpoints.lowWater) ? 'checkpoint' : 'nothing', queue: undefined }
   }
 
-  /** Reports that entries up to `lsn` are durable. Returns whether `step` has something to do now. */
+  /** Called when entries up to `lsn` are durable. Returns whether `step` has something to do now. */
   durable(lsn: number): boolean {
     const isMarked = this.#checkpoints.durable(lsn)
     return isMarked || (this.#done !== undefined && lsn >= this.#done.gate)
@@ -253,7 +253,7 @@ export class Space {
     this.#done = undefined
   }
 
-  /** Start of the oldest segment that remains if all segments before `start` are freed except retained ones. */
+  /** Start of the oldest segment that remains if segments before `start` are freed up to the first retained one. */
   #firstAfter(start: number): number {
     return Math.min(start, this.#relocation.retainedFrom)
   }

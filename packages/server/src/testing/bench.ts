@@ -229,7 +229,7 @@ export class Bench {
 
   /** Ends turns until none is due. */
   async settle(): Promise<void> {
-    // All continuations of a turn run before the next turn, for any number of continuations.
+    // All continuations of promises run before the next turn, however many there are.
     do await new Promise(setImmediate)
     while (this.endTurns() > 0)
   }
