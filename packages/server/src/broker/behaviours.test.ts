@@ -73,7 +73,7 @@ describe('limits', () => {
   })
 
   it.each(['reject', 'drop-oldest', 'dead-letter'] as const)(
-    'refuse a batch that is too large for an empty queue with a final error: %s',
+    'refuse with a final error a batch that is too large even for an empty queue: %s',
     async (overflow) => {
       const bench = await opened({ maxMessages: 3, maxBytes: 2_000, overflow })
       expect(() => bench.put(many(4))).toThrow(failing('QUEUE_FULL', false))
@@ -90,7 +90,7 @@ describe('limits', () => {
   )
 
   // If the error were retryable, the producer would send such a batch again until the queue is empty.
-  it('refuse a batch that is too large with a final error, even if the queue is not empty', async () => {
+  it('refuse with a final error a batch that is too large for an empty queue, even if this queue is not empty', async () => {
     const bench = await opened({ maxMessages: 3 })
     await bench.publish([{}])
     expect(() => bench.put(many(4))).toThrow(failing('QUEUE_FULL', false))
@@ -235,7 +235,7 @@ describe('a batch that follows a refused one', () => {
   const send = (bench: Bench, number: number, follows: number, unanswered: number, options = {}): unknown =>
     bench.send(batchOf([options], number, follows), Q, undefined, unanswered)
 
-  it('is refused together with the batches after it, until it is sent again as a batch that follows no other', async () => {
+  it('is refused, and so are later batches that follow one, until the first refused batch is accepted', async () => {
     const bench = await new Bench().open()
     bench.ensure({ maxMessages: 1 })
     send(bench, 1, 0, 0)
@@ -294,7 +294,7 @@ describe('ids', () => {
     expect((await bench.publish([{ id: 'c' }])).duplicates).toBeUndefined()
   })
 
-  it('may be acknowledged and published again in one atomic step', async () => {
+  it('of messages that an atomic step acknowledges may be published again in the same step', async () => {
     const bench = await opened({ unique: 'pending' })
     await bench.publish([{ id: 'x' }])
     const worker = bench.consume()
@@ -363,7 +363,7 @@ describe('keys', () => {
     bench.broker.audit()
   })
 
-  it('let a message of higher priority go first if the previous delivery makes that message eligible', async () => {
+  it('let a message of higher priority be the next delivery if the last delivery made it eligible', async () => {
     const bench = await opened({ keyConcurrency: 2 })
     await bench.publish([
       { key: 'a', priority: 5 },
@@ -478,7 +478,7 @@ describe('a message that is being handled', () => {
     expect(bench.info()).toMatchObject({ leased: 1, dead: 2 })
   })
 
-  it('is a suspect together with the messages of the latest announcement, but not of an earlier announcement', async () => {
+  it('becomes a suspect if the latest announcement named it with others, but not if only an earlier one named it', async () => {
     const bench = await opened({ retryInitialMs: 1_000 })
     await bench.publish(many(3))
     const worker = bench.consume()
@@ -708,7 +708,7 @@ describe('a broker without memory', () => {
 })
 
 describe('operations on thousands of messages', () => {
-  it('remove consecutive messages that expire together with one run per chunk', async () => {
+  it('remove consecutive expired messages as one run per chunk', async () => {
     const bench = await opened({})
     await bench.publish(
       many(3_000, (index) => (index === 2_000 ? { bodyBytes: 0 } : { ttlMs: 10, bodyBytes: 0 })),

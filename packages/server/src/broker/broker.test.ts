@@ -102,7 +102,7 @@ afterEach(() => {
 })
 
 describe('the cost of one frame', () => {
-  test('one settle can dead-letter more messages than fit in a segment with their reasons', async () => {
+  test('the reasons of one settle can be larger than a segment', async () => {
     const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
     await rig.open()
     await rig.publish(Array.from({ length: 2000 }, () => ''))
@@ -230,7 +230,7 @@ test('a producer is remembered for a week after its connection ended, not after 
   expect(rig.broker.producers.attach('0'.repeat(32), 1).highest).toBe(1)
 })
 
-test('does not open on a log that cannot be written', async () => {
+test('a broker does not open on a log that cannot be written', async () => {
   const log = new MemoryLog({ segmentBytes: MIB, beforeAppend: () => Promise.reject(new Error('EIO')) })
   await expect(new Rig(log).open()).rejects.toMatchObject({ code: 'LOG_FAILED' })
 })
@@ -285,7 +285,7 @@ describe('a log with a temporary read failure', () => {
 })
 
 describe('damage at rest to the header of a batch', () => {
-  // The byte and the bit of the header that are flipped.
+  // What is damaged: the name of a field, a byte of the header, and the bit of this byte that is flipped.
   const flips: readonly (readonly [string, number, number])[] = [
     ['length', 3, 0x10],
     ['queue', 8, 1],

@@ -32,7 +32,7 @@ import { Writer, type MemoryUse } from './writer.js'
 
 export interface BrokerOptions {
   readonly log: Log
-  /** Returns the time in milliseconds since the epoch, which never goes back. */
+  /** Returns the time in milliseconds since the epoch. This time must never go back. */
   readonly now: () => number
   /**
    * Moves the clock forward to `timeMs`, the newest time in the log. Without this option, broker time stops until the
@@ -66,8 +66,8 @@ export interface BrokerOptions {
 type Checked = BrokerOptions & { readonly messageBytesMax: number }
 
 /**
- * Holds answers back until the entries of their turns are durable. The answers that were queued in this turn wait for
- * the entry `gate`. `release` sends the answers that wait for the entry `durableLsn` or an earlier entry, and returns
+ * Holds answers back until the entries of their turns are durable. After `endTurn`, the answers that were queued in the
+ * turn wait for the entry `gate`. `release` sends the answers that wait for the entry `durableLsn` or an earlier entry, and returns
  * whether other answers are still queued.
  */
 export interface Output {
@@ -236,7 +236,7 @@ export class Broker {
     for (const queue of state.queues.values()) turn.armQueue(queue)
   }
 
-  /** Earliest position in the log of the next write. */
+  /** Lowest position in the log that the next write can have. */
   get endPosition(): number {
     return this.#tail.position
   }
@@ -269,7 +269,7 @@ export class Broker {
 
   // --- closing ---
 
-  /** Records what was delivered, marks the end of the log, and waits until all of it is on disk. */
+  /** Records what was delivered, marks the end of the log, and waits until everything is on disk. */
   close(): Promise<void> {
     return (this.#closing ??= this.#close())
   }
@@ -332,7 +332,7 @@ export class Broker {
     }
   }
 
-  /** Returns what keeps the oldest segment of the log. Visits every queue. */
+  /** Returns what prevents the oldest segment of the log from being freed. Visits every queue. */
   holder(): Holder {
     return this.#space.holder()
   }

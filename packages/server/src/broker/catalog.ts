@@ -175,7 +175,7 @@ export class Catalog {
     if (pages >= this.#pagesMax) {
       throw new SluiceError(
         'TOO_MANY_QUEUES',
-        `There are ${queues.size} queues, and their state takes ${pages} pages; with segments of ${this.#writer.segmentBytes / 2 ** 20} MiB, at most ${this.#pagesMax} are allowed.`,
+        `The state of the ${queues.size} queues takes ${pages} pages; with segments of ${this.#writer.segmentBytes / 2 ** 20} MiB, at most ${this.#pagesMax} are allowed.`,
       )
     }
   }

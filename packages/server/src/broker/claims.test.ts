@@ -11,7 +11,7 @@ async function opened(options: Parameters<Bench['ensure']>[0] = {}): Promise<Ben
   return bench
 }
 
-/** Returns the claim for the message by this worker's client. */
+/** Returns the claim that the client of this worker makes for the message. */
 function claimOf(bench: Bench, worker: Worker, offset: number, changes: Partial<Claim> = {}): Claim {
   const delivered = worker.got.findLast((one) => one.offset === offset)!
   const { id: subscriptionId, queue } = worker.subscription
@@ -60,7 +60,7 @@ describe('a claim within one boot', () => {
     expect(next.got).toMatchObject([{ offset: 0, attempt: 2 }])
   })
 
-  it('can be settled, and counts as started if its new connection is lost too', async () => {
+  it('gives a lease that can be settled, and that counts as started if the new connection is lost too', async () => {
     const bench = await opened({ maxDeliveries: 3 })
     const first = await working(bench, [{}, {}], 0)
     first.die()
@@ -260,7 +260,7 @@ describe('a claim across a restart', () => {
     }
   })
 
-  it('is refused if it names a boot before the previous one or another attempt, or if the message was leased in this boot', async () => {
+  it('is refused if it names another attempt or a boot before the previous one, or if the message was leased in this boot', async () => {
     const bench = await opened()
     const first = await working(bench, [{}, {}], 0)
     const one = claimOf(bench, first, 0)

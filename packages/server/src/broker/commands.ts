@@ -23,11 +23,11 @@ export interface AtomicStep {
 /**
  * What the end of a subscription means for the messages that it held.
  *
- * - `normal`: a normal end; no attempt is charged.
+ * - `normal`: the subscription ended without a lost connection; no attempt is charged.
  * - `started`: the connection was lost while one message was being handled: an attempt of that message failed.
  * - `suspects`: the connection was lost while several messages were being handled: each becomes a suspect.
  * - `alone`: the connection was lost while one message was held and no message was being handled: an attempt of the
- *   held message failed if the message was delivered alone.
+ *   held message failed if the message was delivered alone; otherwise the end is treated as `unattributed`.
  * - `unattributed`: the connection was lost while several messages were held and no message was being handled: the
  *   loss is attributed to no message.
  */

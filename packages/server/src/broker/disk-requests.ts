@@ -50,7 +50,7 @@ export class DiskRequests {
     if (this.#running + this.#waiting.length >= REQUESTS_MAX) {
       throw new SluiceError(
         'TOO_MANY_REQUESTS',
-        `${REQUESTS_MAX} requests that read from disk are running on this broker. Try again when one has ended.`,
+        `${REQUESTS_MAX} requests that read from disk are running or waiting on this broker; no more are allowed. Try again when one has ended.`,
         { retryAfterMs: 1_000 },
       )
     }

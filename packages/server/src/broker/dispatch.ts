@@ -38,7 +38,10 @@ interface Progress {
   isLoading: boolean
   /** Position of the batch that could not be read; -1 if there is no such batch. */
   unreadablePosition: number
-  /** Batch of the last delivery. The search for the next message of this batch starts at `index` and `byte`. */
+  /**
+   * Position of the batch of the last delivery; -1 before the first delivery. The search for the next message of this batch
+   * starts at `index` and `byte`.
+   */
   batchPosition: number
   /** Index of a message in that batch, and its distance in bytes from the start of the batch. */
   index: number
@@ -172,7 +175,8 @@ export class Dispatcher {
     await Promise.all([needed, this.#blocks.loadAhead(others)])
   }
 
-  // Returns a position in the log that has to be loaded first, or -1. @throws SluiceError CORRUPT
+  // Delivers until credit, messages or loaded blocks run out. Returns the position in the log that must be loaded before
+  // the delivery can continue; -1 if nothing must be loaded. @throws SluiceError CORRUPT
   #serve(queue: Queue, progress: Progress): number {
     const { nowMs } = this.#turn
     const run = this.#run
@@ -234,11 +238,11 @@ export class Dispatcher {
     if (count === 0) return false
     if (!block.isFollowed) this.#loadNext(queue, block)
     if (run.alone) subscription.holdsSuspect = true
-    // A first delivery requires only that its batch is on disk. A later delivery also requires facts, which may not be
-    // durable yet.
+    // The delivery of a plain message requires only that its batch is on disk. Other deliveries also require facts, which
+    // may not be durable yet.
     run.durable = run.sinceMs === -1 && run.batchPosition < this.#blocks.durablePosition
-    // While leases of the queue can be claimed after a restart, another fact must be durable first: that the previous
-    // consumer can no longer claim this message.
+    // While leases of the queue can be claimed after a restart, a redelivery requires one more fact on disk: the one by
+    // which the previous consumer can no longer claim this message.
     if (run.redelivered && queue.former.isWatched) run.durable = false
     queue.lease(run, count, nowMs, subscription.consumer.label)
     progress.index += count

@@ -22,7 +22,7 @@ describe('history', () => {
     ])
   }
 
-  it('continues within an entry that has more events of the message than a page', async () => {
+  it('continues within an entry that has more events of the message than fit in a page', async () => {
     const bench = await new Bench().open()
     bench.ensure({})
     await bench.publish([{}, {}])

@@ -35,7 +35,7 @@ export interface HistoryResult {
   readonly cursor: string | null
 }
 
-/** The state of the message according to the earlier entries. */
+/** The state of the message according to the entries before the next one. */
 interface Known {
   complete: boolean
   /** Whether the message is neither gone nor dead, so that a purge removes it. */
@@ -62,7 +62,7 @@ export class History {
   }
 }
 
-// Calls `resume` for each entry. `resume` throws when the request must end.
+// Reads the page of the request. Calls `resume` for each entry; `resume` throws when the request must end.
 async function read(
   queue: Queue,
   request: HistoryRequest,
@@ -123,7 +123,7 @@ function eventsIn(
       const holds = offset >= header.baseOffset && offset < header.baseOffset + header.count
       if (!holds || header.attributes & BATCH_ATTRIBUTE.relocated) continue
       known.complete = true
-      // A duplicate was never added to the queue. The fact that the message is a duplicate precedes the batch.
+      // A duplicate was never added to the queue. Its fact of the kind `duplicate` precedes the batch.
       known.isPending = !isDuplicate
       if (!isDuplicate) each({ event: 'published', atMs: header.timeMs })
     } else if (header.type === BATCH_TYPE.facts) {

@@ -159,7 +159,7 @@ export class Intake {
       if (cancelled === undefined) {
         this.#writer.together(this.#writer.factsBytes(this.#facts) + end - at)
       } else {
-        // The facts about messages dropped to make room come first.
+        // The facts about messages that were dropped to make room are written before those of the batch.
         this.#writer.facts(queue.id, queue.facts)
         const factsBytes = this.#writer.factsBytes(this.#facts) + this.#writer.factsBytes(cancelled)
         this.#writer.together(factsBytes + end - at)
@@ -191,7 +191,8 @@ export class Intake {
     return { baseOffset, duplicates: undefined }
   }
 
-  // Removes the messages that the batch replaces; the facts about them must be in the entry of the batch.
+  // Removes the messages that the batch replaces. Returns the facts about the removed messages, which must be in the entry
+  // of the batch.
   #replace(queue: Queue, admission: Admission): FactBuffer {
     this.#writer.facts(queue.id, queue.facts)
     admission.replace(this.#turn.nowMs)
@@ -220,10 +221,11 @@ export class Intake {
       for (const { admitted } of batches) bytes += admittedFactsBytes(admitted)
       const acks = step.acks.reduce((sum, { count }) => sum + count, 0)
       const most = this.#writer.segmentBytes / 4
-      if (bytes + acks * ACK_FACT_BYTES > most) {
+      const total = bytes + acks * ACK_FACT_BYTES
+      if (total > most) {
         throw new SluiceError(
           'TRANSACTION_TOO_LARGE',
-          `The atomic step has ${acks} acknowledgements and ${bytes} bytes; the segment size of this broker allows at most ${most} bytes.`,
+          `The atomic step takes ${total} bytes, ${ACK_FACT_BYTES} of them for each of its ${acks} acknowledgements; the segment size of this broker allows at most ${most} bytes.`,
         )
       }
       this.#writer.checkRoom(bytes)
@@ -350,8 +352,8 @@ export class Intake {
     const count = batchCount(bytes, at)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.#messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
-    // With small segments a batch may be smaller than the protocol allows, because facts about each message must fit
-    // in the segment beside the batch.
+    // With small segments the limit of a batch is lower than the limit of the protocol, because facts about each message
+    // must fit in the segment beside the batch.
     const most = this.#writer.segmentBytes / 2
     if (end - at > most) {
       throw new SluiceError(

@@ -127,8 +127,8 @@ export class Leases {
   /**
    * Ends the subscriptions of a lost connection. If one message was being handled, one of its attempts failed. If
    * several messages were being handled, in any of the subscriptions, each becomes a suspect, and suspects are
-   * delivered one at a time. If no message was being handled, a message that was held alone and had been delivered
-   * alone has failed; several held messages become suspects after enough such losses. `isStopping`: see
+   * delivered one at a time. If no message was being handled, and the only held message had been delivered alone, one of
+   * its attempts failed. All other held messages become suspects after enough such losses. `isStopping`: see
    * `unsubscribe`.
    */
   disconnect(subscriptions: Iterable<Subscription>, isStopping = false): void {
@@ -143,7 +143,7 @@ export class Leases {
   /**
    * Ends the subscription. Its messages are released, retried or marked as suspects, according to `endReason`. The
    * client may claim the messages that it is still handling. `isStopping` says that the broker delivers nothing more
-   * before its restart, so no other consumer gets these messages first.
+   * before its restart, so no other consumer gets these messages until then.
    */
   unsubscribe(subscription: Subscription, endReason: EndReason, isStopping = false): void {
     const { queue, id: subscriptionId } = subscription
@@ -192,7 +192,7 @@ export class Leases {
 
   // --- outcomes ---
 
-  /** Settles the leased messages among the tags; returns the ranges of stale tags. */
+  /** Settles the messages that the items name. Ignores stale tags, and returns their ranges. */
   settle(subscription: Subscription, items: readonly SettleItem[]): TagRange[] {
     const stale: TagRange[] = []
     const { queue } = subscription
@@ -263,8 +263,8 @@ export class Leases {
   }
 
   /**
-   * Called when the consumer is about to handle these messages one after the other, so that each of them may be the
-   * reason if the connection is lost. A message has no deadline until the consumer names it in STARTED.
+   * Called when the consumer is about to handle these messages one after the other. If the connection is lost, each of
+   * them may be the cause. A message has no deadline until the consumer names it in STARTED.
    */
   starting(subscription: Subscription, ranges: readonly TagRange[]): void {
     subscription.announce(ranges)
@@ -312,8 +312,8 @@ export class Leases {
         const lost: LostRange[] = []
         for (const tag of subscription.overdue(nowMs).sort((a, b) => a - b)) {
           if (!subscription.end(tag, this.#lease)) continue
-          // A charged lease and the next lease of its message have the same attempt number, so only a record of the
-          // ended subscription distinguishes a claim of the charged lease from a claim of the next lease.
+          // A charged lease and the next lease of its message have the same attempt number. After a restart, only the
+          // record that this subscription ended tells a claim of the charged lease from a claim of the next lease.
           if (this.#lease.isCharged) queue.subscriptionEnded(subscription.id)
           this.#end(queue, this.#lease, 'retry', 'the processing timeout passed')
           addLost(lost, tag, this.#lease.offset)
@@ -338,7 +338,7 @@ export class Leases {
 
   /**
    * Leases again the messages that the client was handling when its connection was lost, unless another consumer has
-   * received them since. A claim is not a delivery, and the message keeps its deadline.
+   * received them since. A claim is not a delivery. The message keeps its deadline, unless the broker was restarted.
    */
   claim(subscription: Subscription, claims: readonly Claim[]): Granted[] {
     const granted = this.#claim(subscription, claims)

@@ -11,7 +11,7 @@ const refused = (code: string): Error => expect.objectContaining({ code }) as Er
 const many = (count: number, message: (index: number) => Message): Message[] =>
   Array.from({ length: count }, (_, index) => message(index))
 
-it('allows queues up to the limit, and another queue when a queue is deleted', async () => {
+it('allows queues up to the limit, and one more for each queue that is deleted', async () => {
   const bench = await new Bench({ queuesMax: 2 }).open()
   const names = ['a', 'b', 'c'].map(queueName)
   bench.ensure({}, names[0])

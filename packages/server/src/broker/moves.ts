@@ -38,7 +38,7 @@ export class Moves {
   readonly #retry: Timer
   /** Queues with messages to move. */
   readonly #queues = new Set<Queue>()
-  /** Queues with messages to move whose dead-letter queue does not exist. */
+  /** Queues with messages to move that have no existing dead-letter queue. */
   readonly #stranded = new Set<Queue>()
   /** Queues whose next message to move is being read from disk. */
   readonly #loading = new Set<Queue>()
@@ -53,7 +53,7 @@ export class Moves {
     for (const queue of state.queues.values()) this.note(queue)
   }
 
-  /** Adds the queue to the queues with messages to move, if it has messages to move. */
+  /** Notes the queue for `step` if it has messages to move and names a dead-letter queue. */
   note(queue: Queue): void {
     if (queue.moving.length > 0 && queue.options.deadLetter !== '') this.#queues.add(queue)
   }

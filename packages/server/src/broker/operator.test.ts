@@ -38,7 +38,7 @@ it('other input is served while a request about many messages runs', async () =>
 })
 
 describe('redrive', () => {
-  it('refuses more than ten redrives of a message unless it is forced, and counts the redrives across restarts', async () => {
+  it('refuses more than ten redrives of a message unless `force` is set, and counts the redrives across restarts', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish([{ ttlMs: HOUR }])
@@ -75,7 +75,7 @@ describe('redrive', () => {
     bench.broker.audit()
   })
 
-  it('is done once if it is requested twice at the same time, and so is a discard', async () => {
+  it('acts once on each message, even if another redrive or a discard runs at the same time', async () => {
     const bench = await new Bench().open()
     bench.ensure({ keyConcurrency: 10 })
     bench.ensure({}, OTHER)
@@ -102,7 +102,7 @@ describe('redrive', () => {
     }
   })
 
-  it('to another queue moves all messages, and continues their counts there', async () => {
+  it('to another queue moves the messages, and continues their counts there', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure()
     bench.ensure({}, OTHER)
@@ -168,7 +168,7 @@ describe('redrive', () => {
     bench.ensure({ unique: 'pending' })
     await bench.publish([{ id: 'x' }, { id: 'y' }, {}])
     await bench.kill()
-    // Dead messages are not pending, so both messages are accepted.
+    // A dead message is not pending, so another message with its id is accepted.
     expect((await bench.publish([{ id: 'x' }])).duplicates).toBeUndefined()
     for (const restarts of [false, true]) {
       if (restarts) await bench.crash()
@@ -213,7 +213,7 @@ describe('redrive', () => {
 })
 
 describe('peek', () => {
-  it('refuses a record from a batch at the wrong position as damage', async () => {
+  it('reports damage if the batch at the position of the message is another one', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish(many(3))
@@ -231,7 +231,7 @@ describe('peek', () => {
     await expect(bench.broker.operator.peek(peek, CALLER)).rejects.toMatchObject({
       code: 'CORRUPT',
       scope: 'request',
-      message: `The batch at position ${elsewhere.batchPosition} of the log is not the one that the queue q has there.`,
+      message: `The batch at position ${elsewhere.batchPosition} of the log is not the batch of the queue q that was written there.`,
     })
   })
 

@@ -115,7 +115,7 @@ function expectKept(copy: Uint8Array, parts: Parts): void {
 const ROUNDS = runs(200, 10_000)
 
 describe('a moved record', () => {
-  it('has every byte of the published record, for random records', () => {
+  it('has the key, id, headers and payload of the published record byte for byte, for random records', () => {
     let seed = 1
     const chance = (below: number): number => {
       seed = (Math.imul(seed, 1_103_515_245) + 12_345) >>> 0
@@ -166,12 +166,12 @@ describe('a moved record', () => {
     expect(withOrigin).toBeGreaterThan(0.8 * ROUNDS)
   })
 
-  it('has all added headers if there is room; otherwise the end of the error is cut off', () => {
+  it('has all added headers if there is room; otherwise the error is cut off, or headers are omitted', () => {
     const options = readRecordOptions(moved(recordOf({})), 0)
     expect(Object.keys(options.headers!)).toEqual(NAMES_IN_ORDER)
     expect(options.headers![ORIGIN_HEADERS.error]).toBe('é'.repeat(LIMITS.reasonBytesMax / 2))
-    // The first case has room for all headers, the second has one byte less, and the third has room only for a part of
-    // the error.
+    // The published header leaves no room, then one byte, and then 500 bytes: enough for all added headers, but only for a
+    // part of the error.
     for (const short of [0, 1, 500]) {
       const value = Buffer.alloc(LIMITS.headersBytesMax - 3 - 1 - short, 255)
       const copy = moved(recordOf({ headers: [[Buffer.from('x'), value]] }))

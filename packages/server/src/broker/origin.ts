@@ -77,8 +77,8 @@ export function fittedRecord(record: Uint8Array, bytesMax: number): Uint8Array {
 }
 
 /**
- * Returns a copy of the record, preceded by `gap` free bytes. Its origin headers are replaced by the first of `headers`
- * that fit the limits of headers and `bytesMax`; the text of an error is truncated to fit.
+ * Returns a copy of the record, preceded by `gap` free bytes. Its origin headers are replaced by `headers`, as many as fit
+ * in the limits of headers and in `bytesMax`, from the first one on. The text of an error is truncated to fit.
  */
 function withOrigin(
   record: Uint8Array,

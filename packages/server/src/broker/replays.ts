@@ -87,7 +87,7 @@ class Window {
   readonly acked: OffsetSet
   /** Messages that earlier pages have reached; undefined unless the set is being rebuilt for a later page. */
   done: OffsetSet | undefined
-  /** First offset after the window that is in the log. */
+  /** First offset in the log that is after the window. */
   nextFloor = Infinity
   /** Whether segments were freed before the set was rebuilt, so that `done` is incomplete. */
   isPartial = false

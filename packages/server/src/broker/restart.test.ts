@@ -82,7 +82,7 @@ describe('a queue', () => {
     expect(bench.info().bytes).toBe(0)
   })
 
-  it('removes more expired messages at once than one segment has room for facts', async () => {
+  it('removes at once expired messages whose facts are larger than one segment', async () => {
     const bench = await new Bench({ segmentBytes: 256 * 1024 }).open()
     bench.ensure({ ttlMs: 1_000 })
     // Every other message expires, because consecutive messages would share one fact.
@@ -134,7 +134,7 @@ describe('ids', () => {
     expect(duplicates).toBe(42_000)
   })
 
-  it('of pending messages are known after a restart, as long as the message is pending', async () => {
+  it('of pending messages are known after a restart, as long as the messages are pending', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ unique: 'pending' })
     const { baseOffset } = await bench.publish([
@@ -235,7 +235,7 @@ describe('a producer that sends a batch again', () => {
   })
 
   // Each duplicate takes 24 bytes of facts in the entry of the batch, and the batch can take half of a segment.
-  it('can have as many duplicates in a batch as a quarter of a segment has room for facts', async () => {
+  it('can have duplicates in a batch as long as their facts fit in a quarter of a segment', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: HOUR })
     await bench.publish([{ id: 'a', bodyBytes: 0 }])

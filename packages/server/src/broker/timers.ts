@@ -50,7 +50,7 @@ export class Timers {
     else this.#put(timer, hole)
   }
 
-  // Puts the timer at `place` or above `place`, but below all timers with the same deadline.
+  // Puts the timer at `place` or above it, directly below the nearest timer whose deadline is not later.
   #rise(timer: Timer, place: number): void {
     let hole = place
     while (hole > 0) {

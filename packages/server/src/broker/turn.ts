@@ -178,7 +178,7 @@ export class Turn {
     this.wake()
   }
 
-  /** Makes further messages ready that were already due in earlier turns. */
+  /** Continues with the due messages that earlier turns could not make ready. */
   continueDue(): void {
     for (const queue of this.#withMoreDue) {
       if (this.#dueLeft === 0) break

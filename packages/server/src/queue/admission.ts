@@ -1,6 +1,6 @@
 /**
  * An admission collects what arrives at a queue in one step: a batch, or the acknowledgements and batches of an atomic
- * step. From the limits of the queue and the ids that it knows, it decides whether the queue accepts the step.
+ * step. It decides whether the queue accepts the step, by the limits of the queue and the ids that the queue knows.
  *
  * Order of calls, after `catchUp`: `look` at each batch, `check` all together, then `replace` and `makeRoom`, which
  * change the queue. Then the batches can be appended. Nothing changes before `check` has passed. A batch whose messages have
@@ -228,7 +228,7 @@ export class Admission {
   }
 
   /**
-   * Drops messages until the step fits. If the queue exceeds its limits already, because they were lowered, the step
+   * Drops messages until the step fits. If the queue already exceeds its limits because they were lowered, the step
    * makes room for itself, and at most `excessMax` more messages are dropped. Returns the number of these additional
    * messages.
    */

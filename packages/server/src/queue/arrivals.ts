@@ -18,7 +18,7 @@ export interface Arriving {
 
 export const NO_ARRIVAL = -1
 
-/** Number of places. It is enough for six arrivals of each of 10,000 queues, and takes 2.5 MiB. */
+/** Number of places in the ring: enough for six arrivals of each of 10,000 queues. The ring then takes 2.5 MiB. */
 const PLACES_DEFAULT = 1 << 16
 const PLACES_FIRST = 64
 

@@ -3,8 +3,8 @@
  * part of the batch table. The state of single messages is in tables that grow with their contents. When messages are gone,
  * the tables are packed, so that a single remaining message takes the room of one message and not of a thousand.
  *
- * Invariant: `live` counts the indexes in `[0, count)` that are not gone. After recovery a chunk can begin in its middle:
- * then the indexes before its first message are gone.
+ * Invariant: `live` counts the indexes in `[0, count)` that are not gone. After recovery the first messages of a
+ * chunk can be missing: their indexes count as gone.
  */
 import { DEATH, type Death } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
@@ -67,7 +67,7 @@ export class Chunk {
   live = 0
   /** Record bytes of the live messages. The bytes of a batch that spans chunks are split by message count. */
   bytes = 0
-  /** The batches of the messages. Only the contents and the pages of a queue use this table. */
+  /** The batches of the messages. Code outside this folder does not use this table; see `Location`. */
   readonly batches = new BatchTable()
   /** One bit for each priority, which is set if some message was appended with that priority. */
   priorityMask = 0
@@ -170,7 +170,7 @@ export class Chunk {
     return this.isWaiting(index) && !this.isDue(index) && !this.isGone(index)
   }
 
-  /** Whether the message, which is not gone, is in the line: it is neither leased nor dead. */
+  /** Whether the message is in the line, so neither leased nor dead. The message must not be gone. */
   isInLine(index: number): boolean {
     return !this.has(MARK.out, index) || this.isWaiting(index)
   }
@@ -360,7 +360,7 @@ export class Chunk {
     if (priority !== 0) this.#charge(index, this.attemptsAt(index), priority)
   }
 
-  /** Sets that the message is due at `dueMs`, after `attempts` attempts. */
+  /** Sets the due time of the message, and the number of its attempts so far. */
   setDue(index: number, attempts: number, dueMs: number): void {
     this.columns.setWide(COLUMN.due, COLUMN.dueHigh, index, dueMs)
     if (attempts !== this.attemptsAt(index)) this.#charge(index, attempts, this.priorityAt(index))
@@ -452,7 +452,7 @@ export class Chunk {
     if (isLoose && !columns.pack(this.liveIndexes())) this.#columns = undefined
   }
 
-  /** Recounts everything and compares. @throws Error with the difference */
+  /** Recounts the messages and compares them with the counters. @throws Error with the difference */
   invariants(): void {
     const { batches, count, live } = this
     for (let batch = 1; batch < batches.count; batch++)

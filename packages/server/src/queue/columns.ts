@@ -1,5 +1,5 @@
 /**
- * The state of single messages of one chunk that is not in the batch table. Each message that needs this state has a
+ * The state of single messages of one chunk, except what the batch table has. Each message that needs this state has a
  * row of 32-bit words. A column exists only if some message needs it. The table is dense if most messages from some
  * index on have a row: then each column is an array, and one access finds a word. Otherwise it is sparse: the rows are
  * in one array, in the order of their indexes, and the first word of each row is its index. A message without a row has

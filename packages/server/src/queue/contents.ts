@@ -79,7 +79,7 @@ export interface Follower {
   idPending(offset: number): void
   /** The message at `offset` has an id and is no longer pending; it is still in its chunk. */
   idDone(offset: number): void
-  /** Messages of a batch of `chunk` are gone. */
+  /** Some or all messages of the batch with the number `batch` in `chunk` are gone. */
   removedFrom(chunk: Chunk, batch: number): void
   /** A live batch was copied from `from` to `to`. */
   copied(from: number, to: number, bytes: number): void

@@ -12,13 +12,13 @@ export interface Dead {
   readonly reason: string
   /** Whether the message will be moved to the dead-letter queue. */
   readonly isMoving: boolean
-  /** Size of the record; if the size was not known at the death of the message, the mean of its chunk. */
+  /** Size of the record; if it was not known at the death of the message, the mean size in its chunk. */
   readonly bytes: number
 }
 
 const MOVING = 8
 const PLACES_FIRST = 2
-/** Number of words per dead message. The first word has, from its low end, 10 bits of index, death and `MOVING`, and the high 16 bits of the time. */
+/** Number of words per dead message. The first word has, from its low end: the index (10 bits), death and `MOVING`, the high bits of the time (16). */
 const WORDS = 4
 const DEATH_SHIFT = 10
 const INDEX_MASK = 2 ** DEATH_SHIFT - 1

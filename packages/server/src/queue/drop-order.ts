@@ -75,7 +75,7 @@ export class DropOrder {
       if (chunk === undefined) continue
       const index = offset - chunk.base
       if (!chunk.isGone(index) && chunk.isInLine(index)) return offset
-      // A message that returns to the line later is added again.
+      // Removes the mark, so that the message is added again if it returns to the line.
       chunk.marks.delete(MARK.behind, index, index + 1)
     }
     return NONE

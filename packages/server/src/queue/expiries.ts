@@ -15,7 +15,10 @@ export function findExpired(chunk: Chunk, nowMs: number, expired: Placed[]): voi
   }
 }
 
-/** Calls `each` with each run of consecutive messages in `messages`, a list in the order of offsets. Removing a run costs little more than removing one message. */
+/**
+ * Calls `each` with each run of consecutive messages in `messages`, a list in the order of offsets. Removing a run costs
+ * little more than removing one message.
+ */
 export function eachRun(
   messages: readonly Placed[],
   each: (chunk: Chunk, index: number, count: number) => void,

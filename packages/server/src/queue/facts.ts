@@ -235,7 +235,7 @@ export class FactBuffer {
     this.#text(at, at + HEAD_BYTES, identity)
   }
 
-  // Makes room for the item and up to `extra` bytes after its head. Sets `length` for an item without a text.
+  // Writes the head of an item, and makes room for up to `extra` bytes after it. Sets `length` as for an item without a text.
   #item(kind: FactKind, death: number, count: number, offset: number, extra: number): number {
     const at = this.length
     const needed = at + HEAD_BYTES + extra

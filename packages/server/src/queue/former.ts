@@ -86,7 +86,7 @@ export class FormerLeases {
     this.#leases.clear()
   }
 
-  /** Called when all messages are gone. */
+  /** Called when the queue was purged: no message is left that could be claimed. */
   clear(): void {
     this.#leases.clear()
     this.#hasForgotten = false

@@ -1,6 +1,7 @@
 /**
  * An index by a hash of two or four words. Its entries are refs: numbers (slots, offsets) to which the subclass gives a
- * meaning. The subclass also keeps the hashes. The index uses open addressing with linear probing and without tombstones, and takes about 21 bytes per ref.
+ * meaning. The subclass also keeps the hashes. The index uses open addressing with linear probing and without tombstones, and
+ * takes about 21 bytes per ref.
  *
  * It grows by one segment at a time (linear hashing; Litwin, 1980). A table that doubles its size needs three times its room
  * for a moment, and with eight million refs it blocked the broker for 1.4 s.
@@ -60,7 +61,8 @@ export abstract class HashIndex {
   /** Adds a ref. No other ref with its hash may be in the index. */
   protected enter(ref: number): void {
     this.size++
-    // Segments that were split are half as full as the others, so few segments are more than 3/4 full.
+    // The index grows when 3/8 of its places are used. Segments that were split are half as full as the others, so few
+    // segments are more than 3/4 full.
     const { length } = this.#segments
     const first = this.#segments[0]!.length
     if (length > 1 || first >= SEGMENT_PLACES) {

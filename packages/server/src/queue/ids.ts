@@ -3,7 +3,8 @@
  * same hash, and a client cannot construct two such ids.
  *
  * `IdWindow` remembers ids for a time after they were first accepted, in the order of acceptance. `PendingIds` knows the ids
- * of pending messages: those that are neither gone nor dead. Neither forgets an id early, because callers check the limit before they add one.
+ * of pending messages: those that are neither gone nor dead. Both keep every id until its time, because callers check the
+ * limit before they add one.
  */
 import { readU32, readU64, writeU32, writeU64 } from '@sluice/protocol'
 import type { Chunks } from './chunks.js'
@@ -24,7 +25,7 @@ class IdPage {
   offsets = new Float64Array(0)
   times = new Float64Array(0)
 
-  /** Makes room for at least `ids`. */
+  /** Makes room for at least this number of ids. */
   reserve(ids: number): void {
     let capacity = Math.max(IDS_FIRST, this.times.length)
     while (capacity < ids) capacity *= 2

@@ -4,9 +4,10 @@
  * chunks.
  *
  * A message without key and delay that has not been tried yet is in the plain line of its priority. That line has a cursor:
- * it consists of the messages from the cursor on, and of those that returned below the cursor. A message whose due time is in the future is scheduled. A message
- * that is due is in the line of its key or, without a key, in the due queue of its priority. The head of each free key is in
- * that due queue too, from the time at which it became eligible, so keys take turns (invariant 13).
+ * it consists of the messages from the cursor on, and of those that returned below the cursor. A message whose due time is in
+ * the future is scheduled. A message that is due is in the line of its key or, without a key, in the due queue of its priority.
+ * The head of each free key is in that due queue too, from the time at which it became eligible, so keys take turns
+ * (invariant 13).
  *
  * A due queue can hold stale entries. An entry is checked when it is the first, and all entries are checked when there are
  * too many.
@@ -351,7 +352,7 @@ export class Line {
     if (slot !== NONE) this.#keyLines.offer(slot, nowMs, NONE, 0)
   }
 
-  /** Removes a message that is in the line. The message left the line at `timeMs`. */
+  /** Removes a message that is in the line, as of `timeMs`. */
   leave(chunk: Chunk, index: number, timeMs: number): void {
     if (!chunk.isWaiting(index)) {
       this.#countPlain(chunk.priorityAt(index), -1)
@@ -371,8 +372,9 @@ export class Line {
   }
 
   /**
-   * Leases a message in the line again to the consumer that held it before. Returns the time from which the message was
-   * eligible, or -1 if it was in the plain line. Returns undefined and changes nothing if its key has no place for it.
+   * Leases a message that is in the line to the consumer that held it before. Returns the time from which the message was
+   * eligible, or -1 if it was in the plain line. Returns undefined and changes nothing if `keyConcurrency` messages of its
+   * key are already leased.
    */
   reclaim(chunk: Chunk, index: number, nowMs: number): number | undefined {
     const slot = chunk.keyAt(index)
@@ -547,7 +549,7 @@ export class Line {
     return at - index
   }
 
-  // Sets `#headOffset` to the first plain message of the priority and returns its chunk; undefined if no message is plain.
+  // Sets `#headOffset` to the first plain message of the priority and returns its chunk; undefined if there is no such message.
   #head(priority: number): Chunk | undefined {
     if ((this.#plainMask & (1 << priority)) === 0) return undefined
     if ((this.#returned.mask & (1 << priority)) !== 0) {

@@ -59,7 +59,7 @@ test.each([
 ])('rejects a batch %s', (_, header) => {
   const location = { offset: 13, batchPosition: 512, publishedAtMs: 1, batchFrom: 10, batchEnd: 15 }
   expect(() => checkBatchAt(location, { id: 1, name: 'q' }, header, 0)).toThrow(
-    'The batch at position 512 of the log is not the one that the queue q has there.',
+    'The batch at position 512 of the log is not the batch of the queue q that was written there.',
   )
   checkBatchAt(location, { id: 1, name: 'q' }, headerOf(1, 10, 5), 0)
 })

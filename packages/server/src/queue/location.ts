@@ -29,7 +29,7 @@ export function indexInBatch({ offset }: Location, bytes: Uint8Array, at: number
 }
 
 /**
- * Checks that the batch at `bytes[at]` is the one that the queue has there. The checksum of a batch does not cover its
+ * Checks that the batch at `bytes[at]` is the batch of the location. The checksum of a batch does not cover its
  * header, so the header is compared with the location. If the range of the location is the whole chunk, the batch
  * only has to be of this queue and to contain the range.
  * @throws SluiceError CORRUPT
@@ -48,6 +48,6 @@ export function checkBatchAt(
   if (isFirst && isLast && batchQueueId(bytes, at) === queue.id) return
   throw new SluiceError(
     'CORRUPT',
-    `The batch at position ${batchPosition} of the log is not the one that the queue ${queue.name} has there.`,
+    `The batch at position ${batchPosition} of the log is not the batch of the queue ${queue.name} that was written there.`,
   )
 }

@@ -54,7 +54,7 @@ export class Moving {
     else this.list()
   }
 
-  /** Lists the messages of all chunks that wait to be moved. */
+  /** Makes the list again: searches all chunks for messages that wait to be moved. */
   list(): void {
     this.clear()
     for (const chunk of this.#chunks)

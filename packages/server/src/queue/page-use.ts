@@ -1,6 +1,6 @@
 /**
- * The number of state pages of all queues and producers, all of which a directory must list, and the total size of their
- * newest copies in the log. The owner of a page reports when the page is created, written, and gone.
+ * The number of state pages of all queues and producers, and the total size of their newest copies in the log. A directory
+ * must list all of these pages. The owner of a page reports when the page is created, written, and gone.
  *
  * Invariant: `bytes` is the total size of the newest copies (checked by `Broker.audit`); `count` is at least the number
  * of pages with a copy in the log.

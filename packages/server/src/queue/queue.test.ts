@@ -439,7 +439,7 @@ describe('queue against a plain model', () => {
   })
 })
 
-/** Record bytes of a batch of one message that fits. @throws SluiceError if it does not fit */
+/** Returns the record bytes that an admission counts for a batch of one message. @throws SluiceError if the queue refuses it */
 function admitted(queue: Queue, recordsBytes: number): number {
   const admission = new Admission(queue)
   const { bytes } = admission.look(1, recordsBytes, undefined)
@@ -504,56 +504,53 @@ describe('queue', () => {
     expect([run.offset, run.alone]).toEqual([4, false])
   })
 
-  it.each([300, 'unlimited'] as const)(
-    'counts attempts beyond 255, with a maximum of %s',
-    (maxDeliveries) => {
-      const { queue } = make()
-      queue.applyOptions({ ...queue.options, maxDeliveries }, 1)
-      queue.append(2, 512, 1, 200)
-      const run = emptyRun()
-      const TRIES = 299
-      for (let attempt = 1; attempt <= TRIES; attempt++) {
-        queue.nextRun(1, 1, run)
-        expect([run.offset, run.attempt]).toEqual([0, attempt])
-        queue.lease(run, 1, 1, '')
-        queue.facts.clear()
-        queue.retry(0, 1, 1, 'busy')
-      }
-      const facts: Fact[] = []
-      const read = (): Fact => {
-        const { bytes } = queue.facts
-        readFacts(bytes, 0, bytes.length, (fact) => facts.push(fact))
-        return facts.pop()!
-      }
-      expect(read()).toMatchObject({ kind: FACT.retry, attempts: 299, count: 1, offset: 0, text: 'busy' })
-      const restored = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue.keys), 0, queue.keys)
-      expect([restored.attemptsAt(0), restored.dueAt(0), restored.attemptsAt(1)]).toEqual([299, 1, 0])
-      if (maxDeliveries === 'unlimited') {
-        for (let attempt = 300; attempt <= 66_000; attempt++) {
-          queue.nextRun(1, 1, run)
-          queue.lease(run, 1, 1, '')
-          queue.retry(0, 1, 1, '')
-          queue.facts.clear()
-        }
-        queue.nextRun(1, 1, run)
-        expect([run.attempt, queue.attemptsOf(0), queue.deadCount]).toEqual([65_535, 65_535, 0])
-        return
-      }
+  it.each([300, 'unlimited'] as const)('counts attempts beyond 255, maximum %s', (maxDeliveries) => {
+    const { queue } = make()
+    queue.applyOptions({ ...queue.options, maxDeliveries }, 1)
+    queue.append(2, 512, 1, 200)
+    const run = emptyRun()
+    const TRIES = 299
+    for (let attempt = 1; attempt <= TRIES; attempt++) {
       queue.nextRun(1, 1, run)
+      expect([run.offset, run.attempt]).toEqual([0, attempt])
       queue.lease(run, 1, 1, '')
       queue.facts.clear()
       queue.retry(0, 1, 1, 'busy')
-      expect(read()).toMatchObject({
-        kind: FACT.dead,
-        attempts: 300,
-        death: DEATH.maxDeliveries,
-        text: 'busy',
-      })
-      expect(queue.deadAt(0)).toMatchObject({ attempts: 300, death: DEATH.maxDeliveries, isMoving: false })
-      const page = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue.keys), 0, queue.keys)
-      expect(page.dead!.get(0)).toMatchObject({ attempts: 300, timeMs: 1, reason: 'busy', isMoving: false })
-    },
-  )
+    }
+    const facts: Fact[] = []
+    const read = (): Fact => {
+      const { bytes } = queue.facts
+      readFacts(bytes, 0, bytes.length, (fact) => facts.push(fact))
+      return facts.pop()!
+    }
+    expect(read()).toMatchObject({ kind: FACT.retry, attempts: 299, count: 1, offset: 0, text: 'busy' })
+    const restored = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue.keys), 0, queue.keys)
+    expect([restored.attemptsAt(0), restored.dueAt(0), restored.attemptsAt(1)]).toEqual([299, 1, 0])
+    if (maxDeliveries === 'unlimited') {
+      for (let attempt = 300; attempt <= 66_000; attempt++) {
+        queue.nextRun(1, 1, run)
+        queue.lease(run, 1, 1, '')
+        queue.retry(0, 1, 1, '')
+        queue.facts.clear()
+      }
+      queue.nextRun(1, 1, run)
+      expect([run.attempt, queue.attemptsOf(0), queue.deadCount]).toEqual([65_535, 65_535, 0])
+      return
+    }
+    queue.nextRun(1, 1, run)
+    queue.lease(run, 1, 1, '')
+    queue.facts.clear()
+    queue.retry(0, 1, 1, 'busy')
+    expect(read()).toMatchObject({
+      kind: FACT.dead,
+      attempts: 300,
+      death: DEATH.maxDeliveries,
+      text: 'busy',
+    })
+    expect(queue.deadAt(0)).toMatchObject({ attempts: 300, death: DEATH.maxDeliveries, isMoving: false })
+    const page = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue.keys), 0, queue.keys)
+    expect(page.dead!.get(0)).toMatchObject({ attempts: 300, timeMs: 1, reason: 'busy', isMoving: false })
+  })
 
   it('delivers returned messages without searching all messages that were delivered since', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))

@@ -201,7 +201,7 @@ export class Queue extends Contents implements Follower {
     if (onFail !== options.onFail || keyConcurrency !== options.keyConcurrency)
       this.#line.reorder(keyRules(options), nowMs)
     if (dedupWindowMs !== options.dedupWindowMs) {
-      // An id that the old or the new window has forgotten stays forgotten, here and for a process that reads the log.
+      // An id that the old or the new window has forgotten stays forgotten, also after recovery from the log.
       this.ids.forgetUntil(nowMs - Math.min(dedupWindowMs, options.dedupWindowMs))
       this.idsFrom = this.ids.oldestOffset === -1 ? this.next : this.ids.oldestOffset
     }
@@ -416,7 +416,7 @@ export class Queue extends Contents implements Follower {
     if (isMoving) this.moving.add(offset)
   }
 
-  /** Removes all messages that are not dead, and returns their number. The caller ends the leases. */
+  /** Removes all messages that are not dead, and returns their number. The caller must have ended the leases before. */
   purge(nowMs: number): number {
     const messages = this.live - this.deadCount
     this.facts.purge(this.next, messages)

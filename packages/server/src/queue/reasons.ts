@@ -3,11 +3,11 @@
  * strings are always kept. Long strings are kept in full while their total is below a limit. Beyond the limit only the
  * beginning of a long string is kept, because there can be millions of dead messages, and a reason can have 4 KiB.
  *
- * Invariant: `#bytes` is the total cost of the entries of `#long`. The `uses` of an entry is the number of its dead messages.
+ * Invariant: `#bytes` is the total cost of the entries of `#long`. The `uses` of an entry is the number of dead messages with its text.
  */
 import { clipText } from '@sluice/protocol'
 
-/** Number of bytes that are kept of any reason. */
+/** Number of bytes that are always kept of a reason. */
 export const REASON_HEAD_BYTES = 64
 /** Maximum total cost of the long reasons. */
 export const REASONS_BYTES_MAX = 16 << 20

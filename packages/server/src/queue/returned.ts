@@ -2,7 +2,7 @@
  * Plain messages that returned to the line below the cursor of their priority. They are delivered in the order of
  * offsets, before the messages at the cursor. The cursor does not move back for them, so the line passes each message once. Volatile.
  *
- * Invariant: each message is here at most once, and has `MARK.returned` while it is.
+ * Invariant: each message is here at most once, and has `MARK.returned` while it is here.
  */
 import type { Chunk } from './chunk.js'
 import type { Chunks } from './chunks.js'
@@ -28,7 +28,7 @@ export class ReturnedMessages {
     this.mask |= 1 << priority
   }
 
-  /** Offset of the first message of this priority that is still plain; -1 if no message is. */
+  /** Offset of the first message of this priority that is still plain; -1 if there is none. */
   first(priority: number): number {
     const queue = this.#queues[priority]
     if (queue === undefined) return NONE

@@ -61,7 +61,7 @@ export class Schedule {
   }
 
   /**
-   * Offset of the next message that is due at `nowMs`, by due time and offset; -1 if no message is due. The message
+   * Offset of the next message that is due at `nowMs`, in the order of due times and offsets; -1 if no message is due. The message
    * counts as scheduled until the caller calls `remove`.
    */
   takeDue(nowMs: number): number {

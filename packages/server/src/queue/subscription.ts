@@ -302,7 +302,7 @@ export class SubscriptionOf<Q extends Settled> {
       if (this.#states[slot] === STARTED) this.#deadlines[slot]! += byMs
   }
 
-  /** Tags of messages whose deadline has passed. Also finds the next deadline. */
+  /** Tags of messages whose deadline has passed. Also sets `earliestDeadlineMs` to the next deadline. */
   overdue(nowMs: number): number[] {
     const tags: number[] = []
     this.earliestDeadlineMs = Infinity
