@@ -29,7 +29,9 @@ class Listeners {
 
 const LISTENERS = new WeakMap<AbortSignal, Listeners>()
 
-/** Calls `listener` once, when the signal is aborted. `listener` must not throw; adding it twice has no effect. */
+/**
+ * Calls `listener` once, when the signal is aborted. `listener` must not throw; adding it a second time has no effect.
+ */
 export function addAbortListener(signal: AbortSignal, listener: () => void): void {
   let listeners = LISTENERS.get(signal)
   if (listeners === undefined) LISTENERS.set(signal, (listeners = new Listeners(signal)))

@@ -29,7 +29,7 @@ export class Aside {
 
   /**
    * `resumed` is called for each message whose handler has ended, and `released` for each message that waited too long.
-   * The message is then no longer in this list.
+   * By then the message is no longer set aside.
    */
   constructor(queue: string, orphans: Orphans, resumed: (run: Run) => void, released: (run: Run) => void) {
     this.#queue = queue
@@ -91,7 +91,10 @@ export class Aside {
     for (const waiting of this.#waiting) this.#release(waiting)
   }
 
-  /** Drops the messages that have one of `tags`. Removes the tags of these messages from `tags`, and returns them. */
+  /**
+   * Drops the messages that have one of `tags`. Removes the tags of these messages from `tags`, and returns the removed
+   * tags.
+   */
   drop(tags: Set<number>): readonly number[] {
     const dropped: number[] = []
     for (const waiting of this.#waiting) {
@@ -103,7 +106,7 @@ export class Aside {
     return dropped
   }
 
-  /** Drops everything. */
+  /** Drops all messages that are set aside. */
   clear(): void {
     for (const waiting of this.#waiting) this.#forget(waiting)
   }

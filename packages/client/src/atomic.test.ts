@@ -18,7 +18,7 @@ afterEach(async () => {
   await sluice.close({ timeout: 1 }).catch(() => {})
 })
 
-/** Publishes these bodies at the broker, and pulls them. */
+/** Pulls messages with these bodies, which the broker delivers. */
 async function pulled(...bodies: string[]): Promise<{ messages: Message[]; channel: number; tag: number }> {
   const pulling = sluice.pull('q', { max: bodies.length, wait: '5s' })
   const channel = await peer.subscribed()
@@ -114,7 +114,7 @@ describe('an atomic step', () => {
     expect(await codeOf(messages[0]!.ack())).toBe('ALREADY_SETTLED')
   })
 
-  it('is not sent on a later connection than the one of its messages', async () => {
+  it('is not sent on a connection that is later than the one on which its messages were delivered', async () => {
     const { messages } = await pulled('a')
     peer.link.flowing = false
     const blocker = sluice.publish('x', 'fills the socket').catch(() => {})
@@ -168,7 +168,7 @@ describe('an atomic step that is refused', () => {
     const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, ['a', 'b'])
     await stepped(2)
-    // When the steps are sent, both messages count as settled, so that there is room for the next ones.
+    // Once the steps are sent, both messages count as settled, so that the credit has room for the next ones.
     peer.link.deliver(channel, 101, ['c', 'd'])
     await turns()
     expect(peer.link.closed).toBe(false)
@@ -182,7 +182,7 @@ describe('an atomic step that is refused', () => {
     ends[0]!()
     await stepped(4)
     const dialled = peer.dialled()
-    // Three messages are unsettled now: the steps of c and d are sent, and the broker has refused neither.
+    // After these refusals c and d are unsettled again, so e exceeds the credit of two.
     peer.link.refuse(3, 'QUEUE_FULL')
     peer.link.refuse(4, 'QUEUE_FULL')
     peer.link.deliver(channel, 101, ['e'])
@@ -243,7 +243,7 @@ describe('an atomic step that is refused', () => {
     expect(peer.link.settles).toMatchObject([{ outcome: OUTCOME.retry, reason: 'it broke' }])
   })
 
-  it('keeps a message isolated that must be handled alone', async () => {
+  it('isolates its message again if that message must be handled alone', async () => {
     const begun: unknown[] = []
     sluice.consume('q', { concurrency: 4 }, async (message) => {
       begun.push(message.body)
@@ -335,7 +335,7 @@ describe('an atomic step that is not sent', () => {
     expect(await good).toEqual([{ offset: 3, duplicate: false }])
   })
 
-  it('reopens its message at its deadline and by its signal', async () => {
+  it('reopens its message when its deadline passes, and when its signal is aborted', async () => {
     const { messages, tag } = await pulled('a', 'b')
     peer.link.flowing = false
     void sluice.publish('x', 'fills the socket').catch(() => {})
@@ -431,7 +431,7 @@ describe('an atomic step without an answer', () => {
     expect(peer.link.settles).toMatchObject([{ firstTag: tag, count: 1 }])
   })
 
-  it('delays close', async () => {
+  it('delays `close` until it is answered', async () => {
     const step = sluice.atomic((tx) => tx.publish('x', 'one'))
     await stepped()
     const closed = sluice.close()
@@ -462,7 +462,7 @@ describe('an atomic step without an answer', () => {
   })
 })
 
-it('a step that waits is sent with the leases that its messages have when it is sent', async () => {
+it('a waiting step is sent with the leases that its messages have at that time', async () => {
   peer.grants = (claims) => claims.map(({ attempt }, index) => ({ index, tag: 70 + 2 * index, attempt }))
   await sluice.close({ timeout: 1 }).catch(() => {})
   sluice = await peer.connect({ maxInFlight: 1 })
@@ -491,7 +491,7 @@ it('a step that waits is sent with the leases that its messages have when it is 
   expect(await done).toMatchObject([{ offset: 1 }])
 })
 
-it('a step that is refused for an earlier one drops its reference to the shared frames', () => {
+it('a step that is refused because an earlier sending was refused drops its reference to the shared frames', () => {
   const step = new Step([], [{ queue: 'q', record: new Uint8Array(8) }])
   const frames = Buffer.alloc(step.end + 4096)
   step.number = 1

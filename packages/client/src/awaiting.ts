@@ -4,8 +4,8 @@
  *
  * V8 keeps the chain of async functions that await each other, and shows it in the stack of an error. Each handler is
  * awaited in a function with a unique name. If that name is in the chain of callers of `close`, the handler cannot end
- * before `close` does. All of this happens in `close`, so a handler costs nothing. Where the chain is broken
- * (`Promise.race`, `then`, an engine without it), the worker waits for the handler until the timeout.
+ * before `close` does. All of this happens in `close`, so a handler costs nothing before that. Where the chain is
+ * broken (`Promise.race`, `then`, an engine that keeps no chain), the worker waits for the handler until the timeout.
  */
 
 /** A handler that is running. */
@@ -27,8 +27,8 @@ const CHAIN_MAX = 1_000
 let lastNumber = 0
 
 /**
- * Excuses each handler that is awaiting the caller of this function, which is async. The caller must have awaited one
- * turn of the event loop before, so that its own caller already awaits it.
+ * Excuses each handler in the chain of async callers of this function. The nearest of these callers must already have
+ * awaited one turn of the event loop; only then does its own caller await it.
  */
 export function excuseAwaiting(handlers: readonly Running[]): void {
   if (handlers.length === 0) return

@@ -26,7 +26,7 @@ export const ENVELOPE_BYTES =
 export interface Lane {
   readonly queue: string
   open: Batch | undefined
-  /** Number of the batch that the next batch of this queue follows. It counts only while that batch is unanswered. */
+  /** Number of the batch that the next batch of this queue follows. Meaningless once that batch is answered. */
   leader: number
 }
 

@@ -146,21 +146,21 @@ describe('plain data', () => {
       [undefined, 'body is undefined'],
       [() => {}, 'body is a function'],
       [Symbol('x'), 'body is a symbol'],
-      [new Map(), 'body is a Map'],
-      [{ a: [1, new Set()] }, 'body.a[1] is a Set'],
+      [new Map(), 'body is an instance of Map'],
+      [{ a: [1, new Set()] }, 'body.a[1] is an instance of Set'],
       [{ 'not a word': () => {} }, 'body["not a word"] is a function'],
       [{ a: [{ b: undefined }, undefined] }, 'body.a[1] is undefined'],
-      [[new Customer()], 'body[0] is a Customer'],
+      [[new Customer()], 'body[0] is an instance of Customer'],
       [{ a: { b: () => {} } }, 'body.a.b is a function'],
       [[1, undefined], 'body[1] is undefined'],
       // oxlint-disable-next-line no-sparse-arrays -- the test needs a hole
       [[1, , 3], 'body[1] is undefined'],
       [2n ** 64n, 'body is a bigint of more than 64 bits'],
       [new Date(NaN), 'body is an invalid date'],
-      [new Float64Array(1), 'body is a Float64Array'],
-      [/x/, 'body is a RegExp'],
-      [new Error('x'), 'body is a Error'],
-      [Promise.resolve(), 'body is a Promise'],
+      [new Float64Array(1), 'body is an instance of Float64Array'],
+      [/x/, 'body is an instance of RegExp'],
+      [new Error('x'), 'body is an instance of Error'],
+      [Promise.resolve(), 'body is an instance of Promise'],
       ['\ud800', 'body is text with an unpaired surrogate'],
       [{ [Symbol('s')]: 1 }, 'body has a symbol as the name of a property'],
       [
@@ -172,7 +172,7 @@ describe('plain data', () => {
       [Object.assign([1], { total: 2 }), 'body is an array that has a property "total" besides its items'],
       [{ a: { ['half \ud83c']: 1 } }, 'body.a["half \\ud83c"] has an unpaired surrogate in its name'],
       [{ a: { toJSON: () => undefined }, b: [{ toJSON: () => undefined }] }, 'body.b[0] is undefined'],
-      [{ a: { toJSON: () => new Map() } }, 'body.a is a Map'],
+      [{ a: { toJSON: () => new Map() } }, 'body.a is an instance of Map'],
       [
         {
           a: {
@@ -184,7 +184,7 @@ describe('plain data', () => {
         'body.a has a `toJSON` that threw',
       ],
       [{ toJSON: () => undefined }, 'body is undefined'],
-      [{ ['x'.repeat(1000)]: new Map() }, `body["${'x'.repeat(40)}"] is a Map`],
+      [{ ['x'.repeat(1000)]: new Map() }, `body["${'x'.repeat(40)}"] is an instance of Map`],
     ]
     for (const [value, message] of refused) expect(refusal(value)).toBe(message)
     expect(refused.length).toBe(29)

@@ -200,8 +200,8 @@ function shownPath(path: readonly Step[]): string {
 }
 
 /**
- * A plain copy of a body. As in JSON, undefined properties are omitted, and the result of `toJSON` replaces an object that
- * has this method. Dates and bytes are kept, although they have it.
+ * A plain copy of a body. As in JSON, undefined properties are omitted, and the result of `toJSON` replaces an object
+ * that has this method. Dates and bytes are kept, although `Date` and `Buffer` have this method.
  * @throws SluiceError INVALID_BODY naming the first thing that is not plain data
  */
 function copyOf(body: unknown): unknown {
@@ -289,7 +289,7 @@ function scalarFault(value: unknown): string | undefined {
 function instanceFault(value: object): string {
   if (value instanceof Date) return 'is an invalid date'
   const name: unknown = (value.constructor as { name?: unknown } | undefined)?.name
-  return `is ${typeof name === 'string' && name !== '' ? `a ${name.slice(0, 40)}` : 'a class instance'}`
+  return `is ${typeof name === 'string' && name !== '' ? `an instance of ${name.slice(0, 40)}` : 'an instance of a class'}`
 }
 
 /** Sets a property as data, even when its name is `__proto__`. */

@@ -104,7 +104,7 @@ it('returns each message once and in order, for any sequence of announcements, d
   expect(dropped).toBeGreaterThan(50)
 })
 
-it('announces a message that must be alone by itself', () => {
+it('announces a message that must be handled alone without any other', () => {
   const isolation = new Isolation()
   let woken = 0
   const buffer = new RunBuffer(isolation, () => woken++)

@@ -3,7 +3,7 @@
  * announces messages, and takes them one by one.
  *
  * Invariant: in order of arrival, the first `announced` of the `count` messages are named in STARTED or STARTING, and
- * the isolation counts them as being handled. `bytes` is the size of all their records.
+ * the isolation counts them as being handled. `bytes` is the size of the records of all `count` messages.
  */
 import { DELIVER_FLAG, recordSize, type TagRange } from '@sluice/protocol'
 import { SHARED_BYTES } from './body.js'
@@ -16,7 +16,10 @@ import { partOf, recordsBytes, type Run } from './run.js'
 /** Maximum number of ranges in one STARTED or STARTING. */
 export const STARTED_RANGES_MAX = 4_096
 
-/** Size of a part. Together with the padding that `recordsCopy` may put before it, a part fills one shared buffer of bodies. */
+/**
+ * Maximum size of a part of several messages (see `keep`). With the padding that `recordsCopy` may put before it, a
+ * part is no larger than a shared buffer of bodies.
+ */
 const PART_BYTES = SHARED_BYTES - 8
 
 export class RunBuffer {
@@ -41,9 +44,9 @@ export class RunBuffer {
   }
 
   /**
-   * Adds a run whose records are in a frame, which the next read overwrites. They are copied once, in parts small
-   * enough that the body of a message can be a view of its part. This takes 50 ns per message; a second copy of each
-   * body would take 200 ns.
+   * Adds a run whose records are in a frame, which the next read overwrites. The records are copied once, in parts
+   * small enough that the body of a message can be a view of its part. This takes 50 ns per message; a second copy of
+   * each body would take 200 ns.
    */
   keep(run: Run): void {
     const { count, gap, records } = run
@@ -62,7 +65,7 @@ export class RunBuffer {
     if (from < count) this.push(partOf(run, from, count, recordsCopy(records, fromAt, at, gap)))
   }
 
-  /** Adds a run whose records are a copy. */
+  /** Adds a run whose records have already been copied. */
   push(run: Run): void {
     this.#runs.push(run)
     this.count += run.count
@@ -130,13 +133,13 @@ export class RunBuffer {
     if (announced > 0) this.#isolation.leave(announced)
   }
 
-  /** Takes the first message, which is announced. */
+  /** Takes the first message, which must be announced. */
   take(): DeliveredMessage {
     this.announced--
     return this.takeUnannounced()
   }
 
-  /** Takes the first message when none is announced. */
+  /** Takes the first message, which must not be announced. */
   takeUnannounced(): DeliveredMessage {
     const run = this.#runs.at(0)!
     const at = this.#at + run.gap
@@ -153,7 +156,10 @@ export class RunBuffer {
     return message
   }
 
-  /** Drops the messages that have one of `tags`. Removes the tags of these messages from `tags`, and returns them. */
+  /**
+   * Drops the messages that have one of `tags`. Removes the tags of these messages from `tags`, and returns the removed
+   * tags.
+   */
   drop(tags: Set<number>): readonly number[] {
     const dropped: number[] = []
     if (this.count === 0 || tags.size === 0) return dropped
@@ -206,7 +212,7 @@ export class RunBuffer {
         const size = recordSize(run.records, at + run.gap)
         if (index >= skipped) {
           if (count === 0 && at !== this.#at)
-            differs(`the first message is at ${at}, and expected at ${this.#at}`)
+            differs(`the first message is at ${at}; it was expected at ${this.#at}`)
           count++
           bytes += size
         }
@@ -220,7 +226,7 @@ export class RunBuffer {
     if (this.announced < 0 || this.announced > count) differs(`${this.announced} of ${count} are announced`)
   }
 
-  /** Drops everything. */
+  /** Drops all messages. */
   clear(): void {
     this.#runs.clear()
     this.#index = 0

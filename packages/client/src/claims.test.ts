@@ -94,7 +94,7 @@ describe('the handlers of a worker', () => {
     expect([runs[0]!.message.offset, runs[0]!.message.attempt]).toEqual([7, 2])
   })
 
-  it('claim while their worker closes, which waits until their outcomes are durable', async () => {
+  it('claim their leases while their worker closes; the worker waits until their outcomes are durable', async () => {
     const runs: (() => void)[] = []
     const worker = sluice.consume('q', { concurrency: 2 }, () => new Promise<void>((end) => runs.push(end)))
     peer.link.deliver(await peer.subscribed(), 101, texts(2))
@@ -141,7 +141,7 @@ describe('the handlers of a worker', () => {
     ])
   })
 
-  it('claim the granted leases again when that connection is lost too', async () => {
+  it('claim the granted leases again when the next connection is lost too', async () => {
     const runs = consumed({ concurrency: 1 })
     peer.link.deliver(await peer.subscribed(), 101, texts(1))
     await until(() => runs.length === 1)
@@ -206,7 +206,7 @@ describe('the handlers of a worker', () => {
     grant(() => false)
     await reconnected()
     const channel = peer.link.named('SUBSCRIBE')[0]!.channel
-    // This is another message of its key, which came first.
+    // Another message of the key `k` arrives before the lost message is delivered again.
     peer.link.deliver(channel, 101, ['next'], { offset: 1, tag: 60, options: { key: 'k' } })
     peer.link.deliver(channel, 101, ['free'], { offset: 2, tag: 61, options: { key: 'l' } })
     await until(() => runs.length === 2)
@@ -289,18 +289,21 @@ it('pulled messages are claimed without credit, and the next pull continues', as
 it.each([
   ['pulled', async () => (await sluice.pull('q', { max: 1, wait: '5s' }))[0]!],
   ['iterated', async () => (await sluice.messages('q')[Symbol.asyncIterator]().next()).value!],
-] as const)('messages that are %s are claimed again when that connection is lost too', async (_, take) => {
-  const taking = take()
-  peer.link.deliver(await peer.subscribed(), 101, texts(1), { tag: 20 })
-  const message = await taking
-  await reconnected()
-  expect(asked).toMatchObject([{ offset: 0, tag: 20, attempt: 1 }])
-  await reconnected()
-  expect(asked).toMatchObject([{ offset: 0, tag: 50, attempt: 2 }])
-  await message.ack()
-  expect([peer.link.settles.length, losses]).toEqual([1, []])
-  expect(peer.link.settles).toMatchObject([{ firstTag: 50, outcome: OUTCOME.ack }])
-})
+] as const)(
+  'messages that are %s are claimed again when the next connection is lost too',
+  async (_, take) => {
+    const taking = take()
+    peer.link.deliver(await peer.subscribed(), 101, texts(1), { tag: 20 })
+    const message = await taking
+    await reconnected()
+    expect(asked).toMatchObject([{ offset: 0, tag: 20, attempt: 1 }])
+    await reconnected()
+    expect(asked).toMatchObject([{ offset: 0, tag: 50, attempt: 2 }])
+    await message.ack()
+    expect([peer.link.settles.length, losses]).toEqual([1, []])
+    expect(peer.link.settles).toMatchObject([{ firstTag: 50, outcome: OUTCOME.ack }])
+  },
+)
 
 /** Pulls one message with tag 20 and offset 0. */
 async function pulledOne(queue = 'q'): Promise<DeliveredMessage> {
@@ -487,7 +490,7 @@ describe('a pulled message', () => {
   })
 })
 
-it('closing returns to the queue what is delivered for a pull, before it waits for handlers', async () => {
+it('closing returns messages that are delivered for a pull to their queue before it waits for handlers', async () => {
   const runs = consumed({ concurrency: 1 })
   peer.link.deliver(await peer.subscribed(), 101, texts(1), { tag: 30 })
   await until(() => runs.length === 1)
@@ -497,7 +500,7 @@ it('closing returns to the queue what is delivered for a pull, before it waits f
   const pulling = [sluice.pull('p', { wait: '5s' }).catch(code), sluice.pull('o', { wait: '5s' }).catch(code)]
   const otherChannel = await peer.subscribed(3)
   const closed = sluice.close()
-  // They were under way when the pulls were cancelled.
+  // These messages were under way when the pulls were cancelled.
   peer.link.deliver(channel, 102, texts(1), { tag: 21 })
   peer.link.deliver(otherChannel, 103, texts(1), { tag: 40 })
   expect(await Promise.all(pulling)).toEqual(['CLOSED', 'CLOSED'])
@@ -528,7 +531,7 @@ it('a worker that is closed at once gives up its leases before they are granted'
   expect([signal.aborted, signal.reason.code, await settled]).toEqual([true, 'CLOSED', 'LEASE_LOST'])
 })
 
-it('an answer that grants an unclaimed lease is refused, and the claimed ones are lost', async () => {
+it('an answer that grants an unclaimed lease is refused, and the claimed leases are lost', async () => {
   const runs = consumed({ concurrency: 1 })
   sluice.on('error', () => {})
   peer.link.deliver(await peer.subscribed(), 101, texts(1))

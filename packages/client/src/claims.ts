@@ -28,7 +28,7 @@ interface Pending {
   readonly delayMs: number | undefined
   readonly reason: string | undefined
   readonly invalid: boolean | undefined
-  /** The broker's answer settles this group; it fails when `timer` fires. */
+  /** The broker's answer settles this group; the group fails when `timer` fires. */
   readonly group: SettleGroup
   timer: Timer | undefined
 }
@@ -155,7 +155,8 @@ export class Claims implements LeaseKeeper {
     reason: string | undefined,
     invalid?: boolean,
   ): SettleGroup {
-    // A caller that waits for the answer has the usual deadline. The settle itself is sent whenever there is a connection.
+    // A caller that waits for the answer has the usual deadline. The settle itself has no deadline: it is sent once
+    // SUBSCRIBE is answered.
     const group = new SettleGroup(() => {
       pending.timer ??= new Timer(() => group.finish(notAnswered()), this.#session.timeoutMs).unref()
     })
@@ -183,7 +184,7 @@ export class Claims implements LeaseKeeper {
     return false
   }
 
-  // Never called: an atomic step refuses a message that has no connection.
+  // Never called: `isOn` returns false, so an atomic step refuses these messages.
   acknowledgement(): AtomicAck {
     throw leaseLost()
   }

@@ -85,7 +85,7 @@ describe('connecting', () => {
     }
   })
 
-  it('reports UNREACHABLE when there is no connection again in time', async () => {
+  it('reports UNREACHABLE when it does not reconnect in time', async () => {
     sluice = await peer.connect()
     peer.refusals = 1000
     peer.link.cut()
@@ -228,7 +228,7 @@ describe('a publish that does not wait for a connection', () => {
       expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([['waits']])
     })
 
-    it(`fails when the connection is lost or stopping before it is sent: ${name}`, async () => {
+    it(`fails when the connection is lost or the broker stops before the publish is sent: ${name}`, async () => {
       for (const end of ['cut', 'goodbye'] as const) {
         peer = new Peer()
         sluice = await peer.connect({ maxInFlight: 1 })
@@ -400,7 +400,7 @@ describe('requests', () => {
     expect(await sluice.queues.purge('q')).toEqual({ messages: 8 })
   })
 
-  it('reject with the error of the broker, at the deadline, and by the signal', async () => {
+  it('reject with the error of the broker, when the deadline passes, and when the signal is aborted', async () => {
     sluice = await peer.connect()
     const missing = sluice.queues.get('q')
     await until(() => peer.link.named('GET').length === 1)
@@ -544,7 +544,7 @@ describe('events and closing', () => {
   it.each<[string, string, (client: Sluice) => Promise<unknown>]>([
     ['was refused', 'INVALID_BODY', (client) => client.publish('q', undefined)],
     ['was aborted', 'ABORTED', (client) => client.publish('q', 'x', { signal: AbortSignal.timeout(5) })],
-    ['came to its deadline', 'TIMEOUT', (client) => client.publish('q', 'x', { timeout: 5 })],
+    ['has timed out', 'TIMEOUT', (client) => client.publish('q', 'x', { timeout: 5 })],
   ])('does not wait for a connection for a publish that %s', async (_, code, publish) => {
     peer.refusals = 1000
     sluice = peer.create()
@@ -636,7 +636,7 @@ describe('events and closing', () => {
   })
 })
 
-it('is checked after each turn in which the broker or the client has sent something', async () => {
+it('a client is checked after each turn in which the broker or the client has sent something', async () => {
   peer.confirmAll()
   sluice = await peer.connect()
   const before = peer.checks

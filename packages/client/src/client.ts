@@ -100,7 +100,10 @@ export class Sluice {
   readonly #pullers: Pullers
   readonly #requests: Requests
   readonly #link: Link
-  /** Whether `connect` is under way. If so, `connect` rejects with the error that ends the client. */
+  /**
+   * Whether `connect` is under way. If the client ends during that time, `connect` rejects with the error, and no event
+   * is emitted.
+   */
   #isConnecting = false
   #closing: Promise<void> | undefined
   #closed: SluiceError | undefined
@@ -164,7 +167,8 @@ export class Sluice {
 
   /**
    * Calls `listener` for each event of this name, until the returned function is called. If `waiting`, `handlerError`,
-   * `leaseLost` or `error` has no listener, Node prints a warning. Events never throw, and neither does a failing listener.
+   * `leaseLost` or `error` has no listener, Node prints a warning. Emitting an event never throws, even if a listener
+   * fails.
    *
    * @throws SluiceError INVALID_ARGUMENT for an unknown event
    */
@@ -183,14 +187,14 @@ export class Sluice {
   /**
    * Publishes one message. Resolves when it is durable. Messages published in one turn of the event loop are sent
    * together, but the broker accepts or refuses each message by itself. Beyond `maxInFlight`, a publish waits for its
-   * turn; `maxWaitingBytes` limits how many can wait.
+   * turn; `maxWaitingBytes` limits the memory of the publishes that wait.
    *
    * @param body A `Uint8Array` stays bytes, and a string stays text. Anything else must be plain data: undefined properties
    * are omitted, and `toJSON` is called.
    * @throws SluiceError INVALID_NAME, INVALID_BODY, MESSAGE_TOO_LARGE, QUEUE_NOT_FOUND; for an option INVALID_PRIORITY,
-   * INVALID_DELAY, AT_IN_THE_PAST, INVALID_TTL, INVALID_KEY, INVALID_ID, INVALID_HEADERS, OPTION_CONFLICT, INVALID_ARGUMENT;
-   * QUEUE_FULL, DEDUP_FULL, DISK_LOW, MEMORY_FULL, TOO_MANY_WAITING, which are `retryable`; OFFLINE; TIMEOUT and ABORTED, with
-   * `outcome: 'unknown'` if it was sent; CLOSED
+   * INVALID_DELAY, AT_IN_THE_PAST, INVALID_TTL, INVALID_KEY, INVALID_ID, INVALID_HEADERS, OPTION_CONFLICT,
+   * INVALID_ARGUMENT; QUEUE_FULL, DEDUP_FULL, DISK_LOW, MEMORY_FULL, TOO_MANY_WAITING, which are `retryable`; OFFLINE;
+   * TIMEOUT and ABORTED, with `outcome: 'unknown'` if the message was sent; CLOSED
    * @example
    * const { offset } = await sluice.publish('orders', { total: 12 })
    */
@@ -223,7 +227,7 @@ export class Sluice {
     )
   }
 
-  /** Whether a call fails if the connection is lost before it is sent. @throws SluiceError OFFLINE */
+  /** Whether a call fails if the connection is lost before the call is sent. @throws SluiceError OFFLINE */
   #mayFailOffline(options: SendOptions, queue?: string): boolean {
     if (!failsOffline(options)) return false
     if (this.#link.serving === undefined) throw noConnection().with({ queue })
@@ -283,10 +287,10 @@ export class Sluice {
 
   /**
    * Publishes every message that an iterable or async iterable yields, each by itself. Resolves when the last one is
-   * durable. It reads only while fewer than `concurrency` messages are unconfirmed, so memory is bounded for any number
-   * of messages. A message that is refused because the broker is full (QUEUE_FULL, DEDUP_FULL, DISK_LOW, MEMORY_FULL)
-   * is published again after a pause, until it is accepted. Refused messages keep their order, but messages that were
-   * already sent after a refused message may be accepted before it.
+   * durable. `publishAll` reads only while fewer than `concurrency` messages are unconfirmed, so memory is bounded for
+   * any number of messages. A message that is refused because the broker is full (QUEUE_FULL, DEDUP_FULL, DISK_LOW,
+   * MEMORY_FULL) is published again after a pause, until it is accepted. Refused messages keep their order, but
+   * messages that were already sent after a refused message may be accepted before it.
    *
    * Do not change a message after it was yielded: it may be published again.
    *
@@ -330,9 +334,9 @@ export class Sluice {
    * settled again if their leases are not lost, and if a handler throws, its message is delivered again as usual.
    *
    * @param fill May be async. If it throws, the step has no effect, and `atomic` rejects with what it threw.
-   * @throws SluiceError LEASE_LOST, ALREADY_SETTLED for a message; QUEUE_NOT_FOUND, QUEUE_FULL, DEDUP_FULL, DISK_LOW for a
-   * publish; TRANSACTION_TOO_LARGE; TIMEOUT and ABORTED, with `outcome: 'unknown'` if it was sent; CLOSED; otherwise as
-   * `publish`
+   * @throws SluiceError LEASE_LOST, ALREADY_SETTLED for a message; QUEUE_NOT_FOUND, QUEUE_FULL, DEDUP_FULL, DISK_LOW
+   * for a publish; TRANSACTION_TOO_LARGE; TIMEOUT and ABORTED, with `outcome: 'unknown'` if the step was sent; CLOSED;
+   * otherwise as `publish`
    * @example
    * sluice.consume('orders', async (message) => {
    * await sluice.atomic((tx) => {
@@ -438,8 +442,9 @@ export class Sluice {
   }
 
   /**
-   * Iterates the messages of the queue; the loop settles each with its methods. Leaving the loop releases all messages that
-   * were not yielded. If the queue has a schema, messages that do not match it become dead letters and are not yielded.
+   * Iterates over the messages of the queue; the loop settles each message by calling its methods. Leaving the loop
+   * releases all messages that were not yielded. If the queue has a schema, messages that do not match it become dead
+   * letters and are not yielded.
    *
    * @param options `prefetch`, default 10; `prefetchBytes`, default 16 MiB; `processingTimeout`; `missing`, as for `consume`;
    * `signal` ends the iteration.
@@ -561,8 +566,7 @@ export class Sluice {
 
   #add(consumer: Consumer): void {
     this.#consumers.add(consumer)
-    // A connection of a stopping broker accepts no subscription. `#opened` attaches the consumer to
-    // the next connection.
+    // A broker that is stopping accepts no subscription. `#opened` attaches the consumer to the next connection.
     const { serving } = this.#link
     if (serving !== undefined) consumer.attach(serving)
   }

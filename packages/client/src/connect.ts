@@ -1,4 +1,4 @@
-/** Makes clients: after a connection is open, or before there is a connection. */
+/** Makes clients. `connect` waits for a connection; `createClient` does not. */
 import { Sluice } from './client.js'
 import { connectSettings, type ClientOptions, type ConnectOptions } from './options.js'
 import { dialTcp, type Dial } from './transport.js'

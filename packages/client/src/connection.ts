@@ -170,7 +170,7 @@ export class Connection {
     this.#chunks.push(frames)
   }
 
-  /** Sends a frame that is answered. On an ended connection the reply fails at once. */
+  /** Sends a frame that the broker answers. On an ended connection the reply fails at once. */
   request(opcode: number, channel: number, payload: Uint8Array, reply: Reply): void {
     if (this.#state === 'ended') {
       reply.failed(this.#lostError())
@@ -249,7 +249,7 @@ export class Connection {
   /** Checks the invariants of the connection and its subscriptions. @throws Error naming what differs */
   invariants(): void {
     if (this.#answered.any && this.#replies.size === 0)
-      throw new Error('connection: no request waits for an answer, and a waiter was not notified')
+      throw new Error('connection: no request waits for an answer, but a waiter was not notified')
     for (const sink of this.#channels.values()) sink.invariants()
   }
 
@@ -297,7 +297,7 @@ export class Connection {
 
   #closeSmall(): void {
     if (this.#smallEnd === 0) return
-    // A copy of exactly these bytes: the socket keeps it for as long as the peer does not read.
+    // This copies exactly these bytes, because the socket keeps the copy until the peer reads it.
     this.#chunks.push(Buffer.from(this.#small.subarray(0, this.#smallEnd)))
     this.#smallEnd = 0
   }
@@ -518,7 +518,7 @@ function checkWelcome(ok: HelloOk): void {
   if (ok.version !== PROTOCOL_VERSION) {
     throw new SluiceError(
       'PROTOCOL_VERSION',
-      `The broker chose version ${ok.version} of the protocol; this client speaks ${PROTOCOL_VERSION}.`,
+      `The broker chose version ${ok.version} of the protocol; this client speaks version ${PROTOCOL_VERSION}.`,
     )
   }
   within('frameBytesMax', ok.frameBytesMax, LIMITS.frameBytesMin, LIMITS.frameBytesMax)

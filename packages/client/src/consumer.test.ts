@@ -72,7 +72,7 @@ describe('a worker', () => {
     await turns()
     expect(peer.link.named('SETTLE')).toHaveLength(frames + 1)
     await Promise.all(waited)
-    // Acknowledgements of a quarter of the credit are not held back either.
+    // Acknowledgements that amount to a quarter of the credit are sent at once too.
     wait = false
     peer.link.deliver(channel, 101, texts(50), { offset: 4 })
     await turns()
@@ -401,7 +401,7 @@ describe('a worker', () => {
 })
 
 describe('a refused subscription', () => {
-  /** Refuses the first `count` with these codes in turn, then accepts. */
+  /** Refuses the first `count` subscriptions, with these codes in turn, and accepts all later ones. */
   const refuse = (count: number, ...codes: ErrorCode[]): void => {
     const accept = peer.replies[OP.SUBSCRIBE]!
     let refused = 0
@@ -436,7 +436,7 @@ describe('a refused subscription', () => {
     await worker.closed
   })
 
-  it('is repeated by an iterator, unless it waits for no queue', async () => {
+  it("is repeated by an iterator, except with missing: 'fail'", async () => {
     const events = waits()
     refuse(2, 'QUEUE_NOT_FOUND')
     const next = sluice.messages('q').next()
@@ -518,7 +518,7 @@ describe('a refused subscription', () => {
     await worker.close()
   })
 
-  it('is repeated by a pull until its deadline, and then rejects it', async () => {
+  it('is repeated by a pull until its deadline; the pull then rejects with the error', async () => {
     refuse(2, 'MEMORY_FULL')
     const pull = sluice.pull('q', { wait: '20s' })
     peer.link.deliver(await peer.subscribed(3), 103, ['x'])
@@ -656,7 +656,7 @@ describe('closing a worker', () => {
     }
   }
 
-  it('waits for handlers that do not await it, even if another does, or one only calls it', async () => {
+  it('waits for a handler that does not await it, even if another handler awaits it', async () => {
     let end!: () => void
     const order: string[] = []
     const worker: Worker = sluice.consume('q', { concurrency: 3 }, async ({ body }) => {
@@ -677,7 +677,7 @@ describe('closing a worker', () => {
     expect(order).toEqual(['calls', 'slow', 'awaits'])
   })
 
-  it('closes the client in a handler that awaits that', async () => {
+  it('closes with its client when a handler awaits the close of the client', async () => {
     let isClosed = false
     const worker = sluice.consume('q', async (message) => {
       await message.ack()
@@ -691,7 +691,7 @@ describe('closing a worker', () => {
     expect(peer.link.ended).toBe(true)
   })
 
-  it('closes with its signal', async () => {
+  it('closes when its signal is aborted', async () => {
     const controller = new AbortController()
     const worker = sluice.consume('q', { signal: controller.signal }, () => {})
     await peer.subscribed()
@@ -742,7 +742,7 @@ describe('losing the connection', () => {
   })
 })
 
-/** Publishes these bodies at the broker, and pulls them. */
+/** Pulls messages with these bodies, which the broker delivers. */
 async function pulled(bodies: string[], options = {}): Promise<Message[]> {
   const messages = sluice.pull('q', { max: bodies.length, wait: '5s' })
   peer.link.deliver(await peer.subscribed(), 101, bodies, options)
@@ -869,7 +869,7 @@ describe('the iterator', () => {
     await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
   })
 
-  it('ends with ABORTED by its signal, and with the error that ended its queue', async () => {
+  it('ends with ABORTED when its signal is aborted, and with the error that ended its subscription', async () => {
     const controller = new AbortController()
     const stream = sluice.messages('q', { signal: controller.signal })
     const next = stream.next()

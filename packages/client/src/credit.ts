@@ -14,7 +14,7 @@ export interface Credit {
   readonly bytes: number
   /** Maximum number of messages that are ever delivered, counted from the start of the subscription. Default: no limit. */
   readonly limit?: number
-  /** Whether the broker delivers at once all messages that it can, and then answers with DRAINED. */
+  /** Whether the broker immediately delivers all messages that it can, and then answers with DRAINED. */
   readonly drain?: boolean
 }
 
@@ -29,7 +29,7 @@ export class CreditBounds {
     this.#limit = limit
   }
 
-  /** Adds the credit that the subscription grants. */
+  /** Raises the bounds to the credit that the subscription grants. */
   extend({ messages, bytes, limit = Infinity }: Credit): void {
     this.messages = Math.max(this.messages, messages)
     this.bytes = Math.max(this.bytes, bytes)
@@ -37,16 +37,16 @@ export class CreditBounds {
   }
 
   /**
-   * Returns a sentence that says how a delivery exceeds the credit, or undefined if it does not. The arguments count
+   * Returns a sentence that says how a delivery exceeds the credit, or undefined if it does not. The arguments describe
    * the state after the delivery: `unsettled` messages are unsettled, `bytes` bytes of records wait for a handler, and
    * `deliveries` messages were delivered since the start.
    */
   excess(unsettled: number, bytes: number, deliveries: number): string | undefined {
     if (unsettled > this.messages)
-      return `The delivery brings ${unsettled} unsettled messages; the credit is ${this.messages}.`
+      return `With the delivery, ${unsettled} messages are unsettled; the credit is ${this.messages}.`
     // A message that is larger than the credit is delivered alone.
     if (bytes > this.bytes + MOVED_BYTES_MAX || deliveries > this.#limit)
-      return 'The delivery brings more bytes or messages than the credit allows.'
+      return 'The delivery has more bytes or messages than the credit allows.'
     return undefined
   }
 }

@@ -91,7 +91,7 @@ export class DeadLetters {
   }
 
   /**
-   * Lists one page of the dead letters of a queue that match the filter, by offset.
+   * Lists the dead letters of a queue, by offset: one page of the letters that match the filter.
    *
    * @param options The filter; `from` and `limit` select the page. Its `next` is the `from` of the next page.
    * @throws SluiceError INVALID_ARGUMENT
@@ -227,7 +227,7 @@ export class DeadLetters {
       if (next !== null) return { matched, next: next as number }
       return { matched, next: chosen === undefined ? undefined : chosen.at(-1)! + 1 }
     }
-    // A dry run makes no progress.
+    // A dry run changes nothing, so it has no progress to report.
     await walk<number>(pace, call, take, dryRun === true ? NOTHING : soFar)
   }
 }

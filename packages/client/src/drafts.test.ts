@@ -15,7 +15,7 @@ it('writes records one after the other, in a buffer that grows', () => {
   expect(typeof found).toBe('number')
 })
 
-it('measures a message by its options and its body, up to the limit of the broker', () => {
+it('counts the options and the body of a message against the limit of the broker', () => {
   const drafts = new Drafts()
   drafts.messageBytesMax = 100
   const draft = { bytes: drafts.take(), end: 0 }

@@ -2,7 +2,7 @@
  * Encodes published messages as records. The records of a batch are written one after the other to a buffer that grows
  * and is reused once the batch is sent. The producer uses this for batches and for the records of atomic steps.
  *
- * Invariant: a returned buffer is in no draft. The pool has at most `POOL_BYTES`.
+ * Invariant: a buffer in the pool is in no draft. The pool has at most `POOL_BYTES`.
  */
 import {
   CONTENT_TYPE,
@@ -63,7 +63,9 @@ export class Drafts {
     return bytes
   }
 
-  /** Returns the buffer of a draft that has ended. */
+  /**
+   * Puts the buffer of a draft that has ended back into the pool, unless the buffer is too large or the pool is full.
+   */
   give(bytes: Buffer): void {
     const { length } = bytes
     if (length < BYTES_FIRST || length > BYTES_KEPT) return
@@ -73,7 +75,8 @@ export class Drafts {
   }
 
   /**
-   * Writes a record after the last one, and returns its end. The caller moves `draft.end` to accept it.
+   * Writes a record after the last one, and returns the end of the record. The caller accepts the record by moving
+   * `draft.end` there.
    * @throws SluiceError MESSAGE_TOO_LARGE, INVALID_BODY, and the errors of an invalid option
    */
   append(

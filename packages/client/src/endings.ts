@@ -89,8 +89,8 @@ export function thenOf(result: unknown): Then | undefined {
 }
 
 /**
- * A native promise for `result`, whose method is `then`: `result` itself, or a promise that follows it. A foreign `then` may
- * call back twice, throw, or resolve with another promise.
+ * A native promise for `result`, which has the method `then`: `result` itself, or a promise that follows it. A foreign
+ * `then` may call back twice, throw, or resolve with another promise.
  */
 export function promiseOf(result: unknown, then: Then): Promise<unknown> {
   if (then === nativeThen) return result as Promise<unknown>
@@ -120,7 +120,7 @@ export interface Follower {
   readonly failed: (error: unknown) => void
 }
 
-/** Calls handlers. */
+/** Manages the followers for `callHandler`. */
 export interface Caller<Context, Follows extends Follower> {
   /** Returns the follower of the handler with this context, which is still running. */
   follower(context: Context): Follows

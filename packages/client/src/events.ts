@@ -42,7 +42,10 @@ const NAMES = Object.keys({
   waiting: true,
 } satisfies Record<Name, true>) as readonly string[]
 
-/** Interval between warnings. Without a listener, lost leases are counted and reported in one warning a minute. */
+/**
+ * Interval between warnings about lost leases. Without a listener, losses are counted and reported in one warning a
+ * minute.
+ */
 const LOSSES_WARNING_MS = 60_000
 
 export class Events {

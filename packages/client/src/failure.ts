@@ -6,7 +6,10 @@
  */
 import type { SluiceError, SluiceErrorNames } from '@sluice/protocol'
 
-/** Maximum number of errors per turn of the event loop whose stack has the caller's line: all publishes may fail at once. */
+/**
+ * Maximum number of errors per turn of the event loop that get their own stack, with the caller's line. All publishes
+ * may fail in one turn, and each stack takes time.
+ */
 export const TRACED_MAX = 1_000
 let traced = 0
 

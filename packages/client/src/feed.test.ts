@@ -96,7 +96,7 @@ describe('publishing all', () => {
     },
   )
 
-  it('ends with the first other failure, reads no more, and waits for unconfirmed messages', async () => {
+  it('ends with the first failure that is no lack of room, reads no more, and waits for unconfirmed messages', async () => {
     let left = false
     let settled = 0
     function* source(): Generator<number> {
@@ -152,7 +152,7 @@ describe('publishing all', () => {
     expect(await feed(publish).run(source())).toEqual({ published: 1, duplicates: 0 })
   })
 
-  it('rejects with the rejection of its listener, and with an invalid item', async () => {
+  it('rejects when its listener rejects, and when the source yields an invalid item', async () => {
     const broken = new Error('broken')
     const onProgress = () => Promise.reject(broken) as never
     await expect(feed(accept, { onProgress }).run(later(3000))).rejects.toBe(broken)

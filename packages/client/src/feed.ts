@@ -57,7 +57,10 @@ export class Feed<Message> {
     this.#options = options
   }
 
-  /** Resolves when everything that `source` yields is accepted. Rejects with the first failure, once nothing is unconfirmed. */
+  /**
+   * Resolves when everything that `source` yields is accepted. Rejects with the first failure, once nothing is
+   * unconfirmed or the signal is aborted.
+   */
   async run(source: Iterable<Message> | AsyncIterable<Message>): Promise<PublishAllResult> {
     const { signal } = this.#options
     const onAbort = (): void => this.#fail(this.#options.aborted(this.#underWay > 0))
@@ -77,7 +80,7 @@ export class Feed<Message> {
     const iterator = iteratorOf(source)
     let isExhausted = false
     let isReading = false
-    /** Contains the message that was read and is not published yet, or nothing. */
+    /** Holds the result of a read until its message is published; otherwise empty. */
     const read: IteratorResult<Message>[] = []
     try {
       while (this.#failure === undefined) {
@@ -188,7 +191,10 @@ export class Feed<Message> {
     while (this.#underWay > 0 && this.#failure === undefined) await this.#change()
   }
 
-  /** Resolves when half of the room is free, nothing is unconfirmed, or something has failed. */
+  /**
+   * Resolves when the source has yielded, when few enough messages are unconfirmed (half of `concurrency`, or none
+   * after a refusal), or when something has failed.
+   */
   #change(): Promise<void> {
     return new Promise((resolve) => {
       this.#wake = () => {

@@ -1,6 +1,6 @@
 /**
- * A first-in, first-out queue with constant-time operations: an array and the index of its first item, because `shift`
- * moves all items of a long array.
+ * A first-in, first-out queue with constant-time operations: an array and the index of its first item. The `shift` of a
+ * long array would move all of its items.
  *
  * Invariant: the items are `#slots[#head…]`. At most half of the slots, or fewer than `FREE_SLOTS`, precede them. A
  * slot keeps a reference to its item, even if the item was taken, until the slot is dropped.

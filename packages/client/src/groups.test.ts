@@ -378,7 +378,7 @@ describe('a worker that keeps keys in order', () => {
     peer.link.deliver(channel, 101, ['suspect'], { flags: DELIVER_FLAG.alone })
     await turns(10)
     expect(runs.map(({ body }) => body)).toEqual(['a1', 'b1'])
-    // The handlers of the lost connection still occupy the places.
+    // The handlers of the lost connection still count against the concurrency.
     runs[0]!.end()
     await until(() => runs.length === 3)
     expect(runs[2]!.body).toBe('suspect')

@@ -158,7 +158,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
     this.notifyIdle()
   }
 
-  // A blocked subscription calls `delivered` when it may continue.
+  // A blocked subscription calls `mayStart` when it may continue.
   #more(): void {
     const { subscription } = this
     if (subscription === undefined || this.isClosing || subscription.blocked) return

@@ -1,6 +1,7 @@
 /**
- * The batches and steps of a producer that are sent and unanswered, by number. This class limits how much may be in
- * flight, sends everything again on a new connection, and keeps refused sendings until they are sent under new numbers.
+ * The sendings of a producer (batches and steps) that were sent and are unanswered, by number. This class limits how
+ * much may be in flight, sends everything again on a new connection, and keeps refused sendings until they are sent
+ * under new numbers.
  *
  * Invariant: each number is given to one sending, and always goes with the same bytes. A sending stays here, byte for byte,
  * until it is answered or given up, whether or not a caller still waits for it.
@@ -78,7 +79,8 @@ export class InFlight {
 
   /** Whether `sending` may be sent next. */
   admits(sending: Sending): boolean {
-    // The first sending is always admitted. Otherwise a message larger than the window would never be sent.
+    // A sending is always admitted when nothing is in flight. Otherwise a message larger than the window would never be
+    // sent.
     if (this.#sent.size === 0) return true
     return (
       this.below(this.#lastNumber + 1) < this.#batchesMax &&
@@ -97,7 +99,7 @@ export class InFlight {
     this.#bytes += sending.end
   }
 
-  /** Distance from `number` down to the lowest unanswered number. The broker may forget lower numbers. */
+  /** Distance from `number` down to the lowest unanswered number. The broker may forget all numbers below that one. */
   below(number: number): number {
     const { lowest } = this.#sent
     return lowest === undefined || lowest > number ? 0 : number - lowest
@@ -150,7 +152,7 @@ export class InFlight {
     return this.#refused === 0 || this.#sent.size === this.#refused
   }
 
-  // Sends the same bytes again, except for the correlation, which has the distance to the lowest unanswered number.
+  // Sends the same bytes again, except for the correlation, which is the distance to the lowest unanswered number.
   #resend(connection: Connection): void {
     for (let sending = this.#again.at(-1); sending !== undefined; sending = this.#again.at(-1)) {
       if (this.#sent.get(sending.number) === undefined) {
@@ -168,8 +170,8 @@ export class InFlight {
     }
   }
 
-  // Refused sendings stay in the window until the rest is answered. If the window of this connection is smaller, they can
-  // fill it. Then the sendings that could not be sent again are given up. Returns whether that happened.
+  // Refused sendings stay in the window until the rest is answered. If the window of this connection is smaller, they
+  // can fill it. In that case the sendings that could not be sent again are given up. Returns whether that happened.
   #giveUpAgain(): boolean {
     const again = this.#again.filter(({ number }) => this.#sent.get(number) !== undefined)
     const unanswered = again.filter(({ goesAgain }) => goesAgain === undefined)
@@ -233,7 +235,7 @@ export class InFlight {
       if (this.#sent.get(number) !== sending || number > this.#lastNumber)
         throw new Error(`in flight: ${number} is sent; the last number is ${this.#lastNumber}`)
       if (sending.open || sending.waitingBytes > 0)
-        throw new Error(`in flight: ${number} is sent, and still open or waiting`)
+        throw new Error(`in flight: ${number} is sent, but it is still open or waiting`)
     }
     const kept = `${this.#sent.size} sent, ${this.#messages} messages, ${this.#bytes} bytes, ${this.#refused} refused`
     const counted = `${count} sent, ${messages} messages, ${bytes} bytes, ${refused} refused`

@@ -2,8 +2,9 @@
  * Isolates suspects. The broker flags a message as `alone` when it may have crashed a client. Such a suspect starts only
  * when this client handles no other message, on any subscription, and no other message starts until it is settled.
  *
- * Invariant: neither kind starves. While a suspect waits, no ordinary message starts, so that the running handlers end.
- * When a suspect is settled, the ordinary messages that waited for it start before the next suspect.
+ * Invariant: neither suspects nor ordinary messages starve. While a suspect waits, no ordinary message starts, so that
+ * the running handlers end. When a suspect is settled, the ordinary messages that waited for it start before the next
+ * suspect.
  */
 export class Isolation {
   /** Number of messages that were announced as started and are not settled. */

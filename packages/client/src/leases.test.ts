@@ -24,7 +24,7 @@ afterEach(async () => {
   await sluice.close({ timeout: 1 }).catch(() => {})
 })
 
-/** Publishes these bodies at the broker, and pulls them. */
+/** Pulls messages with these bodies, which the broker delivers. */
 async function pulled(bodies: string[]): Promise<{ messages: Message[]; channel: number; tag: number }> {
   const pulling = sluice.pull('q', { max: bodies.length, wait: '5s' })
   const channel = await peer.subscribed()
@@ -104,7 +104,7 @@ describe('a processing timeout', () => {
 })
 
 describe('losing leases', () => {
-  it('aborts only the signals of those messages, and refuses their settles locally', async () => {
+  it('aborts only the signals of the lost messages, and refuses their settles locally', async () => {
     const aborted: unknown[] = []
     const messages: Message[] = []
     sluice.consume('q', { concurrency: 4 }, (message, { signal }) => {
@@ -171,7 +171,7 @@ describe('losing leases', () => {
     expect(losses.at(-1)).toEqual({ queue: 'q', offset: 900, reason: 'purged' })
   })
 
-  it('is a warning without a listener, and one more for all that follow', async () => {
+  it('causes a warning if there is no listener, and one more warning for all later losses', async () => {
     const warnings: Error[] = []
     const listen = (warning: Error): void => void warnings.push(warning)
     process.on('warning', listen)

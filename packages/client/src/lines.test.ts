@@ -42,7 +42,7 @@ describe('lines', () => {
     expect(ids(lines.take(9))).toEqual([4])
   })
 
-  it('free the key of a lost message, whether it waited or went', () => {
+  it('free the key of a lost message, whether the message was waiting or with a handler', () => {
     const lines = new Lines<Item>(true)
     const all = items('aaabbcc')
     for (const item of all) lines.add(item, 1)
@@ -54,7 +54,7 @@ describe('lines', () => {
     expect(ids(lines.clear())).toEqual([])
   })
 
-  it('never have two messages of a key out, and keep each key in order', () => {
+  it('never have two messages of a key with handlers, and keep each key in order', () => {
     const step = fc.oneof(
       fc.record({ add: fc.constantFrom('a', 'b', 'c', undefined) }),
       fc.record({ take: fc.integer({ min: 1, max: 4 }) }),

@@ -2,7 +2,8 @@
  * Messages that wait for a handler, in order of arrival. With `ordered`, a message waits until the previous message of its
  * key is done, and messages of other keys pass it.
  *
- * Invariant: with `ordered`, at most one message of each key is ready or out; the other messages of the key are behind it.
+ * Invariant: with `ordered`, at most one message of each key is ready or out (with a handler); the other messages of
+ * the key are behind it.
  */
 import { Fifo } from './fifo.js'
 
@@ -32,7 +33,7 @@ export class Lines<Message extends Keyed> {
     return this.#ready.length
   }
 
-  /** The time since which the first message may go to a handler. There must be a ready message. */
+  /** The time at which the first ready message became ready. There must be one. */
   get sinceMs(): number {
     return this.#times.at(0)!
   }

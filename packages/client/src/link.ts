@@ -1,6 +1,6 @@
 /**
- * The link to the broker: dials, keeps one connection, and dials again with a growing pause when it fails or is lost. The
- * client makes one link and stops it. A broker that refuses the client permanently ends it too.
+ * The link to the broker: dials, keeps one connection, and dials again with a growing pause when it fails or is lost.
+ * The client makes one link and stops it. A broker that refuses the client permanently ends the link too.
  *
  * Invariant: until `stop` there is an open connection, a connection being dialled, or a timer for the next attempt. The
  * producer gets each new connection first, so that unanswered publishes are sent before new work.
@@ -36,7 +36,7 @@ export interface Reconnecting {
   readonly error: SluiceError
 }
 
-/** A notice from the broker that answers no request. */
+/** Event: a notice from the broker, which is not the answer to a request. */
 export interface Notice {
   readonly code: ErrorCode
   readonly message: string
@@ -83,7 +83,7 @@ export class Link {
   #wasOpen = false
   #timer: Timer | undefined
   readonly #openings = new Set<Opening>()
-  /** Whether there is only one attempt. */
+  /** Whether the link makes only one attempt to connect. */
   #dialsOnce = false
   /** The error of the last attempt to connect; undefined if that attempt succeeded. */
   #lastError: SluiceError | undefined
@@ -152,7 +152,10 @@ export class Link {
     return opened
   }
 
-  /** Resolves when there is a connection. Rejects with UNREACHABLE after `timeoutMs`, and with ABORTED. */
+  /**
+   * Resolves when there is a connection. Rejects with UNREACHABLE after `timeoutMs`, and with ABORTED when `signal` is
+   * aborted.
+   */
   untilOpen(timeoutMs: number, signal: AbortSignal | undefined): Promise<void> {
     return new Promise((resolve) => {
       if (signal?.aborted === true) throw aborted(signal, false)
@@ -243,9 +246,9 @@ export class Link {
   }
 
   /**
-   * Stops dialling; from now on `connection` is undefined. Returns a function that ends the last connection and rejects the
-   * calls that wait for one. The owner calls that
-   * function as soon as none of its parts uses the connection.
+   * Stops dialling; from now on `connection` is undefined. Returns a function that ends the last connection and rejects
+   * the calls that wait for a connection. The owner calls that function as soon as none of its parts uses the
+   * connection.
    */
   stop(): (error: SluiceError) => void {
     this.#isStopped = true

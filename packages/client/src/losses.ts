@@ -10,7 +10,7 @@ export interface LeaseLoss {
 
 /**
  * Why a lease was lost: its processing timeout passed, its queue was purged or deleted, the connection was lost, or an
- * operator closed the consumer. `other` is a reason that only a later version knows.
+ * operator closed the consumer. `other` is any other reason, such as one that only a later version knows.
  */
 export type LeaseLossReason =
   | 'processingTimeout'

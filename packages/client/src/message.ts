@@ -51,8 +51,8 @@ export interface RetryOptions {
  */
 export interface Message<Body = unknown> {
   /**
-   * The body is decoded when it is first read; throws SluiceError INVALID_BODY if that fails. A `Uint8Array` may share
-   * its `buffer` with other bodies, like Node's Buffers; its bytes begin at `byteOffset`.
+   * The body, decoded when it is first read. Reading it throws SluiceError INVALID_BODY if it cannot be decoded. A
+   * `Uint8Array` may share its `buffer` with other bodies, like Node's Buffers; its bytes begin at `byteOffset`.
    */
   readonly body: Body
   readonly id: string | undefined
@@ -293,13 +293,13 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     this.#run.keeper.unwatch(watcher)
   }
 
-  /** Sets the body that the schema of the queue has made. */
+  /** Replaces the body with the output of the schema of the queue. */
   read(body: unknown): void {
     this.#body = body
   }
 
   /**
-   * Claims the message for an atomic step on this connection. Nothing else settles it until `accepted` or `reopen`.
+   * Reserves the message for an atomic step on this connection. Nothing else settles it until `accepted` or `reopen`.
    * @throws SluiceError ALREADY_SETTLED, LEASE_LOST
    */
   pledge(connection: Connection | undefined): void {
@@ -308,7 +308,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     this.#state = PLEDGED
   }
 
-  /** Returns the error if the atomic step that has pledged the message cannot acknowledge it on this connection. */
+  /** Returns LEASE_LOST if the atomic step that has pledged the message cannot acknowledge it on this connection. */
   obstacle(connection: Connection): SluiceError | undefined {
     const { keeper } = this.#run
     return keeper.isOn(connection) && keeper.holds(this.tag) ? undefined : leaseLost()
@@ -320,7 +320,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
   /** Called when the step that has pledged the message is sent. From then on, the message counts as settled. */
   sent(): void {
-    // In this case the step is sent again, because an earlier batch was refused.
+    // The step was sent before, and is sent again because an earlier batch was refused.
     if (this.#state === SENT) return
     const { keeper } = this.#run
     this.#state = SENT

@@ -232,7 +232,7 @@ export interface MessageOptions {
   readonly headers?: Readonly<Record<string, string>> | HeaderEntries
 }
 
-/** Iterates names and values, as a Map, `Headers` and `URLSearchParams` do. */
+/** Iterates over names and values, as a Map, `Headers` and `URLSearchParams` do. */
 export interface HeaderEntries {
   entries(): Iterable<readonly [name: string, value: string]>
 }
@@ -315,7 +315,7 @@ function plainHeaders(headers: unknown): Readonly<Record<string, string>> {
       if (symbol === undefined) return { ...headers }
       throw new SluiceError('INVALID_HEADERS', `The name of a header is ${shown(symbol)}; it must be text.`)
     }
-    // This excludes arrays and Sets, which do not iterate entries.
+    // This excludes arrays and Sets: iterating over them does not yield entries.
     const { entries, [Symbol.iterator]: iterator } = headers as Partial<HeaderEntries & Iterable<unknown>>
     if (entries !== undefined && (entries as unknown) === iterator)
       return collectedHeaders((headers as HeaderEntries).entries())
@@ -343,11 +343,11 @@ export interface BatchMessage<Body = unknown> extends MessageOptions {
   readonly body: Body
 }
 
-/** Counts of the messages that `publishAll` has published so far. */
+/** Counts of the messages of `publishAll` that are confirmed so far. */
 export interface PublishAllResult {
-  /** Messages that the broker accepted. */
+  /** Number of messages that the broker accepted. */
   readonly published: number
-  /** Messages whose id the broker knew; they are not in `published`. */
+  /** Number of messages whose id the broker knew; they do not count in `published`. */
   readonly duplicates: number
 }
 
@@ -383,7 +383,10 @@ export function batchRecordOptions(message: BatchMessage): RecordOptions | undef
 export interface ConsumeOptions {
   /** Maximum number of handlers that run at the same time, 1 to 65,535. Default 1. */
   readonly concurrency?: number
-  /** Maximum number of unsettled messages of this consumer, including those in handlers, 1 to 65,535. Default: twice `concurrency` times `batch.size`. */
+  /**
+   * Maximum number of unsettled messages of this consumer, including those in handlers, 1 to 65,535. Default: 2 ×
+   * `concurrency` × `batch.size`.
+   */
   readonly prefetch?: number
   /** Maximum number of bytes of unsettled messages; a larger message is delivered alone. Default 16 MiB. */
   readonly prefetchBytes?: number
@@ -408,8 +411,8 @@ export interface ConsumeOptions {
 export interface BatchConsumeOptions extends Omit<ConsumeOptions, 'batch'> {
   readonly batch: {
     /**
-     * Maximum number of messages in one batch, 1 to 65,535. With `ordering: 'key'` all messages of a batch have
-     * different keys.
+     * Maximum number of messages in one batch, 1 to 65,535. With `ordering: 'key'` no two messages of a batch have the
+     * same key.
      */
     readonly size: number
     /**

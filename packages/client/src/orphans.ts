@@ -6,7 +6,7 @@
  * Invariant: only queues with orphaned handlers are in the map, so that usually there is nothing to look up.
  */
 
-/** Shortest and longest time that a message waits for its orphaned handler; see `patienceMs`. */
+/** Minimum and maximum of `patienceMs`. */
 const PATIENCE_MS = 1_000
 const PATIENCE_MS_MAX = 60_000
 
@@ -70,8 +70,8 @@ export class Orphans {
   }
 
   /**
-   * How long a message waits for `one` before it is released. The time doubles with each release: a message that is
-   * delivered to this process again has no other consumer.
+   * How long a message waits for `one` before it is released. A message that is delivered to this process again
+   * probably has no other consumer, so the time doubles with each release.
    */
   patienceMs(queue: string, one: Held): number {
     const releases = this.#queues.get(queue)?.get(one)?.releases ?? 0

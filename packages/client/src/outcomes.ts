@@ -5,8 +5,8 @@
  */
 import { faultError, SluiceError, type Fault } from '@sluice/protocol'
 
-// Refusals that are due to the queue or the number of the batch. Each message of the batch would be refused by itself
-// too.
+// Refusals that are due to the queue or the number of the batch. Each message of the batch would also be refused by
+// itself.
 const ABOUT_THE_BATCH: ReadonlySet<string> = new Set([
   'QUEUE_NOT_FOUND',
   'QUEUE_DELETED',

@@ -135,7 +135,7 @@ describe('batching', () => {
     expect(refused.length).toBe(16)
   })
 
-  it('writes each message completely when reading one body publishes another', async () => {
+  it('writes each message completely, even when reading one body publishes another message', async () => {
     peer.confirmAll()
     sluice = await peer.connect()
     const nested: Promise<unknown>[] = []
@@ -234,7 +234,7 @@ describe('the window', () => {
     await Promise.all(results)
   })
 
-  it('keeps the lowest unanswered number within that bound, in the window and on a reconnect', async () => {
+  it('never sends a number that is too far above the lowest unanswered number, even on a reconnect', async () => {
     peer.replies[OP.HELLO] = (_frame, link) =>
       link.helloOk({ inFlightBatches: peer.links.length === 1 ? 3 : 2 })
     sluice = await peer.connect()
@@ -514,7 +514,10 @@ describe('order', () => {
 
   const calls = fc.array(call, { minLength: 2, maxLength: 30 })
 
-  /** Makes the calls, and runs the `trouble` of an index before the call at that index. Returns the number of failures and of batches. */
+  /**
+   * Makes the calls, and causes the `trouble` before the call at its index. Returns the number of refused messages and
+   * of sent batches.
+   */
   async function orderOf(
     made: readonly (typeof calls extends fc.Arbitrary<(infer Call)[]> ? Call : never)[],
     trouble?: { readonly at: number; readonly turns: number; readonly what: 'cut' | 'restart' },

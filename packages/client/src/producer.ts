@@ -44,7 +44,7 @@ const CALLER_BYTES = 512
 /** Number of lanes that are kept while nothing is published to them. */
 const QUEUES_KEPT = 16_384
 
-// The executor of every publish: no closure is made per message.
+// The promise executor of every publish. All publishes share it, so that no closure is made per message.
 let takenResolve: Resolve
 const take = (resolve: Resolve): void => {
   takenResolve = resolve
@@ -65,7 +65,9 @@ export class Producer {
   #waitingBytes = 0
   /** Whether some of `#waiting` have no caller left. */
   #hasWithdrawn = false
-  /** Lanes by queue. A lane without an open batch is kept, because a new lane costs more than the message. */
+  /**
+   * Lanes by queue. A lane without an open batch is kept, because making a lane takes longer than publishing a message.
+   */
   readonly #lanes = new Map<string, Lane>()
   #lanesMax = QUEUES_KEPT
   #last: Batch | undefined
@@ -115,7 +117,8 @@ export class Producer {
     signal: AbortSignal | undefined,
     failsOffline = false,
   ): Promise<Receipt> {
-    // Reading a body can call code of the user, which may publish or close. So the body is read before any state.
+    // Reading a body can call code of the user, which may publish or close. So the body is read first, before the state
+    // of this producer.
     const contentType = contentTypeOf(body)
     const payload = payloadOf(body, contentType)
     this.#admit(signal)
@@ -148,7 +151,7 @@ export class Producer {
     return promise
   }
 
-  // Size at which a batch is closed, after a message with these options.
+  // A batch is closed at this size of its records, if its last message has these options.
   #recordsBytesMax(options: RecordOptions | undefined): number {
     const isScheduled = options !== undefined && (options.delayMs !== undefined || options.atMs !== undefined)
     return (isScheduled ? LIMITS.batchBytesScheduledTarget : this.#batchBytes) - BATCH_HEADER_BYTES
@@ -542,7 +545,10 @@ export class Producer {
     return nextMs
   }
 
-  /** Called when the broker has lost the numbers of this producer, so that it would not recognize batches that are sent again. */
+  /**
+   * Called when the broker has lost the numbers of this producer. The broker would not recognize batches that are sent
+   * again.
+   */
   renew(): void {
     // A refused sending was not accepted, even though the broker has lost its numbers.
     this.#requeueRefused()
@@ -576,8 +582,9 @@ export class Producer {
     compare('bytes wait', this.#waitingBytes, waitingBytes)
     for (const sending of waiting) {
       const { number, withdrawn, callers, live } = sending
-      if (number !== 0) differs(`${number} waits, and has a number`)
-      if (withdrawn !== callers - live) differs(`${withdrawn} of ${callers} have gone, ${live} wait`)
+      if (number !== 0) differs(`a sending waits, but it has the number ${number}`)
+      if (withdrawn !== callers - live)
+        differs(`${withdrawn} of ${callers} callers have gone, but ${live} wait`)
     }
     const resolves = [...sent, ...waiting].flatMap((sending) =>
       sending.resolves.filter((one) => one !== undefined),
@@ -595,7 +602,7 @@ export class Producer {
     compare('batches are open', waiting.filter((sending) => sending.open).length, open)
     if (this.#last?.open === false) differs('the last batch is closed')
     if (this.#idle.any && sent.length + waiting.length === 0)
-      differs('it is idle, and a waiter was not notified')
+      differs('nothing waits or is unanswered, but a waiter was not notified')
   }
 
   /** Rejects all pending publishes, and all later ones. */

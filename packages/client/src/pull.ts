@@ -1,6 +1,7 @@
 /**
- * Pulls messages. Each queue has one subscription, which is kept for a short time for the next pull, without credit.
- * Pulls are served one after the other, so that it is clear to which pull a delivery belongs.
+ * Pulls messages. Each queue has one subscription. After a pull, the subscription is kept for a short time, without
+ * credit, for the next pull. Pulls are served one after the other, so that it is clear to which pull a delivery
+ * belongs.
  *
  * A pull raises the limit of the subscription by `max`. At the first delivery, or when its wait has passed, it drains the
  * subscription: the broker delivers what it can at once, and then answers that nothing more follows.
@@ -65,7 +66,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   /** The processing timeout of `#subscription`. */
   #processingTimeoutMs: number | undefined
   readonly #waiting = new Fifo<Pull>()
-  /** Number of abandoned pulls in `#waiting`; at most half of them. */
+  /** Number of abandoned pulls in `#waiting`; at most half of all pulls there. */
   #abandonedWaiting = 0
   #current: Pull | undefined
   #draining = false
@@ -91,7 +92,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     return this.#subscription !== undefined || this.#claims !== undefined
   }
 
-  /** Whether a pulled message is not settled. */
+  /** Whether some pulled message is unsettled. */
   get holdsMessages(): boolean {
     return this.#subscription?.isEmpty === false || this.#claims !== undefined
   }

@@ -277,7 +277,7 @@ describe('peeking', () => {
       holder: undefined,
     })
     expect(dead!.headers['a']).toBe('b')
-    // Values that the broker does not write are ignored.
+    // Values that the broker never writes are ignored.
     expect(dead!.origin).toEqual({
       queue: 'orders',
       offset: 7,

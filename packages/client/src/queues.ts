@@ -61,11 +61,12 @@ export interface QueueOptions {
   readonly dedupMaxIds?: number
   /** Maximum number of messages that are scheduled, ready or leased; 0 means no limit. Default 0. */
   readonly maxMessages?: number
-  /** Maximum size of these messages together, in bytes; 0 means no limit. Default 0. */
+  /** Maximum total size of the messages that are scheduled, ready or leased, in bytes; 0 means no limit. Default 0. */
   readonly maxBytes?: number
   /**
-   * What happens at `maxMessages` or `maxBytes`: `'reject'` new messages with QUEUE_FULL; or make room: `'drop-oldest'`
-   * drops the oldest message of the lowest priority, and `'dead-letter'` makes it a dead letter. Default `'reject'`.
+   * What happens at `maxMessages` or `maxBytes`. `'reject'`: new messages are refused with QUEUE_FULL. `'drop-oldest'`:
+   * the oldest message of the lowest priority is dropped to make room. `'dead-letter'`: that message becomes a dead
+   * letter instead. Default `'reject'`.
    */
   readonly overflow?: 'reject' | 'drop-oldest' | 'dead-letter'
   /** Queue to which dead messages are moved; null means that they stay in their queue. Default null. */
@@ -161,7 +162,7 @@ export interface HistoryEvent {
   readonly attempts?: number
   /** When the message is due, for events that record it. */
   readonly due?: Date
-  /** The error, the queue that it was moved to, or the client that consumed or redrove it. */
+  /** The error, the queue to which the message was moved, or the client that consumed or redrove the message. */
   readonly text?: string
 }
 
@@ -188,7 +189,7 @@ export class Queues {
   }
 
   /**
-   * Creates the queue if it does not exist. If it exists, compares only the options that are set.
+   * Creates the queue if it does not exist. If it exists, only the options that are set are compared with its options.
    *
    * @throws SluiceError QUEUE_CONFLICT when it exists with other options and `update` is not true; INVALID_OPTION
    * naming the option; OPTION_CONFLICT, OPTION_FIXED, DEAD_LETTER_CYCLE, QUEUE_NOT_FOUND of the `deadLetter` queue,
@@ -341,7 +342,10 @@ export class Queues {
     onlyKnown('queues.reschedule', when, ['delay', 'at'])
     const { delay, at } = when as { readonly delay?: Duration; readonly at?: Date | number }
     if ((delay === undefined) === (at === undefined)) {
-      throw new SluiceError('OPTION_CONFLICT', '`queues.reschedule` takes a `delay` or a time in `at`.')
+      throw new SluiceError(
+        'OPTION_CONFLICT',
+        '`queues.reschedule` takes either a `delay` or a time in `at`.',
+      )
     }
     const body = withoutUndefined({
       name: queueOf(queue).name,

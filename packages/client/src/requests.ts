@@ -61,7 +61,7 @@ export class Requests {
       }
       let isOver = false
       const fail = (error: SluiceError): void => {
-        // An aborted call may still be answered.
+        // An aborted call may still get an error as its answer.
         if (isOver) return
         isOver = true
         removeAbortListener(signal, onAbort)

@@ -17,7 +17,9 @@ import { Subscription, type SubscriptionOwner } from './subscription.js'
 
 const NO_CREDIT = { messages: LIMITS.creditMessagesMax, bytes: LIMITS.creditBytesMax, limit: 0 }
 
-/** Ends the subscription once all its messages are settled. Its owner gets no further calls from it. */
+/**
+ * Ends the subscription once all its messages are settled. The owner of the subscription gets no further calls from it.
+ */
 export function retire(session: Session, subscription: Subscription): void {
   if (subscription.live) new RetiredLeases(session, subscription).own(subscription)
 }
@@ -102,7 +104,7 @@ class RetiredLeases implements Consumer, SubscriptionOwner {
     else if (this.#session.isClosed) this.#refuse(claims)
   }
 
-  // The client was closed while the program still had these messages, so their leases end with its connection.
+  // The client was closed while the program still had these messages, so their leases end with the connection.
   #refuse(claims: Claims): void {
     this.#claims = undefined
     claims.refuse('disconnected')
@@ -119,7 +121,7 @@ class RetiredLeases implements Consumer, SubscriptionOwner {
     this.#forget()
   }
 
-  /** The client is closed. A subscription is lost with its connection, which ends after this. */
+  /** The client is closed. A subscription is lost with its connection, which ends after this call. */
   fail(): void {
     if (this.#claims !== undefined) this.#refuse(this.#claims)
   }

@@ -47,7 +47,7 @@ export function recordsBytes({ records, count, gap }: Run): number {
   return records.length - count * gap
 }
 
-/** A run of the messages `[from, to)` of `run`, whose records are `records`. */
+/** A run of the messages `[from, to)` of `run`. Their records are `records`. */
 export function partOf(run: Run, from: number, to: number, records: Uint8Array): Run {
   return {
     ...run,

@@ -87,11 +87,11 @@ export interface Step<Place> {
   readonly matched: number
   /** Where the next page begins; undefined after the last page. */
   readonly next: Place | undefined
-  /** Why the broker stopped at `next`, before the end of the page. */
+  /** Why the broker stopped before the end of the page. */
   readonly error?: SluiceError | undefined
 }
 
-/** Progress of a walk, which is added to its error. */
+/** Progress of a walk so far, for the error that ends the walk. */
 export interface SoFar {
   /** The counts so far; undefined if nothing was done. */
   readonly progress: Progress | undefined

@@ -29,13 +29,13 @@ export interface Watch {
 export abstract class Sending {
   /** The unfinished frame, until the sending is sent. Afterwards, all frames that were sent together with it. */
   bytes: Buffer
-  /** Position of its frame in `bytes`. */
+  /** Position of the frame of this sending in `bytes`. */
   at = 0
   /** Length of the frame so far. */
   end: number
   /** Number of messages. */
   count = 0
-  /** Number of bytes of this sending that wait; 0 once it is sent. */
+  /** Memory that this sending takes while it waits, in bytes; 0 once it is sent. */
   waitingBytes = 0
   /** Number of the sending; 0 if it is not sent yet. */
   number = 0
@@ -139,13 +139,16 @@ export abstract class Sending {
   /** Removes withdrawn messages before the sending is sent. Returns false if nothing is left. */
   abstract compact(): boolean
 
-  /** Names of the queue for the errors that the callers get. */
+  /** Names the queue in the callers' errors. */
   abstract readonly names: SluiceErrorNames
 
   /** Returns the error if the sending cannot be sent on this connection. */
   abstract obstacle(connection: Connection): SluiceError | undefined
 
-  /** Writes the numbered frame to `frames` at position `at`, just before it is sent. `below` is its correlation. */
+  /**
+   * Writes the numbered frame to `frames` at position `at`, just before it is sent. `below` is the correlation of the
+   * frame.
+   */
   seal(frames: Buffer, at: number, below: number): void {
     this.write(frames, at, below)
     this.bytes = frames
@@ -162,7 +165,7 @@ export abstract class Sending {
   /** Restores the unfinished frame from the one that was sent. */
   protected abstract unwritten(): void
 
-  /** Whether the messages are sent one by one after a refusal. */
+  /** Whether a refusal splits this sending: its messages are then sent again one by one. */
   abstract readonly isSplit: boolean
 
   protected abstract write(frames: Buffer, at: number, below: number): void

@@ -17,8 +17,9 @@ export interface Session {
   readonly isolation: Isolation
   readonly orphans: Orphans
   /**
-   * Leases of consumers that have ended. The client attaches them first: otherwise another consumer of the queue could
-   * get their messages. With `single`, only the first consumer that subscribes is granted its claims.
+   * Leases of consumers that have ended. The client attaches them before all other consumers: otherwise another
+   * consumer of the queue could get their messages. With `single`, only the first consumer that subscribes is granted
+   * its claims.
    */
   readonly retired: Set<Consumer>
   /** Whether the client is closed: there is no further connection. */

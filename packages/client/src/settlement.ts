@@ -108,7 +108,7 @@ export class SettleGroup {
     return payloads
   }
 
-  /** Removes the tags from `tags` that the group settles. */
+  /** Removes from `tags` the tags that the group settles. */
   exclude(tags: Set<number>): void {
     for (const items of [this.items, this.#sent]) {
       for (const { firstTag, count } of items)

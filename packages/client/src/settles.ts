@@ -1,7 +1,7 @@
 /**
  * The settles of one subscription. They are gathered for a turn or a little longer, sent as SETTLE frames, and answered.
  *
- * Invariant: a group is gathered or sent, never both. After `end` no group is gathered.
+ * Invariant: a group is either still being gathered or sent. After `end` no group is gathered.
  */
 import { decodeRanges, OP, OUTCOME, type Outcome, type SluiceError } from '@sluice/protocol'
 import type { Connection } from './connection.js'
@@ -127,7 +127,7 @@ export class Settles implements Settling {
     }
   }
 
-  /** Removes the tags from `tags` whose settle is gathered or unanswered. */
+  /** Removes from `tags` the tags whose settle is gathered or unanswered. */
   exclude(tags: Set<number>): void {
     this.#group?.exclude(tags)
     for (const group of this.#unanswered) group.exclude(tags)
@@ -160,8 +160,8 @@ export class Settles implements Settling {
   /** @throws Error naming what differs */
   invariants(): void {
     if (this.#isOver && this.#group !== undefined)
-      throw new Error('settles: the subscription has ended, and a group is gathered')
+      throw new Error('settles: the subscription has ended, but a group is still being gathered')
     if (this.#settled.any && this.#isSettled)
-      throw new Error('settles: everything is settled, and a waiter was not notified')
+      throw new Error('settles: everything is settled, but a waiter was not notified')
   }
 }

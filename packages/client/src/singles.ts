@@ -1,11 +1,11 @@
 /**
  * A worker whose handler gets one message at a time, in order of arrival.
  *
- * Messages are announced to the broker just before their handlers run. When handlers take a millisecond or more, only as
- * many messages are announced as there are free places, so that after a crash of the process the broker suspects only
- * messages whose handlers were running. When a whole burst is done within a millisecond, the next burst is twice as long,
- * and one frame announces it. When a handler of a burst is slow after all, the next turn tells the broker which messages of
- * the burst have started.
+ * Messages are announced to the broker just before their handlers run. When handlers take a millisecond or more, only
+ * as many messages are announced as there are free places for handlers, so that after a crash of the process the broker
+ * suspects only messages whose handlers were running. The messages that one frame announces are a burst. When a whole
+ * burst is done within a millisecond, the next burst is twice as long. When a handler of a burst is slow after all, the
+ * next turn tells the broker which messages of the burst have started.
  */
 import { OUTCOME } from '@sluice/protocol'
 import { Running } from './awaiting.js'
@@ -145,8 +145,7 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
     this.#burstBeganMs = 0
   }
 
-  // A blocked subscription calls `delivered` when it may continue. Checking in each turn would keep the event loop
-  // busy.
+  // A blocked subscription calls `mayStart` when it may continue. Checking in each turn would keep the event loop busy.
   #more(subscription: Subscription): void {
     if (subscription.buffered > 0 && !subscription.blocked) this.requestStart()
   }

@@ -1,9 +1,10 @@
 /**
- * An atomic step: acknowledgements and publishes to any queues that take effect together or not at all, in one ATOMIC
- * frame.
+ * An atomic step: acknowledgements, and publishes to any queues, in one ATOMIC frame. They take effect together or not
+ * at all.
  *
- * Invariant: the step claims each message that it acknowledges, so that nothing else settles it. The message counts as
- * settled when the frame is sent, and can be settled again if the step has no effect and the lease is not lost.
+ * Invariant: the step has pledged each message that it acknowledges, so that nothing else settles the message. The
+ * message counts as settled when the frame is sent, and can be settled again if the step has no effect and the lease is
+ * not lost.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -73,8 +74,8 @@ export class Step extends Sending {
   }
 
   /**
-   * Sets what each batch follows, by the `distance` for its queue. Returns whether any batch of the step follows
-   * another batch.
+   * Sets `follows` of each batch to the `distance` for its queue. Returns whether any batch of the step follows another
+   * batch.
    */
   follow(distance: (queue: string) => number): boolean {
     let follows = false
@@ -87,7 +88,7 @@ export class Step extends Sending {
 
   readonly isSplit = false
 
-  // The batches are not in the frame yet. `bytes` also contains frames of other sendings, and must not be changed.
+  // A step has no frame until it is sent. `bytes` also contains frames of other sendings, so it must not be changed.
   protected unwritten(): void {
     this.bytes = NO_BYTES
     this.at = 0

@@ -1,6 +1,6 @@
 /**
- * One subscription on one connection, from SUBSCRIBE to its end. It knows which of its messages are delivered, announced
- * as started, taken, and settled. It ends with its connection, and its owner then opens another.
+ * One subscription on one connection, from SUBSCRIBE to its end. It knows which of its messages are delivered,
+ * announced as started, taken, and settled. When the connection ends, the owner opens a new subscription.
  *
  * Invariant: each delivered and unsettled message is in the buffer, set aside, held, or handled.
  */
@@ -71,7 +71,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   open = false
   /** Tags that the last STARTING named and that STARTED has not confirmed yet. */
   #starting: readonly TagRange[] = NO_RANGES
-  /** Whether the next message waits for its isolation. `delivered` is called when it may start. */
+  /** Whether the next message waits for its isolation. `mayStart` is called when the message may start. */
   blocked = false
   /** Number of messages that are taken and not yet named as started. */
   held = 0
@@ -161,7 +161,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
         this.#notifyEmptied()
         this.#owner.subscribed()
       },
-      // A lost connection calls `lost`.
+      // When the connection is lost, it calls `lost`.
       failed: (error) => {
         if (error.code !== 'CONNECTION_LOST') this.ended(error)
       },
@@ -266,7 +266,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     return handled.filter((message) => message.isLeasedBy(this))
   }
 
-  // Messages that were being handled when the connection was lost, to be claimed on the next one.
+  // Returns the claims for the messages that were being handled when the connection was lost, if any.
   #toClaim(): Claims | undefined {
     if (!this.open) return this.#claims
     const handled = this.#handled
@@ -299,8 +299,8 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   }
 
   /**
-   * The broker has ended leases and freed their credit. Messages in the buffer are dropped. For messages that were taken,
-   * the signal is aborted, and their settle rejects. Messages that are settled here already are not affected.
+   * Called when the broker has ended leases and freed their credit. Messages in the buffer are dropped. Taken messages
+   * have their signal aborted, and their settle rejects. Messages that are settled here already are not affected.
    * @throws SluiceError MALFORMED_FRAME
    */
   leasesLost(bytes: Uint8Array, start: number, end: number): void {
@@ -433,7 +433,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
    * Announces up to `count` further messages before they are handled. If at most `certain` messages are announced, all
    * of them start in this turn, and STARTED names them. Otherwise STARTING names them, and in the next turn the owner
    * must call `nameStarted`, which names the messages that did start. A message that must be alone is announced by
-   * itself, when no other message is being handled; until then the subscription is `blocked`, and `delivered` is called
+   * itself, when no other message is being handled; until then the subscription is `blocked`, and `mayStart` is called
    * when the message may be allowed to start. With `regardless`, the message is announced even while other messages are
    * being handled.
    */
@@ -456,7 +456,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   /**
    * Sends STARTED for the messages that were announced as starting, were taken, and are not settled, and withdraws the
    * announcement of all others. So the broker runs the processing timeout only for messages that are being handled.
-   * Sends nothing if all these messages are settled. Returns whether some announced messages were not taken, because
+   * Sends nothing if all started messages are settled. Returns whether some announced messages were not taken, because
    * the burst was too long.
    */
   nameStarted(): boolean {
@@ -493,13 +493,13 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     for (const { recordBytes } of held) this.#heldBytes -= recordBytes
   }
 
-  /** Whether a held message may start now. If not, `delivered` is called when the message may be allowed to start. */
+  /** Whether a held message may start now. If not, `mayStart` is called when the message may be allowed to start. */
   mayBegin({ alone }: DeliveredMessage): boolean {
     this.blocked = !this.#session.isolation.admits(alone, this.#wake)
     return !this.blocked
   }
 
-  /** Starts held messages. `mayBegin` must be true for them, and `nameBegun` must be called afterwards. */
+  /** Starts held messages. `mayBegin` must have returned true for them, and `nameBegun` must be called afterwards. */
   begin(messages: readonly DeliveredMessage[]): void {
     this.#forgetHeld(messages)
     for (const { tag, alone } of messages) {
@@ -573,7 +573,10 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#owner = owner
   }
 
-  /** Ends the subscription. Unsettled messages return to the queue. Resolves when the broker has ended it. */
+  /**
+   * Ends the subscription. Unsettled messages return to the queue. Resolves when the broker has ended the subscription;
+   * at once if SUBSCRIBE is not answered yet.
+   */
   unsubscribe(): Promise<void> {
     if (!this.live) return Promise.resolve()
     // Settles are sent before UNSUBSCRIBE, so that the broker still accepts them.
@@ -649,9 +652,9 @@ export class Subscription implements ChannelSink, LeaseKeeper {
       this.#differs(`${unsettled} are unsettled, ${-handled} fewer than the messages that were not taken`)
     // The list of this subscription may contain a lost message whose tag was used again.
     const leased = this.#taken === undefined ? this.#handled.length : 0
-    if (leased > handled) this.#differs(`${leased} messages are leased, and ${handled} counted as handled`)
+    if (leased > handled) this.#differs(`${leased} messages are leased, but only ${handled} count as handled`)
     if (this.#drained.any && !this.open) this.#differs('it drains before it is open')
-    if (this.#emptied.any && this.isEmpty) this.#differs('it is empty, and a waiter was not notified')
+    if (this.#emptied.any && this.isEmpty) this.#differs('it is empty, but a waiter was not notified')
   }
 
   #differs(what: string): never {
@@ -674,7 +677,9 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   }
 }
 
-/** The list of taken messages is cleaned when it is this much longer than twice the number of unsettled messages. */
+/**
+ * The list of taken messages is cleaned when it is this much longer than twice the number of unsettled ones in it.
+ */
 const TRACKED_SLACK = 64
 
 const NO_RANGES: readonly TagRange[] = []

@@ -1,4 +1,6 @@
-/** Sends bytes to a broker and receives them. The connection uses only this interface, so tests need no socket. */
+/**
+ * Sends bytes to a broker and receives bytes from it. The connection uses only this interface, so tests need no socket.
+ */
 import { createConnection, type Socket } from 'node:net'
 import type { Address } from './url.js'
 
@@ -24,7 +26,8 @@ export interface Transport {
 /** Starts to connect. Calls `opened` or `closed` later, never during the call. */
 export type Dial = (address: Address, events: TransportEvents) => Transport
 
-// Size of the read buffer. There is only one, and each read overwrites it. Larger reads need fewer turns of the event loop.
+// Size of the read buffer. Each connection has one read buffer, which each read overwrites. Larger reads need fewer
+// turns of the event loop.
 const READ_BYTES = 256 * 1024
 
 const END_MS_MAX = 2_000

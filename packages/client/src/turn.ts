@@ -1,6 +1,7 @@
 /**
- * One turn of the event loop, which sends everything in one socket write: publishes, then settles, then the announcements
- * of the messages that start next. It runs in the check phase, after all promise continuations of the turn.
+ * Sends everything that one turn of the event loop has collected, in one socket write: publishes, then settles, then
+ * the announcements of the messages that start next. This happens in the check phase, after all promise continuations
+ * of the turn.
  *
  * Invariant: an acknowledgement never overtakes what its handler published before it. Handlers run only after the write
  * that announces their messages, so that after a crash the broker knows which handlers were running.
@@ -79,13 +80,13 @@ export class Turn {
     this.flush()
   }
 
-  /** Sends the publishes of this turn now, and everything else at its end. */
+  /** Sends the publishes of this turn now, and everything else at the end of the turn. */
   sendAhead(): void {
     this.#flushPublishes()
     this.#write()
   }
 
-  /** Sends now what this turn has collected. */
+  /** Sends what this turn has collected, and then calls the handlers. */
   flush(): void {
     this.#flushPublishes()
     const settling = this.#settling

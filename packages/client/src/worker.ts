@@ -145,7 +145,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   /** Forgets the messages of the subscription, which has ended. */
   protected abstract forgetMessages(): void
 
-  /** Releases all messages that no handler has started on. */
+  /** Releases all messages that were not passed to a handler. */
   protected abstract giveBack(subscription: Subscription): void
 
   /** Called when the handler of these messages failed with `error`. */
@@ -278,7 +278,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     }
   }
 
-  /** Stops waiting for handlers that await the async function that calls `excuse`. */
+  /** Stops waiting for handlers in the chain of async callers of this function; see `excuseAwaiting`. */
   excuse(): void {
     excuseAwaiting(this.handlers())
     this.notifyIdle()

@@ -1,6 +1,6 @@
 /**
  * Batches. A batch is sent as a unit, and stored as it was received. It has one queue, one producer and one number. Its
- * checksum protects the records on the whole way from the producer to the disk and back.
+ * checksum protects the records all the way from the producer to the disk and back.
  *
  * Header, 48 bytes: u32 length (header included) · u8 type · u8 attributes · u16 version · u32 queue id* · u32 count ·
  * u64 base offset* · u64 batch number · u48 time* · u16 follows · u32 producer id* · u32 records CRC. The broker fills
@@ -30,7 +30,7 @@ const RECORDS_CRC_AT = 44
 export const BATCH_TYPE = { messages: 1, facts: 2, page: 3, boot: 4, directory: 5, close: 6 } as const
 
 /** `atomic`: all or none of the messages are accepted. `relocated`: the broker has copied the batch forward, with its
- * original header. `traits`: set by the broker if a record has a priority, a delay, a time or a time to live. */
+ * original header. `traits`: set by the broker if a record has a priority, a delay, a due time or a time to live. */
 export const BATCH_ATTRIBUTE = { atomic: 1, relocated: 2, traits: 4 } as const
 
 export interface BatchHeader {
@@ -71,7 +71,7 @@ export function sealBatch(bytes: Uint8Array, at: number, end: number, stamp: Bat
   writeU32(bytes, at + RECORDS_CRC_AT, crc32(bytes, at + BATCH_HEADER_BYTES, end))
 }
 
-/** Writes the header fields that only the broker knows to a batch that came from a producer; reserved bytes become 0. */
+/** Fills in the header fields that only the broker knows, in a batch from a producer. `follows` becomes 0. */
 export function stampBatch(
   bytes: Uint8Array,
   at: number,
@@ -186,7 +186,9 @@ export function checkBatch(bytes: Uint8Array, at: number, end: number): void {
 // contain, even when no error occurs. With batches of one message, this took a fourteenth of the broker's time.
 
 function cutOff(got: number): SluiceError {
-  return malformed(`A batch of ${got} bytes is shorter than its header of ${BATCH_HEADER_BYTES}.`)
+  return malformed(
+    `A batch of ${got} bytes is shorter than its header, which has ${BATCH_HEADER_BYTES} bytes.`,
+  )
 }
 
 function otherLength(length: number, got: number): SluiceError {
@@ -198,7 +200,7 @@ function otherType(type: number): SluiceError {
 }
 
 function otherVersion(version: number): SluiceError {
-  return malformed(`Batch version ${version} is unknown; this broker reads ${BATCH_VERSION}.`)
+  return malformed(`Batch version ${version} is unknown; this broker reads version ${BATCH_VERSION}.`)
 }
 
 function otherAttributes(attributes: number): SluiceError {

@@ -3,11 +3,11 @@ import { crc32 as zlibCrc32 } from 'node:zlib'
 import { expect, test } from 'vitest'
 import { crc32 } from './checksum.js'
 
-test('is the published check value', () => {
+test('the CRC of the digits 1 to 9 is the published check value', () => {
   expect(crc32(new TextEncoder().encode('123456789'), 0, 9)).toBe(0xcbf4_3926)
 })
 
-test('equals that of zlib, for any part, in one piece and in two', () => {
+test('the CRC of any part equals the CRC of zlib, in one piece and in two', () => {
   fc.assert(
     fc.property(
       fc.uint8Array({ maxLength: 700, size: 'max' }),

@@ -134,7 +134,7 @@ describe('DELIVER', () => {
     }
     let cuts = 0
     for (let end = 0; end < DELIVER_HEADER_BYTES; end++, cuts++)
-      expect(() => decodeDeliverHead(bytes, 0, end)).toThrow(malformed('DELIVER has'))
+      expect(() => decodeDeliverHead(bytes, 0, end)).toThrow(malformed('DELIVER is cut off'))
     expect(cuts).toBe(32)
   })
 })
@@ -186,7 +186,11 @@ describe('SETTLE', () => {
     ['count 0', (b) => writeU32(b, 8, 0), malformed('a range of 0 tags')],
     ['count 65,536', (b) => writeU32(b, 8, 65_536), malformed('a range of 65536 tags')],
     ['the largest count', (b) => writeU32(b, 8, 0xffff_ffff), malformed('a range of 4294967295 tags')],
-    ['a reason that did not come', (b) => writeU16(b, 14, 3), malformed('SETTLE has 2 bytes; it needs 3')],
+    [
+      'a reason that did not arrive',
+      (b) => writeU16(b, 14, 3),
+      malformed('SETTLE is cut off: 3 bytes are needed, and 2 are available'),
+    ],
     [
       'a reason over its limit',
       (b) => writeU16(b, 14, 4_097),
@@ -340,7 +344,7 @@ describe('STARTED, STARTING and SETTLE_OK', () => {
     for (let end = 0; end < bytes.length; end++) {
       if (end >= 4 && (end - 4) % 8 === 0) continue
       expect(() => decodeRanges('SETTLE_OK', bytes, 0, end)).toThrow(
-        malformed(end < 4 ? 'SETTLE_OK has' : 'The ranges of SETTLE_OK have'),
+        malformed(end < 4 ? 'SETTLE_OK is cut off' : 'The ranges of SETTLE_OK have'),
       )
       refused++
     }
@@ -365,7 +369,7 @@ describe('LEASES_LOST', () => {
     for (let end = 0; end < bytes.length; end++) {
       if (end === 8) continue
       expect(() => decodeLeasesLost(bytes, 0, end)).toThrow(
-        malformed(end < 8 ? 'LEASES_LOST has' : 'The ranges of LEASES_LOST have'),
+        malformed(end < 8 ? 'LEASES_LOST is cut off' : 'The ranges of LEASES_LOST have'),
       )
       refused++
     }

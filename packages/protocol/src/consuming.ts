@@ -59,7 +59,7 @@ export interface Credit {
   readonly bytes: number
   /** Number of deliveries after which the subscription stops, counted from its start; undefined means no limit. */
   readonly limit: number | undefined
-  /** Whether the broker answers DRAINED and stops once no further message can be delivered at the moment. */
+  /** Whether the broker answers DRAINED and stops deliveries once no further message can be delivered at the moment. */
   readonly drain: boolean
 }
 
@@ -179,7 +179,7 @@ export interface SettleItem extends TagRange {
 export const SETTLE_HEAD_BYTES = 4
 export const SETTLE_ITEM_BYTES = 20
 
-/** Truncates a reason to LIMITS.reasonBytesMax. */
+/** Encodes SETTLE. Truncates each reason to LIMITS.reasonBytesMax. */
 export function encodeSettle(subscriptionId: number, items: readonly SettleItem[]): Uint8Array {
   const reasons = items.map(({ reason }) =>
     reason === undefined ? undefined : clipText(reason, LIMITS.reasonBytesMax),
@@ -323,7 +323,8 @@ export function decodeRanges(
       'MALFORMED_FRAME',
       `The ranges of ${frame} have ${rangesBytes} bytes; they must be a multiple of 8.`,
     )
-  // Each range has at least one tag. One item of SETTLE can be stale in many ranges, so there is no lower bound.
+  // Each range has at least one tag. One item of SETTLE can be stale in many ranges, so a smaller limit is not
+  // possible.
   if (rangesBytes / RANGE_BYTES > LIMITS.creditMessagesMax)
     throw new SluiceError('MALFORMED_FRAME', `${frame} has more than ${LIMITS.creditMessagesMax} ranges.`)
   const ranges: TagRange[] = []
@@ -514,7 +515,7 @@ export function decodeSubscribed(bytes: Uint8Array, start: number, end: number):
   if (grantedBytes % GRANTED_BYTES !== 0 || grantedBytes > LIMITS.claimsMax * GRANTED_BYTES)
     throw new SluiceError(
       'MALFORMED_FRAME',
-      `SUBSCRIBE_OK has ${end - start} bytes; at most ${LIMITS.claimsMax} grants take ${GRANTED_BYTES} each.`,
+      `The grants of SUBSCRIBE_OK have ${grantedBytes} bytes; they must be a multiple of ${GRANTED_BYTES}, and at most ${LIMITS.claimsMax * GRANTED_BYTES}.`,
     )
   const granted: Granted[] = []
   for (let at = start + SUBSCRIBED_HEAD_BYTES; at < end; at += GRANTED_BYTES) {

@@ -13,7 +13,7 @@ function decode(bytes: Uint8Array): { readonly [name: string]: unknown } {
   return decodeControl(bytes, 0, bytes.length)
 }
 
-/** Asserts that `bytes` are refused with the right error type and one sentence that quotes none of them. */
+/** Asserts that `bytes` are refused with MALFORMED_FRAME, in one sentence that does not quote the bytes. */
 function expectRefused(bytes: Uint8Array, what?: string): void {
   let error: unknown
   try {

@@ -422,7 +422,7 @@ export function errorCode(number: number): ErrorCode | undefined {
 /** The effect of a failed call; undefined if the call had no effect. */
 export type Effect = 'unknown' | 'partial'
 
-/** The counts so far of a call over many messages that failed part-way. */
+/** The counts of a call that acts on many messages and that failed part-way. */
 export interface Progress {
   readonly matched: number
   readonly redriven?: number
@@ -461,7 +461,7 @@ function escaped(character: string): string {
   return `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`
 }
 
-/** Returns any value as a short text for an error message. It never throws, while `String` throws for some objects. */
+/** Returns any value as a short text for an error message. Unlike `String`, it never throws. */
 export function shown(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(value.slice(0, 40)).replace(UNESCAPED, escaped)
   if (typeof value === 'function') return 'a function'
@@ -470,8 +470,8 @@ export function shown(value: unknown): string {
 }
 
 /**
- * Every error that the broker or a client raises on purpose.
- * `message` is one sentence that names the value and the limit.
+ * Every error that the broker or a client raises on purpose. `message` names the refused value and the limit, if there
+ * are any.
  */
 export class SluiceError extends Error {
   readonly code: ErrorCode

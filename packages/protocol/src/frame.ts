@@ -89,7 +89,7 @@ const EMPTY = new Uint8Array(0)
  * decoder keeps memory only for a frame that has begun.
  */
 export class FrameDecoder {
-  /** Maximum size of a frame, header included; raised by the session when the handshake is done. */
+  /** Maximum size of a frame, header included; raised when the handshake is done. */
   frameBytesMax: number = LIMITS.frameBytesUnauthenticated
   readonly #sink: FrameSink
   #held: Uint8Array = EMPTY
@@ -273,7 +273,7 @@ function checkMajor(bytes: Uint8Array, have: number): void {
   if (have > 4 && bytes[4] !== PROTOCOL_MAJOR) {
     throw new SluiceError(
       'PROTOCOL_VERSION',
-      `The peer speaks major version ${bytes[4]} of the protocol; this side speaks ${PROTOCOL_MAJOR}.`,
+      `The peer speaks major version ${bytes[4]} of the protocol; this side speaks version ${PROTOCOL_MAJOR}.`,
     )
   }
 }

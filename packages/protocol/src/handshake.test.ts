@@ -126,7 +126,9 @@ describe('HELLO', () => {
   test('a name that is longer than the frame is refused', () => {
     const bytes = encodeHello({ ...fc.sample(anyHello, { numRuns: 1, seed: 1 })[0]!, name: 'abc' })
     bytes[44] = 4
-    expect(() => decodeHello(bytes, 0, bytes.length)).toThrow(malformed('HELLO has 48 bytes; it needs 49'))
+    expect(() => decodeHello(bytes, 0, bytes.length)).toThrow(
+      malformed('HELLO is cut off: 49 bytes are needed, and 48 are available'),
+    )
   })
 })
 
@@ -304,7 +306,9 @@ describe('GOODBYE', () => {
 
 test('need and exact name the frame, the bytes that arrived and the bytes expected', () => {
   expect(() => need('HELLO', 4, 4)).not.toThrow()
-  expect(() => need('HELLO', 3, 4)).toThrow(malformed('HELLO has 3 bytes; it needs 4.'))
+  expect(() => need('HELLO', 3, 4)).toThrow(
+    malformed('HELLO is cut off: 4 bytes are needed, and 3 are available.'),
+  )
   expect(() => exact('AUTH', 4, 4)).not.toThrow()
   expect(() => exact('AUTH', 3, 4)).toThrow(malformed('AUTH has 3 bytes; it must have 4.'))
   expect(() => exact('AUTH', 5, 4)).toThrow(malformed('AUTH has 5 bytes; it must have 4.'))

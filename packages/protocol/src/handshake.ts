@@ -35,7 +35,10 @@ export interface Hello {
   readonly features: number
   readonly frameBytesMax: number
   readonly heartbeatMs: number
-  /** Identity of the producer: sixteen random bytes, which a client chooses once and keeps across reconnects. */
+  /**
+   * Identity of the producer: sixteen random bytes, which a client keeps across reconnects. After PRODUCER_UNKNOWN it
+   * chooses new ones.
+   */
   readonly producer: Uint8Array
   /** Highest batch number that the broker has confirmed to this producer; 0 if there is none. */
   readonly acceptedNumber: number
@@ -51,7 +54,9 @@ export interface HelloOk {
   readonly messageBytesMax: number
   readonly inFlightBatches: number
   readonly inFlightBytes: number
-  /** Counts the starts of the broker on this data. Subscription ids are valid within one boot. */
+  /**
+   * Number of times that the broker has started with this data directory. Subscription ids are valid within one boot.
+   */
   readonly boot: number
   readonly durability: number
   readonly serverVersion: string
@@ -101,7 +106,7 @@ export function decodeHello(bytes: Uint8Array, start: number, end: number): Hell
     producer: copyBytes(bytes, start + 16, start + 32),
     acceptedNumber,
     inFlightBatches: readU32(bytes, start + 40),
-    // Bytes that are not UTF-8 are replaced by U+FFFD, so the text can be longer.
+    // Bytes that are not UTF-8 are replaced by U+FFFD, which takes three bytes, so the text can be too long.
     name: clipText(readText(bytes, start + HELLO_BYTES, start + nameEnd), LIMITS.clientNameBytesMax),
   }
 }
@@ -193,7 +198,7 @@ export function decodeAuth(bytes: Uint8Array, start: number, end: number): Auth 
   }
 }
 
-/** The content of ERROR and of the second half of PUBLISH_ERR. */
+/** The content of ERROR, and of PUBLISH_ERR after its number. */
 export interface Fault {
   readonly code: ErrorCode
   readonly scope: ErrorScope
@@ -270,7 +275,11 @@ export function decodeGoodbye(
 
 /** @throws SluiceError MALFORMED_FRAME unless at least `bytes` arrived */
 export function need(frame: string, got: number, bytes: number): void {
-  if (got < bytes) throw new SluiceError('MALFORMED_FRAME', `${frame} has ${got} bytes; it needs ${bytes}.`)
+  if (got < bytes)
+    throw new SluiceError(
+      'MALFORMED_FRAME',
+      `${frame} is cut off: ${bytes} bytes are needed, and ${got} are available.`,
+    )
 }
 
 /** Reads a u64 of a frame. @throws SluiceError MALFORMED_FRAME unless the number is below 2^53 */

@@ -25,8 +25,8 @@ export const LIMITS = {
   /** Size up to which a client packs independent messages into one batch. */
   batchBytesTarget: 64 * KIB,
   /**
-   * Size up to which a client packs messages with a delay or a time into one batch. It is smaller, because each message
-   * becomes due by itself, and the broker then reads the whole batch.
+   * Size up to which a client packs messages with a `delay` or an `at` into one batch. It is smaller, because each
+   * message becomes due by itself, and the broker then reads the whole batch.
    */
   batchBytesScheduledTarget: 16 * KIB,
   batchCountMax: 65_535,
@@ -43,7 +43,7 @@ export const LIMITS = {
   creditBytesMax: 0xffff_ffff,
   /** Maximum number of items in one SETTLE frame. */
   rangesMax: 16_384,
-  /** Maximum length of the text of an error, a notice, or the reason of a settle. */
+  /** Maximum length of the text of an ERROR or a GOODBYE, and of the reason of a settle, in bytes. */
   reasonBytesMax: 4 * KIB,
   heartbeatMsMin: 100,
   heartbeatMsDefault: 10_000,
@@ -77,5 +77,5 @@ export const LIMITS = {
   redrivesMax: 10,
 } as const
 
-/** The numbers that bound one frame, as agreed in a handshake. */
+/** Type of the table of limits. */
 export type Limits = typeof LIMITS

@@ -225,7 +225,9 @@ describe('requests', () => {
         )
       }
       const { name: _, ...nameless } = least
-      expect(() => read(sent(nameless))).toThrow(refusal('INVALID_NAME', 'A queue name is a undefined'))
+      expect(() => read(sent(nameless))).toThrow(
+        refusal('INVALID_NAME', 'A queue name has the type undefined'),
+      )
       expect(() => read(sent({ ...least, name: 'a b' }))).toThrow(refusal('INVALID_NAME', '"a b"'))
     },
   )
@@ -550,9 +552,17 @@ describe('MESSAGES', () => {
   // The messages begin at 16 and 69, and the record of the second message at 116.
   const TWO_53 = [0, 0, 0, 0, 0, 0, 0x20, 0]
   test.each<[string, (bytes: Uint8Array) => void, string]>([
-    ['more messages than came', (b) => writeU32(b, 4, 3), 'MESSAGES has 0 bytes; it needs 44'],
-    ['the largest count', (b) => writeU32(b, 4, 0xffff_ffff), 'MESSAGES has 0 bytes; it needs 44'],
-    ['fewer messages than came', (b) => writeU32(b, 4, 1), 'MESSAGES has 56 bytes too many'],
+    [
+      'more messages than arrived',
+      (b) => writeU32(b, 4, 3),
+      'MESSAGES is cut off: 44 bytes are needed, and 0 are available',
+    ],
+    [
+      'the largest count',
+      (b) => writeU32(b, 4, 0xffff_ffff),
+      'MESSAGES is cut off: 44 bytes are needed, and 0 are available',
+    ],
+    ['fewer messages than arrived', (b) => writeU32(b, 4, 1), 'MESSAGES has 56 bytes too many'],
     ['state 0', (b) => (b[16] = 0), 'the unknown state 0'],
     ['state 5', (b) => (b[16] = 5), 'the unknown state 5'],
     ['a next offset of 2^53', (b) => b.set(TWO_53, 8), 'must be below 2^53'],
@@ -560,8 +570,8 @@ describe('MESSAGES', () => {
     ['a time of acceptance of 2^53', (b) => b.set(TWO_53, 32), 'must be below 2^53'],
     ['a time of 2^53', (b) => b.set(TWO_53, 40), 'must be below 2^53'],
     ['an expiry of 2^53', (b) => b.set(TWO_53, 48), 'must be below 2^53'],
-    ['a reason past the end', (b) => writeU16(b, 69 + 40, 0xffff), 'MESSAGES has -'],
-    ['a holder past the end', (b) => writeU16(b, 69 + 42, 0xffff), 'MESSAGES has -'],
+    ['a reason past the end', (b) => writeU16(b, 69 + 40, 0xffff), 'MESSAGES is cut off'],
+    ['a holder past the end', (b) => writeU16(b, 69 + 42, 0xffff), 'MESSAGES is cut off'],
     ['a reason into the record', (b) => writeU16(b, 69 + 40, 3), 'The record of message 1 in MESSAGES'],
     ['a record of 7 bytes', (b) => writeU32(b, 116, 7), 'The record of message 1 in MESSAGES does not fit'],
     ['a record of 0 bytes', (b) => writeU32(b, 116, 0), 'The record of message 1 in MESSAGES does not fit'],

@@ -387,13 +387,14 @@ export interface HistoryEvent {
   readonly attempts?: number
   /** When the message becomes due. */
   readonly dueMs?: number
-  /** The error, the queue that it was moved to, or the client that consumed or redrove it. */
+  /** The error, the queue to which the message was moved, or the client that consumed or redrove the message. */
   readonly text?: string
 }
 
 export const HISTORY_EVENTS = {
   published: 'Accepted.',
-  delivered: 'Delivered to the consumer that `text` names. Recorded if the queue retains.',
+  delivered:
+    'Delivered to the consumer that `text` names. Recorded only if the queue keeps settled messages for replay.',
   retried: 'The attempt failed; the message is due again at `dueMs`.',
   acked: 'Done.',
   dead: 'Became a dead letter; `text` has the reason.',

@@ -15,7 +15,7 @@ export type QueueName = string & { readonly __brand: 'QueueName' }
  */
 export function queueName(name: unknown): QueueName {
   if (typeof name !== 'string')
-    throw new SluiceError('INVALID_NAME', `A queue name is a ${typeof name}; it must be text.`)
+    throw new SluiceError('INVALID_NAME', `A queue name has the type ${typeof name}; it must be text.`)
   const bytes = textBytes(name)
   if (bytes === 0 || bytes > LIMITS.queueNameBytesMax) {
     throw new SluiceError(

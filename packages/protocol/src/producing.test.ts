@@ -102,7 +102,9 @@ describe('PUBLISH_OK', () => {
     for (const count of [1, 2, 0xffff, 0x7fff_ffff, 0xffff_ffff]) {
       const bytes = encode([{ batchNumber: 1, baseOffset: 0, duplicates: [] }])
       writeU32(bytes, 16, count)
-      expect(() => decode(bytes)).toThrow(malformed(`PUBLISH_OK has 0 bytes; it needs ${count * 12}`))
+      expect(() => decode(bytes)).toThrow(
+        malformed(`PUBLISH_OK is cut off: ${count * 12} bytes are needed, and 0 are available`),
+      )
       refused++
     }
     expect(refused).toBe(5)
@@ -123,7 +125,7 @@ describe('PUBLISH_ERR', () => {
       batchNumber: 2 ** 53 - 1,
       fault: { ...fault, message: 'x'.repeat(LIMITS.reasonBytesMax) },
     })
-    expect(() => decodePublishErr(bytes, 0, 7)).toThrow(malformed('PUBLISH_ERR has 7 bytes'))
+    expect(() => decodePublishErr(bytes, 0, 7)).toThrow(malformed('PUBLISH_ERR is cut off'))
     expect(() => decodePublishErr(bytes, 0, bytes.length - 1)).toThrow(malformed('it must have'))
   })
 })
@@ -137,7 +139,7 @@ describe('PUBLISH', () => {
       bytes[3] = length
       expect(publishBatchStart(bytes, 3, bytes.length)).toBe(batchAt)
       expect(() => publishBatchStart(bytes, 3, bytes.length - 1)).toThrow(
-        malformed('The batch of PUBLISH has 47 bytes; it needs 48'),
+        malformed('The batch of PUBLISH is cut off: 48 bytes are needed, and 47 are available'),
       )
       if (length > 0) {
         const cut = (): number => publishBatchStart(bytes, 3, batchAt - 1)
@@ -146,7 +148,7 @@ describe('PUBLISH', () => {
       checked++
     }
     expect(checked).toBe(256)
-    expect(() => publishBatchStart(new Uint8Array(3), 3, 3)).toThrow(malformed('PUBLISH has 0 bytes'))
+    expect(() => publishBatchStart(new Uint8Array(3), 3, 3)).toThrow(malformed('PUBLISH is cut off'))
   })
 })
 
@@ -240,7 +242,9 @@ describe('ATOMIC', () => {
         const mended = resealed(step, () => {}, end)
         expect(() => decodeAtomic(mended, 0, end)).toThrow(malformed(''))
       } else {
-        expect(() => atomicNumber(step, 0, end)).toThrow(malformed(`ATOMIC has ${end} bytes; it needs 16`))
+        expect(() => atomicNumber(step, 0, end)).toThrow(
+          malformed(`ATOMIC is cut off: 16 bytes are needed, and ${end} are available`),
+        )
       }
       refused++
     }
@@ -265,9 +269,14 @@ describe('ATOMIC', () => {
   test.each<[string, (bytes: Uint8Array) => void, string, string]>([
     ['number 0', (b) => b.fill(0, 0, 8), 'BATCH_MALFORMED', 'The number 0 of an atomic step'],
     ['number 2^53', (b) => b.set(TWO_53), 'MALFORMED_FRAME', 'must be below 2^53'],
-    ['another number than its batches', (b) => (b[0] = 6), 'BATCH_MALFORMED', 'Batch 0 of the atomic step 6'],
     [
-      'a second batch of another',
+      'a number that its batches do not have',
+      (b) => (b[0] = 6),
+      'BATCH_MALFORMED',
+      'Batch 0 of the atomic step 6',
+    ],
+    [
+      'a second batch with another number',
       (b) => (b[110 + 24] = 6),
       'BATCH_MALFORMED',
       'Batch 1 of the atomic step 5',
@@ -279,10 +288,15 @@ describe('ATOMIC', () => {
       'TRANSACTION_TOO_LARGE',
       '4294967295 acknowledgements; at most 65535',
     ],
-    ['more ranges than came', (b) => writeU16(b, 12, 0xffff), 'MALFORMED_FRAME', 'it needs 1048560'],
+    [
+      'more ranges than arrived',
+      (b) => writeU16(b, 12, 0xffff),
+      'MALFORMED_FRAME',
+      '1048560 bytes are needed',
+    ],
     ['one range more', (b) => writeU16(b, 12, 3), 'MALFORMED_FRAME', ''],
     ['one batch less', (b) => writeU16(b, 14, 1), 'MALFORMED_FRAME', '66 bytes after its last batch'],
-    ['one batch more', (b) => writeU16(b, 14, 3), 'MALFORMED_FRAME', 'PUBLISH has 0 bytes'],
+    ['one batch more', (b) => writeU16(b, 14, 3), 'MALFORMED_FRAME', 'PUBLISH is cut off'],
     ['1,025 batches', (b) => writeU16(b, 14, 1_025), 'TRANSACTION_TOO_LARGE', '1025 batches; at most 1024'],
     ['a name past the end', (b) => (b[108] = 255), 'MALFORMED_FRAME', 'PUBLISH has 255 bytes; 65 arrived'],
     [
@@ -295,7 +309,7 @@ describe('ATOMIC', () => {
     ['a batch past the end', (b) => writeU32(b, 110, 65), 'MALFORMED_FRAME', 'gives 65 bytes; 64 are left'],
     ['the longest batch', (b) => writeU32(b, 110, 0xffff_ffff), 'MALFORMED_FRAME', '4294967295 bytes'],
     [
-      'more messages than may be, by their counts',
+      'more messages than allowed, by the counts of the batches',
       (b) => writeU32(b, 52 + 12, 65_534),
       'TRANSACTION_TOO_LARGE',
       '65536 messages; at most 65535',
@@ -393,7 +407,9 @@ describe('ATOMIC_OK', () => {
     for (let end = 0; end <= ok.length + 1; end++) {
       if (end === ok.length) continue
       const bytes = new Uint8Array([...ok, 0])
-      expect(() => decodeAtomicOk(bytes, 0, end)).toThrow(malformed('ATOMIC_OK has'))
+      expect(() => decodeAtomicOk(bytes, 0, end)).toThrow(
+        malformed(end < ok.length ? 'ATOMIC_OK is cut off' : 'ATOMIC_OK has 1 bytes too many'),
+      )
       refused++
     }
     expect(refused).toBe(49)
@@ -401,7 +417,7 @@ describe('ATOMIC_OK', () => {
       for (const count of [3, 0xffff, 0x7fff_ffff, 0xffff_ffff]) {
         const bytes = ok.slice()
         writeU32(bytes, at, count)
-        expect(() => decodeAtomicOk(bytes, 0, bytes.length)).toThrow(malformed('ATOMIC_OK has'))
+        expect(() => decodeAtomicOk(bytes, 0, bytes.length)).toThrow(malformed('ATOMIC_OK is cut off'))
         refused++
       }
     }

@@ -5,9 +5,9 @@
  * PUBLISH_OK: for each batch u64 number · u64 base offset · u32 duplicates, then for each duplicate
  *   u32 index in the batch · u64 offset of the message that was accepted first. Other messages have offset base + index.
  * PUBLISH_ERR: u64 number · fault (see handshake.ts). It also refuses an ATOMIC.
- * ATOMIC: u64 number · u32 CRC-32 of everything after it · u16 ranges · u16 batches · ranges of u16 channel · u16 0 ·
- *   u32 subscription id · u32 first tag · u32 count, which are acknowledged · batches, each as PUBLISH has it, with the
- *   number of the ATOMIC. The length in the header of a batch shows where the next batch begins.
+ * ATOMIC: u64 number · u32 CRC-32 of everything after it · u16 ranges · u16 batches · acknowledged ranges of
+ *   u16 channel · u16 0 · u32 subscription id · u32 first tag · u32 count · batches, each after its queue name as in
+ *   PUBLISH, and with the number of the ATOMIC. The length in the header of a batch shows where the next batch begins.
  * ATOMIC_OK: u64 number · u32 batches · for each u64 base offset · u32 duplicates · duplicates as in PUBLISH_OK.
  */
 import { BATCH_HEADER_BYTES, batchCount, batchLength, batchNumber } from './batch.js'
@@ -165,7 +165,7 @@ export function writePublishHead(bytes: Uint8Array, at: number, queue: string): 
   return at + PUBLISH_NAME_AT + nameBytes
 }
 
-/** A range of consecutive deliveries of one subscription that an atomic step acknowledges. */
+/** A range of consecutive tags of one subscription, acknowledged by an atomic step. */
 export interface AtomicAck {
   readonly channel: number
   readonly subscriptionId: number
@@ -192,7 +192,7 @@ export const ATOMIC_HEAD_BYTES = 16
 export const ATOMIC_ACK_BYTES = 16
 
 /**
- * The batches must be sealed with `number`.
+ * Encodes ATOMIC. The batches must be sealed with `number`.
  * @throws SluiceError TRANSACTION_TOO_LARGE, INVALID_NAME
  */
 export function encodeAtomic(
@@ -303,10 +303,7 @@ export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Ato
       )
     }
     if (batchNumber(bytes, batchAt) !== number) {
-      throw new SluiceError(
-        'BATCH_MALFORMED',
-        `Batch ${i} of the atomic step ${number} does not have its number.`,
-      )
+      throw new SluiceError('BATCH_MALFORMED', `Batch ${i} of the atomic step ${number} has another number.`)
     }
     messages += batchCount(bytes, batchAt)
     checkAtMost('messages', messages, LIMITS.atomicMessagesMax)

@@ -110,7 +110,7 @@ describe('queueOptions', () => {
     for (const [name, { kind }] of Object.entries(QUEUE_OPTIONS)) {
       for (const value of HOSTILE) {
         if (kind === 'flag' && value === true) continue
-        // Both are names of queues.
+        // An option of the kind `name` accepts these values.
         if (kind === 'name' && typeof value === 'string' && value.length < 256) continue
         for (const body of [sent({ [name]: value }), { [name]: value }]) {
           let error: unknown
@@ -211,7 +211,9 @@ describe('requests', () => {
         refusal('INVALID_ARGUMENT', '`update` must be'),
       )
     }
-    expect(() => ensureRequest(sent({}))).toThrow(refusal('INVALID_NAME', 'A queue name is a undefined'))
+    expect(() => ensureRequest(sent({}))).toThrow(
+      refusal('INVALID_NAME', 'A queue name has the type undefined'),
+    )
   })
 
   test('GET, DELETE, PURGE, PAUSE and RESUME', () => {

@@ -45,8 +45,8 @@ interface NameOption {
 type QueueOption = NumberOption | ChoiceOption | FlagOption | NameOption
 
 /**
- * The options of a queue. Durations are in milliseconds, and sizes in bytes; 0 means no limit or no value, for options
- * whose bounds include 0.
+ * The options of a queue. Durations are in milliseconds, and sizes in bytes. If 0 has a special meaning, `meaning`
+ * explains it.
  */
 export const QUEUE_OPTIONS = {
   maxDeliveries: {
@@ -104,7 +104,7 @@ export const QUEUE_OPTIONS = {
     choices: ['window', 'pending'],
     default: 'window',
     meaning:
-      'How long an id counts: for `dedupWindowMs`, or while its message is not done. Fixed at creation.',
+      'How long an id counts: for `dedupWindowMs`, or while its message is pending. Fixed at creation.',
   },
   dedupWindowMs: {
     kind: 'number',
@@ -119,7 +119,7 @@ export const QUEUE_OPTIONS = {
     min: 1,
     max: LIMITS.dedupMaxIdsMax,
     meaning:
-      'Maximum number of ids that are remembered; further ones are refused, and none is forgotten early.',
+      'Maximum number of ids that are remembered; messages with further ids are refused, and no id is forgotten early.',
   },
   maxMessages: {
     kind: 'number',
@@ -261,8 +261,8 @@ export function checkOptionsTogether(options: Partial<QueueOptions>): void {
 }
 
 /**
- * Counters of a queue. Each counts events since the queue was created. All counters except the last two survive a
- * restart.
+ * Counters of a queue. Each counts events since the queue was created. After a crash of the broker, the last two can be
+ * too low; the others are exact.
  */
 export const QUEUE_COUNTERS = {
   purged: 'Removed by a purge.',
@@ -296,8 +296,9 @@ export interface QueueInfo extends QueueCounts {
   readonly consumers: number
   /** Time since the oldest ready message was published or became due; null if none is ready. */
   readonly oldestReadyMs: number | null
-  /** Messages accepted without duplicates, and messages done, since the queue was created. */
+  /** Number of messages accepted since the queue was created; duplicates do not count. */
   readonly published: number
+  /** Number of messages acknowledged since the queue was created. */
   readonly acked: number
   /** Bytes of the records of settled messages that are kept for replay. */
   readonly retainedBytes: number

@@ -200,7 +200,7 @@ describe('checkRecordOptions', () => {
     ['OPTION_CONFLICT', { delayMs: 1, atMs: 1 }, '`delay` and `at` are mutually exclusive'],
     ['INVALID_KEY', { key: '' }, 'key takes 0 bytes; it must take 1 to 255.'],
     ['INVALID_KEY', { key: 'k'.repeat(256) }, 'key takes 256 bytes;'],
-    ['INVALID_KEY', { key: 5 as never }, 'key is a number; it must be text.'],
+    ['INVALID_KEY', { key: 5 as never }, 'key has the type number; it must be text.'],
     ['INVALID_ID', { id: '' }, 'id takes 0 bytes;'],
     ['INVALID_ID', { id: 'é'.repeat(128) }, 'id takes 256 bytes;'],
     ['INVALID_ID', { id: 'order \ud83c' }, 'id is "order \\ud83c": it has an unpaired surrogate'],
@@ -213,7 +213,7 @@ describe('checkRecordOptions', () => {
     ['INVALID_HEADERS', { headers: new Map([['a', 'b']]) as never }, '`headers` is an object;'],
     ['INVALID_HEADERS', { headers: { '': 'x' } }, 'header name takes 0 bytes;'],
     ['INVALID_HEADERS', { headers: { ['n'.repeat(256)]: '' } }, 'header name takes 256 bytes;'],
-    ['INVALID_HEADERS', { headers: { a: 5 as never } }, 'header "a" is a number;'],
+    ['INVALID_HEADERS', { headers: { a: 5 as never } }, 'header "a" has the type number;'],
     [
       'INVALID_HEADERS',
       { headers: { a: 'v'.repeat(LIMITS.headersBytesMax - 3) } },
@@ -348,7 +348,7 @@ describe('records with other bytes before each', () => {
         code: 'BATCH_MALFORMED',
       })
     expect(checkRecords(bytes, 0, bytes.length, 3, LARGE, GAP)).toBe(RECORD_FLAG.key | RECORD_FLAG.id)
-    // A gap behind the last record belongs to no record.
+    // A gap after the last record belongs to no record.
     const more = Buffer.concat([bytes, new Uint8Array(GAP)])
     expect(checkRecords(more, 0, more.length, 3, LARGE, GAP)).toMatchObject({
       index: 3,
@@ -406,7 +406,7 @@ describe('checkRecords refuses', () => {
     ['content type 7', (b) => (b[5] = 7 << 5), 'content type'],
     ['options past the record', (b) => writeU16(b, 6, 33), 'options of 33 bytes exceed'],
     ['the longest options', (b) => writeU16(b, 6, 0xffff), 'options of 65535 bytes exceed'],
-    ['no options under the flags', (b) => writeU16(b, 6, 0), 'times are cut off'],
+    ['options of 0 bytes despite the flags', (b) => writeU16(b, 6, 0), 'times are cut off'],
     ['options that end in the times', (b) => writeU16(b, 6, 11), 'times are cut off'],
     ['options that end before the key', (b) => writeU16(b, 6, 12), 'key or id is cut off'],
     ['options that end in the key', (b) => writeU16(b, 6, 14), 'key or id is cut off'],

@@ -217,13 +217,13 @@ function checkInteger(
 
 function checkText(code: ErrorCode, name: string, value: unknown, min: number, max: number): void {
   if (typeof value !== 'string') {
-    throw new SluiceError(code, `${name} is a ${typeof value}; it must be text.`)
+    throw new SluiceError(code, `${name} has the type ${typeof value}; it must be text.`)
   }
   const bytes = textBytes(value)
   if (bytes < min || bytes > max) {
     throw new SluiceError(code, `${name} takes ${bytes} bytes; it must take ${min} to ${max}.`)
   }
-  // ASCII text takes one byte per UTF-16 code unit.
+  // Text that takes one byte per UTF-16 code unit is ASCII, and has no surrogates.
   if (bytes !== value.length && !isWellFormed(value)) {
     throw new SluiceError(
       code,
@@ -300,7 +300,7 @@ export function readRecordOptions(bytes: Uint8Array, at: number): RecordOptions 
 
 /** Positions of the parts of a record. Each part ends where the next one begins. */
 export interface RecordLayout {
-  /** Position of the key and the id. */
+  /** Position of the key; without a key, of the part that follows. */
   readonly keyAt: number
   readonly idAt: number
   readonly headersAt: number
@@ -317,7 +317,7 @@ export function recordLayout(record: Uint8Array): RecordLayout {
   return { keyAt, idAt, headersAt, payloadAt: recordPayloadAt(record, 0) }
 }
 
-/** Position of a header in its record: it is `[at, valueEnd)`. */
+/** Positions of the parts of a header. The whole header is `[at, valueEnd)` of its record. */
 export interface HeaderPlace {
   readonly at: number
   readonly nameAt: number
@@ -341,7 +341,7 @@ export function* recordHeaders(
   }
 }
 
-/** The bytes of one header, as `copyRecord` takes it. */
+/** The bytes of one header, as `copyRecord` takes them. */
 export function encodeHeader(name: string, value: string): Uint8Array {
   const bytes = new Uint8Array(HEADER_OVERHEAD_BYTES + textBytes(name) + textBytes(value))
   writeHeader(bytes, 0, name, value)

@@ -4,7 +4,7 @@ import { LIMITS } from './limits.js'
 import { OP, OPCODES, opcodeName } from './opcodes.js'
 
 describe('opcodes', () => {
-  test('each number has its name and back, and no other number has one', () => {
+  test('each number has one name, each name has its number, and no other number has a name', () => {
     let known = 0
     for (let code = 0; code < 256; code++) {
       const name = opcodeName(code)
@@ -86,7 +86,7 @@ test('shown takes any value, briefly, on one line', () => {
   expect(cases).toHaveLength(16)
 })
 
-test('limits are whole and positive, and what travels fits its field', () => {
+test('limits are whole and positive, and the limit of each field fits the field', () => {
   for (const [name, value] of Object.entries(LIMITS)) {
     expect(Number.isSafeInteger(value) && value > 0, `of ${name}`).toBe(true)
   }

@@ -32,7 +32,8 @@ export class Timer {
     if (!this.#keepsAlive) this.#handle.unref()
   }
 
-  // A wait in one part ends when `setTimeout` fires, because its clock and this one differ by fractions of a millisecond.
+  // A wait in one part ends when `setTimeout` fires, without a look at the clock: the clock of `setTimeout` differs
+  // from this one by fractions of a millisecond.
   readonly #passed = (): void => {
     const leftMs = this.#waitMs <= TIMER_PART_MS_MAX ? 0 : this.#dueMs - performance.now()
     if (leftMs > 0) this.#arm(leftMs)

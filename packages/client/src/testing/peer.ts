@@ -368,7 +368,7 @@ export class Peer {
   readonly #clients: Sluice[] = []
   readonly #waiters: (() => void)[] = []
 
-  /** Waits for the SUBSCRIBE of this number on the newest link, and for its answer. Returns its channel. */
+  /** Waits until SUBSCRIBE number `number` on the newest link is answered. Returns the channel of that SUBSCRIBE. */
   async subscribed(number = 1): Promise<number> {
     await until(() => this.link.named('SUBSCRIBE').length >= number)
     await turns()
