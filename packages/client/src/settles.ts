@@ -73,12 +73,12 @@ export class Settles implements Settling {
     return group
   }
 
-  // Whether this settle may be gathered for longer than a turn. This is allowed only for an acknowledgement by a
-  // handler that ended at once, and only while the broker has most of its credit left.
+  // Whether this settle may be gathered for longer than a turn. This is allowed only for an acknowledgement that is made
+  // while the turn calls handlers, and only while the broker has most of its credit left.
   #mayWait(outcome: Outcome): boolean {
     return (
       outcome === OUTCOME.ack &&
-      this.#session.turn.isStarting &&
+      this.#session.turn.isCallingHandlers &&
       this.#gathered * 4 < this.#credit.messages &&
       this.deliveredBytes * 4 < this.#credit.bytes
     )

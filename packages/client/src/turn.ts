@@ -3,8 +3,9 @@
  * the announcements of the messages that start next. This happens in the check phase, after all promise continuations
  * of the turn.
  *
- * Invariant: an acknowledgement never overtakes what its handler published before it. Handlers run only after the write
- * that announces their messages, so that after a crash the broker knows which handlers were running.
+ * Invariant: within a turn, settles follow the publishes that were sent. An acknowledgement can overtake a publish that
+ * still waits to be sent (because the window is full, for example), unless the handler awaited that publish. Handlers run
+ * only after the write that announces their messages, so that after a crash the broker knows which handlers were running.
  */
 
 export interface Settling {
@@ -19,8 +20,8 @@ export interface Starting {
 }
 
 /**
- * How long acknowledgements are gathered if no caller waits for them and their handlers ended at once. At a moderate rate,
- * several messages then need only one frame, one commit and one answer.
+ * How long acknowledgements are gathered if no caller waits for them and they are made while a turn calls handlers. At a
+ * moderate rate, several messages then need only one frame, one commit and one answer.
  */
 const GATHER_MS = 4
 
@@ -32,8 +33,8 @@ export class Turn {
   #scheduled = false
   #gathering: Settling[] = []
   #gatherTimer: NodeJS.Timeout | undefined
-  /** Whether handlers are being called. If so, a settle comes from a handler that has not returned yet. */
-  isStarting = false
+  /** Whether the turn is calling handlers. A settle is then made by a synchronous handler, or before a handler returns. */
+  isCallingHandlers = false
 
   constructor(flushPublishes: () => void, write: () => void) {
     this.#flushPublishes = flushPublishes
@@ -96,11 +97,11 @@ export class Turn {
     this.#starting = []
     for (const each of starting) each.announce()
     this.#write()
-    this.isStarting = true
+    this.isCallingHandlers = true
     try {
       for (const each of starting) each.startHandlers()
     } finally {
-      this.isStarting = false
+      this.isCallingHandlers = false
     }
   }
 }
