@@ -134,7 +134,7 @@ export class Broker {
   readonly #outputs = new Set<Output>()
   readonly #waitingForDisk: (() => void)[] = []
   #endedAtMs = 0
-  #lastIsEmpty = true
+  #lastEntryIsEmpty = true
   #failed = false
   #failure: unknown
   #stopped = false
@@ -384,14 +384,15 @@ export class Broker {
       this.fail(error)
       return
     }
+    // An empty entry after the last one lets recovery tell damage to that one from an unfinished write (STORAGE.md).
     if (!this.#tail.isIdle) {
       this.#endedAtMs = this.turn.nowMs
-      this.#lastIsEmpty = false
-    } else if (!this.#lastIsEmpty && this.turn.nowMs >= this.#endedAtMs + IDLE_MS) {
-      this.#lastIsEmpty = true
+      this.#lastEntryIsEmpty = false
+    } else if (!this.#lastEntryIsEmpty && this.turn.nowMs >= this.#endedAtMs + IDLE_MS) {
+      this.#lastEntryIsEmpty = true
       this.#tail.sealEmpty(this.turn.nowMs)
     }
-    turn.arm(this.#idleTimer, this.#lastIsEmpty ? Infinity : this.#endedAtMs + IDLE_MS)
+    turn.arm(this.#idleTimer, this.#lastEntryIsEmpty ? Infinity : this.#endedAtMs + IDLE_MS)
     const { gate } = this.#tail
     for (const output of this.#outputs) output.endTurn(gate)
     this.#tail.flush(this.turn.nowMs)

@@ -1,6 +1,7 @@
 /**
  * Delivery: takes runs from the line of a queue and delivers them to its subscriptions in turn, within their credit.
- * This is the only place that joins offsets, which the queue knows, with bytes, which are in blocks of the log.
+ * For deliveries, this is the only place that joins offsets, which the queue knows, with bytes, which are in blocks of
+ * the log; `Records` does it for single messages.
  *
  * Called at the end of a turn for each queue that may have something to deliver. If a block is not in memory, it is
  * loaded and the queue is served again. If the block cannot be read, the subscriptions of the queue end; no message
@@ -238,12 +239,12 @@ export class Dispatcher {
     if (count === 0) return false
     if (!block.isFollowed) this.#loadNext(queue, block)
     if (run.alone) subscription.holdsSuspect = true
-    // The delivery of a plain message requires only that its batch is on disk. Other deliveries also require facts, which
-    // may not be durable yet.
-    run.durable = run.sinceMs === -1 && run.batchPosition < this.#blocks.durablePosition
+    // A message of the plain line requires only that its batch is on disk: no fact put it there (a release has none). A
+    // due or keyed message is in its place because of facts, which may not be durable yet.
+    run.ungated = run.sinceMs === -1 && run.batchPosition < this.#blocks.durablePosition
     // While leases of the queue can be claimed after a restart, a redelivery requires one more fact on disk: the one by
     // which the previous consumer can no longer claim this message.
-    if (run.redelivered && queue.former.isWatched) run.durable = false
+    if (run.redelivered && queue.former.isWatched) run.ungated = false
     queue.lease(run, count, nowMs, subscription.consumer.label)
     progress.index += count
     progress.byte += at - start

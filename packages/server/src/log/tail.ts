@@ -136,7 +136,7 @@ export class Tail {
     this.sealEmpty(nowMs)
   }
 
-  /** Closes the open entry. Later batches go to the next entry. */
+  /** Closes the open entry, and writes it if no write is in flight. Later batches go to the next entry. */
   seal(nowMs: number): void {
     const block = this.#block!
     const length = this.#openEnd - this.#openStart

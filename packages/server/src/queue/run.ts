@@ -15,10 +15,10 @@ export interface Run extends Location {
   /** Whether the time to live is over. Then the run is one message, which must not be delivered. */
   expired: boolean
   /**
-   * Whether all facts on which the delivery depends are already on disk. The caller sets this field, because only the
-   * caller knows what is on disk.
+   * Whether the delivery need not wait at the gate, because everything on which it depends is already on disk. The
+   * caller sets this field, because only the caller knows what is on disk.
    */
-  durable: boolean
+  ungated: boolean
 }
 
 export function emptyRun(): Run {
@@ -30,6 +30,6 @@ export function emptyRun(): Run {
     alone: false,
     sinceMs: -1,
     expired: false,
-    durable: false,
+    ungated: false,
   }
 }

@@ -55,7 +55,7 @@ interface Settled {
 
 /**
  * Receives deliveries and events of a subscription. Everything that it sends to the client waits at the durability
- * gate.
+ * gate, except deliveries with `run.ungated`.
  */
 export interface ConsumerOf<Q extends Settled> {
   /** The label that the client gave itself, for lists and logs. */

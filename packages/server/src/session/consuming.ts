@@ -125,11 +125,12 @@ export class Consuming implements Consumer {
 
   deliver(subscription: Subscription, delivery: Delivery): void {
     const { run, bytes, start, end } = delivery
-    const outbox = this.#outboxes.forDelivery(run.durable)
+    const outbox = this.#outboxes.forDelivery(run.ungated)
     this.#unread.wrote(end - start)
     if (end - start > this.#recordBytesMax) {
-      // A frame of the agreed size has room for the largest message. Only the origin headers of a moved message can
-      // make it larger than that.
+      // A frame of the agreed size has room for the largest message and for the largest batch of several messages (see
+      // `Handshake.takeHello`), so this is a single message. Only the origin headers of a moved message can make it
+      // larger than that.
       const record = fittedRecord(copyBytes(bytes, start, end), this.#recordBytesMax)
       this.#deliveries.write(outbox, subscription, {
         ...delivery,

@@ -1,7 +1,7 @@
 /**
- * The two outboxes of a connection. Answers, and deliveries of messages that are not durable yet, wait in `gated` for
- * the entry of their turn. A delivery of durable messages does not need to wait and goes through `free`, unless a frame
- * in `gated` must precede it.
+ * The two outboxes of a connection. Answers, and deliveries that depend on something that is not durable yet, wait in
+ * `gated` for the entry of their turn. Other deliveries do not need to wait and go through `free`, unless a frame in
+ * `gated` must precede them.
  *
  * Invariant: a delivery overtakes only answers to publishes and settles, never another delivery or SUBSCRIBE_OK.
  */
@@ -31,9 +31,9 @@ export class Outboxes {
     return this.gated.unreadBytes + this.free.unreadBytes
   }
 
-  /** Returns the outbox for a delivery. `durable` says whether the messages of the delivery are on disk. */
-  forDelivery(durable: boolean): Outbox {
-    return durable && this.gated.barriers === 0 ? this.free : this.gated
+  /** Returns the outbox for a delivery. `ungated`: everything on which the delivery depends is already on disk. */
+  forDelivery(ungated: boolean): Outbox {
+    return ungated && this.gated.barriers === 0 ? this.free : this.gated
   }
 
   /** Called at the end of a turn. The frames of the turn wait for the entry `gate`. */

@@ -45,6 +45,7 @@ export class Reading {
   waitForDisk(): void {
     if (!this.#disk.isBehind) return
     this.#pause()
+    // Takes effect when the disk is no longer behind.
     this.#resume()
   }
 

@@ -18,7 +18,7 @@ export class Unread {
   /** The bytes of this connection that are counted in `outbound`. */
   #countedBytes = 0
   /**
-   * Size of the largest message or answer so far. It can exceed the bounds. If the message limit was lowered, it can
+   * Size of the largest delivery or answer so far. It can exceed the bounds. If the message limit was lowered, it can
    * also exceed that limit.
    */
   #largestBytes = 0
@@ -49,7 +49,7 @@ export class Unread {
     return outbound.bytes > outbound.bytesMax ? 0 : outboundBytesSoft
   }
 
-  /** Called when a message or an answer of this size was written. */
+  /** Called when a delivery or an answer of this size was written. */
   wrote(bytes: number): void {
     if (bytes > this.#largestBytes) this.#largestBytes = bytes
   }
