@@ -25,7 +25,7 @@ export const ENVELOPE_BYTES =
 /** A queue that the client publishes to, and its open batch, which further messages may join. */
 export interface Lane {
   readonly queue: string
-  open: Batch | undefined
+  openBatch: Batch | undefined
   /** Number of the batch that the next batch of this queue follows. Meaningless once that batch is answered. */
   leader: number
 }
@@ -84,9 +84,9 @@ export class Batch extends Sending {
     return undefined
   }
 
-  protected write(frames: Buffer, at: number, below: number): void {
+  protected write(frames: Buffer, at: number, unansweredBelow: number): void {
     frames.set(viewBytes(this.bytes, 0, this.end), at)
-    writeFrameHeader(frames, at, this.end - FRAME_HEADER_BYTES, OP.PUBLISH, 0, below)
+    writeFrameHeader(frames, at, this.end - FRAME_HEADER_BYTES, OP.PUBLISH, 0, unansweredBelow)
     sealBatch(frames, at + this.recordsAt - BATCH_HEADER_BYTES, at + this.end, {
       type: BATCH_TYPE.messages,
       attributes: this.atomic ? BATCH_ATTRIBUTE.atomic : 0,
@@ -96,7 +96,7 @@ export class Batch extends Sending {
     })
   }
 
-  get isSplit(): boolean {
+  get maySplit(): boolean {
     return !this.atomic && this.callers > 1
   }
 
@@ -137,7 +137,7 @@ export class Batch extends Sending {
     this.at = 0
   }
 
-  refused(): void {}
+  hadNoEffect(): void {}
 
   /** Called when the broker has accepted the batch. Resolves the promises of its callers. */
   confirm(baseOffset: number, duplicates: Duplicates | undefined): void {

@@ -83,7 +83,7 @@ export class InFlight {
     // sent.
     if (this.#sent.size === 0) return true
     return (
-      this.below(this.#lastNumber + 1) < this.#batchesMax &&
+      this.unansweredBelow(this.#lastNumber + 1) < this.#batchesMax &&
       this.#messages + sending.count <= this.#messagesMax &&
       this.#bytes + sending.end <= this.#bytesMax &&
       !(this.#isCautious && this.#sent.get(this.#probe) !== undefined)
@@ -93,14 +93,17 @@ export class InFlight {
   /** Adds `sending`, which is sent now, and gives it its number. */
   add(sending: Sending): void {
     sending.number = ++this.#lastNumber
-    if (this.#isCautious && sending.isSplit) this.#probe = sending.number
+    if (this.#isCautious && sending.maySplit) this.#probe = sending.number
     this.#sent.add(sending.number, sending)
     this.#messages += sending.count
     this.#bytes += sending.end
   }
 
-  /** Distance from `number` down to the lowest unanswered number. The broker may forget all numbers below that one. */
-  below(number: number): number {
+  /**
+   * Distance from `number` down to the lowest unanswered number, which is the correlation of its frame. The broker may
+   * forget all numbers below that one.
+   */
+  unansweredBelow(number: number): number {
     const { lowest } = this.#sent
     return lowest === undefined || lowest > number ? 0 : number - lowest
   }
@@ -112,7 +115,7 @@ export class InFlight {
   }
 
   /** Marks `sending` as refused. It is sent again: as a whole, or split into one batch for each message. */
-  refuse(sending: Sending, goesAgain: 'split' | 'whole'): void {
+  sendAgain(sending: Sending, goesAgain: 'split' | 'whole'): void {
     this.#mark(sending, goesAgain)
     this.#isCautious = true
   }
@@ -159,13 +162,13 @@ export class InFlight {
         this.#again.pop()
         continue
       }
-      const below = this.below(sending.number)
+      const unansweredBelow = this.unansweredBelow(sending.number)
       // The window of the broker may be smaller than it was.
-      if (below >= this.#batchesMax) return
+      if (unansweredBelow >= this.#batchesMax) return
       this.#again.pop()
       this.#mark(sending, undefined)
       const { bytes, at, end } = sending
-      writeFrameCorrelation(bytes, at, below)
+      writeFrameCorrelation(bytes, at, unansweredBelow)
       connection.sendFrames(bytes.subarray(at, at + end))
     }
   }

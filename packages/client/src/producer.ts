@@ -136,14 +136,14 @@ export class Producer {
     if (batch.count > 0 && end - batch.recordsAt > bytesMax) {
       // The record does not fit, and becomes the first record of the next batch.
       const full = batch
-      this.#close(full)
+      this.#closeBatch(full)
       batch = this.#openBatch(queue)
       reserve(batch, end - before)
       full.bytes.copy(batch.bytes, batch.end, before, end)
       batch.end += end - before
     } else batch.end = end
     batch.count++
-    if (batch.count >= this.#batchCount || batch.end - batch.recordsAt >= bytesMax) this.#close(batch)
+    if (batch.count >= this.#batchCount || batch.end - batch.recordsAt >= bytesMax) this.#closeBatch(batch)
     const promise = this.#addCaller(batch, timeoutMs, signal, failsOffline) as Promise<Receipt>
     this.#countWaiting(batch, end - before)
     this.#gatheredBytes += end - before
@@ -236,8 +236,8 @@ export class Producer {
   ): Promise<unknown> {
     // Batches that were opened earlier are sent first.
     for (const queue of queues) {
-      const earlier = this.#lanes.get(queue)?.open
-      if (earlier !== undefined) this.#close(earlier)
+      const earlier = this.#lanes.get(queue)?.openBatch
+      if (earlier !== undefined) this.#closeBatch(earlier)
     }
     sending.open = false
     this.#countWaiting(sending, sending.end)
@@ -251,7 +251,7 @@ export class Producer {
   }
 
   #addCaller(
-    batch: Sending,
+    sending: Sending,
     timeoutMs: number,
     signal: AbortSignal | undefined,
     failsOffline: boolean,
@@ -259,20 +259,20 @@ export class Producer {
     if (this.#turnMs === 0) this.#turnMs = performance.now()
     const deadlineMs = this.#turnMs + timeoutMs
     const promise = newPromise()
-    if (deadlineMs < batch.nextDeadlineMs) this.#deadlines.arm(deadlineMs)
-    batch.addCaller(takenResolve, deadlineMs)
-    if (signal !== undefined) batch.watch(takenResolve, signal, this.#aborted)
-    if (failsOffline) (batch.failsOffline ??= new Set()).add(takenResolve)
+    if (deadlineMs < sending.nextDeadlineMs) this.#deadlines.arm(deadlineMs)
+    sending.addCaller(takenResolve, deadlineMs)
+    if (signal !== undefined) sending.watch(takenResolve, signal, this.#aborted)
+    if (failsOffline) (sending.failsOffline ??= new Set()).add(takenResolve)
     this.#schedule()
     return promise
   }
 
   #openBatch(queue: string): Batch {
     const lane = this.#lanes.get(queue) ?? this.#newLane(queue)
-    let batch = lane.open
+    let batch = lane.openBatch
     if (batch === undefined) {
       batch = new Batch(lane.queue, false, this.#drafts.take(), lane)
-      lane.open = batch
+      lane.openBatch = batch
       this.#waiting.push(batch)
     }
     this.#last = batch
@@ -281,26 +281,27 @@ export class Producer {
 
   // @throws SluiceError INVALID_NAME
   #newLane(name: string): Lane {
-    const lane: Lane = { queue: queueName(name), open: undefined, leader: 0 }
+    const lane: Lane = { queue: queueName(name), openBatch: undefined, leader: 0 }
     if (this.#lanes.size >= this.#lanesMax) {
-      for (const [queue, { open, leader }] of this.#lanes)
-        if (open === undefined && this.#inFlight.get(leader) === undefined) this.#lanes.delete(queue)
+      for (const [queue, { openBatch, leader }] of this.#lanes)
+        if (openBatch === undefined && this.#inFlight.get(leader) === undefined) this.#lanes.delete(queue)
       this.#lanesMax = Math.max(QUEUES_KEPT, this.#lanes.size * 2)
     }
     this.#lanes.set(name, lane)
     return lane
   }
 
-  #close(batch: Sending): void {
-    if (!batch.open || !(batch instanceof Batch)) return
-    batch.open = false
-    if (batch.lane !== undefined) batch.lane.open = undefined
-    if (this.#last === batch) this.#last = undefined
+  // Closes `sending` if it is an open batch. A step is never open here.
+  #closeBatch(sending: Sending): void {
+    if (!sending.open || !(sending instanceof Batch)) return
+    sending.open = false
+    if (sending.lane !== undefined) sending.lane.openBatch = undefined
+    if (this.#last === sending) this.#last = undefined
   }
 
   // Discards a batch that was opened for a refused message. The batch is empty and would wait endlessly.
   #discard(batch: Batch): void {
-    this.#close(batch)
+    this.#closeBatch(batch)
     this.#waiting.pop()
     this.#drafts.give(batch.bytes)
   }
@@ -335,41 +336,41 @@ export class Producer {
     const inFlight = this.#inFlight
     if (!inFlight.resume(connection)) return
     this.#requeueRefused()
-    const batches: Sending[] = []
+    const sendings: Sending[] = []
     let bytes = 0
     while (this.#waiting.length > 0) {
-      const batch = this.#waiting.at(0)!
-      if ((batch.count === 0 || batch.withdrawn > 0) && !batch.compact()) {
-        this.#close(batch)
-        this.#drafts.give(batch.bytes)
+      const sending = this.#waiting.at(0)!
+      if (sending.withdrawn > 0 && !sending.compact()) {
+        this.#closeBatch(sending)
+        this.#drafts.give(sending.bytes)
         this.#shiftWaiting()
         continue
       }
-      if (!inFlight.admits(batch)) break
+      if (!inFlight.admits(sending)) break
       this.#shiftWaiting()
-      this.#close(batch)
-      let obstacle = batch.obstacle(connection)
-      if (batch.end > this.#frameBytesMax) obstacle ??= this.#tooLarge(batch)
+      this.#closeBatch(sending)
+      let obstacle = sending.obstacle(connection)
+      if (sending.end > this.#frameBytesMax) obstacle ??= this.#tooLarge(sending)
       if (obstacle !== undefined) {
-        batch.refuse(obstacle)
+        sending.refuse(obstacle)
         continue
       }
-      inFlight.add(batch)
-      this.#chain(batch)
-      bytes += batch.end
-      batches.push(batch)
+      inFlight.add(sending)
+      this.#chain(sending)
+      bytes += sending.end
+      sendings.push(sending)
     }
-    if (batches.length === 0) {
+    if (sendings.length === 0) {
       this.#notifyIdle()
       return
     }
     const frames = Buffer.allocUnsafe(bytes)
     let at = 0
-    for (const batch of batches) {
-      const scratch = batch.bytes
-      batch.seal(frames, at, inFlight.below(batch.number))
+    for (const sending of sendings) {
+      const scratch = sending.bytes
+      sending.seal(frames, at, inFlight.unansweredBelow(sending.number))
       this.#drafts.give(scratch)
-      at += batch.end
+      at += sending.end
     }
     connection.sendFrames(frames)
   }
@@ -385,7 +386,7 @@ export class Producer {
       const lane = sending.lane ?? this.#lanes.get(sending.queue)
       if (lane === undefined) return
       sending.follows = this.#distance(lane, number)
-      if (sending.isSplit || sending.follows > 0) lane.leader = number
+      if (sending.maySplit || sending.follows > 0) lane.leader = number
     } else if (sending instanceof Step) {
       const lanes = this.#lanes
       const follows = sending.follow((queue) => {
@@ -445,13 +446,14 @@ export class Producer {
   /** @throws SluiceError MALFORMED_FRAME */
   publishErr(bytes: Uint8Array, start: number, end: number): void {
     const { batchNumber, fault } = decodePublishErr(bytes, start, end)
-    const batch = this.#inFlight.get(batchNumber)
-    if (batch === undefined) return
-    const isSplit = batch.isSplit && isAboutOneMessage(fault)
-    if (isSplit || fault.code === 'EARLIER_REFUSED') this.#inFlight.refuse(batch, isSplit ? 'split' : 'whole')
+    const sending = this.#inFlight.get(batchNumber)
+    if (sending === undefined) return
+    const isSplit = sending.maySplit && isAboutOneMessage(fault)
+    if (isSplit || fault.code === 'EARLIER_REFUSED')
+      this.#inFlight.sendAgain(sending, isSplit ? 'split' : 'whole')
     else {
-      this.#inFlight.forget(batch)
-      batch.refuse(refusal(fault))
+      this.#inFlight.forget(sending)
+      sending.refuse(refusal(fault))
     }
     this.#answered()
   }
@@ -466,7 +468,7 @@ export class Producer {
     const again: Sending[] = []
     for (const { sending, goesAgain } of refused) {
       if (goesAgain === 'split' && sending instanceof Batch) again.push(...sending.split())
-      else if (sending.live === 0) sending.refused()
+      else if (sending.live === 0) sending.hadNoEffect()
       else {
         sending.unsend()
         again.push(sending)
@@ -509,8 +511,9 @@ export class Producer {
 
   #sweep(nowMs: number): number {
     let nextMs = Infinity
-    for (const batch of this.#inFlight.values()) nextMs = Math.min(nextMs, this.#sweepBatch(batch, nowMs))
-    for (const sending of this.#waiting) nextMs = Math.min(nextMs, this.#sweepBatch(sending, nowMs))
+    for (const sending of this.#inFlight.values())
+      nextMs = Math.min(nextMs, this.#sweepSending(sending, nowMs))
+    for (const sending of this.#waiting) nextMs = Math.min(nextMs, this.#sweepSending(sending, nowMs))
     this.#dropWithdrawn()
     if (this.#waiting.length > 0) this.#schedule()
     return nextMs
@@ -526,22 +529,22 @@ export class Producer {
     if (left.length === waiting.length) return
     for (const sending of waiting) {
       if (!isOver(sending)) continue
-      this.#close(sending)
+      this.#closeBatch(sending)
       this.#left(sending)
     }
     this.#waiting.replace(left)
     this.#notifyIdle()
   }
 
-  #sweepBatch(batch: Sending, nowMs: number): number {
-    if (batch.nextDeadlineMs > nowMs) return batch.nextDeadlineMs
+  #sweepSending(sending: Sending, nowMs: number): number {
+    if (sending.nextDeadlineMs > nowMs) return sending.nextDeadlineMs
     let nextMs = Infinity
-    for (let i = 0; i < batch.callers; i++) {
-      if (batch.resolves[i] === undefined) continue
-      if (batch.deadlines[i]! > nowMs) nextMs = Math.min(nextMs, batch.deadlines[i]!)
-      else this.#giveUp(batch, i, overdue(batch.number !== 0))
+    for (let i = 0; i < sending.callers; i++) {
+      if (sending.resolves[i] === undefined) continue
+      if (sending.deadlines[i]! > nowMs) nextMs = Math.min(nextMs, sending.deadlines[i]!)
+      else this.#giveUp(sending, i, overdue(sending.number !== 0))
     }
-    batch.nextDeadlineMs = nextMs
+    sending.nextDeadlineMs = nextMs
     return nextMs
   }
 
@@ -556,8 +559,8 @@ export class Producer {
     this.#inFlight.restart()
     this.#identity = randomBytes(PRODUCER_IDENTITY_BYTES)
     for (const lane of this.#lanes.values()) lane.leader = 0
-    for (const batch of sent)
-      batch.refuse(unknownOutcome('the broker no longer knows the numbers of this client'))
+    for (const sending of sent)
+      sending.refuse(unknownOutcome('the broker no longer knows the numbers of this client'))
     this.#answered()
   }
 
@@ -594,9 +597,10 @@ export class Producer {
     for (const lane of this.#lanes.values()) {
       if (lane.leader > lastNumber)
         differs(`the leader of ${lane.queue} is ${lane.leader}, above the last number ${lastNumber}`)
-      if (lane.open === undefined) continue
+      const { openBatch } = lane
+      if (openBatch === undefined) continue
       open++
-      if (!lane.open.open || lane.open.lane !== lane || !waiting.includes(lane.open))
+      if (!openBatch.open || openBatch.lane !== lane || !waiting.includes(openBatch))
         differs(`the open batch of ${lane.queue} is not open, or does not wait`)
     }
     compare('batches are open', waiting.filter((sending) => sending.open).length, open)
@@ -610,7 +614,8 @@ export class Producer {
     if (this.#closed !== undefined) return
     this.#closed = error
     const unknown = new SluiceError(error.code, error.message, { cause: error, outcome: 'unknown' })
-    for (const batch of this.#inFlight.drain()) batch.refuse(batch.goesAgain === undefined ? unknown : error)
+    for (const sending of this.#inFlight.drain())
+      sending.refuse(sending.goesAgain === undefined ? unknown : error)
     for (const sending of this.#waiting.drain()) sending.refuse(error)
     this.#waitingBytes = 0
     this.#lanes.clear()

@@ -117,7 +117,7 @@ export abstract class Sending {
     this.unwatch()
     for (const resolve of this.resolves) if (resolve !== undefined) fail(resolve, error, this.names)
     this.resolves.fill(undefined)
-    this.refused()
+    this.hadNoEffect()
   }
 
   /** Called when one caller stops waiting. Returns whether nothing is left to send: the sending was not sent, and no other caller waits. */
@@ -126,7 +126,7 @@ export abstract class Sending {
     if (resolve === undefined) return false
     this.resolves[index] = undefined
     const isWithdrawn = this.number === 0 && ++this.withdrawn === this.callers
-    if (isWithdrawn) this.refused()
+    if (isWithdrawn) this.hadNoEffect()
     const watch = this.watches?.get(resolve)
     if (watch !== undefined) {
       removeAbortListener(watch.signal, watch.onAbort)
@@ -146,11 +146,11 @@ export abstract class Sending {
   abstract obstacle(connection: Connection): SluiceError | undefined
 
   /**
-   * Writes the numbered frame to `frames` at position `at`, just before it is sent. `below` is the correlation of the
-   * frame.
+   * Writes the numbered frame to `frames` at position `at`, just before it is sent. `unansweredBelow` is the correlation
+   * of the frame.
    */
-  seal(frames: Buffer, at: number, below: number): void {
-    this.write(frames, at, below)
+  seal(frames: Buffer, at: number, unansweredBelow: number): void {
+    this.write(frames, at, unansweredBelow)
     this.bytes = frames
     this.at = at
   }
@@ -166,15 +166,15 @@ export abstract class Sending {
   protected abstract unwritten(): void
 
   /** Whether a refusal splits this sending: its messages are then sent again one by one. */
-  abstract readonly isSplit: boolean
+  abstract readonly maySplit: boolean
 
-  protected abstract write(frames: Buffer, at: number, below: number): void
+  protected abstract write(frames: Buffer, at: number, unansweredBelow: number): void
 
   /** Whether the frame names subscriptions of the connection on which it was first sent. */
   abstract readonly isBound: boolean
 
   /** Called when the sending has no effect, because it was refused or withdrawn. */
-  abstract refused(): void
+  abstract hadNoEffect(): void
 }
 
 export function receipt(baseOffset: number, index: number, duplicates: Duplicates | undefined): Receipt {

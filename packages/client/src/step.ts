@@ -86,7 +86,7 @@ export class Step extends Sending {
     return follows
   }
 
-  readonly isSplit = false
+  readonly maySplit = false
 
   // A step has no frame until it is sent. `bytes` also contains frames of other sendings, so it must not be changed.
   protected unwritten(): void {
@@ -116,7 +116,7 @@ export class Step extends Sending {
     return undefined
   }
 
-  protected write(frames: Buffer, at: number, below: number): void {
+  protected write(frames: Buffer, at: number, unansweredBelow: number): void {
     for (const { bytes, end, count, follows } of this.#batches) {
       sealBatch(bytes, 0, end, {
         type: BATCH_TYPE.messages,
@@ -127,7 +127,7 @@ export class Step extends Sending {
       })
     }
     const payload = encodeAtomic(this.number, this.#acks, this.#batches)
-    frames.set(payload, writeFrameHeader(frames, at, payload.length, OP.ATOMIC, 0, below))
+    frames.set(payload, writeFrameHeader(frames, at, payload.length, OP.ATOMIC, 0, unansweredBelow))
     for (const message of this.#messages) message.sent()
   }
 
@@ -151,7 +151,7 @@ export class Step extends Sending {
     resolve(receipts)
   }
 
-  refused(): void {
+  hadNoEffect(): void {
     if (this.#isOver) return
     this.#isOver = true
     for (const message of this.#messages) message.reopen()
