@@ -69,7 +69,7 @@ export const PARTS: readonly Part[] = [
   once('origin', 'packages/server/src/broker/origin.test.ts'),
   once('record', 'packages/protocol/src/record.test.ts'),
   once('client-fifo', 'packages/client/src/fifo.test.ts'),
-  once('client-window', 'packages/client/src/window.test.ts'),
+  once('client-number-ring', 'packages/client/src/number-ring.test.ts'),
   once('client-lines', 'packages/client/src/lines.test.ts'),
   once('control', 'packages/protocol/src/control.test.ts'),
 ]

@@ -8,9 +8,9 @@
  */
 import { LIMITS, writeFrameCorrelation, type HelloOk } from '@sluice/protocol'
 import type { Connection } from './connection.js'
+import { NumberRing } from './number-ring.js'
 import { unknownOutcome } from './outcomes.js'
 import type { Sending } from './sending.js'
-import { Window } from './window.js'
 
 const SMALLER_WINDOW = 'the broker now accepts fewer unanswered batches than were sent'
 
@@ -22,7 +22,7 @@ export class InFlight {
   #batchesMax: number = LIMITS.inFlightBatchesDefault
   #lastNumber = 0
   #acceptedNumber = 0
-  readonly #sent = new Window<Sending>()
+  readonly #sent = new NumberRing<Sending>()
   #messages = 0
   #bytes = 0
   /**

@@ -5,14 +5,14 @@
  */
 const SLOTS_FIRST = 64
 
-export class Window<Item> {
+export class NumberRing<Item> {
   size = 0
   #slots: (Item | undefined)[] = emptySlots<Item>(SLOTS_FIRST)
-  /** All items have numbers in `[#first, #end)`. Unless the window is empty, there is an item with the number `#first`. */
+  /** All items have numbers in `[#first, #end)`. Unless the ring is empty, there is an item with the number `#first`. */
   #first = 0
   #end = 0
 
-  /** The lowest number; undefined if the window is empty. */
+  /** The lowest number; undefined if the ring is empty. */
   get lowest(): number | undefined {
     return this.size === 0 ? undefined : this.#first
   }
@@ -21,7 +21,7 @@ export class Window<Item> {
     return number >= this.#first && number < this.#end ? this.#slots[this.#slot(number)] : undefined
   }
 
-  /** Adds an item. `number` must be higher than all numbers in the window. */
+  /** Adds an item. `number` must be higher than all numbers in the ring. */
   add(number: number, item: Item): void {
     if (this.size === 0) this.#first = number
     while (number - this.#first >= this.#slots.length) this.#grow()

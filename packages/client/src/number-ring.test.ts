@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { expect, it } from 'vitest'
-import { Window } from './window.js'
+import { NumberRing } from './number-ring.js'
 import { runs } from '../../../test/amount.js'
 import { expectSame } from '../../../test/same.js'
 
@@ -18,37 +18,37 @@ it('holds what a Map of ascending numbers holds, for any order of deletions', ()
   const begins = fc.constantFrom(0, 1, 2 ** 31 - 20, 2 ** 32 - 20, 2 ** 52)
   fc.assert(
     fc.property(begins, fc.array(step, { maxLength: 600, size: 'max' }), (begin, steps) => {
-      const window = new Window<string>()
+      const ring = new NumberRing<string>()
       const map = new Map<number, string>()
       let last = begin
       const remove = (number: number | undefined): void => {
         if (number === undefined) return
-        window.delete(number)
+        ring.delete(number)
         map.delete(number)
       }
       for (const step of steps) {
         if ('add' in step) {
           for (let i = 0; i < step.times; i++) {
             last += step.add
-            window.add(last, `at ${last}`)
+            ring.add(last, `at ${last}`)
             map.set(last, `at ${last}`)
           }
         } else if ('remove' in step) remove([...map.keys()][Math.floor(step.remove * map.size)])
         else if ('removeFirst' in step)
           for (let i = 0; i < step.removeFirst; i++) remove(map.keys().next().value)
         else {
-          window.clear()
+          ring.clear()
           map.clear()
         }
         largest = Math.max(largest, map.size)
-        expectSame(window.size, map.size)
-        expectSame(window.lowest, map.keys().next().value)
+        expectSame(ring.size, map.size)
+        expectSame(ring.lowest, map.keys().next().value)
         for (const number of [begin - 1, begin, last - 65, last - 1, last, last + 1, last + 64])
-          expectSame(window.get(number), map.get(number))
+          expectSame(ring.get(number), map.get(number))
       }
-      expect([...window.values()]).toEqual([...map.values()])
-      window.delete(last + 5)
-      expect(window.size).toBe(map.size)
+      expect([...ring.values()]).toEqual([...map.values()])
+      ring.delete(last + 5)
+      expect(ring.size).toBe(map.size)
     }),
     { numRuns: runs(15, 600) },
   )
@@ -56,14 +56,14 @@ it('holds what a Map of ascending numbers holds, for any order of deletions', ()
 })
 
 it('can be emptied during an iteration', () => {
-  const window = new Window<number>()
-  for (let number = 10; number < 200; number++) window.add(number, number)
+  const ring = new NumberRing<number>()
+  for (let number = 10; number < 200; number++) ring.add(number, number)
   const seen: number[] = []
-  for (const number of window.values()) {
+  for (const number of ring.values()) {
     seen.push(number)
-    window.delete(number)
-    window.delete(number + 1)
+    ring.delete(number)
+    ring.delete(number + 1)
   }
   expect(seen).toEqual(Array.from({ length: 95 }, (_, index) => 10 + 2 * index))
-  expect([window.size, window.lowest]).toEqual([0, undefined])
+  expect([ring.size, ring.lowest]).toEqual([0, undefined])
 })
