@@ -556,7 +556,7 @@ export class Sluice {
     const outcomes = await Promise.allSettled(closing)
     // This also sends settles outside of workers, such as the settles of pulled messages.
     this.#turn.flushAll()
-    await Promise.all([this.#producer.idle(), this.#link.connection?.answered()])
+    await Promise.all([this.#producer.idle(), this.#link.connection?.idle()])
     return outcomes.every(({ status }) => status === 'fulfilled')
   }
 

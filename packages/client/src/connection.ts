@@ -97,7 +97,7 @@ export class Connection {
   readonly #transport: Transport
   readonly #decoder: FrameDecoder
   readonly #replies = new Map<number, Reply>()
-  readonly #answered = new Waiters()
+  readonly #idle = new Waiters()
   /** Frames that wait for the next write: whole chunks, followed by `#smallEnd` bytes in `#small`. */
   #chunks: Uint8Array[] = []
   #small = Buffer.allocUnsafeSlow(SMALL_BYTES)
@@ -232,23 +232,23 @@ export class Connection {
         new SluiceError('TIMEOUT', `${this.#address.text} did not answer in time.`, { outcome: 'unknown' }),
       )
     }
-    this.#notifyAnswered()
+    this.#notifyIdle()
     return nextMs
   }
 
   /** Resolves when no request waits for an answer, or the connection has ended. */
-  answered(): Promise<void> {
+  idle(): Promise<void> {
     if (this.#replies.size === 0 || this.#state === 'ended') return Promise.resolve()
-    return this.#answered.wait()
+    return this.#idle.wait()
   }
 
-  #notifyAnswered(): void {
-    if (this.#replies.size === 0) this.#answered.notify()
+  #notifyIdle(): void {
+    if (this.#replies.size === 0) this.#idle.notify()
   }
 
   /** Checks the invariants of the connection and its subscriptions. @throws Error naming what differs */
   invariants(): void {
-    if (this.#answered.any && this.#replies.size === 0)
+    if (this.#idle.any && this.#replies.size === 0)
       throw new Error('connection: no request waits for an answer, but a waiter was not notified')
     for (const sink of this.#channels.values()) sink.invariants()
   }
@@ -281,7 +281,7 @@ export class Connection {
     const lost = this.#lostError(error)
     for (const reply of this.#replies.values()) reply.failed(lost)
     this.#replies.clear()
-    this.#notifyAnswered()
+    this.#notifyIdle()
     for (const sink of this.#channels.values()) sink.lost(lost)
     this.#channels.clear()
     this.#events.lost(error)
@@ -442,7 +442,7 @@ export class Connection {
       reply.failed(incomprehensible(error))
       throw error
     }
-    this.#notifyAnswered()
+    this.#notifyIdle()
   }
 
   #fault(channel: number, correlation: number, fault: Fault): void {
@@ -456,7 +456,7 @@ export class Connection {
     const sink = fault.scope === 'channel' ? this.#channels.get(channel) : undefined
     reply?.failed(error)
     sink?.ended(error)
-    this.#notifyAnswered()
+    this.#notifyIdle()
     if (reply === undefined && sink === undefined) this.#events.stray(error)
   }
 
