@@ -52,7 +52,7 @@ import type { Receipt } from './sending.js'
 import { SingleWorker, type SingleHandler } from './singles.js'
 import { MessageStream } from './stream.js'
 import type { Consumer, Session } from './session.js'
-import { Draft, type Transaction } from './transaction.js'
+import { StepDraft, type Transaction } from './transaction.js'
 import type { Dial } from './transport.js'
 import { Turn } from './turn.js'
 import type { BatchHandler, ConsumingWorker, Handler, Worker } from './worker.js'
@@ -354,7 +354,7 @@ export class Sluice {
         '`atomic` needs a function that adds acknowledgements and publishes.',
       )
     const producer = this.#producer
-    const draft = new Draft(this.#session, (body, record) => producer.record(body, record))
+    const draft = new StepDraft(this.#session, (body, record) => producer.record(body, record))
     let receipts: Promise<Receipt[]>
     try {
       await fill(draft)

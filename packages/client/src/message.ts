@@ -110,14 +110,14 @@ const PLEDGED = 3
 const SENT = 4
 type LeaseState = typeof OPEN | typeof SETTLED | typeof LOST | typeof PLEDGED | typeof SENT
 
-interface Ending {
+interface HandlerOutcome {
   readonly outcome: Outcome
   readonly delayMs: number | undefined
   readonly reason: string | undefined
 }
 
-/** The endings of the handlers of pledged messages. */
-const ENDINGS = new WeakMap<DeliveredMessage, Ending>()
+/** Outcomes of the handlers of pledged messages. */
+const HANDLER_OUTCOMES = new WeakMap<DeliveredMessage, HandlerOutcome>()
 
 export class DeliveredMessage implements Message, HandlerContext, Watcher {
   #run: Run
@@ -261,7 +261,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     const { keeper } = this.#run
     const { tag } = this
     if (this.#state !== OPEN || !keeper.holds(tag)) {
-      if (this.#state >= PLEDGED) ENDINGS.set(this, { outcome, delayMs, reason })
+      if (this.#state >= PLEDGED) HANDLER_OUTCOMES.set(this, { outcome, delayMs, reason })
       else if (this.#state === OPEN) this.#lose()
       return
     }
@@ -331,7 +331,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   /** Called when the step took effect. */
   accepted(): void {
     this.#state = SETTLED
-    ENDINGS.delete(this)
+    HANDLER_OUTCOMES.delete(this)
     this.#run.keeper.settlePledge(this.tag)
   }
 
@@ -343,12 +343,12 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     if (this.#isOpen()) {
       if (this.#abort !== undefined) this.#run.keeper.watch(this)
     } else this.abort(leaseLost())
-    const ending = ENDINGS.get(this)
-    if (ending === undefined) return
-    ENDINGS.delete(this)
+    const ended = HANDLER_OUTCOMES.get(this)
+    if (ended === undefined) return
+    HANDLER_OUTCOMES.delete(this)
     // The handler ended without awaiting the step, so its success does not acknowledge the message.
-    if (ending.outcome === OUTCOME.ack) this.finish(OUTCOME.retry, undefined, STEP_REFUSED)
-    else this.finish(ending.outcome, ending.delayMs, ending.reason)
+    if (ended.outcome === OUTCOME.ack) this.finish(OUTCOME.retry, undefined, STEP_REFUSED)
+    else this.finish(ended.outcome, ended.delayMs, ended.reason)
   }
 
   get recordBytes(): number {

@@ -26,7 +26,7 @@ export interface Transaction {
 /** Encodes a body and its options as a record. @throws SluiceError */
 export type Encode = (body: unknown, options: RecordOptions | undefined) => Uint8Array
 
-export class Draft implements Transaction {
+export class StepDraft implements Transaction {
   readonly #session: Session
   readonly #encode: Encode
   readonly #messages: DeliveredMessage[] = []
