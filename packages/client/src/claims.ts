@@ -142,7 +142,7 @@ export class Claims implements LeaseKeeper {
 
   // The methods below make this object the lease keeper of the messages until SUBSCRIBE is answered.
 
-  holds(): boolean {
+  isLeased(): boolean {
     return !this.#isOver
   }
 

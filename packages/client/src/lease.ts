@@ -10,7 +10,7 @@ import type { Watcher } from './watchers.js'
 export interface LeaseKeeper {
   readonly queue: string
   /** Whether a message that was delivered with this tag, and is not settled, still belongs to the consumer. */
-  holds(tag: number): boolean
+  isLeased(tag: number): boolean
   /**
    * Discards the record that the lease of this tag is lost. Called once the message itself has recorded the loss; the
    * message does not ask again.

@@ -222,7 +222,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   #settle(outcome: Outcome, delayMs: number | undefined, reason: string | undefined): Promise<void> {
     const { keeper } = this.#run
     const { tag } = this
-    if (this.#state !== OPEN || !keeper.holds(tag)) {
+    if (this.#state !== OPEN || !keeper.isLeased(tag)) {
       if (this.#state === OPEN) this.#lose()
       return new Settlement(this.#refusal(), this)
     }
@@ -233,7 +233,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
   #isOpen(): boolean {
     if (this.#state !== OPEN) return false
-    if (this.#run.keeper.holds(this.tag)) return true
+    if (this.#run.keeper.isLeased(this.tag)) return true
     this.#lose()
     return false
   }
@@ -260,7 +260,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   finish(outcome: Outcome, delayMs?: number, reason?: string, invalid?: boolean): void {
     const { keeper } = this.#run
     const { tag } = this
-    if (this.#state !== OPEN || !keeper.holds(tag)) {
+    if (this.#state !== OPEN || !keeper.isLeased(tag)) {
       if (this.#state >= PLEDGED) HANDLER_OUTCOMES.set(this, { outcome, delayMs, reason })
       else if (this.#state === OPEN) this.#lose()
       return
@@ -275,7 +275,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     return (
       this.#run.keeper === keeper &&
       (this.#state === OPEN || this.#state === PLEDGED) &&
-      keeper.holds(this.tag)
+      keeper.isLeased(this.tag)
     )
   }
 
@@ -311,7 +311,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   /** Returns LEASE_LOST if the atomic step that has pledged the message cannot acknowledge it on this connection. */
   obstacle(connection: Connection): SluiceError | undefined {
     const { keeper } = this.#run
-    return keeper.isOn(connection) && keeper.holds(this.tag) ? undefined : leaseLost()
+    return keeper.isOn(connection) && keeper.isLeased(this.tag) ? undefined : leaseLost()
   }
 
   acknowledgement(): AtomicAck {

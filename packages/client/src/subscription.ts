@@ -344,7 +344,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     if (this.live && this.buffered + this.held > 0) this.#owner.mayStart()
   }
 
-  holds(tag: number): boolean {
+  isLeased(tag: number): boolean {
     return this.live && (this.#lost === undefined || !this.#lost.has(tag))
   }
 
@@ -375,7 +375,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
 
   reopenPledge(tag: number, alone: boolean): void {
     this.#unpledge(tag)
-    if (this.holds(tag)) {
+    if (this.isLeased(tag)) {
       this.unsettled++
       this.#session.isolation.enter(1, alone)
     } else this.#notifyEmptied()
