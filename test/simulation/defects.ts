@@ -380,8 +380,8 @@ export const DEFECTS: readonly Defect[] = [
     name: 'an atomic step is split over two entries',
     install: () =>
       replaced(Writer.prototype, (before) => ({
-        messages(this: Writer, bytes, at, end, queue, producerId, attributes) {
-          const position = before.messages.call(this, bytes, at, end, queue, producerId, attributes)
+        writeMessages(this: Writer, bytes, at, end, queue, producerId, attributes) {
+          const position = before.writeMessages.call(this, bytes, at, end, queue, producerId, attributes)
           const isOfStep = producerId === 0 && readU64(bytes, at + 24) > 0
           if (isOfStep) this.tail.seal(this.turn.nowMs)
           return position
@@ -395,9 +395,9 @@ export const DEFECTS: readonly Defect[] = [
         // The facts of the step stay with their queue until the end of the turn.
         replaced(FactBuffer.prototype, () => ({ take: () => new FactBuffer() })),
         replaced(Writer.prototype, (before) => ({
-          facts(this: Writer, queueId, buffer) {
+          writeFacts(this: Writer, queueId, buffer) {
             const isStep = !buffer.isEmpty && buffer.bytes[0] === FACT.atomic
-            before.facts.call(this, queueId, buffer)
+            before.writeFacts.call(this, queueId, buffer)
             if (isStep) this.tail.seal(this.turn.nowMs)
           },
         })),
@@ -412,16 +412,16 @@ export const DEFECTS: readonly Defect[] = [
     install: () => {
       const kept = new Map<number, FactBuffer>()
       return replaced(Writer.prototype, (before) => ({
-        facts(this: Writer, queueId, buffer) {
+        writeFacts(this: Writer, queueId, buffer) {
           const isDuplicate = !buffer.isEmpty && buffer.bytes[0] === FACT.duplicate
           if (isDuplicate) kept.set(queueId, buffer.take())
-          else before.facts.call(this, queueId, buffer)
+          else before.writeFacts.call(this, queueId, buffer)
         },
-        messages(this: Writer, bytes, at, end, queue, producerId, attributes) {
-          const position = before.messages.call(this, bytes, at, end, queue, producerId, attributes)
+        writeMessages(this: Writer, bytes, at, end, queue, producerId, attributes) {
+          const position = before.writeMessages.call(this, bytes, at, end, queue, producerId, attributes)
           const behind = kept.get(queue.id)
           kept.delete(queue.id)
-          if (behind !== undefined) before.facts.call(this, queue.id, behind)
+          if (behind !== undefined) before.writeFacts.call(this, queue.id, behind)
           return position
         },
       }))

@@ -94,9 +94,12 @@ const DEFECTS: readonly Planted[] = [
     filling: 'reserved',
     ending: 'none',
     install: () => {
-      const before = Object.getOwnPropertyDescriptor(Space.prototype, 'upkeepBytes')!
-      Object.defineProperty(Space.prototype, 'upkeepBytes', { ...before, get: () => -4 * SEGMENT_BYTES })
-      return () => Object.defineProperty(Space.prototype, 'upkeepBytes', before)
+      const before = Object.getOwnPropertyDescriptor(Space.prototype, 'checkpointBytesMax')!
+      Object.defineProperty(Space.prototype, 'checkpointBytesMax', {
+        ...before,
+        get: () => -4 * SEGMENT_BYTES,
+      })
+      return () => Object.defineProperty(Space.prototype, 'checkpointBytesMax', before)
     },
   },
   {

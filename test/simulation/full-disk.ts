@@ -97,7 +97,7 @@ class Answers implements Output {
     if (this.#sent > covered) this.#waiting.push({ gate, count: this.#sent })
   }
 
-  release(durableLsn: number): boolean {
+  sendDurable(durableLsn: number): boolean {
     while (this.#waiting.length > 0 && this.#waiting[0]!.gate <= durableLsn) {
       const { count } = this.#waiting.shift()!
       while (this.confirmed < count) this.#confirm(this.confirmed++)
@@ -338,7 +338,7 @@ export class FullDisk {
 
   #answer(confirmed: () => void): void {
     this.#whenConfirmed[this.#answers.add()] = confirmed
-    this.#live.hold(this.#answers)
+    this.#live.noteOutput(this.#answers)
   }
 
   get #isWaiting(): boolean {

@@ -67,12 +67,12 @@ type Checked = BrokerOptions & { readonly messageBytesMax: number }
 
 /**
  * Holds answers back until the entries of their turns are durable. After `endTurn`, the answers that were queued in the
- * turn wait for the entry `gate`. `release` sends the answers that wait for the entry `durableLsn` or an earlier entry, and returns
- * whether other answers are still queued.
+ * turn wait for the entry `gate`. `sendDurable` sends the answers that wait for the entry `durableLsn` or an earlier entry,
+ * and returns whether other answers are still queued.
  */
 export interface Output {
   endTurn(gate: number): void
-  release(durableLsn: number): boolean
+  sendDurable(durableLsn: number): boolean
 }
 
 /** Idle time after which an empty entry is appended. */
@@ -228,7 +228,7 @@ export class Broker {
     this.replays = new Replays(state, writer, moves, requests, turn, options)
     this.history = new History(log, state, requests)
     turn.connect({
-      facts: writer,
+      writer,
       moves,
       due: (queue) => this.leases.due(queue),
       end: () => this.#endTurn(),
@@ -257,7 +257,7 @@ export class Broker {
   }
 
   /** Registers an output in which an answer or a delivery was queued in this turn. */
-  hold(output: Output): void {
+  noteOutput(output: Output): void {
     this.#outputs.add(output)
     this.turn.wake()
   }
@@ -290,7 +290,7 @@ export class Broker {
       queue.tally()
       this.#writer.note(queue)
     }
-    this.#writer.writeFacts()
+    this.#writer.writeNoted()
     this.#writer.mark(BATCH_TYPE.close, 0, 0)
     if (await this.#idles()) {
       this.#tail.sealEmpty(this.turn.nowMs)
@@ -345,7 +345,7 @@ export class Broker {
 
   #durable(lsn: number): void {
     if (this.#space.durable(lsn)) this.turn.wake()
-    this.#release(lsn)
+    this.#sendDurable(lsn)
     this.#resume()
     if (this.#stopped) this.#tail.flush(this.turn.nowMs)
     if (!this.#tail.isIdle) this.turn.wake()
@@ -365,7 +365,7 @@ export class Broker {
 
   #endTurn(): void {
     const turn = this.turn
-    if (!turn.finish()) return
+    if (!turn.beginEnd()) return
     this.intake.endTurn()
     try {
       turn.continueDue()
@@ -373,10 +373,10 @@ export class Broker {
       // entries that already wait for the disk.
       if (!this.isBehind) turn.eachActive((queue) => this.#dispatcher.dispatch(queue))
       if (this.#moves.isWanted) this.#moves.step()
-      this.#writer.writeFacts()
+      this.#writer.writeNoted()
       this.#space.step(turn.nowMs)
       turn.arm(this.#spaceTimer, this.#space.nextDeadline)
-      this.#writer.upkeepBytes = this.#space.upkeepBytes
+      this.#writer.checkpointBytesMax = this.#space.checkpointBytesMax
       const { pages } = this.#state
       this.#writer.pagesFull = pages < this.#pagesMax ? undefined : { pages, pagesMax: this.#pagesMax }
     } catch (error) {
@@ -396,7 +396,7 @@ export class Broker {
     const { gate } = this.#tail
     for (const output of this.#outputs) output.endTurn(gate)
     this.#tail.flush(this.turn.nowMs)
-    this.#release(this.#tail.durableLsn)
+    this.#sendDurable(this.#tail.durableLsn)
     this.#resume()
   }
 
@@ -406,8 +406,8 @@ export class Broker {
     if (this.turn.hasActive) this.turn.wake()
   }
 
-  #release(durableLsn: number): void {
-    for (const output of this.#outputs) if (!output.release(durableLsn)) this.#outputs.delete(output)
+  #sendDurable(durableLsn: number): void {
+    for (const output of this.#outputs) if (!output.sendDurable(durableLsn)) this.#outputs.delete(output)
   }
 
   async #untilIdle(): Promise<void> {

@@ -184,7 +184,7 @@ export class Catalog {
   #declare(queue: Queue): void {
     this.#writer.note(queue)
     this.#facts.ensure(encodeDefinition(queue))
-    this.#writer.facts(queue.id, this.#facts)
+    this.#writer.writeFacts(queue.id, this.#facts)
     queue.dirty = true
   }
 
@@ -284,7 +284,7 @@ export class Catalog {
     const messages = queue.live
     queue.facts.clear()
     this.#facts.delete()
-    this.#writer.facts(queue.id, this.#facts)
+    this.#writer.writeFacts(queue.id, this.#facts)
     this.#leases.endSubscriptions(queue, new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`))
     this.#state.removeQueue(queue)
     this.#names = undefined

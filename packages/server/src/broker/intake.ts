@@ -25,7 +25,7 @@ import { hasDeliveryOptions, checkTraits, readTraits, type BatchTraits } from '.
 import type { AckRange, AtomicStep } from './commands.js'
 import { observed, type Observer } from './observer.js'
 import type { Turn } from './turn.js'
-import type { Writer } from './writer.js'
+import { NO_QUEUE, type Writer } from './writer.js'
 
 /** A batch that its queue can accept. */
 interface CheckedBatch {
@@ -37,7 +37,7 @@ interface CheckedBatch {
   /** Offset of the first message of the batch. */
   readonly base: number
   /** Whether each record is read: a message has options, or the queue has a time to live or a limit in bytes. */
-  readonly hasTraits: boolean
+  readonly readsRecords: boolean
   /** Options of the messages of the batch. The value is valid until the next batch is checked. */
   readonly traits: BatchTraits | undefined
   readonly lacksTtl: boolean
@@ -131,6 +131,7 @@ export class Intake {
     checkBatch(bytes, at, end)
     const number = batchNumber(bytes, at)
     const crc = batchRecordsCrc(bytes, at)
+    // A number has a place for each of its batches: one for a batch, several for an atomic step.
     const known = producer.resultOf(number, crc, unanswered)?.[0]
     if (known !== undefined) return known
     try {
@@ -144,28 +145,28 @@ export class Intake {
 
   // @throws SluiceError
   #accept(producer: Producer, to: Queue, bytes: Uint8Array, at: number, end: number): Placed {
-    const asks = this.#checkLayout(bytes, at, end)
-    if (isPlain(to, asks)) return this.#acceptPlain(producer, to, bytes, at, end)
+    const flags = this.#checkedFlags(bytes, at, end)
+    if (isPlain(to, flags)) return this.#acceptPlain(producer, to, bytes, at, end)
     const admission = new Admission(to)
-    const batch = this.#checkBatch(to, bytes, at, end, asks, admission)
+    const batch = this.#admitBatch(to, bytes, at, end, flags, admission)
     const { queue, admitted } = batch
     this.#admit(admission)
     this.#writer.checkRoom(end - at)
     if (producer.id === 0) this.#declare(producer)
     const cancelled = admitted.replaced === undefined ? undefined : this.#replace(queue, admission)
     this.#excessLeft -= admission.makeRoom(this.#turn.nowMs, this.#excessLeft)
-    if (batch.hasTraits) {
+    if (batch.readsRecords) {
       this.#factsAhead(batch)
       if (cancelled === undefined) {
         this.#writer.together(this.#writer.factsBytes(this.#facts) + end - at)
       } else {
         // The facts about messages that were dropped to make room are written before those of the batch.
-        this.#writer.facts(queue.id, queue.facts)
+        this.#writer.writeFacts(queue.id, queue.facts)
         const factsBytes = this.#writer.factsBytes(this.#facts) + this.#writer.factsBytes(cancelled)
         this.#writer.together(factsBytes + end - at)
-        this.#writer.facts(queue.id, cancelled)
+        this.#writer.writeFacts(queue.id, cancelled)
       }
-      this.#writer.facts(queue.id, this.#facts)
+      this.#writer.writeFacts(queue.id, this.#facts)
     }
     const placed = this.#append(batch, producer.id, batch.traits)
     producer.accept(batchNumber(bytes, at), placed.baseOffset, batchRecordsCrc(bytes, at), placed.duplicates)
@@ -181,7 +182,7 @@ export class Intake {
     if (producer.id === 0) this.#declare(producer)
     const count = batchCount(bytes, at)
     const baseOffset = queue.next
-    const position = writer.messages(bytes, at, end, queue, producer.id, batchAttributes(bytes, at))
+    const position = writer.writeMessages(bytes, at, end, queue, producer.id, batchAttributes(bytes, at))
     queue.append(count, position, this.#turn.nowMs, end - at - BATCH_HEADER_BYTES)
     producer.accept(batchNumber(bytes, at), baseOffset, batchRecordsCrc(bytes, at), undefined)
     producer.lastUsedMs = this.#turn.nowMs
@@ -194,7 +195,7 @@ export class Intake {
   // Removes the messages that the batch replaces. Returns the facts about the removed messages, which must be in the entry
   // of the batch.
   #replace(queue: Queue, admission: Admission): FactBuffer {
-    this.#writer.facts(queue.id, queue.facts)
+    this.#writer.writeFacts(queue.id, queue.facts)
     admission.replace(this.#turn.nowMs)
     return queue.facts.take()
   }
@@ -247,18 +248,18 @@ export class Intake {
     const queues = [...admissions.keys()]
     // Earlier facts are written first. The facts about messages dropped to make room are also written before the
     // step: there can be many such facts, and they are not part of the step.
-    for (const queue of queues) writer.facts(queue.id, queue.facts)
+    for (const queue of queues) writer.writeFacts(queue.id, queue.facts)
     for (const { subscription, firstTag, count } of step.acks) subscription!.ack(firstTag, count, nowMs)
     const acked = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
     for (const admission of admissions.values()) admission.replace(nowMs)
     const cancelled = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
     for (const [queue, admission] of admissions) {
       this.#excessLeft -= admission.makeRoom(nowMs, this.#excessLeft)
-      writer.facts(queue.id, queue.facts)
+      writer.writeFacts(queue.id, queue.facts)
     }
     const ahead = batches.map((batch) => {
       const facts = new FactBuffer()
-      if (batch.hasTraits) this.#factsAhead(batch, facts)
+      if (batch.readsRecords) this.#factsAhead(batch, facts)
       return facts
     })
     const result = new FactBuffer()
@@ -273,12 +274,12 @@ export class Intake {
     for (const { facts } of [...acked, ...cancelled]) bytes += writer.factsBytes(facts)
     for (const { at, end } of batches) bytes += end - at
     writer.together(bytes)
-    for (const { queue, facts } of [...acked, ...cancelled]) writer.facts(queue.id, facts)
+    for (const { queue, facts } of [...acked, ...cancelled]) writer.writeFacts(queue.id, facts)
     batches.forEach((batch, index) => {
-      writer.facts(batch.queue.id, ahead[index]!)
-      this.#append(batch, 0, batch.hasTraits ? this.#traitsOf(batch) : undefined)
+      writer.writeFacts(batch.queue.id, ahead[index]!)
+      this.#append(batch, 0, batch.readsRecords ? this.#traitsOf(batch) : undefined)
     })
-    writer.facts(0, result)
+    writer.writeFacts(NO_QUEUE, result)
     producer.answer(step.number, step.crc, places)
     producer.lastUsedMs = nowMs
     for (const queue of queues) this.#turn.changed(queue)
@@ -320,12 +321,12 @@ export class Intake {
       }
       checkFollows(producer, number, bytes, at)
       const queue = this.#state.queue(batch.queue)
-      return this.#checkBatch(
+      return this.#admitBatch(
         queue,
         bytes,
         at,
         end,
-        this.#checkLayout(bytes, at, end),
+        this.#checkedFlags(bytes, at, end),
         admissionTo(admissions, queue),
       )
     })
@@ -348,7 +349,7 @@ export class Intake {
   }
 
   // Returns the flags of all options that any record of the batch has. @throws SluiceError
-  #checkLayout(bytes: Uint8Array, at: number, end: number): number {
+  #checkedFlags(bytes: Uint8Array, at: number, end: number): number {
     const count = batchCount(bytes, at)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.#messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
@@ -365,18 +366,18 @@ export class Intake {
   }
 
   // Changes nothing, except that due messages become ready and expired messages are removed. @throws SluiceError
-  #checkBatch(
+  #admitBatch(
     queue: Queue,
     bytes: Uint8Array,
     at: number,
     end: number,
-    asks: number,
+    flags: number,
     admission: Admission,
   ): CheckedBatch {
     const { nowMs } = this.#turn
     const count = batchCount(bytes, at)
     const base = queue.next + admission.taken
-    if (isPlain(queue, asks)) {
+    if (isPlain(queue, flags)) {
       admission.pass(count)
       return {
         queue,
@@ -385,21 +386,21 @@ export class Intake {
         end,
         count,
         base,
-        hasTraits: false,
+        readsRecords: false,
         traits: undefined,
         lacksTtl: false,
         admitted: PLAIN,
       }
     }
     const { maxBytes, ttlMs } = queue.options
-    const hasTraits = hasDeliveryOptions(asks) || ttlMs > 0 || maxBytes > 0
-    if (hasTraits) checkTraits(bytes, at, count, nowMs)
+    const readsRecords = hasDeliveryOptions(flags) || ttlMs > 0 || maxBytes > 0
+    if (readsRecords) checkTraits(bytes, at, count, nowMs)
     this.#turn.catchUp(queue)
     this.#writer.note(queue)
-    const traits = hasTraits ? this.#traitsOf({ queue, bytes, at, count }) : undefined
+    const traits = readsRecords ? this.#traitsOf({ queue, bytes, at, count }) : undefined
     const admitted = admission.look(count, end - at - BATCH_HEADER_BYTES, traits)
     const lacksTtl = traits?.lacksTtl === true
-    return { queue, bytes, at, end, count, base, hasTraits, traits, lacksTtl, admitted }
+    return { queue, bytes, at, end, count, base, readsRecords, traits, lacksTtl, admitted }
   }
 
   // Facts that recovery must know before it applies the batch.
@@ -422,12 +423,12 @@ export class Intake {
   }
 
   #append(batch: CheckedBatch, producerId: number, traits: BatchTraits | undefined): Placed {
-    const { queue, bytes, at, end, count, hasTraits, admitted } = batch
+    const { queue, bytes, at, end, count, readsRecords, admitted } = batch
     const { nowMs } = this.#turn
     const { duplicates } = admitted
-    const attributes = batchAttributes(bytes, at) | (hasTraits ? BATCH_ATTRIBUTE.traits : 0)
+    const attributes = batchAttributes(bytes, at) | (readsRecords ? BATCH_ATTRIBUTE.traits : 0)
     const baseOffset = queue.next
-    const position = this.#writer.messages(bytes, at, end, queue, producerId, attributes)
+    const position = this.#writer.writeMessages(bytes, at, end, queue, producerId, attributes)
     queue.append(count, position, nowMs, end - at - BATCH_HEADER_BYTES, traits, duplicates)
     if (duplicates !== undefined) queue.counts.duplicates += duplicates.size
     return { baseOffset, duplicates: duplicatesIn(admitted, baseOffset) }
@@ -436,13 +437,13 @@ export class Intake {
   #declare(producer: Producer): void {
     this.#state.declareProducer(producer)
     this.#facts.producer(producer.id, producer.identity)
-    this.#writer.facts(0, this.#facts)
+    this.#writer.writeFacts(NO_QUEUE, this.#facts)
   }
 }
 
 // Whether no message of the batch has options, and the queue has no option for which it must read records.
-function isPlain(queue: Queue, asks: number): boolean {
-  return !queue.looksAtMessages && !hasDeliveryOptions(asks)
+function isPlain(queue: Queue, flags: number): boolean {
+  return !queue.looksAtMessages && !hasDeliveryOptions(flags)
 }
 
 function admissionTo(admissions: Map<Queue, Admission>, queue: Queue): Admission {

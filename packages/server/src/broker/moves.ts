@@ -165,14 +165,14 @@ export class Moves {
       dead,
     })
     // Earlier facts about the message are written first.
-    this.#writer.facts(queue.id, queue.facts)
+    this.#writer.writeFacts(queue.id, queue.facts)
     this.#facts.move(kind, offset, target.name)
     const bytes = this.#bytesOf(batch)
     if (!this.#writer.hasRoom(bytes)) {
       this.#facts.clear()
       return false
     }
-    const targetOffset = this.#put(batch, bytes, target, () => this.#writer.facts(queue.id, this.#facts))
+    const targetOffset = this.#put(batch, bytes, target, () => this.#writer.writeFacts(queue.id, this.#facts))
     queue.moved(offset, kind === 'carry', nowMs)
     this.#observer?.moved(queue, offset, kind === 'carry', target, targetOffset, dead.reason)
     this.#turn.changed(queue)
@@ -197,17 +197,17 @@ export class Moves {
     const writer = this.#writer
     const { nowMs } = this.#turn
     const { ttlMs, maxBytes } = target.options
-    const hasTraits = asksForTraits(batch) || ttlMs > 0 || maxBytes > 0
+    const readsRecords = asksForTraits(batch) || ttlMs > 0 || maxBytes > 0
     const ahead = new FactBuffer()
     if (ttlMs > 0) ahead.ttl(target.next, 1, ttlMs)
     this.#turn.catchUp(target)
     writer.together(bytes + writer.factsBytes(ahead))
     before()
-    writer.facts(target.id, ahead)
+    writer.writeFacts(target.id, ahead)
     const base = target.next
-    const attributes = hasTraits ? BATCH_ATTRIBUTE.traits : 0
-    const position = writer.messages(batch, 0, batch.length, target, 0, attributes)
-    const traits = hasTraits ? readTraits(batch, 0, 1, nowMs, target.traitRules) : undefined
+    const attributes = readsRecords ? BATCH_ATTRIBUTE.traits : 0
+    const position = writer.writeMessages(batch, 0, batch.length, target, 0, attributes)
+    const traits = readsRecords ? readTraits(batch, 0, 1, nowMs, target.traitRules) : undefined
     target.append(1, position, nowMs, batch.length - BATCH_HEADER_BYTES, traits)
     this.#turn.changed(target)
     return base

@@ -8,12 +8,12 @@ class Rig {
   readonly turn = new Turn({ now: () => this.nowMs, defer: (end) => this.deferred.push(end) }, this.nowMs)
 
   constructor() {
-    const facts = { note: () => {} }
-    this.turn.connect({ facts, moves: facts, due: () => {}, end: () => this.#end() })
+    const sink = { note: () => {} }
+    this.turn.connect({ writer: sink, moves: sink, due: () => {}, end: () => this.#end() })
   }
 
   #end(): void {
-    if (this.turn.finish()) this.ends++
+    if (this.turn.beginEnd()) this.ends++
   }
 
   /** Ends the turns that are due, and returns the number of ended turns. */

@@ -32,7 +32,7 @@ export interface QueueSink {
 /** The parts of the broker that a turn calls. */
 export interface TurnParts {
   /** Writes the facts of queues. */
-  readonly facts: QueueSink
+  readonly writer: QueueSink
   /** Routes dead messages to other queues. */
   readonly moves: QueueSink
   /** Called when the deadline of the queue has passed. */
@@ -101,8 +101,8 @@ export class Turn {
     this.#options.defer(() => this.#parts.end())
   }
 
-  /** Called at the end of the turn. Returns false if the broker has stopped and must do nothing more. */
-  finish(): boolean {
+  /** Takes the time for the end of the turn. Returns false if the broker has stopped and must do nothing more. */
+  beginEnd(): boolean {
     this.#isDue = false
     if (this.#isStopped) return false
     this.begin()
@@ -129,8 +129,8 @@ export class Turn {
    * deliver.
    */
   changed(queue: Queue): void {
-    const { facts, moves } = this.#parts
-    facts.note(queue)
+    const { writer, moves } = this.#parts
+    writer.note(queue)
     if (queue.moving.length > 0) moves.note(queue)
     this.armQueue(queue)
     this.activate(queue)

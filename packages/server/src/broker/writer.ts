@@ -30,6 +30,9 @@ export interface PagesFull {
   readonly pagesMax: number
 }
 
+/** Queue id of facts about producers and atomic steps. */
+export const NO_QUEUE = 0
+
 export class Writer {
   readonly tail: Tail
   readonly turn: Turn
@@ -38,7 +41,7 @@ export class Writer {
   /** Use of memory while publishes are refused because the process is out of memory; otherwise undefined. */
   memoryFull: MemoryUse | undefined
   /** Maximum size of a checkpoint in bytes. Room for one checkpoint is always kept. */
-  upkeepBytes = 0
+  checkpointBytesMax = 0
   /** Number of pages while the directory of a checkpoint has no room for more pages; otherwise undefined. */
   pagesFull: PagesFull | undefined
   readonly #log: Log
@@ -61,7 +64,7 @@ export class Writer {
   /** Returns whether the log has room for `bytes` more, besides the room that a checkpoint needs. */
   hasRoom(bytes: number): boolean {
     if (this.pagesFull !== undefined) return false
-    return this.#log.hasRoomFor(this.tail.pendingBytes + bytes + this.upkeepBytes, this.turn.nowMs)
+    return this.#log.hasRoomFor(this.tail.pendingBytes + bytes + this.checkpointBytesMax, this.turn.nowMs)
   }
 
   /** Checks that the broker has room for messages of `bytes`. @throws SluiceError DISK_LOW, MEMORY_FULL */
@@ -96,7 +99,7 @@ export class Writer {
     // After many settles in one turn, the facts are written before the end of the turn, so that not all facts stay in
     // memory.
     if (queue.facts.length > this.#factsBytesMax) {
-      this.facts(queue.id, queue.facts)
+      this.writeFacts(queue.id, queue.facts)
       return
     }
     if (queue.hasPendingFacts) return
@@ -106,12 +109,12 @@ export class Writer {
   }
 
   /** Writes the facts of all noted queues. */
-  writeFacts(): void {
+  writeNoted(): void {
     for (const queue of this.#withFacts) {
       queue.hasPendingFacts = false
       if (queue.facts.isEmpty) continue
       queue.tally()
-      this.facts(queue.id, queue.facts)
+      this.writeFacts(queue.id, queue.facts)
     }
     this.#withFacts.length = 0
   }
@@ -136,7 +139,7 @@ export class Writer {
   /**
    * Writes the facts as one batch. If there are many facts, writes several batches, which may be in several entries.
    */
-  facts(queueId: number, facts: FactBuffer): void {
+  writeFacts(queueId: number, facts: FactBuffer): void {
     const { bytes } = facts
     for (let from = 0; from < bytes.length;) {
       const { end, count } =
@@ -161,7 +164,7 @@ export class Writer {
   }
 
   /** Writes the batch `bytes[at, end)`, whose messages get the queue's next offsets; returns its position in the log. */
-  messages(
+  writeMessages(
     bytes: Uint8Array,
     at: number,
     end: number,

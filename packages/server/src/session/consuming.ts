@@ -139,7 +139,7 @@ export class Consuming implements Consumer {
         end: record.length,
       })
     } else this.#deliveries.write(outbox, subscription, delivery)
-    this.#broker.hold(this.#connection)
+    this.#broker.noteOutput(this.#connection)
     this.#unread.delivered(this.#broker.turn.nowMs)
   }
 
@@ -158,7 +158,7 @@ export class Consuming implements Consumer {
 
   #send(opcode: number, channel: number, payload: Uint8Array): void {
     this.#outboxes.gated.frame(opcode, channel, 0, payload)
-    this.#broker.hold(this.#connection)
+    this.#broker.noteOutput(this.#connection)
   }
 
   // --- frames of the client ---

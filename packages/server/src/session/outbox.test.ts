@@ -16,7 +16,7 @@ test('a frame is not extended on a later page, even if the later page reuses the
   expect(outbox.bytes).toBe(bytes)
   expect(outbox.extend(page, FRAME_HEADER_BYTES + 20, 20)).toBe(-1)
   outbox.endTurn(1)
-  outbox.release(1)
+  outbox.sendDurable(1)
   expect(sent.map(({ length }) => length)).toEqual([1 << 20, 32])
 })
 
@@ -106,7 +106,7 @@ describe('invariants', () => {
             written[++lsn] = 0
           } else if (one.kind === 'release') {
             durable = lsn - 1
-            expect(outbox.release(durable)).toBe(!outbox.isEmpty)
+            expect(outbox.sendDurable(durable)).toBe(!outbox.isEmpty)
           } else reads.shift()?.()
           outbox.invariants()
           const due = written.slice(0, durable + 1).reduce((sum, bytes) => sum + bytes, 0)

@@ -2,12 +2,12 @@
  * Frames that are to be sent to a client. The frames are written here during a turn, wait for the entry of the turn,
  * and are sent in order once the entry is durable.
  *
- * Invariant: a frame reaches the transport only after `release` was called with an LSN at or above the gate of the
+ * Invariant: a frame reaches the transport only after `sendDurable` was called with an LSN at or above the gate of the
  * frame, which is the LSN of the entry for which it waits.
  */
 import { FRAME_HEADER_BYTES, FrameDecoder, OP, writeFrameHeader } from '@sluice/protocol'
 
-/** Receives released bytes. `bytes` must not be changed until `written` is called. */
+/** Receives the bytes to send. `bytes` must not be changed until `written` is called. */
 export interface OutboxTransport {
   write(bytes: Uint8Array, written: () => void): void
 }
@@ -105,7 +105,7 @@ export class Outbox {
   }
 
   /** Sends the frames whose entries are durable, and returns whether other frames still wait. */
-  release(durableLsn: number): boolean {
+  sendDurable(durableLsn: number): boolean {
     let sent = 0
     while (sent < this.#gated.length && this.#gated[sent]!.gate <= durableLsn)
       this.#send(this.#gated[sent++]!)

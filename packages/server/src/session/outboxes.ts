@@ -43,9 +43,9 @@ export class Outboxes {
   }
 
   /** Sends the frames whose entries are durable, and returns whether other frames still wait. */
-  release(durableLsn: number): boolean {
-    this.free.release(durableLsn)
-    return this.gated.release(durableLsn)
+  sendDurable(durableLsn: number): boolean {
+    this.free.sendDurable(durableLsn)
+    return this.gated.sendDurable(durableLsn)
   }
 
   clear(): void {

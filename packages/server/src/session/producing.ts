@@ -67,7 +67,7 @@ export class Producing {
       const to = this.#broker.catalog.queueAt(bytes, nameAt, batchAt) ?? readText(bytes, nameAt, batchAt)
       const placed = this.#broker.intake.publish(this.#producer!, to, bytes, batchAt, end, correlation)
       // A confirm that shares an earlier frame is sent together with that frame.
-      if (this.#confirms.write(this.#outbox, number, placed)) this.#broker.hold(this.#connection)
+      if (this.#confirms.write(this.#outbox, number, placed)) this.#broker.noteOutput(this.#connection)
       this.#accepted(end - start)
     } catch (error) {
       this.#refuse(number, error)
@@ -87,7 +87,7 @@ export class Producing {
       const step = { number, crc, acks: ranges, batches }
       const places = this.#broker.intake.atomic(this.#producer!, step, correlation)
       this.#outbox.frame(OP.ATOMIC_OK, 0, 0, encodeAtomicOk(number, places))
-      this.#broker.hold(this.#connection)
+      this.#broker.noteOutput(this.#connection)
       this.#accepted(end - start)
     } catch (error) {
       this.#refuse(number, error)
@@ -107,7 +107,7 @@ export class Producing {
   #refuse(number: number, error: unknown): void {
     if (!(error instanceof SluiceError) || error.scope !== 'request') throw error
     this.#outbox.frame(OP.PUBLISH_ERR, 0, 0, encodePublishErr(number, faultOf(error)))
-    this.#broker.hold(this.#connection)
+    this.#broker.noteOutput(this.#connection)
   }
 }
 

@@ -163,7 +163,7 @@ export class Session implements Peer, Connection, Receiver {
     }
     this.consuming.stop()
     this.#outboxes.gated.frame(OP.GOODBYE, 0, 0, encodeGoodbye(GOODBYE_REASON.stopping, text))
-    this.#broker.hold(this)
+    this.#broker.noteOutput(this)
   }
 
   /** Whether no message is leased and no answer is outstanding, so that the connection can be closed without loss. */
@@ -209,12 +209,12 @@ export class Session implements Peer, Connection, Receiver {
     if (error !== undefined) this.fail(error)
   }
 
-  release(durableLsn: number): boolean {
-    const holds = this.#outboxes.release(durableLsn)
+  sendDurable(durableLsn: number): boolean {
+    const hasMore = this.#outboxes.sendDurable(durableLsn)
     if (this.#stage !== 'open') return false
-    if (!holds && this.#saidGoodbye) this.end()
+    if (!hasMore && this.#saidGoodbye) this.end()
     else this.#reading.answered(this.#outboxes.gated.inFlightBytes)
-    return holds
+    return hasMore
   }
 
   // --- frames ---
@@ -239,7 +239,7 @@ export class Session implements Peer, Connection, Receiver {
       this.fail(error)
     } else {
       this.#outboxes.gated.frame(OP.ERROR, channel, correlation, errorPayload(error, error.scope))
-      this.#broker.hold(this)
+      this.#broker.noteOutput(this)
     }
   }
 
@@ -267,12 +267,12 @@ export class Session implements Peer, Connection, Receiver {
     this.#hasLeft = reason === GOODBYE_REASON.left
     this.consuming.leave()
     this.#saidGoodbye = true
-    this.#broker.hold(this)
+    this.#broker.noteOutput(this)
   }
 
   reply({ channel, correlation }: Frame, opcode: number, payload: Uint8Array): void {
     this.#outboxes.gated.frame(opcode, channel, correlation, payload)
-    this.#broker.hold(this)
+    this.#broker.noteOutput(this)
   }
 
   request(name: RequestName, { correlation, bytes, start, end }: Frame): void {
@@ -292,7 +292,7 @@ export class Session implements Peer, Connection, Receiver {
   answer(correlation: number, { opcode, payload }: Answer): void {
     this.#unread.wrote(payload.length)
     this.#outboxes.gated.frame(opcode, 0, correlation, payload)
-    this.#broker.hold(this)
+    this.#broker.noteOutput(this)
     this.#reading.waitForDisk()
   }
 
@@ -312,7 +312,7 @@ export class Session implements Peer, Connection, Receiver {
       this.#failed(error, 0, correlation)
     }
     if (this.#stage !== 'open') return
-    this.#broker.hold(this)
+    this.#broker.noteOutput(this)
     this.#startLongRequest()
   }
 

@@ -111,7 +111,7 @@ export class Space {
     const live = this.#state.segments.oldestLive(firstPosition)
     const needed = Math.min(live, this.#tail.position - segmentBytes)
     const wanted = Math.min(needed, this.#relocation.retainedFrom)
-    const isScarce = !this.#log.hasRoomFor(this.#tail.pendingBytes + this.upkeepBytes, nowMs)
+    const isScarce = !this.#log.hasRoomFor(this.#tail.pendingBytes + this.checkpointBytesMax, nowMs)
     this.#relocation.isScarce = isScarce
     this.#checkpoints.isScarce = isScarce
     this.#relocation.markFrees = this.#checkpoints.markFrees
@@ -185,7 +185,7 @@ export class Space {
   }
 
   /** Maximum number of bytes that a checkpoint writes. */
-  get upkeepBytes(): number {
+  get checkpointBytesMax(): number {
     return this.#state.segments.upkeepBytes
   }
 
