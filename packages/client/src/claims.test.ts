@@ -24,7 +24,7 @@ afterEach(async () => {
   await sluice.close({ timeout: 1 }).catch(() => {})
 })
 
-/** Lets the broker grant the claims for which `grants` returns true, under tags from 50. */
+/** Lets the broker grant the claims for which `grants` returns true, under the tags from 50 on. */
 function grant(grants: (claim: Claim) => boolean): void {
   peer.grants = (claims) => {
     asked = claims

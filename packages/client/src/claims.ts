@@ -76,7 +76,7 @@ export class Claims implements LeaseKeeper {
     return this.#entries.length
   }
 
-  /** Adds a message of the lost subscription. Returns false when there are `claimsMax` already. */
+  /** Adds a message of the lost subscription. Returns false if there are already `claimsMax` claims. */
   add(message: DeliveredMessage, claim: Claim): boolean {
     if (this.#entries.length === LIMITS.claimsMax) return false
     message.rebind(this, TAG_BASE + this.#entries.length)

@@ -47,7 +47,7 @@ describe('connecting', () => {
     expect((error as SluiceError).message).toContain('ECONNREFUSED')
   })
 
-  it('refuses a value that is no signal before anything is published', async () => {
+  it('refuses a value that is not a signal before anything is published', async () => {
     sluice = await peer.connect()
     await expect(sluice.publish('q', 1, { signal: {} as never })).rejects.toThrow('AbortSignal')
     expect(peer.link.named('PUBLISH')).toEqual([])
@@ -400,7 +400,7 @@ describe('requests', () => {
     expect(await sluice.queues.purge('q')).toEqual({ messages: 8 })
   })
 
-  it('reject with the error of the broker, when the deadline passes, and when the signal is aborted', async () => {
+  it('reject with the error of the broker, when their deadline passes, and when their signal is aborted', async () => {
     sluice = await peer.connect()
     const missing = sluice.queues.get('q')
     await until(() => peer.link.named('GET').length === 1)

@@ -72,8 +72,8 @@ export function checkInvariants(sluice: Sluice): void {
  * A client of one broker. Made by `connect`, or by `createClient` before there is a connection.
  *
  * It keeps one connection. When the connection is lost, the client dials until it succeeds, sends unconfirmed publishes
- * again, and subscribes again. The broker accepts each publish exactly once. The client ends when `close` is called, or
- * when the broker refuses it permanently (AUTH_FAILED, PROTOCOL_VERSION).
+ * again, and subscribes again. The broker accepts no publish twice. The client ends when `close` is called, or when the
+ * broker refuses it permanently (AUTH_FAILED, PROTOCOL_VERSION).
  */
 export class Sluice {
   static {
@@ -426,7 +426,7 @@ export class Sluice {
     } else {
       const whole = handler as unknown as SingleHandler
       const single = reader === undefined ? whole : reader.forSingles(whole)
-      // With one handler, messages are in order anyway.
+      // With one handler at a time, messages are in order anyway.
       if (!settings.ordered || settings.concurrency === 1)
         worker = new SingleWorker(this.#session, name, settings, single, forget)
       else {

@@ -33,7 +33,9 @@ import type { Dial, Transport } from './transport.js'
 import type { Address } from './url.js'
 import { Waiters } from './waiters.js'
 
-/** Waits for the answer to one request. Exactly one of the two methods is called. */
+/**
+ * Waits for the answer to one request. One of the two methods is called; if `answered` throws, `failed` is called too.
+ */
 export interface Reply {
   /** Opcode of the only frame that answers the request. */
   readonly expects: number
@@ -469,7 +471,7 @@ export class Connection {
     clearTimeout(this.#handshakeTimer)
     this.#heartbeat = new Heartbeat(ok.heartbeatMs, performance.now())
     this.#heartbeatTimer = setInterval(() => this.#beat(), this.#heartbeat.tickMs)
-    // The socket keeps the process alive.
+    // The socket keeps the process alive, so this timer does not have to.
     this.#heartbeatTimer.unref()
     this.#events.opened(ok)
   }

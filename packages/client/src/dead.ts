@@ -93,7 +93,8 @@ export class DeadLetters {
   /**
    * Lists the dead letters of a queue, by offset: one page of the letters that match the filter.
    *
-   * @param options The filter; `from` and `limit` select the page. Its `next` is the `from` of the next page.
+   * @param options The filter; `from` and `limit` select the page. The `next` of a page is the `from` of the page after
+   * it.
    * @throws SluiceError INVALID_ARGUMENT
    * @example
    * const { messages, next } = await sluice.dead.list('orders', { reason: 'rejected', olderThan: '1h' })

@@ -24,7 +24,7 @@ export interface SluiceEvents {
   handlerError: HandlerFailure
   /** A handler lost the lease on its message: what the handler does with the message no longer counts. */
   leaseLost: LeaseLoss
-  /** A worker or an iterator waits for its queue to exist, or until the broker accepts its subscription. */
+  /** A worker or an iterator waits until its queue exists, or until the broker accepts its subscription. */
   waiting: ConsumerWaiting
 }
 

@@ -96,7 +96,7 @@ describe('publishing all', () => {
     },
   )
 
-  it('ends with the first failure that is no lack of room, reads no more, and waits for unconfirmed messages', async () => {
+  it('ends with the first failure that is not a lack of room, reads no more, and waits for unconfirmed messages', async () => {
     let left = false
     let settled = 0
     function* source(): Generator<number> {

@@ -295,7 +295,7 @@ describe('a worker that keeps keys in order', () => {
     ])
     runs[1]!.end()
     await turns(10)
-    // A place is free, but a1 still runs.
+    // Another handler may run, but not for the key of a1, whose handler still runs.
     expect(runs.map(({ body }) => body)).toEqual(['a1', 'b1', 'c1', 'd1'])
     runs[2]!.end()
     await turns(10)

@@ -96,7 +96,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
     subscription.nameBegun()
   }
 
-  /** Number of messages at the head of the line that form the next group. */
+  /** Number of ready messages that form the next group. */
   #together(): number {
     let count = 1
     if (this.#lines.at(0)!.alone) return count

@@ -40,7 +40,7 @@ export class InFlight {
    * Set after a refusal: from then on, batches that may be split are sent one at a time, until one of them is accepted.
    */
   #isCautious = false
-  /** Number of the last batch that was sent while cautious. */
+  /** Number of the last batch that may be split and was sent while cautious. */
   #probe = 0
 
   constructor(messagesMax: number, bytesMax: number) {
@@ -72,7 +72,7 @@ export class InFlight {
     return this.#sent.get(number)
   }
 
-  /** Iterates the sendings by ascending number. */
+  /** Iterates over the sendings by ascending number. */
   values(): IterableIterator<Sending> {
     return this.#sent.values()
   }

@@ -399,8 +399,8 @@ export interface ConsumeOptions {
   readonly ordering?: 'key'
   readonly batch?: undefined
   /**
-   * What happens when the queue does not exist or is deleted: `'wait'` until it exists, after the event `waiting`, or
-   * `'fail'`. Default `'wait'`.
+   * What happens when the queue does not exist or is deleted. `'wait'`: the worker emits `waiting`, and waits until the
+   * queue exists. `'fail'`: the worker ends. Default `'wait'`.
    */
   readonly missing?: 'wait' | 'fail'
   /** Closes the worker. */
@@ -432,8 +432,8 @@ export interface MessagesOptions {
   /** How long a message may be handled before its lease is lost, from 100 ms. Default: the queue's `processingTimeout`. */
   readonly processingTimeout?: Duration
   /**
-   * What happens when the queue does not exist or is deleted: `'wait'` until it exists, after the event `waiting`, or
-   * `'fail'`. Default `'wait'`.
+   * What happens when the queue does not exist or is deleted. `'wait'`: the iterator emits `waiting`, and waits until
+   * the queue exists. `'fail'`: the iteration ends with an error. Default `'wait'`.
    */
   readonly missing?: 'wait' | 'fail'
   /** Ends the iteration with ABORTED. */

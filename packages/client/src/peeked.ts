@@ -19,7 +19,7 @@ import {
 import { INSPECT, NO_HEADERS, recordBody } from './records.js'
 import type { Answer } from './requests.js'
 
-/** Where a message was before it was moved or copied to its queue. */
+/** Where a message was before it was moved or copied to its current queue. */
 export interface Origin {
   /** Name of the queue. */
   readonly queue: string
@@ -32,7 +32,7 @@ export interface Origin {
   readonly diedAt: Date | undefined
   /** Number of attempts in that queue. */
   readonly attempts: number | undefined
-  /** Number of times that it was redriven. */
+  /** Number of times that the message was redriven. */
   readonly redrives: number | undefined
 }
 
@@ -42,7 +42,10 @@ export interface PeekedMessage<Body = unknown> {
   readonly queue: string
   /** Position of the message in the queue, from 0. */
   readonly offset: number
-  /** The body as published, decoded when it is first read; throws SluiceError INVALID_BODY if that fails. */
+  /**
+   * The body as published, decoded when it is first read. Reading it throws SluiceError INVALID_BODY if it cannot be
+   * decoded.
+   */
   readonly body: Body
   readonly id: string | undefined
   readonly key: string | undefined
@@ -54,11 +57,11 @@ export interface PeekedMessage<Body = unknown> {
   readonly reason: DeathName | undefined
   /** For a dead message, the text that its consumer gave as the reason; undefined if the consumer gave no reason. */
   readonly error: string | undefined
-  /** Number of attempts since it was published or last redriven. */
+  /** Number of attempts since the message was published or last redriven. */
   readonly attempts: number
   /** Number of all attempts. */
   readonly totalAttempts: number
-  /** Number of times that it was redriven. */
+  /** Number of times that the message was redriven. */
   readonly redrives: number
   readonly publishedAt: Date
   /** When a ready message became ready. */
@@ -73,7 +76,7 @@ export interface PeekedMessage<Body = unknown> {
   readonly diedAt: Date | undefined
   /** Time at which the message expires; undefined if it does not expire. */
   readonly expiresAt: Date | undefined
-  /** Where it was before it was moved or copied to this queue. */
+  /** Where the message was before it was moved or copied to this queue. */
   readonly origin: Origin | undefined
 }
 

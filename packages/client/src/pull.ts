@@ -148,8 +148,8 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     pull.abandoned = true
     if (pull !== this.#current) {
       this.#abandonedWaiting++
-      // The list is cleaned only when most pulls in it are abandoned. Otherwise a signal of thousands of pulls would
-      // search the list once for each pull.
+      // The list is cleaned only when most pulls in it are abandoned. Otherwise aborting a signal of thousands of pulls
+      // would search the list once for each pull.
       if (this.#abandonedWaiting * 2 > this.#waiting.length) {
         this.#waiting.replace([...this.#waiting].filter(({ abandoned }) => !abandoned))
         this.#abandonedWaiting = 0
@@ -229,7 +229,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
       if (this.#current !== undefined) this.#grant()
       return
     }
-    // Pulled messages are claimed first. The next pull gets its credit after the answer.
+    // The pulled messages are claimed before the next pull gets its credit.
     this.#isClaiming = true
     this.#subscribe(connection, 0, this.#processingTimeoutMs, claims)
   }

@@ -55,7 +55,7 @@ export interface QueueOptions {
   /** How long an id is remembered after its message was accepted; 0 means not at all. Default 10 min. */
   readonly dedupWindow?: Duration
   /**
-   * Maximum number of ids that are remembered; when it is reached, messages with an id are refused with DEDUP_FULL.
+   * Maximum number of ids that are remembered; when it is reached, messages with a new id are refused with DEDUP_FULL.
    * Default 1,000,000.
    */
   readonly dedupMaxIds?: number
@@ -106,7 +106,9 @@ export interface QueueSettings {
   readonly retain: { readonly age: number; readonly bytes: number }
 }
 
-/** The state of a queue at the time of the call. Counts are of messages; fields that end in `Ms` are durations. */
+/**
+ * The state of a queue at the time of the call. Counts are numbers of messages; fields that end in `Ms` are durations.
+ */
 export interface QueueInfo extends Omit<WireQueueInfo, 'options' | 'createdAtMs'> {
   readonly options: QueueSettings
   readonly createdAt: Date
@@ -289,7 +291,8 @@ export class Queues {
   /**
    * Reads messages without taking a lease: one page of the messages that match, by offset.
    *
-   * @param options `state` and the filter; `from` and `limit` select the page. Its `next` is the `from` of the next page.
+   * @param options `state` and the filter; `from` and `limit` select the page. The `next` of a page is the `from` of
+   * the page after it.
    * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT
    * @example
    * const { messages, next } = await sluice.queues.peek('orders', { state: 'scheduled', key: 'customer-7', limit: 20 })

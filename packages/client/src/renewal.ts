@@ -44,7 +44,7 @@ export class Renewal {
     if (this.#refusals === 1) this.#session.waiting({ queue: this.#queue, error })
     const delayMs = Math.max(backoffMs(RENEWAL, this.#refusals, Math.random()), error.retryAfterMs)
     this.cancel()
-    // The socket keeps the process alive.
+    // The socket keeps the process alive, so this timer does not have to.
     this.#timer = new Timer(() => this.#again(), delayMs).unref()
     return true
   }

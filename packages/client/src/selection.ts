@@ -69,7 +69,10 @@ export function refFields(call: string, ref: MessageRef): Body {
   onlyKnown(call, ref, ['offset', 'id'])
   const { offset, id } = ref as { readonly offset?: unknown; readonly id?: unknown }
   if ((offset === undefined) === (id === undefined)) {
-    throw new SluiceError('INVALID_ARGUMENT', `\`${call}\` takes the \`offset\` or the \`id\` of a message.`)
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`${call}\` takes either the \`offset\` or the \`id\` of a message.`,
+    )
   }
   return withoutUndefined({ offset, id })
 }

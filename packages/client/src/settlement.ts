@@ -22,7 +22,7 @@ export interface Item {
   readonly outcome: Outcome
   readonly delayMs: number | undefined
   readonly reason: string | undefined
-  /** Set only if the settle has a reason. */
+  /** Whether the body is not valid for its queue. Set only if the settle has a reason. */
   readonly invalid: boolean | undefined
 }
 
@@ -39,8 +39,8 @@ interface Waiter {
 }
 
 /**
- * Settles of one subscription that are sent together. The group exists from its first settle until the broker has
- * answered all its settles.
+ * Settles of one subscription that are sent together. The group exists from its first settle until all of its settles
+ * are answered.
  */
 export class SettleGroup {
   readonly #hurry: () => void

@@ -1,7 +1,7 @@
 /**
  * The settles of one subscription. They are gathered for a turn or a little longer, sent as SETTLE frames, and answered.
  *
- * Invariant: a group is either still being gathered or sent. After `end` no group is gathered.
+ * Invariant: a group is either still gathered or already sent. After `end` no group is gathered.
  */
 import { decodeRanges, OP, OUTCOME, type Outcome, type SluiceError } from '@sluice/protocol'
 import type { Connection } from './connection.js'

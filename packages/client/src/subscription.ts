@@ -161,7 +161,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
         this.#notifyEmptied()
         this.#owner.subscribed()
       },
-      // When the connection is lost, it calls `lost`.
+      // When the connection is lost, `lost` is called instead.
       failed: (error) => {
         if (error.code !== 'CONNECTION_LOST') this.ended(error)
       },

@@ -191,8 +191,8 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   }
 
   /**
-   * Marks the handlers of these tags, or all handlers, as orphaned: they may have lost their leases. No other handler gets
-   * their messages before they have ended.
+   * Marks the handlers of these tags, or all handlers, as orphaned: they may have lost their leases. No other handler
+   * gets the messages of these handlers before these handlers have ended.
    */
   protected orphan(tags?: ReadonlySet<number>): void {
     const { orphans } = this.#session

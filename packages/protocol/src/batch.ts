@@ -26,11 +26,14 @@ const FOLLOWS_AT = 38
 const PRODUCER_ID_AT = 40
 const RECORDS_CRC_AT = 44
 
-/** Type of a batch. A producer sends only `messages`. The broker writes the other types to its log as facts. */
+/** Type of a batch. A producer sends only `messages`. The broker writes the other types to its log. */
 export const BATCH_TYPE = { messages: 1, facts: 2, page: 3, boot: 4, directory: 5, close: 6 } as const
 
-/** `atomic`: all or none of the messages are accepted. `relocated`: the broker has copied the batch forward, with its
- * original header. `traits`: set by the broker if a record has a priority, a delay, a due time or a time to live. */
+/**
+ * `atomic`: all or none of the messages are accepted. `relocated`: the broker has copied the batch to the end of the
+ * log, with its original header. `traits`: set by the broker if a record has a priority, a delay, a due time or a time
+ * to live.
+ */
 export const BATCH_ATTRIBUTE = { atomic: 1, relocated: 2, traits: 4 } as const
 
 export interface BatchHeader {

@@ -124,7 +124,7 @@ export const PLAIN_HAS = {
 /**
  * Checks that `bytes[start, end)` is exactly one msgpack value of plain data: nil, booleans, numbers, text, bytes,
  * timestamps, lists, and maps with text keys, nested at most LIMITS.controlDepthMax deep. Timestamps are the only
- * extension. The time is proportional to the number of bytes, even if they announce greater lengths.
+ * extension. The check takes time in proportion to the number of bytes, even if they announce greater lengths.
  */
 export function checkPlain(bytes: Uint8Array, start: number, end: number): number {
   let found = 0

@@ -1,10 +1,10 @@
 /**
  * Queues in control frames: options with their defaults and bounds, requests, and answers.
  *
- * ENSURE { name, options?, update? } → { created, queue }. GET { name } → { queue }. LIST { after? } → { queues, more }.
- * DELETE { name } → { messages }. PURGE { name } → { messages }. PAUSE, RESUME { name } → { changed }.
- * SUBSCRIBE { queue, messages, bytes, limit?, processingTimeoutMs?, claims? } → SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }.
- * Unknown fields are refused by name. Requests about single messages and consumers are in managing.ts.
+ * ENSURE { name, options?, update? } → { created, queue }. GET { name } → { queue }. LIST { after? } → { queues, more
+ * }. DELETE { name } → { messages }. PURGE { name } → { messages }. PAUSE, RESUME { name } → { changed }. SUBSCRIBE {
+ * queue, messages, bytes, limit?, processingTimeoutMs?, claims? } → SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }. The error
+ * for an unknown field names the field. Requests about single messages and consumers are in managing.ts.
  */
 import { durationText } from './units.js'
 import { decodeClaims, type Claim } from './consuming.js'
@@ -280,7 +280,7 @@ export const QUEUE_COUNTERS = {
 export type QueueCounter = keyof typeof QUEUE_COUNTERS
 export type QueueCounts = { readonly [Name in QueueCounter]: number }
 
-/** A queue in the answers to GET and LIST. Counts are of messages unless their name says otherwise. */
+/** A queue in the answers to GET and LIST. Counts are numbers of messages unless their name says otherwise. */
 export interface QueueInfo extends QueueCounts {
   readonly name: string
   readonly options: QueueOptions

@@ -141,7 +141,7 @@ function writeHeader(bytes: Uint8Array, at: number, name: string, value: string)
 
 function writeShortText(bytes: Uint8Array, at: number, text: string): number {
   const length = writeText(bytes, at + 1, text)
-  // The length of a longer value would overflow its byte, and readers could not find the end of the record. The caller
+  // The length of a longer text would overflow its byte, and readers could not find the end of the record. The caller
   // has checked the length.
   if (length > 255) throw new Error(`a text of ${length} bytes does not fit the u8 before it`)
   bytes[at] = length
@@ -382,8 +382,8 @@ export interface RecordFault {
 /**
  * Walks the records in `bytes[start, end)`, each preceded by `gap` other bytes, and checks every length in them against
  * the part that contains it. There must be exactly `count` records, and they must fill the range. Returns the union of
- * the flags of all records, with bit 6 set when any record has a priority. So the caller knows at once whether the
- * batch is plain.
+ * the flags of all records, with bit 6 set when any record has a priority. So the caller knows at once whether any
+ * record has options or a priority.
  */
 export function checkRecords(
   bytes: Uint8Array,
@@ -441,7 +441,8 @@ function checkOptions(
   size: number,
 ): string | undefined {
   if (flags & ~KNOWN_FLAGS) return `flags ${flags} are unknown`
-  if (length > size - RECORD_HEADER_BYTES) return `options of ${length} bytes exceed its size of ${size}`
+  if (length > size - RECORD_HEADER_BYTES)
+    return `options of ${length} bytes do not fit a record of ${size} bytes`
   let next = at + RECORD_HEADER_BYTES
   const end = next + length
   if (flags & RECORD_FLAG.delay && flags & RECORD_FLAG.at) return 'delay and at are both set'
