@@ -8,7 +8,7 @@
  * is dropped, and other queues are not affected.
  */
 import { SluiceError, recordSize } from '@sluice/protocol'
-import { MARKED_RECORDS, holdsBatch, recordAt, type Block, type Blocks } from '../log/blocks.js'
+import { WAYPOINT_RECORDS, holdsBatch, recordAt, type Block, type Blocks } from '../log/blocks.js'
 import {
   checkBatchAt,
   emptyRun,
@@ -273,7 +273,7 @@ export class Dispatcher {
     const index = indexInBatch(run, bytes, batchAt)
     const isOther = progress.batchPosition !== run.batchPosition
     if (isOther) checkBatchAt(run, queue, bytes, batchAt)
-    if (isOther || progress.index > index || index - progress.index > MARKED_RECORDS) {
+    if (isOther || progress.index > index || index - progress.index > WAYPOINT_RECORDS) {
       progress.batchPosition = run.batchPosition
       progress.index = index
       progress.byte = recordAt(block, batchAt, index) - batchAt

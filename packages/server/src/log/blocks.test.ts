@@ -1,7 +1,7 @@
 import { BATCH_HEADER_BYTES, BATCH_TYPE, recordSize, sealBatch } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
 import { batchOf } from '../testing/bench.js'
-import { BLOCKS_DEFAULTS, Blocks, MARKED_RECORDS, recordAt } from './blocks.js'
+import { BLOCKS_DEFAULTS, Blocks, WAYPOINT_RECORDS, recordAt } from './blocks.js'
 import { MemoryLog } from './memory-log.js'
 
 const BATCH_BYTES = BATCH_HEADER_BYTES + 400
@@ -174,8 +174,8 @@ test('reading in order reuses buffers, and blocks in the cache keep their bytes'
   expect(memory.size).toBe(4)
 })
 
-test('the records of two batches are found in any order, and each mark is set once', () => {
-  const RECORDS = 3 * MARKED_RECORDS + 5
+test('the records of two batches are found in any order, and each waypoint is set once', () => {
+  const RECORDS = 3 * WAYPOINT_RECORDS + 5
   const batches = [0, 1].map((number) =>
     batchOf(
       Array.from({ length: RECORDS }, (_, index) => ({ bodyBytes: (index * 7 + number) % 50 })),
@@ -198,5 +198,5 @@ test('the records of two batches are found in any order, and each mark is set on
     const found = recordAt(block, number === 0 ? 0 : batches[0]!.length, index)
     expect(found).toBe(starts[number * RECORDS + index])
   }
-  expect([...block.marks!.values()].map(({ known }) => known)).toEqual([3, 3])
+  expect([...block.waypoints!.values()].map(({ known }) => known)).toEqual([3, 3])
 })

@@ -34,12 +34,12 @@ export interface Block {
    * read.
    */
   isFollowed: boolean
-  /** Marks of long batches, by the index of the batch's first byte in the block; see `recordAt`. */
-  marks: Map<number, Marks> | undefined
+  /** Waypoints of long batches, by the index of the batch's first byte in the block; see `recordAt`. */
+  waypoints: Map<number, Waypoints> | undefined
 }
 
-/** Places of every 64th record of a batch, up to the furthest record that was looked up so far. */
-interface Marks {
+/** Waypoints: positions of every 64th record of a batch, up to the furthest record that was looked up so far. */
+interface Waypoints {
   /** Distances from the start of the batch to the records 64, 128 and so on, in bytes. */
   readonly bytes: Uint32Array
   known: number
@@ -115,7 +115,7 @@ export class Blocks {
       checkedPosition: -1,
       arrivedAtBytes: 0,
       isFollowed: true,
-      marks: undefined,
+      waypoints: undefined,
     }
     this.#recent.push(block)
     this.#recentBytes += size
@@ -234,7 +234,7 @@ export class Blocks {
       checkedPosition: -1,
       arrivedAtBytes: this.#readBytes,
       isFollowed: !ahead,
-      marks: undefined,
+      waypoints: undefined,
     })
     this.#coldBytes += bytes.length
     this.#last = undefined
@@ -327,35 +327,39 @@ export function holdsBatch(block: Block, position: number): boolean {
   return at >= 0 && at + BATCH_HEADER_BYTES <= block.used && at + batchLength(block.bytes, at) <= block.used
 }
 
-/** Number of records from one mark to the next. A mark takes less than a hundredth of the memory of these records. */
-export const MARKED_RECORDS = 64
+/** Number of records from one waypoint to the next. A waypoint takes less than a hundredth of the memory of these records. */
+export const WAYPOINT_RECORDS = 64
 
 /**
  * Returns the byte in the block at which the record `index` of the batch at byte `batchAt` starts. Records have no
- * index on disk, so they are walked in order. Messages of one batch can be needed one by one, in any order, so marks
+ * index on disk, so they are walked in order. Messages of one batch can be needed one by one, in any order, so waypoints
  * shorten the walk.
  */
 export function recordAt(block: Block, batchAt: number, index: number): number {
   const { bytes } = block
-  const marks = index < MARKED_RECORDS ? undefined : marksOf(block, batchAt)
-  const mark = marks === undefined ? 0 : Math.min(Math.floor(index / MARKED_RECORDS), marks.known)
-  let at = batchAt + (marks === undefined || mark === 0 ? BATCH_HEADER_BYTES : marks.bytes[mark - 1]!)
-  for (let record = mark * MARKED_RECORDS + 1; record <= index; record++) {
+  const waypoints = index < WAYPOINT_RECORDS ? undefined : waypointsOf(block, batchAt)
+  const waypoint =
+    waypoints === undefined ? 0 : Math.min(Math.floor(index / WAYPOINT_RECORDS), waypoints.known)
+  let at =
+    batchAt +
+    (waypoints === undefined || waypoint === 0 ? BATCH_HEADER_BYTES : waypoints.bytes[waypoint - 1]!)
+  for (let record = waypoint * WAYPOINT_RECORDS + 1; record <= index; record++) {
     at += recordSize(bytes, at)
-    if (marks !== undefined && record % MARKED_RECORDS === 0) marks.bytes[marks.known++] = at - batchAt
+    if (waypoints !== undefined && record % WAYPOINT_RECORDS === 0)
+      waypoints.bytes[waypoints.known++] = at - batchAt
   }
   return at
 }
 
-function marksOf(block: Block, batchAt: number): Marks {
-  const all = (block.marks ??= new Map<number, Marks>())
-  let marks = all.get(batchAt)
-  if (marks === undefined) {
+function waypointsOf(block: Block, batchAt: number): Waypoints {
+  const all = (block.waypoints ??= new Map<number, Waypoints>())
+  let waypoints = all.get(batchAt)
+  if (waypoints === undefined) {
     const records = Math.min(batchCount(block.bytes, batchAt), LIMITS.batchCountMax)
-    marks = { bytes: new Uint32Array(Math.floor(records / MARKED_RECORDS)), known: 0 }
-    all.set(batchAt, marks)
+    waypoints = { bytes: new Uint32Array(Math.floor(records / WAYPOINT_RECORDS)), known: 0 }
+    all.set(batchAt, waypoints)
   }
-  return marks
+  return waypoints
 }
 
 function corrupt(position: number): SluiceError {

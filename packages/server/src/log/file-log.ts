@@ -72,8 +72,8 @@ export class FileLog implements Log {
 
   #writtenBytes = 0
   /** Place of the next entry: segment and byte. During an append it is after the durable end. */
-  #headSegment = 1
-  #headAt = SEGMENT_HEADER_BYTES
+  #nextSegment = 1
+  #nextAt = SEGMENT_HEADER_BYTES
   /** End of the last durable entry. */
   #durableSegment = 1
   #durableAt = SEGMENT_HEADER_BYTES
@@ -114,8 +114,8 @@ export class FileLog implements Log {
       this.#salt = salt
       this.#active = active
       this.#headerWritten = end.headerWritten
-      this.#headSegment = active.number
-      this.#headAt = at
+      this.#nextSegment = active.number
+      this.#nextAt = at
       this.#durableSegment = active.number
       this.#durableAt = at
       this.#nextLsn = nextLsn
@@ -159,8 +159,8 @@ export class FileLog implements Log {
     } catch (error) {
       return Promise.reject(error)
     }
-    this.#headSegment = Math.floor(position / this.#segmentBytes)
-    this.#headAt = (position % this.#segmentBytes) + entry.length
+    this.#nextSegment = Math.floor(position / this.#segmentBytes)
+    this.#nextAt = (position % this.#segmentBytes) + entry.length
     const appending = this.#write(position % this.#segmentBytes, entry).finally(() => {
       this.#appending = undefined
     })
@@ -174,8 +174,8 @@ export class FileLog implements Log {
     const header = readEntryHeader(entry, 0)
     const segment = Math.floor(position / this.#segmentBytes)
     const at = position % this.#segmentBytes
-    const next = segment === this.#headSegment + 1 && at === SEGMENT_HEADER_BYTES
-    if (!next && (segment !== this.#headSegment || at !== this.#headAt)) {
+    const next = segment === this.#nextSegment + 1 && at === SEGMENT_HEADER_BYTES
+    if (!next && (segment !== this.#nextSegment || at !== this.#nextAt)) {
       throw new RangeError(`Position ${position} is not the place of the next entry.`)
     }
     if (at + entry.length > this.#segmentBytes) {
@@ -196,7 +196,7 @@ export class FileLog implements Log {
 
   async #write(at: number, entry: Uint8Array): Promise<void> {
     const { number, file } =
-      this.#active?.number === this.#headSegment ? this.#active : await this.#activateNext()
+      this.#active?.number === this.#nextSegment ? this.#active : await this.#activateNext()
     let from = at
     let bytes = entry
     if (!this.#headerWritten) {
@@ -217,8 +217,8 @@ export class FileLog implements Log {
     await this.#failStop.durably(`Segment ${segmentName(number)}`, () => file.write(from, bytes))
     this.#writtenBytes += bytes.length
     this.#headerWritten = true
-    this.#durableSegment = this.#headSegment
-    this.#durableAt = this.#headAt
+    this.#durableSegment = this.#nextSegment
+    this.#durableAt = this.#nextAt
     this.#nextLsn++
     this.#lastCrc = entryCrcOf(entry, 0)
   }
@@ -236,11 +236,11 @@ export class FileLog implements Log {
   // ------------------------------------------------------------------------------------------------------- space
 
   hasRoomFor(bytes: number, nowMs: number): boolean {
-    return this.#pool?.hasRoomFor(bytes, this.#headSegment, this.#headAt, nowMs) ?? false
+    return this.#pool?.hasRoomFor(bytes, this.#nextSegment, this.#nextAt, nowMs) ?? false
   }
 
   room(): number {
-    return this.#pool?.room(this.#headSegment, this.#headAt) ?? 0
+    return this.#pool?.room(this.#nextSegment, this.#nextAt) ?? 0
   }
 
   stuck(): Promise<void> {

@@ -13,8 +13,8 @@ import type { Outbox } from './outbox.js'
 const CONFIRMS_BYTES_MAX = 64 << 10
 
 export class Confirms {
-  /** Page of the last frame, and the start and end of the frame's payload in the page. */
-  #page = -1
+  /** Buffer of the last frame, and the start and end of the frame's payload in it. */
+  #bufferNumber = -1
   #payloadAt = 0
   #end = 0
 
@@ -22,11 +22,11 @@ export class Confirms {
   write(outbox: Outbox, batchNumber: number, { baseOffset, duplicates }: Placed): boolean {
     const bytes = publishOkItemBytes(duplicates)
     const fits = this.#end - this.#payloadAt + bytes <= CONFIRMS_BYTES_MAX
-    let at = fits ? outbox.extend(this.#page, this.#end, bytes) : -1
+    let at = fits ? outbox.extend(this.#bufferNumber, this.#end, bytes) : -1
     const begins = at === -1
     if (begins) {
       at = outbox.begin(OP.PUBLISH_OK, 0, 0, bytes)
-      this.#page = outbox.page
+      this.#bufferNumber = outbox.bufferNumber
       this.#payloadAt = at
     }
     this.#end = writePublishOkItem(outbox.bytes, at, batchNumber, baseOffset, duplicates)

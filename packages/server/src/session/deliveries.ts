@@ -39,7 +39,7 @@ export class Deliveries {
   }
   /** Place of the last shared frame. */
   #outbox: Outbox | undefined
-  #page = -1
+  #bufferNumber = -1
   #payloadAt = 0
   #end = 0
 
@@ -77,12 +77,12 @@ export class Deliveries {
       head.flags === flags &&
       !run.alone &&
       this.#end - this.#payloadAt + length <= SCATTERED_FRAME_BYTES
-    let at = joins ? outbox.extend(this.#page, this.#end, length) : -1
+    let at = joins ? outbox.extend(this.#bufferNumber, this.#end, length) : -1
     if (at === -1) {
       this.#describe(subscription, delivery, index, 1, flags)
       at = this.#begin(outbox, subscription.channel, length)
       this.#outbox = outbox
-      this.#page = outbox.page
+      this.#bufferNumber = outbox.bufferNumber
       this.#payloadAt = at - DELIVER_HEADER_BYTES
       this.#end = at + length
     } else {

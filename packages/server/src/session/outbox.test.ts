@@ -3,18 +3,18 @@ import * as fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { Outbox } from './outbox.js'
 
-test('a frame is not extended on a later page, even if the later page reuses the same bytes', () => {
+test('a frame is not extended on a later buffer, even if the later buffer reuses the same bytes', () => {
   const sent: Uint8Array[] = []
   const transport = { write: (bytes: Uint8Array) => void sent.push(Uint8Array.from(bytes)) }
   const outbox = new Outbox(transport, () => {})
   outbox.begin(OP.PUBLISH_OK, 0, 0, 20)
-  const { bytes, page } = outbox
-  // The page becomes too small; then its replacement is full.
+  const { bytes, bufferNumber } = outbox
+  // The buffer becomes too small; then its replacement is full.
   outbox.frame(OP.RESULT, 0, 0, new Uint8Array((1 << 20) - 32 - FRAME_HEADER_BYTES))
   outbox.frame(OP.SETTLE_OK, 0, 0, new Uint8Array(4))
   outbox.frame(OP.SETTLE_OK, 0, 0, new Uint8Array(4))
   expect(outbox.bytes).toBe(bytes)
-  expect(outbox.extend(page, FRAME_HEADER_BYTES + 20, 20)).toBe(-1)
+  expect(outbox.extend(bufferNumber, FRAME_HEADER_BYTES + 20, 20)).toBe(-1)
   outbox.endTurn(1)
   outbox.sendDurable(1)
   expect(sent.map(({ length }) => length)).toEqual([1 << 20, 32])
@@ -40,9 +40,13 @@ describe('invariants', () => {
       '0 bytes are in flight, counted 100',
     ],
     ['a barrier too few', (outbox) => outbox.barriers--, '1 frames are barriers, counted 2'],
-    ['an earlier gate', (outbox) => outbox.endTurn(0), 'a page waits for 0 behind a page that waits for 1'],
-    ['a wrong length', (outbox) => writeFrameLength(outbox.bytes, 0, 5), 'the frames of a page'],
-    ['another frame', (outbox) => (outbox.bytes[4] = OP.SETTLE_OK), 'a page has 1 barriers, counted 0'],
+    [
+      'an earlier gate',
+      (outbox) => outbox.endTurn(0),
+      'a buffer waits for 0 behind a buffer that waits for 1',
+    ],
+    ['a wrong length', (outbox) => writeFrameLength(outbox.bytes, 0, 5), 'the frames of a buffer'],
+    ['another frame', (outbox) => (outbox.bytes[4] = OP.SETTLE_OK), 'a buffer has 1 barriers, counted 0'],
   ])('find %s', (_what, spoil, found) => {
     const outbox = filled()
     spoil(outbox)
@@ -65,7 +69,7 @@ describe('invariants', () => {
       fc.record({ kind: fc.constantFrom('endTurn' as const, 'release' as const, 'read' as const) }),
     )
     let steps = 0
-    let sentPages = 0
+    let sentBuffers = 0
     fc.assert(
       fc.property(fc.array(step, { maxLength: 60, size: 'max' }), fc.boolean(), (given, isClosed) => {
         let lsn = 1
@@ -77,32 +81,33 @@ describe('invariants', () => {
         const transport = {
           write: (bytes: Uint8Array, read: () => void) => {
             sent += bytes.length
-            sentPages++
+            sentBuffers++
             reads.push(read)
           },
         }
         const outbox = new Outbox(transport, () => {})
-        let last = { page: -1, at: 0, end: 0 }
+        let last = { bufferNumber: -1, at: 0, end: 0 }
         for (const one of given) {
           steps++
           if (one.kind === 'frame') {
             const at = outbox.begin(one.opcode, 0, 0, one.bytes)
             outbox.bytes.fill(0, at, at + one.bytes)
             written[lsn]! += FRAME_HEADER_BYTES + one.bytes
-            last = { page: outbox.page, at, end: at + one.bytes }
+            last = { bufferNumber: outbox.bufferNumber, at, end: at + one.bytes }
           } else if (one.kind === 'extend') {
-            const at = outbox.extend(last.page, last.end, one.bytes)
+            const at = outbox.extend(last.bufferNumber, last.end, one.bytes)
             if (at !== -1) {
               last.end += one.bytes
               written[lsn]! += one.bytes
               writeFrameLength(outbox.bytes, last.at - FRAME_HEADER_BYTES, last.end - last.at)
             }
           } else if (one.kind === 'answers') {
-            // An answer can only belong to a frame of the page that is being filled.
-            if (last.page === outbox.page && last.end > 0 && !outbox.isEmpty) outbox.answers(one.bytes)
+            // An answer can only belong to a frame of the buffer that is being filled.
+            if (last.bufferNumber === outbox.bufferNumber && last.end > 0 && !outbox.isEmpty)
+              outbox.answers(one.bytes)
           } else if (one.kind === 'endTurn') {
             outbox.endTurn(lsn)
-            last = { page: -1, at: 0, end: 0 }
+            last = { bufferNumber: -1, at: 0, end: 0 }
             written[++lsn] = 0
           } else if (one.kind === 'release') {
             durable = lsn - 1
@@ -123,6 +128,6 @@ describe('invariants', () => {
       { numRuns: 200 },
     )
     expect(steps).toBeGreaterThan(2_000)
-    expect(sentPages).toBeGreaterThan(100)
+    expect(sentBuffers).toBeGreaterThan(100)
   })
 })

@@ -12,25 +12,25 @@ export interface OutboxTransport {
   write(bytes: Uint8Array, written: () => void): void
 }
 
-interface Page {
+interface SendBuffer {
   gate: number
   readonly bytes: Uint8Array
   readonly length: number
-  /** Total size of the published batches that frames in this page answer. */
+  /** Total size of the published batches that frames in this buffer answer. */
   readonly answersBytes: number
-  /** Number of frames in this page that no delivery may overtake. */
+  /** Number of frames in this buffer that no delivery may overtake. */
   readonly barriers: number
 }
 
-const PAGE_BYTES_MIN = 4 << 10
-/** A page of at least this length is not enlarged by copying; the next frame starts another page. */
-const PAGE_BYTES_GROWN = 256 << 10
+const BUFFER_BYTES_MIN = 4 << 10
+/** A buffer of at least this length is not enlarged by copying; the next frame starts another buffer. */
+const BUFFER_BYTES_GROWN = 256 << 10
 
 export class Outbox {
-  /** The bytes of the page being filled. The caller writes a payload here, at the index that `begin` returned. */
+  /** The bytes of the buffer being filled. The caller writes a payload here, at the index that `begin` returned. */
   bytes: Uint8Array = NO_BYTES
-  /** Number of the page being filled. The array of a page is reused, so it does not identify the page. */
-  page = 0
+  /** Number of the buffer being filled. The array of a buffer is reused, so it does not identify the buffer. */
+  bufferNumber = 0
   /** Bytes that wait for the disk or for the client. */
   outstandingBytes = 0
   /** The part of `outstandingBytes` that waits only for the client. */
@@ -40,12 +40,12 @@ export class Outbox {
   /** Number of waiting frames that no delivery may overtake: all except answers to publishes and settles. */
   barriers = 0
   #answersBytes = 0
-  #pageBarriers = 0
+  #bufferBarriers = 0
   #length = 0
-  /** Full pages of this turn. */
-  #filled: Page[] = []
-  /** Pages of earlier turns, which wait for their entries. */
-  #gated: Page[] = []
+  /** Full buffers of this turn. */
+  #filled: SendBuffer[] = []
+  /** Buffers of earlier turns, which wait for their entries. */
+  #gated: SendBuffer[] = []
   readonly #transport: OutboxTransport
   readonly #written: () => void
 
@@ -68,7 +68,7 @@ export class Outbox {
     this.outstandingBytes += total
     if (isBarrier(opcode)) {
       this.barriers++
-      this.#pageBarriers++
+      this.#bufferBarriers++
     }
     return at
   }
@@ -79,11 +79,17 @@ export class Outbox {
   }
 
   /**
-   * Extends the last frame, which ends at `frameEnd` of `page`, by `bytes`, and returns the index of the added bytes.
-   * Returns -1 if the frame is no longer the last frame of the page being filled, or if the page is full.
+   * Extends the last frame, which ends at `frameEnd` of the buffer with this number, by `bytes`, and returns the index of
+   * the added bytes. Returns -1 if the frame is no longer the last frame of the buffer being filled, or if the buffer is
+   * full.
    */
-  extend(page: number, frameEnd: number, bytes: number): number {
-    if (page !== this.page || frameEnd !== this.#length || frameEnd + bytes > this.bytes.length) return -1
+  extend(bufferNumber: number, frameEnd: number, bytes: number): number {
+    if (
+      bufferNumber !== this.bufferNumber ||
+      frameEnd !== this.#length ||
+      frameEnd + bytes > this.bytes.length
+    )
+      return -1
     this.#length += bytes
     this.outstandingBytes += bytes
     return frameEnd
@@ -97,9 +103,9 @@ export class Outbox {
 
   endTurn(gate: number): void {
     if (this.#length > 0) this.#fill()
-    for (const page of this.#filled) {
-      page.gate = gate
-      this.#gated.push(page)
+    for (const buffer of this.#filled) {
+      buffer.gate = gate
+      this.#gated.push(buffer)
     }
     this.#filled = []
   }
@@ -123,26 +129,26 @@ export class Outbox {
     this.inFlightBytes = 0
     this.#answersBytes = 0
     this.barriers = 0
-    this.#pageBarriers = 0
+    this.#bufferBarriers = 0
   }
 
   /** Recounts everything and compares the result with the counters. @throws Error naming what differs */
   invariants(): void {
     let bytes = this.unreadBytes + this.#length
     let answersBytes = this.#answersBytes
-    let barriers = checkFrames(this.bytes, this.#length, this.#pageBarriers)
+    let barriers = checkFrames(this.bytes, this.#length, this.#bufferBarriers)
     let lastGate = 0
-    for (const page of this.#gated) {
-      if (page.gate < lastGate)
-        differs(`a page waits for ${page.gate} behind a page that waits for ${lastGate}`)
-      lastGate = page.gate
+    for (const buffer of this.#gated) {
+      if (buffer.gate < lastGate)
+        differs(`a buffer waits for ${buffer.gate} behind a buffer that waits for ${lastGate}`)
+      lastGate = buffer.gate
     }
-    for (const page of this.#filled)
-      if (page.gate !== Infinity) differs(`a page of this turn waits for ${page.gate}`)
-    for (const page of [...this.#gated, ...this.#filled]) {
-      bytes += page.length
-      answersBytes += page.answersBytes
-      barriers += checkFrames(page.bytes, page.length, page.barriers)
+    for (const buffer of this.#filled)
+      if (buffer.gate !== Infinity) differs(`a buffer of this turn waits for ${buffer.gate}`)
+    for (const buffer of [...this.#gated, ...this.#filled]) {
+      bytes += buffer.length
+      answersBytes += buffer.answersBytes
+      barriers += checkFrames(buffer.bytes, buffer.length, buffer.barriers)
     }
     if (bytes !== this.outstandingBytes)
       differs(`${this.outstandingBytes} bytes are outstanding, counted ${bytes}`)
@@ -151,10 +157,10 @@ export class Outbox {
     if (barriers !== this.barriers) differs(`${this.barriers} frames are barriers, counted ${barriers}`)
   }
 
-  #send(page: Page): void {
-    const { bytes, length } = page
-    this.inFlightBytes -= page.answersBytes
-    this.barriers -= page.barriers
+  #send(buffer: SendBuffer): void {
+    const { bytes, length } = buffer
+    this.inFlightBytes -= buffer.answersBytes
+    this.barriers -= buffer.barriers
     this.unreadBytes += length
     this.#transport.write(length === bytes.length ? bytes : bytes.subarray(0, length), () => {
       this.outstandingBytes -= length
@@ -170,22 +176,22 @@ export class Outbox {
       bytes: this.bytes,
       length: this.#length,
       answersBytes: this.#answersBytes,
-      barriers: this.#pageBarriers,
+      barriers: this.#bufferBarriers,
     })
     this.bytes = NO_BYTES
     this.#length = 0
     this.#answersBytes = 0
-    this.#pageBarriers = 0
+    this.#bufferBarriers = 0
   }
 
   #makeRoom(total: number): void {
-    if (this.#length >= PAGE_BYTES_GROWN) this.#fill()
+    if (this.#length >= BUFFER_BYTES_GROWN) this.#fill()
     const held = this.#length
     const larger = take(Math.max(held + total, held * 4))
     larger.set(this.bytes.subarray(0, held))
     if (this.bytes.length > 0) giveBack(this.bytes)
     this.bytes = larger
-    this.page++
+    this.bufferNumber++
   }
 }
 
@@ -195,7 +201,7 @@ function isBarrier(opcode: number): boolean {
   return opcode !== OP.PUBLISH_OK && opcode !== OP.PUBLISH_ERR && opcode !== OP.SETTLE_OK
 }
 
-// Checks that a page contains whole frames, and that `barriers` of these frames must not be overtaken by deliveries.
+// Checks that a buffer contains whole frames, and that `barriers` of these frames must not be overtaken by deliveries.
 // Returns `barriers`.
 function checkFrames(bytes: Uint8Array, length: number, barriers: number): number {
   let counted = 0
@@ -206,8 +212,8 @@ function checkFrames(bytes: Uint8Array, length: number, barriers: number): numbe
   }, false)
   decoder.frameBytesMax = Infinity
   decoder.push(bytes.subarray(0, length))
-  if (frameEnd !== length) differs(`the frames of a page of ${length} bytes end at ${frameEnd}`)
-  if (counted !== barriers) differs(`a page has ${barriers} barriers, counted ${counted}`)
+  if (frameEnd !== length) differs(`the frames of a buffer of ${length} bytes end at ${frameEnd}`)
+  if (counted !== barriers) differs(`a buffer has ${barriers} barriers, counted ${counted}`)
   return barriers
 }
 
@@ -215,24 +221,24 @@ function differs(what: string): never {
   throw new Error(`outbox: ${what}`)
 }
 
-// The size of a page is a power of two. All connections share the spare pages, because a page is used for only a few
-// turns.
-const SPARE_PAGES = 8
+// The size of a buffer is a power of two. All connections share the spare buffers, because a buffer is used for only a
+// few turns.
+const SPARE_BUFFERS = 8
 const SPARE_BYTES_MAX = 1 << 20
 const spare = new Map<number, Uint8Array[]>()
 
 function take(bytes: number): Uint8Array {
-  let size = PAGE_BYTES_MIN
+  let size = BUFFER_BYTES_MIN
   while (size < bytes) size *= 2
   return spare.get(size)?.pop() ?? new Uint8Array(Buffer.allocUnsafeSlow(size).buffer)
 }
 
 function giveBack(bytes: Uint8Array): void {
   if (bytes.length > SPARE_BYTES_MAX) return
-  let pages = spare.get(bytes.length)
-  if (pages === undefined) {
-    pages = []
-    spare.set(bytes.length, pages)
+  let buffers = spare.get(bytes.length)
+  if (buffers === undefined) {
+    buffers = []
+    spare.set(bytes.length, buffers)
   }
-  if (pages.length < SPARE_PAGES) pages.push(bytes)
+  if (buffers.length < SPARE_BUFFERS) buffers.push(bytes)
 }

@@ -10,7 +10,7 @@ export interface Source {
 }
 
 /** The state of the disk on which reading depends. */
-export interface Disk {
+export interface DiskBacklog {
   /** Whether too many bytes wait for the disk, so that reading from connections must pause. */
   readonly isBehind: boolean
   /** Calls `ready` once the disk is no longer behind. */
@@ -19,21 +19,21 @@ export interface Disk {
 
 export class Reading {
   isPaused = false
-  readonly #disk: Disk
+  readonly #backlog: DiskBacklog
   readonly #source: Source
   readonly #inFlightBytesMax: number
   #waitsForDisk = false
   #isClosed = false
 
-  constructor(disk: Disk, source: Source, inFlightBytesMax: number) {
-    this.#disk = disk
+  constructor(backlog: DiskBacklog, source: Source, inFlightBytesMax: number) {
+    this.#backlog = backlog
     this.#source = source
     this.#inFlightBytesMax = inFlightBytesMax
   }
 
   /** Called when a batch was accepted. `inFlightBytes` is the total size of the batches that are unanswered now. */
   accepted(inFlightBytes: number): void {
-    if (inFlightBytes > this.#inFlightBytesMax || this.#disk.isBehind) this.#pause()
+    if (inFlightBytes > this.#inFlightBytesMax || this.#backlog.isBehind) this.#pause()
   }
 
   /** Called when answers were sent. `inFlightBytes` is the total size of the batches that are unanswered now. */
@@ -43,7 +43,7 @@ export class Reading {
 
   /** Called when a command has written facts. Pauses reading while the disk is behind. */
   waitForDisk(): void {
-    if (!this.#disk.isBehind) return
+    if (!this.#backlog.isBehind) return
     this.#pause()
     // Takes effect when the disk is no longer behind.
     this.#resume()
@@ -62,10 +62,10 @@ export class Reading {
 
   #resume(): void {
     if (this.#isClosed) return
-    if (this.#disk.isBehind) {
+    if (this.#backlog.isBehind) {
       if (this.#waitsForDisk) return
       this.#waitsForDisk = true
-      this.#disk.whenNotBehind(() => {
+      this.#backlog.whenNotBehind(() => {
         this.#waitsForDisk = false
         this.#resume()
       })
