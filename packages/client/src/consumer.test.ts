@@ -159,8 +159,8 @@ describe('a worker', () => {
     expect(begun.length).toBe(1501)
     const burst = peer.link.starting.at(-1)!
     expect(burst.firstTag + burst.count).toBeGreaterThan(tag + 1501)
-    // STARTED names the messages of the burst up to the one that hangs. The messages whose handlers have ended were
-    // settled before.
+    // STARTED names the messages of the burst up to the one whose handler hangs. The settles of the others are sent
+    // before STARTED.
     const names = peer.link.frames.map(({ name }) => name)
     expect(peer.link.started.at(-1)).toEqual({
       firstTag: burst.firstTag,

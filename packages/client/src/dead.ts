@@ -91,7 +91,7 @@ export class DeadLetters {
   }
 
   /**
-   * Lists the dead letters of a queue, by offset: one page of the letters that match the filter.
+   * Lists dead letters by offset: one page of those in the queue that match the filter.
    *
    * @param options The filter; `from` and `limit` select the page. The `next` of a page is the `from` of the page after
    * it.

@@ -33,7 +33,10 @@ export class Turn {
   #scheduled = false
   #gathering: Settling[] = []
   #gatherTimer: NodeJS.Timeout | undefined
-  /** Whether the turn is calling handlers. A settle is then made by a synchronous handler, or before a handler returns. */
+  /**
+   * Whether the turn is calling handlers. A settle at that time comes from a handler that has not returned yet, or from
+   * the end of a synchronous handler.
+   */
   isCallingHandlers = false
 
   constructor(flushPublishes: () => void, write: () => void) {

@@ -25,8 +25,8 @@ export const LIMITS = {
   /** Size up to which a client packs independent messages into one batch. */
   batchBytesTarget: 64 * KIB,
   /**
-   * Size up to which a client packs messages with a `delay` or an `at` into one batch. It is smaller, because each
-   * message becomes due by itself, and the broker then reads the whole batch.
+   * Size up to which a client packs messages with a `delay` or an `at` into one batch. It is smaller than
+   * `batchBytesTarget`, because each message becomes due by itself, and the broker then reads the whole batch.
    */
   batchBytesScheduledTarget: 16 * KIB,
   batchCountMax: 65_535,

@@ -1,10 +1,11 @@
 /**
  * Queues in control frames: options with their defaults and bounds, requests, and answers.
  *
- * ENSURE { name, options?, update? } → { created, queue }. GET { name } → { queue }. LIST { after? } → { queues, more
- * }. DELETE { name } → { messages }. PURGE { name } → { messages }. PAUSE, RESUME { name } → { changed }. SUBSCRIBE {
- * queue, messages, bytes, limit?, processingTimeoutMs?, claims? } → SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }. The error
- * for an unknown field names the field. Requests about single messages and consumers are in managing.ts.
+ * ENSURE { name, options?, update? } → { created, queue }. GET { name } → { queue }. LIST { after? } → { queues, more }.
+ * DELETE { name } → { messages }. PURGE { name } → { messages }. PAUSE, RESUME { name } → { changed }.
+ * SUBSCRIBE { queue, messages, bytes, limit?, processingTimeoutMs?, claims? } → SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }.
+ *
+ * The error for an unknown field names the field. Requests about single messages and consumers are in managing.ts.
  */
 import { durationText } from './units.js'
 import { decodeClaims, type Claim } from './consuming.js'

@@ -329,7 +329,7 @@ export class Link {
 }
 
 export class Peer {
-  /** The claims of a SUBSCRIBE that are granted. Default: none. */
+  /** Chooses the claims of a SUBSCRIBE that are granted. Default: none. */
   grants: ((claims: readonly Claim[]) => Granted[]) | undefined
   readonly links: Link[] = []
   /** Automatic answers, by opcode. A test deletes the answers that it does not want. */
