@@ -35,7 +35,12 @@ export class Consuming {
   readonly #outcomes: Outcomes
   readonly #byId = new Map<number, ModelSubscription>()
   /** For each message, the last of its leases that reached a consumer, across all restarts of the broker. */
-  readonly #holders = new Map<string, { readonly lease: string; readonly claim: Claim }>()
+  readonly #holders = new Map<
+    string,
+    { readonly lease: string; readonly claim: Claim; readonly order: number }
+  >()
+  /** Number of leases that were granted. */
+  #leases = 0
   /** Leases that their consumers settled. */
   readonly #settledLeases = new Set<string>()
   /** The end reason of each connection that died. */
@@ -137,7 +142,7 @@ export class Consuming {
       subscription.held.set(tag, message)
       subscription.heldBytes += bytes
       subscription.sizes.set(tag, bytes)
-      subscription.granted.set(tag, { offset: message.offset, attempt })
+      subscription.granted.set(tag, { offset: message.offset, attempt, order: this.#leases++ })
       const deadlineMs = message.former?.deadlineMs ?? Infinity
       subscription.started.set(tag, deadlineMs === Infinity ? nowMs + timeoutOf(subscription) : deadlineMs)
       if (message.former?.isCharged === true) subscription.precharged.add(tag)
@@ -166,20 +171,24 @@ export class Consuming {
     const { queue } = subscription
     // The values are taken at the delivery, because the frame can wait for the disk, and the attempt can end before the
     // frame is sent.
-    const { offset, attempt } = granted
+    const { offset, attempt, order } = granted
     const key = messageKey(queue.id, offset)
     const before = this.#holders.get(key)
-    // A consumer does not claim a message that it settled itself.
-    if (before !== undefined && !this.#settledLeases.has(before.lease)) {
-      this.superseded.push(before.claim)
-      if (this.superseded.length > SUPERSEDED_MAX) this.superseded.shift()
-    }
     const message = queue.live.get(offset)
     const claim = {
       ...{ offset, queueNumber: queue.id, boot, subscriptionId, tag },
       ...{ attempt, bytes: message?.record.length ?? 8 },
     }
-    this.#holders.set(key, { lease: leaseName(subscriptionId, tag), claim })
+    const holder = { lease: leaseName(subscriptionId, tag), claim, order }
+    // The frame of an ended lease can leave after the frame of the next lease, through another connection.
+    const isOutrun = before !== undefined && before.order > order
+    const loser = isOutrun ? holder : before
+    // A consumer does not claim a message that it settled itself.
+    if (loser !== undefined && !this.#settledLeases.has(loser.lease)) {
+      this.superseded.push(loser.claim)
+      if (this.superseded.length > SUPERSEDED_MAX) this.superseded.shift()
+    }
+    if (!isOutrun) this.#holders.set(key, holder)
   }
 
   credited(key: object, messages: number, bytes: number, limit: number | undefined, drain: boolean): void {
@@ -314,7 +323,11 @@ export class Consuming {
     subscription.lastTag = tag
     subscription.held.set(tag, message)
     subscription.heldBytes += bytes
-    subscription.granted.set(tag, { offset: message.offset, attempt: message.attempts + 1 })
+    subscription.granted.set(tag, {
+      offset: message.offset,
+      attempt: message.attempts + 1,
+      order: this.#leases++,
+    })
     subscription.delivered++
     message.former = undefined
     queue.line.take(message, nowMs)

@@ -85,7 +85,7 @@ export interface ModelSubscription {
   /** Bytes that each claimed lease counts in the credit, by tag; other leases count their record. */
   readonly sizes: Map<number, number>
   /** Every tag that was ever granted, with the offset and attempt of its message; late frames can name such tags. */
-  readonly granted: Map<number, { readonly offset: number; readonly attempt: number }>
+  readonly granted: Map<number, { readonly offset: number; readonly attempt: number; readonly order: number }>
   /** For each tag that was settled as a retry: the attempts of its message afterwards. No entry if the message died. */
   readonly charged: Map<number, number>
 }

@@ -24,7 +24,7 @@ import { Producers } from './producers.js'
 import { Records } from './records.js'
 import { Replays } from './replays.js'
 import { recover, type Recovered } from '../state/recovery.js'
-import { pagesMax } from '../state/directory.js'
+import { PAGES_MAX } from '../state/directory.js'
 import { Space, type Holder } from '../state/space.js'
 import { BOOT_AFTER_CLOSE, type State } from '../state/state.js'
 import { Turn } from './turn.js'
@@ -48,6 +48,10 @@ export interface BrokerOptions {
   readonly onNotice?: (event: string, details: object) => void
   readonly messageBytesMax?: number
   readonly queuesMax?: number
+  /** Maximum number of pages of the state; default: `PAGES_MAX`. */
+  readonly pagesMax?: number
+  /** Maximum number of producers that are remembered; default: `PRODUCERS_MAX`. */
+  readonly producersMax?: number
   readonly blocks?: Partial<BlocksOptions>
   /** Connections are not read while more bytes than this wait for the disk. Default: 32 MiB. */
   readonly pendingBytesMax?: number
@@ -194,7 +198,7 @@ export class Broker {
 
   private constructor(options: Checked, recovered: Recovered, turn: Turn, status: BrokerStatus) {
     const { log, messageBytesMax, observer } = options
-    const { state, bounds } = recovered
+    const { state, bounds, directory } = recovered
     this.#options = options
     this.#log = log
     this.#state = state
@@ -202,7 +206,7 @@ export class Broker {
     this.status = status
     this.boot = state.boot
     this.messageBytesMax = messageBytesMax
-    this.#pagesMax = pagesMax(log.segmentBytes)
+    this.#pagesMax = options.pagesMax ?? PAGES_MAX
     this.#pendingBytesMax = options.pendingBytesMax ?? PENDING_BYTES_DEFAULT
     this.#spaceTimer = turn.timer()
     this.#idleTimer = turn.timer()
@@ -212,14 +216,21 @@ export class Broker {
     this.#tail.epoch = state.boot
     this.#tail.report({ durable: (lsn) => this.#durable(lsn), failed: (error) => this.fail(error) })
     const checkpointBytes = options.checkpointBytes ?? log.segmentBytes / 2
-    this.#space = new Space(log, this.#tail, state, checkpointBytes, neededFrom(recovered), () => turn.wake())
+    this.#space = new Space(
+      log,
+      this.#tail,
+      state,
+      checkpointBytes,
+      directory?.lowWater ?? bounds.firstPosition,
+      () => turn.wake(),
+    )
     const records = new Records(this.#blocks)
     const writer = new Writer(log, this.#tail, turn)
     const moves = new Moves(state, writer, records, turn, observer)
     const requests = new DiskRequests(turn)
     this.#writer = writer
     this.#moves = moves
-    this.producers = new Producers(state, log.segmentBytes, turn, observer)
+    this.producers = new Producers(state, turn, options)
     this.intake = new Intake(state, writer, turn, options)
     this.leases = new Leases(state, writer, turn, options)
     this.#dispatcher = new Dispatcher(this.#blocks, writer, this.leases, turn, options)
@@ -417,13 +428,6 @@ export class Broker {
       })
     }
   }
-}
-
-// Returns the position in the log before which nothing is needed for the recovered state.
-function neededFrom({ directory, bounds }: Recovered): number {
-  let from = directory?.replayFrom ?? bounds.firstPosition
-  for (const page of directory?.pages ?? []) from = Math.min(from, page.position)
-  return from
 }
 
 function messageDoesNotFit(messageBytesMax: number, segmentBytes: number): string {

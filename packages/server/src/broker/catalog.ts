@@ -18,7 +18,7 @@ import {
   type QueueOptions,
 } from '@sluice/protocol'
 import { FactBuffer, ID_WORDS, encodeDefinition, type Queue } from '../queue/index.js'
-import { pagesMax } from '../state/directory.js'
+import { PAGES_MAX } from '../state/directory.js'
 import { sameOptions, type State } from '../state/state.js'
 import type { Leases } from './leases.js'
 import type { Moves } from './moves.js'
@@ -45,6 +45,7 @@ export interface ConsumersResult {
 
 export interface CatalogOptions {
   readonly queuesMax?: number
+  readonly pagesMax?: number
   /** Returns a number in [0, 1), for the seed of each queue's hashes. */
   readonly random: () => number
   readonly observer?: Observer | undefined
@@ -70,7 +71,7 @@ export class Catalog {
     moves: Moves,
     leases: Leases,
     turn: Turn,
-    { queuesMax = QUEUES_DEFAULT, random, observer }: CatalogOptions,
+    { queuesMax = QUEUES_DEFAULT, pagesMax = PAGES_MAX, random, observer }: CatalogOptions,
   ) {
     this.#state = state
     this.#writer = writer
@@ -78,7 +79,7 @@ export class Catalog {
     this.#turn = turn
     this.#random = random
     this.#queuesMax = queuesMax
-    this.#pagesMax = pagesMax(writer.segmentBytes)
+    this.#pagesMax = pagesMax
     this.#leases = leases
     this.#observer = observer
   }
@@ -175,7 +176,7 @@ export class Catalog {
     if (pages >= this.#pagesMax) {
       throw new SluiceError(
         'TOO_MANY_QUEUES',
-        `The state of the ${queues.size} queues takes ${pages} pages; with segments of ${this.#writer.segmentBytes / 2 ** 20} MiB, at most ${this.#pagesMax} are allowed.`,
+        `The state of the ${queues.size} queues takes ${pages} pages; at most ${this.#pagesMax} are allowed.`,
       )
     }
   }
@@ -185,7 +186,7 @@ export class Catalog {
     this.#writer.note(queue)
     this.#facts.ensure(encodeDefinition(queue))
     this.#writer.writeFacts(queue.id, this.#facts)
-    queue.dirty = true
+    queue.definitionChanged()
   }
 
   /**

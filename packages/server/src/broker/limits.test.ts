@@ -25,9 +25,9 @@ it('allows queues up to the limit, and one more for each queue that is deleted',
   expect(() => bench.ensure({}, names[0])).toThrow(refused('TOO_MANY_QUEUES'))
 })
 
-it('remembers as many producers as a quarter of a segment can list, and forgets no connected producer', async () => {
-  const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
-  const most = SEGMENT_BYTES / 4 / 16
+it('remembers producers up to the limit, and forgets no connected producer', async () => {
+  const most = 100
+  const bench = await new Bench({ producersMax: most }).open()
   const identity = (index: number): string => index.toString(16).padStart(32, '0')
   const attach = (index: number): void => void bench.broker.producers.attach(identity(index), 0)
   for (let index = 0; index < most; index++) attach(index)

@@ -6,21 +6,26 @@
  * again, until the table is full. Then the producer that has been disconnected longest is evicted.
  */
 import { SluiceError } from '@sluice/protocol'
-import { producersMax } from '../state/directory.js'
+import { PRODUCERS_MAX } from '../state/directory.js'
 import type { Producer } from '../state/producers.js'
 import type { State } from '../state/state.js'
 import type { Observer } from './observer.js'
 import type { Turn } from './turn.js'
 
+export interface ProducersOptions {
+  readonly producersMax?: number
+  readonly observer?: Observer | undefined
+}
+
 export class Producers {
   readonly #state: State
-  readonly #segmentBytes: number
+  readonly #producersMax: number
   readonly #turn: Turn
   readonly #observer: Observer | undefined
 
-  constructor(state: State, segmentBytes: number, turn: Turn, observer: Observer | undefined) {
+  constructor(state: State, turn: Turn, { producersMax = PRODUCERS_MAX, observer }: ProducersOptions) {
     this.#state = state
-    this.#segmentBytes = segmentBytes
+    this.#producersMax = producersMax
     this.#turn = turn
     this.#observer = observer
   }
@@ -59,16 +64,14 @@ export class Producers {
     if (producer.connections > 0) return
     if (hasLeft) producer.forgetAll()
     producer.shrink()
-    this.#state.removeProducer(producer)
-    // The producer is added again at the end, after the producers that have been disconnected longer.
-    if (producer.id !== 0) this.#state.addProducer(producer)
+    if (producer.id === 0) this.#state.removeProducer(producer)
+    else this.#state.used(producer)
     this.#observer?.detached(producer)
   }
 
   #makeRoom(): void {
     const { producers } = this.#state
-    const most = producersMax(this.#segmentBytes)
-    if (producers.size < most) return
+    if (producers.size < this.#producersMax) return
     for (const producer of producers.values()) {
       if (producer.connections > 0) continue
       this.#state.removeProducer(producer)
@@ -76,7 +79,7 @@ export class Producers {
     }
     throw new SluiceError(
       'TOO_MANY_CONNECTIONS',
-      `${producers.size} producers are connected; with segments of ${this.#segmentBytes / 2 ** 20} MiB, at most ${most} can be connected.`,
+      `${producers.size} producers are connected; at most ${this.#producersMax} can be connected.`,
     )
   }
 }

@@ -73,7 +73,7 @@ export class Writer {
       const { pages, pagesMax } = this.pagesFull
       throw new SluiceError(
         'DISK_LOW',
-        `The state of queues and messages takes ${pages} pages; with segments of ${this.segmentBytes / 2 ** 20} MiB, at most ${pagesMax} are allowed. Consumers can continue; a log with larger segments holds more.`,
+        `The state of queues and messages takes ${pages} pages; at most ${pagesMax} are allowed. Publishes are accepted again when consumers have settled enough messages.`,
         { retryAfterMs: 1_000 },
       )
     }

@@ -74,8 +74,6 @@ export class Chunk {
   /** Whether the state differs from its newest page in the log, whose position is `pagePosition` (-1 if there is none). */
   dirty = true
   pagePosition = -1
-  /** Size of the newest page in the log. */
-  pageBytes = 0
   readonly marks = new Marks()
   dead: DeadMessages | undefined
   redriven: Map<number, RedriveHistory> | undefined
@@ -91,6 +89,11 @@ export class Chunk {
 
   constructor(base: number) {
     this.base = base
+  }
+
+  /** Number of the chunk in its queue, counted from offset 0. */
+  get number(): number {
+    return this.base / CHUNK_MESSAGES
   }
 
   get full(): boolean {

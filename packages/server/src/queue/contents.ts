@@ -28,7 +28,7 @@ import { ID_WORDS, isId } from './hash.js'
 import { IdWindow } from './ids.js'
 import { Keys, NONE } from './keys.js'
 import type { Location } from './location.js'
-import type { PageUse } from './page-use.js'
+import { PAGE, type Pages } from './pages.js'
 import { Reasons } from './reasons.js'
 
 /**
@@ -36,8 +36,8 @@ import { Reasons } from './reasons.js'
  * needed, and the cost of copying their batches. A batch counts in full until its last message is gone.
  */
 export interface LogUse {
-  /** Number and total size of the state pages. */
-  readonly pages: PageUse
+  /** Gets notified of the pages of chunks and ids. */
+  readonly pages: Pages
   /** The batch at `position` now has live messages. `bytes` is its size, including its header. */
   add(position: number, bytes: number): void
   /** Called when no message of the batch at `position` is live any more. */
@@ -111,7 +111,7 @@ export class Contents implements Arriving {
   /** Offset of the next message. */
   next = 0
   live = 0
-  /** Whether the definition or the counters differ from the newest page. */
+  /** Whether the counters, the ids or a chunk differ from their newest pages. */
   dirty = true
   /** Whether the options of the queue require a check of each batch, even if its messages have no options. */
   looksAtMessages = false
@@ -146,10 +146,10 @@ export class Contents implements Arriving {
   deadCount = 0
   /** Total record bytes of the dead messages. */
   deadBytes = 0
-  /** Position of the newest page of the queue; -1 if the queue has no page. */
+  /** Position of the newest page of the counters; -1 if there is none. */
   pagePosition = -1
-  /** Size of the newest page in the log. */
-  pageBytes = 0
+  /** Position of the newest page of the definition; -1 if there is none, or the definition has changed since. */
+  definitionPosition = -1
   /**
    * Position in the log of the fact that is being applied; only used during recovery. A chunk with a newer page already
    * contains the fact and ignores it.
@@ -176,7 +176,7 @@ export class Contents implements Arriving {
     this.paused = definition.paused
     this.idsFrom = definition.idsFrom
     this.use = use
-    this.ids = new IdWindow(use.pages)
+    this.ids = new IdWindow(use.pages, id)
     this.#arrivals = arrivals
     this.#reasons = reasons
     this.options = definition.options
@@ -309,7 +309,7 @@ export class Contents implements Arriving {
     const newest = this.#newest
     if (newest !== undefined && offset >= newest.base && offset < newest.base + CHUNK_MESSAGES) return newest
     const known = this.chunks.at(offset)
-    if (known === undefined) this.use.pages.count++
+    if (known === undefined) this.use.pages.created()
     return (this.#newest = known ?? this.chunks.toFill(offset))
   }
 
@@ -380,7 +380,7 @@ export class Contents implements Arriving {
     const chunk = this.#liveChunkToApply(offset)
     if (chunk === undefined) return
     chunk.setDue(offset - chunk.base, attempts, dueMs)
-    chunk.dirty = true
+    this.#changed(chunk)
   }
 
   /** The message is dead. `size` is the size of its record, if it is known. */
@@ -398,7 +398,7 @@ export class Contents implements Arriving {
       this.deadBytes += bytes
     } else this.#reasons.forget(known.reason)
     chunk.dead.set(index, { ...dead, reason: this.#reasons.keep(dead.reason), bytes })
-    chunk.dirty = true
+    this.#changed(chunk)
   }
 
   /** A dead message is redriven in its queue: it is due at `timeMs`, without attempts and without a time to live. */
@@ -421,7 +421,7 @@ export class Contents implements Arriving {
     chunk.setDue(index, 0, timeMs)
     if (chunk.expiryAt(index) !== 0) chunk.setExpiry(index, 0)
     if (chunk.hasId(index)) this.#follower.idPending(offset)
-    chunk.dirty = true
+    this.#changed(chunk)
   }
 
   /** Changes the due time of a message. If the message has not been tried yet, its time to live starts at the new time. */
@@ -437,7 +437,7 @@ export class Contents implements Arriving {
       this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)
     }
     chunk.setDue(index, attempts, dueMs)
-    chunk.dirty = true
+    this.#changed(chunk)
   }
 
   /** All messages below `below` are gone, except dead ones. */
@@ -467,6 +467,7 @@ export class Contents implements Arriving {
       from = chunk.batches.place(batch)
       bytes = chunk.batches.bytes(batch)
       chunk.relocate(batch, position)
+      this.dirty = true
     }
     if (from !== -1) this.#follower.copied(from, position, bytes)
   }
@@ -477,6 +478,12 @@ export class Contents implements Arriving {
     this.paused = paused
     this.idsFrom = idsFrom
     this.ids.forgetBelow(idsFrom)
+    this.definitionChanged()
+  }
+
+  /** The next checkpoint writes the definition. */
+  definitionChanged(): void {
+    this.definitionPosition = -1
     this.dirty = true
   }
 
@@ -492,7 +499,7 @@ export class Contents implements Arriving {
   drop(): void {
     this.#follower.dropped()
     for (const chunk of this.chunks) {
-      this.use.pages.gone(chunk.pageBytes)
+      this.use.pages.removed(PAGE.chunk, this.id, chunk.number)
       for (const index of chunk.dead?.indexes() ?? []) this.#reasons.forget(chunk.dead!.get(index)!.reason)
     }
     this.ids.drop()
@@ -517,8 +524,6 @@ export class Contents implements Arriving {
   restore(chunk: Chunk): void {
     this.chunks.place(chunk)
     this.#newest = undefined
-    this.use.pages.count++
-    this.use.pages.written(0, chunk.pageBytes)
     this.live += chunk.live
     this.bytes += chunk.bytes
     this.deadCount += chunk.dead?.size ?? 0
@@ -571,7 +576,7 @@ export class Contents implements Arriving {
     this.dirty = true
     if (chunk.live === 0 && chunk.full) {
       this.chunks.drop(chunk)
-      this.use.pages.gone(chunk.pageBytes)
+      this.use.pages.removed(PAGE.chunk, this.id, chunk.number)
       if (this.#newest === chunk) this.#newest = undefined
     } else chunk.pack(end)
     return removed
@@ -598,6 +603,12 @@ export class Contents implements Arriving {
       this.deadBytes -= dead.bytes
     }
     return bytes
+  }
+
+  // A checkpoint looks only at the chunks of queues that are marked.
+  #changed(chunk: Chunk): void {
+    chunk.dirty = true
+    this.dirty = true
   }
 
   #undead(chunk: Chunk, index: number): void {

@@ -5,14 +5,29 @@ import { Chunks } from './chunks.js'
 import { ID_WORDS } from './hash.js'
 import { HashIndex } from './hash-index.js'
 import { IdWindow, PendingIds } from './ids.js'
-import { PageUse } from './page-use.js'
 import { Keys, NONE } from './keys.js'
+import type { Pages } from './pages.js'
 import { runs } from '../../../../test/amount.js'
 import { expectSame } from '../../../../test/same.js'
 
 /** Makes a hash whose first word often collides. */
 function words(id: number): Uint32Array {
   return Uint32Array.of(id % 7, id, id * 3, 1)
+}
+
+/** Contents of the pages of a window, by page number, and the number of pages that exist. */
+class WindowPages implements Pages {
+  readonly written = new Map<number, Uint8Array>()
+  count = 0
+
+  created(): void {
+    this.count++
+  }
+
+  removed(_kind: number, _id: number, number: number): void {
+    this.count--
+    this.written.delete(number)
+  }
 }
 
 class Names extends HashIndex {
@@ -288,8 +303,8 @@ describe('IdWindow', () => {
     let restarts = 0
     fc.assert(
       fc.property(steps, (list) => {
-        let window = new IdWindow()
-        const log = new Map<number, Uint8Array>()
+        const pages = new WindowPages()
+        let window = new IdWindow(pages)
         const plain = new Map<number, { readonly offset: number; readonly untilMs: number }>()
         let nowMs = 1_000
         let offset = 0
@@ -312,21 +327,21 @@ describe('IdWindow', () => {
             } else duplicates++
             offset++
           } else if (step.kind === 'pages') {
-            for (const page of window.pagesToWrite(position - 5)) {
-              log.set(++position, window.encodePage(page))
-              window.pageWritten(page, position, log.get(position)!.length)
+            for (const page of window.pagesToWrite()) {
+              pages.written.set(page, window.encodePage(page))
+              window.pageWritten(page)
             }
-            const use = new PageUse()
-            const restored = new IdWindow(use)
-            // The directory lists pages in any order.
-            for (const { position: at } of [...window.pagesAt()].reverse())
-              restored.restorePage(log.get(at)!, 0, log.get(at)!.length, at, log.get(at)!.length)
+            const restored = new IdWindow(pages)
+            // Pages are read in the order of their positions.
+            for (const bytes of [...pages.written.values()].reverse())
+              restored.restorePage(bytes, 0, bytes.length, ++position)
             restored.restored()
             restored.forgetUntil(nowMs - WINDOW_MS)
             window = restored
             restarts++
-            expect(use.count).toBe(window.pageCount)
-            expect(use.bytes).toBe([...window.pagesAt()].reduce((sum, { bytes }) => sum + bytes, 0))
+            const [from, end] = window.pageNumbers
+            expect(pages.count).toBe(end - from)
+            for (const number of pages.written.keys()) expect(number >= from && number < end).toBe(true)
           }
           expectSame(window.size, plain.size)
         }

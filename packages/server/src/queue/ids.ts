@@ -10,7 +10,7 @@ import { readU32, readU64, writeU32, writeU64 } from '@sluice/protocol'
 import type { Chunks } from './chunks.js'
 import { ID_WORDS } from './hash.js'
 import { HashIndex } from './hash-index.js'
-import { PageUse } from './page-use.js'
+import { NO_PAGES, PAGE, type Pages } from './pages.js'
 
 const NONE = -1
 /** Number of ids in one state page. */
@@ -51,18 +51,18 @@ export class IdWindow extends HashIndex {
   /** Pages, starting with the page of entry `#first`. */
   #held: IdPage[] = []
   #heldFrom = 0
-  #use: PageUse
-  /** Position and size of the newest state page, by page number. */
-  readonly #pages = new Map<number, { readonly position: number; readonly bytes: number }>()
+  readonly #queueId: number
+  #pages: Pages
   /** Entries from here on are in no state page. */
   #cleanUntil = 0
   /** Ids that were accepted before this position of the log are in the restored pages. */
   restoredUntil = -1
-  #read: { readonly bytes: Uint8Array; readonly position: number; readonly pageBytes: number }[] = []
+  #read: Uint8Array[] = []
 
-  constructor(use: PageUse = new PageUse()) {
+  constructor(pages: Pages = NO_PAGES, queueId = 0) {
     super()
-    this.#use = use
+    this.#pages = pages
+    this.#queueId = queueId
   }
 
   protected override wordOf(entry: number): number {
@@ -113,7 +113,7 @@ export class IdWindow extends HashIndex {
     let page = this.#held[number - this.#heldFrom]
     if (page === undefined) {
       this.#held.push((page = new IdPage()))
-      this.#use.count++
+      this.#pages.created()
     }
     // The first page grows with its ids. Each further page has room for all its ids at once, because it will probably be full.
     page.reserve(this.#held.length === 1 ? (entry % PAGE_IDS) + 1 : PAGE_IDS)
@@ -154,10 +154,9 @@ export class IdWindow extends HashIndex {
 
   /** Called when the queue is deleted, and its pages with it. */
   drop(): void {
-    for (let page = 0; page < this.#held.length; page++)
-      this.#use.gone(this.#pages.get(this.#heldFrom + page)?.bytes ?? 0)
-    // Later changes must not be counted any more.
-    this.#use = new PageUse()
+    for (let page = 0; page < this.#held.length; page++) this.#dropPage(this.#heldFrom + page)
+    // Later changes are not reported any more.
+    this.#pages = NO_PAGES
   }
 
   #dropPages(): void {
@@ -166,8 +165,7 @@ export class IdWindow extends HashIndex {
   }
 
   #dropPage(page: number): void {
-    this.#use.gone(this.#pages.get(page)?.bytes ?? 0)
-    this.#pages.delete(page)
+    this.#pages.removed(PAGE.ids, this.#queueId, page)
   }
 
   // If an id was accepted again after it was forgotten, only its newer entry is in the index.
@@ -180,17 +178,11 @@ export class IdWindow extends HashIndex {
   // --- state pages: u64 first entry · u32 count · u32 0 · entries of four u32 words, u64 offset, u64 time ---
 
   /**
-   * Yields the numbers of the pages to append: first the pages at positions before `evacuateBefore`, then the pages
-   * with entries that were not yet written to the log. Entries can be added while a checkpoint waits between two pages,
-   * even to the page that was just written.
+   * Yields the numbers of the pages with entries that were not yet written to the log. Entries can be added while a
+   * checkpoint waits between two pages, even to the page that was just written.
    */
-  *pagesToWrite(evacuateBefore: number): IterableIterator<number> {
-    for (let page = Math.floor(this.#first / PAGE_IDS); (page + 1) * PAGE_IDS <= this.#cleanUntil; page++)
-      if (this.#pages.get(page)!.position < evacuateBefore) yield page
+  *pagesToWrite(): IterableIterator<number> {
     while (this.#cleanUntil < this.#next) yield Math.floor(Math.max(this.#cleanUntil, this.#first) / PAGE_IDS)
-    // Yields the last page too, if it is clean and not full.
-    const last = Math.floor((this.#next - 1) / PAGE_IDS)
-    if (this.#first < this.#next && this.#pages.get(last)!.position < evacuateBefore) yield last
   }
 
   encodePage(page: number): Uint8Array {
@@ -211,36 +203,35 @@ export class IdWindow extends HashIndex {
     return bytes
   }
 
-  /** Called when the page was appended at `position` with all its current entries. It takes `bytes` in the log. */
-  pageWritten(page: number, position: number, bytes: number): void {
-    this.#use.written(this.#pages.get(page)?.bytes ?? 0, bytes)
-    this.#pages.set(page, { position, bytes })
+  /** Called when the page was appended with all its current entries. */
+  pageWritten(page: number): void {
     this.#cleanUntil = Math.max(this.#cleanUntil, Math.min((page + 1) * PAGE_IDS, this.#next))
   }
 
-  pagesAt(): IterableIterator<{ readonly position: number; readonly bytes: number }> {
-    return this.#pages.values()
+  /** Numbers of the state pages that exist or will be written, as the first one and the one after the last. */
+  get pageNumbers(): readonly [number, number] {
+    return [this.#heldFrom, this.#heldFrom + this.#held.length]
   }
 
-  /** Number of state pages that exist or will be written. */
-  get pageCount(): number {
-    return this.#held.length
-  }
-
-  /** Used in recovery: keeps the contents of a page of `pageBytes` until `restored` is called. */
-  restorePage(bytes: Uint8Array, start: number, end: number, position: number, pageBytes: number): void {
-    this.#read.push({ bytes: bytes.slice(start, end), position, pageBytes })
+  /** Used in recovery: keeps the contents of a page until `restored` is called. */
+  restorePage(bytes: Uint8Array, start: number, end: number, position: number): void {
+    this.#read.push(bytes.slice(start, end))
     this.restoredUntil = Math.max(this.restoredUntil, position)
   }
 
   /** Used in recovery, after all pages were passed to `restorePage`, in any order. */
   restored(): void {
-    const read = this.#read.toSorted((a, b) => readU64(a.bytes, 0) - readU64(b.bytes, 0))
+    const read = this.#read.toSorted((a, b) => readU64(a, 0) - readU64(b, 0))
     this.#read = []
     const words = new Uint32Array(ID_WORDS)
-    for (const { bytes, position, pageBytes } of read) {
+    const pages = this.#pages
+    // The pages are not new.
+    this.#pages = { created() {}, removed: (kind, id, number) => pages.removed(kind, id, number) }
+    for (const bytes of read) {
       const first = readU64(bytes, 0)
       const count = readU32(bytes, 8)
+      // Pages were forgotten while the checkpoint that lists these pages was written, so the older ones were too.
+      if (this.#first < this.#next && first > this.#next) this.forgetBelow(Infinity)
       if (this.#first === this.#next) this.#first = this.#next = first
       let at = PAGE_HEAD_BYTES
       for (let i = 0; i < count; i++, at += PAGE_ID_BYTES) {
@@ -248,8 +239,8 @@ export class IdWindow extends HashIndex {
         // An old page can hold an id that was forgotten before a newer page accepted it again.
         this.remember(words, 0, readU64(bytes, at + 16), readU64(bytes, at + 24))
       }
-      if (count > 0) this.pageWritten(Math.floor(first / PAGE_IDS), position, pageBytes)
     }
+    this.#pages = pages
     this.#cleanUntil = this.#next
   }
 }

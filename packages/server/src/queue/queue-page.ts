@@ -1,12 +1,13 @@
 /**
- * The page of a queue: its definition and counters at one position of the log, as JSON text. The newest page and the facts
- * after it are the whole state of the queue, except for its messages, which are in the pages of its chunks.
+ * The pages of a queue, as JSON text: its definition, which is written when it changes, and its counters at one position
+ * of the log. The newest pages and the facts after them are the whole state of the queue, except for its messages, which
+ * are in the pages of its chunks.
  */
 import { readText, textBytes, writeText, type QueueCounts } from '@sluice/protocol'
 import type { QueueDefinition } from './contents.js'
 import type { Queue } from './queue.js'
 
-export interface QueuePage extends QueueDefinition {
+export interface QueuePage {
   readonly next: number
   readonly redeliveredBelow: number
   /** Subscriptions that ended and returned messages in the boot that wrote the page. */
@@ -22,16 +23,16 @@ export function encodeDefinition(queue: Queue): string {
   return JSON.stringify({ name, options, createdAtMs, paused, seed, idsFrom } satisfies QueueDefinition)
 }
 
+export function encodeDefinitionPage(queue: Queue): Uint8Array {
+  return bytesOf(encodeDefinition(queue))
+}
+
+export function decodeDefinitionPage(bytes: Uint8Array, start: number, end: number): QueueDefinition {
+  return JSON.parse(readText(bytes, start, end)) as QueueDefinition
+}
+
 export function encodeQueuePage(queue: Queue, retained: QueuePage['retained']): Uint8Array {
-  // The fields are listed by name, because spreading the definition took half the time of a page, and a checkpoint writes
-  // thousands of pages.
   const page: QueuePage = {
-    name: queue.name,
-    options: queue.options,
-    createdAtMs: queue.createdAtMs,
-    paused: queue.paused,
-    seed: queue.seed,
-    idsFrom: queue.idsFrom,
     next: queue.next,
     redeliveredBelow: queue.redeliveredBelow,
     ...(queue.former.ended.length === 0 ? {} : { ended: queue.former.ended }),
@@ -40,12 +41,15 @@ export function encodeQueuePage(queue: Queue, retained: QueuePage['retained']): 
     counts: { ...queue.counts, ...queue.tallied },
     retained,
   }
-  const text = JSON.stringify(page)
-  const bytes = new Uint8Array(textBytes(text))
-  writeText(bytes, 0, text)
-  return bytes
+  return bytesOf(JSON.stringify(page))
 }
 
 export function decodeQueuePage(bytes: Uint8Array, start: number, end: number): QueuePage {
   return JSON.parse(readText(bytes, start, end)) as QueuePage
+}
+
+function bytesOf(text: string): Uint8Array {
+  const bytes = new Uint8Array(textBytes(text))
+  writeText(bytes, 0, text)
+  return bytes
 }

@@ -1,6 +1,7 @@
 /**
- * Checkpoints: the state that changed since the last checkpoint is appended as state pages, one slice per turn. A
- * directory of the newest copy of every page follows. `Space` calls `step` once per turn.
+ * Checkpoints: the state that changed since the last checkpoint is appended as pages, one slice per turn. The nodes of
+ * the page tree that changed with them follow, and a directory with the root of the tree. `Space` calls `step` once per
+ * turn.
  *
  * Invariant: a directory takes effect when the next segment begins, because recovery finds its position in the header
  * of the newest segment. The pages and facts that it replaces may be truncated only then.
@@ -8,9 +9,19 @@
 import { BATCH_HEADER_BYTES, BATCH_TYPE, sealBatch } from '@sluice/protocol'
 import type { Log } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
-import { encodeChunkPage, encodeQueuePage } from '../queue/index.js'
+import {
+  CHUNK_MESSAGES,
+  PAGE,
+  encodeChunkPage,
+  encodeDefinitionPage,
+  encodeQueuePage,
+  type Chunk,
+  type PageKind,
+  type Queue,
+} from '../queue/index.js'
 import type { Producer } from './producers.js'
-import { PAGE, encodeDirectory, type PageAt } from './directory.js'
+import { encodeDirectory } from './directory.js'
+import { NODE_PAGE, encodeNode, type PageEntry } from './page-tree.js'
 import type { State } from './state.js'
 
 /** Maximum size of the pages that one turn appends, in bytes. With small segments it is a sixteenth of a segment. */
@@ -162,69 +173,129 @@ export class Checkpoints {
 
   *#run(nowMs: number): Generator<void, void> {
     const state = this.#state
+    const { tree } = state
     const replayFrom = this.#tail.position
     const { boot, nextQueueId, nextProducerId } = state
     const sliceBytes = Math.min(SLICE_BYTES, this.#log.segmentBytes / 16)
     let sliceEnd = this.#writtenBytes + sliceBytes
-    const sliceIsFull = (): boolean => {
-      if (this.#writtenBytes < sliceEnd) return false
+    for (const _ of this.#pages(nowMs)) {
+      if (this.#writtenBytes < sliceEnd) continue
       sliceEnd = this.#writtenBytes + sliceBytes
-      return true
+      yield
     }
-    for (const queue of [...state.queues.values()]) {
-      // A queue or producer can be removed before the checkpoint reaches it, or between two of its pages. The page of a
-      // removed queue must not be counted, because nothing would subtract it again.
-      const exists = (): boolean => state.queuesById.get(queue.id) === queue
-      for (const chunk of queue.chunks) {
-        // A chunk can be freed while the checkpoint waits between two slices.
-        if (queue.chunkAt(chunk.base) !== chunk) continue
-        if (!chunk.dirty && chunk.pagePosition >= this.evacuateBefore) continue
-        this.#write(chunk, PAGE.chunk, queue.id, encodeChunkPage(chunk, queue.keys), nowMs)
-        if (sliceIsFull()) yield
-      }
-      if (!exists()) continue
-      for (const page of queue.ids.pagesToWrite(this.evacuateBefore)) {
-        if (!exists()) break
-        const bytes = queue.ids.encodePage(page)
-        const position = this.#append(PAGE.ids, queue.id, bytes, nowMs)
-        queue.ids.pageWritten(page, position, BATCH_HEADER_BYTES + bytes.length)
-        if (sliceIsFull()) yield
-      }
-      // The page of a queue follows the pages of its chunks, so that its counters match the chunks.
-      if (exists() && (queue.dirty || queue.pagePosition < this.evacuateBefore)) {
-        const retained = state.segments.retained(queue.id)
-        this.#write(queue, PAGE.queue, queue.id, encodeQueuePage(queue, retained), nowMs)
-        if (sliceIsFull()) yield
-      }
+    for (const node of tree.nodesToWrite(this.evacuateBefore)) {
+      const bytes = encodeNode(node)
+      const position = this.#append(NODE_PAGE, 0, bytes, nowMs)
+      tree.nodeWritten(node, position, BATCH_HEADER_BYTES + bytes.length)
+      if (this.#writtenBytes < sliceEnd) continue
+      sliceEnd = this.#writtenBytes + sliceBytes
+      yield
     }
-    for (const producer of [...state.producers.values()]) {
-      if (state.producers.get(producer.identity) !== producer) continue
-      if (isIdle(producer, nowMs)) state.removeProducer(producer)
-      else if (producer.id !== 0 && (producer.dirty || producer.pagePosition < this.evacuateBefore)) {
-        this.#write(producer, PAGE.producer, producer.id, producer.encodePage(), nowMs)
-        if (sliceIsFull()) yield
-      }
-    }
-    const pages = pagesOf(state)
-    const bytes = encodeDirectory({ replayFrom, boot, nextQueueId, nextProducerId, pages })
+    const bytes = encodeDirectory({ replayFrom, boot, nextQueueId, nextProducerId, root: tree.root })
     const position = this.#append(0, 0, bytes, nowMs, BATCH_TYPE.directory)
-    let lowWater = replayFrom
-    for (const page of pages) if (page.position < lowWater) lowWater = page.position
+    const lowWater = Math.min(replayFrom, tree.root.lowestNow)
     this.#finished = { lsn: this.#tail.openLsn, position, lowWater }
   }
 
-  // Appends the page of `owner` with its current state.
-  #write(
-    owner: { pagePosition: number; pageBytes: number; dirty: boolean },
-    kind: number,
-    id: number,
-    payload: Uint8Array,
-    nowMs: number,
-  ): void {
-    owner.pagePosition = this.#append(kind, id, payload, nowMs)
-    this.#state.segments.pages.written(owner.pageBytes, BATCH_HEADER_BYTES + payload.length)
-    owner.pageBytes = BATCH_HEADER_BYTES + payload.length
-    owner.dirty = false
+  /**
+   * Writes the pages that changed, and those whose newest copy is before `evacuateBefore`. Yields after each page and,
+   * because there can be very many, after some queues without a page to write.
+   */
+  *#pages(nowMs: number): Generator<void, void> {
+    const { tree, queues, queuesById, producers } = this.#state
+    // Pages that only move come first, so that the page of a queue that changes still follows the pages of its chunks.
+    let moved = tree.nextBefore(this.evacuateBefore)
+    for (; moved !== undefined; moved = tree.nextBefore(this.evacuateBefore, moved)) {
+      this.#writeAgain(moved, nowMs)
+      yield
+    }
+    for (const queue of [...queues.values()]) {
+      if (!queue.dirty) continue
+      // A queue or producer can be removed before the checkpoint reaches it, or between two of its pages. The page of a
+      // removed queue must not be written, because nothing would remove it from the tree again.
+      const exists = (): boolean => queuesById.get(queue.id) === queue
+      // Changes between two of its pages mark the queue for the next checkpoint.
+      queue.dirty = false
+      for (const chunk of queue.chunks) {
+        // A chunk can be freed while the checkpoint waits between two slices.
+        if (!chunk.dirty || queue.chunkAt(chunk.base) !== chunk) continue
+        this.#writeChunk(queue, chunk, nowMs)
+        yield
+      }
+      for (const page of queue.ids.pagesToWrite()) {
+        if (!exists()) break
+        this.#writeIds(queue, page, nowMs)
+        yield
+      }
+      if (!exists()) continue
+      if (queue.definitionPosition === -1) {
+        this.#writeDefinition(queue, nowMs)
+        yield
+      }
+      // The page of a queue follows the pages of its chunks, so that its counters match the chunks.
+      if (!exists()) continue
+      this.#writeCounters(queue, nowMs)
+      yield
+    }
+    for (const producer of [...producers.values()]) {
+      if (producers.get(producer.identity) !== producer) continue
+      if (isIdle(producer, nowMs)) this.#state.removeProducer(producer)
+      else if (producer.id !== 0 && producer.dirty) {
+        this.#writeProducer(producer, nowMs)
+        yield
+      }
+    }
+  }
+
+  #writeAgain({ kind, id, number }: PageEntry, nowMs: number): void {
+    if (kind === PAGE.producer) {
+      this.#writeProducer(this.#state.producersById.get(id)!, nowMs)
+      return
+    }
+    const queue = this.#state.queuesById.get(id)!
+    if (kind === PAGE.definition) this.#writeDefinition(queue, nowMs)
+    else if (kind === PAGE.queue) {
+      // The counters of a queue that has changed are written after its chunks.
+      if (!queue.dirty) this.#writeCounters(queue, nowMs)
+    } else if (kind === PAGE.ids) this.#writeIds(queue, number, nowMs)
+    else this.#writeChunk(queue, queue.chunkAt(number * CHUNK_MESSAGES)!, nowMs)
+  }
+
+  #writeChunk(queue: Queue, chunk: Chunk, nowMs: number): void {
+    chunk.pagePosition = this.#write(
+      PAGE.chunk,
+      queue.id,
+      chunk.number,
+      encodeChunkPage(chunk, queue.keys),
+      nowMs,
+    )
+    chunk.dirty = false
+  }
+
+  #writeIds(queue: Queue, page: number, nowMs: number): void {
+    this.#write(PAGE.ids, queue.id, page, queue.ids.encodePage(page), nowMs)
+    queue.ids.pageWritten(page)
+  }
+
+  #writeDefinition(queue: Queue, nowMs: number): void {
+    queue.definitionPosition = this.#write(PAGE.definition, queue.id, 0, encodeDefinitionPage(queue), nowMs)
+  }
+
+  #writeCounters(queue: Queue, nowMs: number): void {
+    const retained = this.#state.segments.retained(queue.id)
+    queue.pagePosition = this.#write(PAGE.queue, queue.id, 0, encodeQueuePage(queue, retained), nowMs)
+  }
+
+  #writeProducer(producer: Producer, nowMs: number): void {
+    producer.pagePosition = this.#write(PAGE.producer, producer.id, 0, producer.encodePage(), nowMs)
+    producer.dirty = false
+  }
+
+  // Appends a page with the current state of its owner. Returns its position.
+  #write(kind: PageKind, id: number, number: number, payload: Uint8Array, nowMs: number): number {
+    const position = this.#append(kind, id, payload, nowMs)
+    this.#state.tree.written(kind, id, number, position, BATCH_HEADER_BYTES + payload.length)
+    return position
   }
 
   #append(
@@ -246,19 +317,4 @@ export class Checkpoints {
 
 function isIdle(producer: Producer, nowMs: number): boolean {
   return producer.connections === 0 && nowMs - producer.lastUsedMs > PRODUCER_IDLE_MS
-}
-
-// A queue, chunk or producer without a page was added after the checkpoint started, and the later facts contain it.
-function pagesOf(state: State): PageAt[] {
-  const pages: PageAt[] = []
-  const list = (kind: number, id: number, position: number): void => {
-    if (position !== -1) pages.push({ kind, id, position })
-  }
-  for (const queue of state.queues.values()) {
-    list(PAGE.queue, queue.id, queue.pagePosition)
-    for (const chunk of queue.chunks) list(PAGE.chunk, queue.id, chunk.pagePosition)
-    for (const { position } of queue.ids.pagesAt()) list(PAGE.ids, queue.id, position)
-  }
-  for (const producer of state.producers.values()) list(PAGE.producer, producer.id, producer.pagePosition)
-  return pages
 }

@@ -46,8 +46,6 @@ export class Producer {
   connections = 0
   dirty = true
   pagePosition = -1
-  /** Size of the page at `pagePosition`, in bytes. */
-  pageBytes = 0
   /** Results of numbers below this are forgotten. */
   windowStart = 1
   #numbers: Float64Array = NO_NUMBERS

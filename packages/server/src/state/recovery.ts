@@ -12,7 +12,9 @@ import {
 } from '@sluice/protocol'
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogBounds } from '../log/log.js'
-import { PAGE, decodeDirectory, type Directory } from './directory.js'
+import { PAGE } from '../queue/index.js'
+import { decodeDirectory, type ListedPages } from './directory.js'
+import { decodeNode, type PageNode, type PageTree } from './page-tree.js'
 import { Replay } from './replay.js'
 import { State } from './state.js'
 
@@ -20,7 +22,7 @@ export interface Recovered {
   readonly state: State
   readonly bounds: LogBounds
   /** The directory that recovery started from; undefined when it replayed the whole log. */
-  readonly directory: Directory | undefined
+  readonly directory: ListedPages | undefined
   /** Number of entries that were replayed. */
   readonly entries: number
 }
@@ -31,12 +33,13 @@ export async function recover(log: Log): Promise<Recovered> {
   const state = new State(log.segmentBytes)
   const replay = new Replay(state)
   let from = bounds.firstPosition
-  let directory: Directory | undefined
+  let directory: ListedPages | undefined
   if (bounds.checkpoint !== undefined) {
     const bytes = await readBatch(log, bounds.checkpoint, BATCH_TYPE.directory)
     directory = decodeDirectory(bytes, BATCH_HEADER_BYTES)
+    await restoreNodes(log, directory.root)
     replay.restoreDirectory(directory)
-    await restorePages(log, replay, directory)
+    await restorePages(log, replay, state.tree)
     replay.pagesRestored()
     from = directory.replayFrom
   }
@@ -54,26 +57,47 @@ export async function recover(log: Log): Promise<Recovered> {
 /** Length of one read; all pages within it are read together. */
 const READ_BYTES = 1 << 20
 
-async function restorePages(log: Log, replay: Replay, directory: Directory): Promise<void> {
-  const byKind = [PAGE.queue, PAGE.chunk, PAGE.producer, PAGE.ids]
+/** Reads the nodes below `root`, level by level, into the tree. */
+async function restoreNodes(log: Log, root: PageNode): Promise<void> {
+  let nodes = [root]
+  for (let { level } = root; level > 0; level--) {
+    const children = nodes.flatMap((node) => node.children)
+    await readPages(log, children, (bytes, at, child) => {
+      const node = decodeNode(bytes, at + BATCH_HEADER_BYTES)
+      if (node.level !== level - 1) throw damaged(child.position)
+      child.take(node)
+    })
+    nodes = children
+  }
+}
+
+async function restorePages(log: Log, replay: Replay, tree: PageTree): Promise<void> {
+  for (const kind of Object.values(PAGE)) {
+    const pages = [...tree].filter((page) => page.kind === kind)
+    await readPages(log, pages, (bytes, at, { position }) => replay.restorePage(bytes, at, position))
+  }
+}
+
+// Reads each page, in the order of positions, checks it, and passes it to `visit`.
+async function readPages<P extends { readonly position: number }>(
+  log: Log,
+  pages: readonly P[],
+  visit: (bytes: Uint8Array, at: number, page: P) => void,
+): Promise<void> {
   let held: { position: number; bytes: Uint8Array } = { position: 0, bytes: new Uint8Array(0) }
-  for (const kind of byKind) {
-    const pages = directory.pages
-      .filter((page) => page.kind === kind)
-      .toSorted((a, b) => a.position - b.position)
-    for (const { position } of pages) {
-      let at = position - held.position
-      if (
-        at < 0 ||
-        at + BATCH_HEADER_BYTES > held.bytes.length ||
-        at + batchLength(held.bytes, at) > held.bytes.length
-      ) {
-        held = { position, bytes: await readAhead(log, position, held.bytes) }
-        at = 0
-      }
-      checkBatch(held.bytes, at, position, BATCH_TYPE.page)
-      replay.restorePage(held.bytes, at, position)
+  for (const page of pages.toSorted((a, b) => a.position - b.position)) {
+    const { position } = page
+    let at = position - held.position
+    if (
+      at < 0 ||
+      at + BATCH_HEADER_BYTES > held.bytes.length ||
+      at + batchLength(held.bytes, at) > held.bytes.length
+    ) {
+      held = { position, bytes: await readAhead(log, position, held.bytes) }
+      at = 0
     }
+    checkBatch(held.bytes, at, position, BATCH_TYPE.page)
+    visit(held.bytes, at, page)
   }
 }
 

@@ -20,7 +20,9 @@ import {
 import {
   FACT,
   MOVING,
+  PAGE,
   decodeChunkPage,
+  decodeDefinitionPage,
   decodeQueuePage,
   readFacts,
   type Death,
@@ -28,7 +30,7 @@ import {
   type Queue,
   type QueueDefinition,
 } from '../queue/index.js'
-import { PAGE, type Directory } from './directory.js'
+import type { Directory } from './directory.js'
 import { Producer, answeredDuplicates } from './producers.js'
 import { BOOT_AFTER_CLOSE, type State } from './state.js'
 import { readTraits } from './traits.js'
@@ -60,16 +62,23 @@ export class Replay {
     this.#state.nextProducerId = directory.nextProducerId
     this.#listedQueueIds = directory.nextQueueId
     this.#listedProducerIds = directory.nextProducerId
+    this.#state.tree.restore(directory.root)
   }
 
-  /** Restores the page at `position`. The page of a queue comes before the pages of its chunks. */
+  /** Restores the page at `position`. The pages of a lower kind come first. */
   restorePage(bytes: Uint8Array, at: number, position: number): void {
     const header = readBatchHeader(bytes, at)
     const start = at + BATCH_HEADER_BYTES
     const end = at + header.length
-    if (header.count === PAGE.queue) {
+    if (header.count === PAGE.definition) {
+      const definition = decodeDefinitionPage(bytes, start, end)
+      const queue = this.#state.addQueue(header.queueId, definition, true)
+      queue.definitionPosition = position
+      queue.dirty = false
+    } else if (header.count === PAGE.queue) {
       const page = decodeQueuePage(bytes, start, end)
-      const queue = this.#state.addQueue(header.queueId, page)
+      const queue = this.#state.queuesById.get(header.queueId)
+      if (queue === undefined) return
       queue.next = page.next
       queue.redeliveredBelow = page.redeliveredBelow
       queue.former.restoreEnded(page.ended ?? [])
@@ -78,24 +87,19 @@ export class Replay {
       queue.tallied.released = page.counts.released
       queue.tallied.redelivered = page.counts.redelivered
       this.#state.segments.restoreRetained(queue.id, page.retained)
-      queue.dirty = false
       queue.pagePosition = position
-      queue.pageBytes = header.length
-      this.#state.segments.pages.written(0, header.length)
     } else if (header.count === PAGE.chunk) {
       const queue = this.#state.queuesById.get(header.queueId)
       if (queue === undefined) return
       const chunk = decodeChunkPage(bytes, start, queue.keys)
       chunk.pagePosition = position
-      chunk.pageBytes = header.length
       queue.restore(chunk)
     } else if (header.count === PAGE.ids) {
-      this.#state.queuesById.get(header.queueId)?.ids.restorePage(bytes, start, end, position, header.length)
+      this.#state.queuesById.get(header.queueId)?.ids.restorePage(bytes, start, end, position)
     } else {
       const producer = Producer.decodePage(bytes, start, end, this.#state.producerPageBytes)
       producer.pagePosition = position
-      producer.pageBytes = header.length
-      this.#state.addProducer(producer)
+      this.#state.addProducer(producer, true)
     }
   }
 
@@ -203,7 +207,7 @@ export class Replay {
     const queue = this.#state.queuesById.get(id)
     if (queue === undefined) {
       if (id >= this.#listedQueueIds) this.#state.addQueue(id, definition)
-    } else if (queue.pagePosition < position) {
+    } else if (queue.definitionPosition < position) {
       queue.redefine(definition)
     }
   }

@@ -1,6 +1,7 @@
 /** Counts of retained messages per segment, for a queue that retains messages in many segments. */
 import { expect, it } from 'vitest'
 import type { Queue } from '../queue/index.js'
+import { PageTree } from './page-tree.js'
 import { Segments } from './segments.js'
 import { expectSame } from '../../../../test/same.js'
 
@@ -12,7 +13,7 @@ const retaining = (retainAgeMs: number): ReadonlyMap<number, Queue> =>
   new Map([[QUEUE, { retains: true, options: { retainAgeMs, retainBytes: 0 } } as Queue]])
 
 it('counts up to 256 segments with retained messages of a queue, and merges neighbours beyond that', () => {
-  const segments = new Segments(SEGMENT)
+  const segments = new Segments(SEGMENT, new PageTree())
   const retain = (number: number): void => segments.retain(QUEUE, number * SEGMENT + 4096, 10, number * 1_000)
   for (let number = 1; number <= 256; number++) retain(number)
   expect(segments.retained(QUEUE).length).toBe(256)

@@ -6,8 +6,9 @@
  * Invariant 6: the live bytes of a segment are the whole batches in it, headers included, that have a live message.
  * This is what copying the segment would copy.
  */
-import { DIRECTORY_HEAD_BYTES, PAGE_AT_BYTES } from './directory.js'
-import { PageUse, type LogUse, type Queue } from '../queue/index.js'
+import { DIRECTORY_BYTES } from './directory.js'
+import type { LogUse, Queue } from '../queue/index.js'
+import type { PageTree } from './page-tree.js'
 
 /** Settled messages of one queue in one segment. */
 interface Retained {
@@ -43,7 +44,7 @@ interface Use {
 }
 
 export class Segments implements LogUse {
-  readonly pages = new PageUse()
+  readonly pages: PageTree
   /** Bytes of live batches in all segments. */
   liveBytes = 0
   /** Bytes of batches that stopped being live since the broker started. */
@@ -55,8 +56,9 @@ export class Segments implements LogUse {
   #last: Use | undefined
   #lastNumber = -1
 
-  constructor(segmentBytes: number) {
+  constructor(segmentBytes: number, pages: PageTree) {
     this.#segmentBytes = segmentBytes
+    this.pages = pages
   }
 
   add(position: number, bytes: number): void {
@@ -193,9 +195,9 @@ export class Segments implements LogUse {
       throw new Error(`All segments have ${total} live bytes, but the counter is ${this.liveBytes}.`)
   }
 
-  /** Bytes of a checkpoint that writes every page, and its directory. */
+  /** Bytes of a checkpoint that writes every page, every node and the directory. */
   get upkeepBytes(): number {
-    return this.pages.bytes + DIRECTORY_HEAD_BYTES + this.pages.count * PAGE_AT_BYTES
+    return this.pages.bytes + this.pages.nodeBytes + DIRECTORY_BYTES
   }
 
   /** Start of the oldest segment with a live message at or after `position`; Infinity when no message is live there. */

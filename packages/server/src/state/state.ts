@@ -7,8 +7,17 @@
  * open entry. In recovery `Replay` reads the fact and calls the same method.
  */
 import { SluiceError, type QueueOptions } from '@sluice/protocol'
-import { Arrivals, Queue, Reasons, type QueueDefinition, type QueueObserver } from '../queue/index.js'
+import {
+  Arrivals,
+  CHUNK_MESSAGES,
+  PAGE,
+  Queue,
+  Reasons,
+  type QueueDefinition,
+  type QueueObserver,
+} from '../queue/index.js'
 import { NameCache } from './name-cache.js'
+import { PageTree, type PageEntry } from './page-tree.js'
 import { Producer } from './producers.js'
 import { Segments } from './segments.js'
 
@@ -18,6 +27,8 @@ export class State {
   readonly names = new NameCache(this.queues)
   readonly producers = new Map<string, Producer>()
   readonly producersById = new Map<number, Producer>()
+  /** The pages of all queues and producers. */
+  readonly tree = new PageTree()
   readonly segments: Segments
   readonly #arrivals = new Arrivals()
   readonly #reasons = new Reasons()
@@ -36,12 +47,12 @@ export class State {
 
   constructor(segmentBytes: number) {
     this.producerPageBytes = segmentBytes / 4
-    this.segments = new Segments(segmentBytes)
+    this.segments = new Segments(segmentBytes, this.tree)
   }
 
-  /** Maximum number of pages in the next directory: arrivals that are only counted can add one chunk to each queue. */
+  /** Maximum number of pages of the next checkpoint: arrivals that are only counted can add one chunk to each queue. */
   get pages(): number {
-    return this.segments.pages.count + this.queues.size
+    return this.tree.count + this.queues.size
   }
 
   /** @throws SluiceError QUEUE_NOT_FOUND */
@@ -52,13 +63,17 @@ export class State {
     return queue
   }
 
-  addQueue(id: number, definition: QueueDefinition): Queue {
+  /** `hasPages`: the pages of its definition and counters are in the tree. */
+  addQueue(id: number, definition: QueueDefinition, hasPages = false): Queue {
     const queue = new Queue(id, definition, this.segments, this.#arrivals, this.#reasons)
     queue.observer = this.#queueObserver
     this.queues.set(queue.name, queue)
     this.queuesById.set(id, queue)
     if (id >= this.nextQueueId) this.nextQueueId = id + 1
-    this.segments.pages.count++
+    if (!hasPages) {
+      this.tree.created()
+      this.tree.created()
+    }
     return queue
   }
 
@@ -70,7 +85,8 @@ export class State {
 
   removeQueue(queue: Queue): void {
     queue.drop()
-    this.segments.pages.gone(queue.pageBytes)
+    this.tree.removed(PAGE.definition, queue.id, 0)
+    this.tree.removed(PAGE.queue, queue.id, 0)
     this.segments.forgetQueue(queue.id)
     this.queues.delete(queue.name)
     this.names.forget(queue)
@@ -81,13 +97,12 @@ export class State {
     return new Producer(id, identity, this.producerPageBytes)
   }
 
-  /** A producer with id 0 has not published yet and is not in the log. */
-  addProducer(producer: Producer): void {
+  /** A producer with id 0 has not published yet and is not in the log. `hasPage`: its page is in the tree. */
+  addProducer(producer: Producer, hasPage = false): void {
     this.producers.set(producer.identity, producer)
     if (producer.id === 0) return
     this.producersById.set(producer.id, producer)
-    this.segments.pages.count++
-    this.segments.pages.written(0, producer.pageBytes)
+    if (!hasPage) this.tree.created()
     if (producer.id >= this.nextProducerId) this.nextProducerId = producer.id + 1
   }
 
@@ -97,31 +112,49 @@ export class State {
     this.addProducer(producer)
   }
 
-  removeProducer(producer: Producer): void {
+  /** Moves the producer to the end of the list, after those that were used before it. */
+  used(producer: Producer): void {
     this.producers.delete(producer.identity)
-    if (this.producersById.delete(producer.id)) this.segments.pages.gone(producer.pageBytes)
+    this.producers.set(producer.identity, producer)
   }
 
-  /** Recounts live batches and pages and compares them with the counters (invariant 6). @throws Error with both counts */
+  removeProducer(producer: Producer): void {
+    this.producers.delete(producer.identity)
+    if (this.producersById.delete(producer.id)) this.tree.removed(PAGE.producer, producer.id, 0)
+  }
+
+  /** Recounts live batches and pages and compares them with the counters (invariant 6). @throws Error with the difference */
   audit(): void {
-    const { segments } = this
-    segments.audit(this.queues.values())
-    let count = this.queues.size + this.producersById.size
-    let bytes = 0
+    this.segments.audit(this.queues.values())
+    this.tree.audit()
+    let count = this.queues.size * 2 + this.producersById.size
     for (const queue of this.queues.values()) {
-      count += queue.ids.pageCount
-      bytes += queue.pageBytes
+      const [from, end] = queue.ids.pageNumbers
+      count += end - from
       for (const chunk of queue.chunks) {
         count++
-        bytes += chunk.pageBytes
+        if (chunk.dirty && !queue.dirty)
+          throw new Error(`Chunk ${chunk.base} of the queue ${queue.name} is dirty, but the queue is not.`)
       }
-      for (const page of queue.ids.pagesAt()) bytes += page.bytes
     }
-    for (const producer of this.producersById.values()) bytes += producer.pageBytes
-    if (count !== segments.pages.count || bytes !== segments.pages.bytes)
-      throw new Error(
-        `There are ${count} pages with ${bytes} bytes, but the counters are ${segments.pages.count} and ${segments.pages.bytes}.`,
-      )
+    if (count !== this.tree.count)
+      throw new Error(`There are ${count} pages, but the counter is ${this.tree.count}.`)
+    for (const page of this.tree) {
+      if (!this.#owns(page))
+        throw new Error(`The tree lists a page of kind ${page.kind} at ${page.position} that no owner has.`)
+    }
+  }
+
+  #owns({ kind, id, number, position }: PageEntry): boolean {
+    if (kind === PAGE.producer) return this.producersById.get(id)?.pagePosition === position
+    const queue = this.queuesById.get(id)
+    if (queue === undefined) return false
+    if (kind === PAGE.chunk) return queue.chunkAt(number * CHUNK_MESSAGES)?.pagePosition === position
+    if (kind === PAGE.queue) return queue.pagePosition === position
+    // A definition that has changed since has no position any more.
+    if (kind === PAGE.definition) return [position, -1].includes(queue.definitionPosition)
+    const [from, end] = queue.ids.pageNumbers
+    return number >= from && number < end
   }
 
   /** Marks every message as possibly delivered before. After an unclean stop the log does not record deliveries. */

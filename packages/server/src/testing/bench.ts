@@ -164,6 +164,8 @@ export interface BenchOptions {
   readonly segmentBytes?: number
   readonly checkpointBytes?: number
   readonly queuesMax?: number
+  readonly pagesMax?: number
+  readonly producersMax?: number
   readonly replayWindowOffsets?: number
   /** Whether the bench keeps a copy of the log from before each entry, as the next process would find it. */
   readonly keepsSnapshots?: boolean

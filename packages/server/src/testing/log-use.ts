@@ -1,8 +1,8 @@
 /** Live bytes by position in the log, as a queue reports them. Tests of the queue core use this file. */
-import { PageUse, type LogUse } from '../queue/index.js'
+import { NO_PAGES, type LogUse } from '../queue/index.js'
 
 export class CountedUse implements LogUse {
-  readonly pages = new PageUse()
+  readonly pages = NO_PAGES
   /** Live bytes by position in the log. */
   readonly live = new Map<number, number>()
 
