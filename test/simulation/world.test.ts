@@ -17,8 +17,8 @@ const SEEDS = seedsFrom(1, 25, 3_000)
 const MUST_HAPPEN_IN = 60
 const MUST_HAPPEN: Readonly<Record<string, number>> = {
   // The log.
-  'segments begun': 900,
-  'segments recycled': 250,
+  'segments begun': 850,
+  'segments recycled': 220,
   directories: 800,
   'state pages': 5000,
   'recovered from a checkpoint': 100,
@@ -74,7 +74,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   keyed: 1500,
   prioritized: 2000,
   'duplicate ids': 1000,
-  'dedup full': 100,
+  'dedup full': 60,
   expired: 3000,
   'timed out': 10,
   extended: 40,

@@ -50,7 +50,7 @@ test('the header of a segment has the layout of STORAGE.md', () => {
   writeSegmentHeader(bytes, HEADER)
   // prettier-ignore
   const golden = [
-    0x53, 0x4c, 0x53, 0x47, 1, 0, 0, 0, // "SLSG", version
+    0x53, 0x4c, 0x53, 0x47, 2, 0, 0, 0, // "SLSG", version
     12, 0, 0, 0, 0, 0, 0, 0,
     4, 3, 2, 1, 0xdd, 0xcc, 0xbb, 0xaa, // salt, previous CRC
     0, 0, 0, 4, 0, 0, 0, 0,
@@ -70,7 +70,7 @@ test('the header of a segment has the layout of STORAGE.md', () => {
 test('`log.meta` identifies the log', () => {
   const meta = { salt: 0x0102_0304, segmentBytes: 1024 * 1024, createdMs: 1_700_000_000_000 }
   const bytes = encodeLogMeta(meta)
-  expect([...bytes.subarray(0, 12)]).toEqual([0x53, 0x4c, 0x4c, 0x4d, 1, 0, 0, 0, 0, 0, 16, 0])
+  expect([...bytes.subarray(0, 12)]).toEqual([0x53, 0x4c, 0x4c, 0x4d, 2, 0, 0, 0, 0, 0, 16, 0])
   expect(decodeLogMeta(bytes)).toEqual(meta)
   expect(decodeLogMeta(encodeLogMeta({ ...meta, segmentBytes: 1000 }))).toBe(undefined)
   expect([16 * 1024, 1024 * 1024, 2 ** 30].map((size) => segmentBytesFit(size))).toEqual([true, true, true])
@@ -103,17 +103,20 @@ test('a damaged or shortened header is not accepted', () => {
   expect(flips).toBe(512)
 })
 
-test('a newer format is refused with its number, not as damage', () => {
+test.each([
+  [1, 'Drain its queues'],
+  [3, 'Start a version'],
+])('format %i is refused by number and not as damage, with what to do', (version, advice) => {
   const block = new Uint8Array(SEGMENT_HEADER_BYTES)
   writeSegmentHeader(block, HEADER)
   const meta = encodeLogMeta({ salt: 1, segmentBytes: 1024 * 1024, createdMs: 2 })
   for (const bytes of [block, meta]) {
-    bytes[4] = 2
+    bytes[4] = version
     new DataView(bytes.buffer).setUint32(60, crc32(bytes.subarray(0, 60)), true)
   }
   for (const read of [() => readSegmentHeader(block), () => decodeLogMeta(meta)]) {
     expect(read).toThrow(SluiceError)
-    expect(read).toThrow('format 2')
+    expect(read).toThrow(`The log has format ${version}; this broker reads format 2. ${advice}`)
   }
 })
 

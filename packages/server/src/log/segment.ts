@@ -31,7 +31,7 @@ import type { DiskFile } from './log.js'
 
 /** Size of a segment header, in bytes: a block of the file system, so that entries share no block with the header. */
 export const SEGMENT_HEADER_BYTES = 4096
-export const LOG_VERSION = 1
+export const LOG_VERSION = 2
 export const META_NAME = 'log.meta'
 /** An unfinished file; the next start removes it. */
 export const META_DRAFT_NAME = 'log.meta.draft'
@@ -171,10 +171,12 @@ function sealedWith(bytes: Uint8Array, magic: number): boolean {
   if (readU32(bytes, HEADER_CRC_AT) !== crc32(bytes, 0, HEADER_CRC_AT)) return false
   const version = readU16(bytes, 4)
   if (version !== LOG_VERSION) {
-    throw new SluiceError(
-      'NOT_SUPPORTED',
-      `The log has format ${version}; this broker reads format ${LOG_VERSION}.`,
-    )
+    const what = `The log has format ${version}; this broker reads format ${LOG_VERSION}.`
+    const advice =
+      version < LOG_VERSION
+        ? 'Drain its queues with the version of Sluice that wrote it, and start this version with another data directory.'
+        : 'Start a version of Sluice that reads it.'
+    throw new SluiceError('NOT_SUPPORTED', `${what} ${advice}`)
   }
   return true
 }

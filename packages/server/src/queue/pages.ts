@@ -5,7 +5,7 @@
  */
 
 /** Kinds of pages. Recovery restores the pages of a lower kind before those of a higher one. */
-export const PAGE = { definition: 1, queue: 2, chunk: 3, ids: 4, producer: 5 } as const
+export const PAGE = { definition: 1, counters: 2, chunk: 3, ids: 4, producer: 5 } as const
 export type PageKind = (typeof PAGE)[keyof typeof PAGE]
 
 export interface Pages {

@@ -7,7 +7,7 @@ import { readText, textBytes, writeText, type QueueCounts } from '@sluice/protoc
 import type { QueueDefinition } from './contents.js'
 import type { Queue } from './queue.js'
 
-export interface QueuePage {
+export interface CountersPage {
   readonly next: number
   readonly redeliveredBelow: number
   /** Subscriptions that ended and returned messages in the boot that wrote the page. */
@@ -31,8 +31,8 @@ export function decodeDefinitionPage(bytes: Uint8Array, start: number, end: numb
   return JSON.parse(readText(bytes, start, end)) as QueueDefinition
 }
 
-export function encodeQueuePage(queue: Queue, retained: QueuePage['retained']): Uint8Array {
-  const page: QueuePage = {
+export function encodeCountersPage(queue: Queue, retained: CountersPage['retained']): Uint8Array {
+  const page: CountersPage = {
     next: queue.next,
     redeliveredBelow: queue.redeliveredBelow,
     ...(queue.former.ended.length === 0 ? {} : { ended: queue.former.ended }),
@@ -44,8 +44,8 @@ export function encodeQueuePage(queue: Queue, retained: QueuePage['retained']): 
   return bytesOf(JSON.stringify(page))
 }
 
-export function decodeQueuePage(bytes: Uint8Array, start: number, end: number): QueuePage {
-  return JSON.parse(readText(bytes, start, end)) as QueuePage
+export function decodeCountersPage(bytes: Uint8Array, start: number, end: number): CountersPage {
+  return JSON.parse(readText(bytes, start, end)) as CountersPage
 }
 
 function bytesOf(text: string): Uint8Array {

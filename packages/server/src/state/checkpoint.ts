@@ -14,7 +14,7 @@ import {
   PAGE,
   encodeChunkPage,
   encodeDefinitionPage,
-  encodeQueuePage,
+  encodeCountersPage,
   type Chunk,
   type PageKind,
   type Queue,
@@ -254,7 +254,7 @@ export class Checkpoints {
     }
     const queue = this.#state.queuesById.get(id)!
     if (kind === PAGE.definition) this.#writeDefinition(queue, nowMs)
-    else if (kind === PAGE.queue) {
+    else if (kind === PAGE.counters) {
       // The counters of a queue that has changed are written after its chunks.
       if (!queue.dirty) this.#writeCounters(queue, nowMs)
     } else if (kind === PAGE.ids) this.#writeIds(queue, number, nowMs)
@@ -283,7 +283,7 @@ export class Checkpoints {
 
   #writeCounters(queue: Queue, nowMs: number): void {
     const retained = this.#state.segments.retained(queue.id)
-    queue.pagePosition = this.#write(PAGE.queue, queue.id, 0, encodeQueuePage(queue, retained), nowMs)
+    queue.pagePosition = this.#write(PAGE.counters, queue.id, 0, encodeCountersPage(queue, retained), nowMs)
   }
 
   #writeProducer(producer: Producer, nowMs: number): void {

@@ -23,7 +23,7 @@ import {
   PAGE,
   decodeChunkPage,
   decodeDefinitionPage,
-  decodeQueuePage,
+  decodeCountersPage,
   readFacts,
   type Death,
   type Fact,
@@ -75,8 +75,8 @@ export class Replay {
       const queue = this.#state.addQueue(header.queueId, definition, true)
       queue.definitionPosition = position
       queue.dirty = false
-    } else if (header.count === PAGE.queue) {
-      const page = decodeQueuePage(bytes, start, end)
+    } else if (header.count === PAGE.counters) {
+      const page = decodeCountersPage(bytes, start, end)
       const queue = this.#state.queuesById.get(header.queueId)
       if (queue === undefined) return
       queue.next = page.next

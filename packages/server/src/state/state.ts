@@ -86,7 +86,7 @@ export class State {
   removeQueue(queue: Queue): void {
     queue.drop()
     this.tree.removed(PAGE.definition, queue.id, 0)
-    this.tree.removed(PAGE.queue, queue.id, 0)
+    this.tree.removed(PAGE.counters, queue.id, 0)
     this.segments.forgetQueue(queue.id)
     this.queues.delete(queue.name)
     this.names.forget(queue)
@@ -150,7 +150,7 @@ export class State {
     const queue = this.queuesById.get(id)
     if (queue === undefined) return false
     if (kind === PAGE.chunk) return queue.chunkAt(number * CHUNK_MESSAGES)?.pagePosition === position
-    if (kind === PAGE.queue) return queue.pagePosition === position
+    if (kind === PAGE.counters) return queue.pagePosition === position
     // A definition that has changed since has no position any more.
     if (kind === PAGE.definition) return [position, -1].includes(queue.definitionPosition)
     const [from, end] = queue.ids.pageNumbers
