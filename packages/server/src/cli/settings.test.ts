@@ -93,7 +93,7 @@ describe('bounds', () => {
 test.each(['0.0.0.0', '::', '10.0.0.1', 'example.com', '127.0.0.1.example.com'])(
   '%s is refused, because it is not a loopback address',
   (host) => {
-    expect(refused({ host }).message).toContain('no users')
+    expect(refused({ host }).message).toContain('no authentication')
   },
 )
 

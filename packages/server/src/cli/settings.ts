@@ -130,7 +130,7 @@ export function readSettings(
   ) as unknown as Settings
   if (!isLoopback(settings.host)) {
     throw new UsageError(
-      `The broker does not listen on ${settings.host}: it has no users yet, so every client that reaches it would have full access.`,
+      `The broker does not listen on ${settings.host}: it has no authentication yet, so every client that reaches it would have full access.`,
       'Listen on 127.0.0.1, and connect other machines through a tunnel, such as `ssh -L 7420:127.0.0.1:7420 HOST`.',
     )
   }

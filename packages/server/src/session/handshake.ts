@@ -99,7 +99,7 @@ export class Handshake {
     if (auth.mechanism !== MECHANISM.anonymous || auth.identity !== '' || auth.secret.length > 0) {
       throw new SluiceError(
         'AUTH_FAILED',
-        `The authentication mechanism ${auth.mechanism} is not offered; this broker has no users.`,
+        `The authentication mechanism ${auth.mechanism} is not offered; this broker has no user accounts.`,
       )
     }
     const { producer, acceptedNumber, frameBytesMax, heartbeatMs, inFlightBatches } = this.#hello!
