@@ -4,7 +4,9 @@ import type { Sluice } from './client.js'
 import type { Message } from './message.js'
 import { queue } from './options.js'
 import { Step } from './step.js'
-import { Peer, turns, until } from './testing/peer.js'
+import { advanceTime, Peer, turns, until } from './testing/peer.js'
+
+advanceTime()
 
 let peer: Peer
 let sluice: Sluice

@@ -1,11 +1,13 @@
 /** The leases that a client claims when it subscribes again, and their handlers. */
 import { decodeClaims, LIMITS, OP, OUTCOME, type Claim, type SluiceError } from '@sluice/protocol'
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import type { Sluice } from './client.js'
 import type { DeliveredMessage, Message } from './message.js'
 import type { LeaseLoss } from './losses.js'
 import { IDLE } from './pull.js'
-import { control, Peer, texts, turns, until } from './testing/peer.js'
+import { advanceTime, control, Peer, texts, turns, until } from './testing/peer.js'
+
+advanceTime()
 
 let peer: Peer
 let sluice: Sluice
@@ -470,7 +472,7 @@ describe('a pulled message', () => {
     const answer = peer.replies[OP.SUBSCRIBE]!
     peer.replies[OP.SUBSCRIBE] = undefined
     await reconnected()
-    await new Promise((resolve) => setTimeout(resolve, IDLE.ms * 2.5))
+    await vi.advanceTimersByTimeAsync(IDLE.ms * 2.5)
     answer(peer.link.named('SUBSCRIBE')[0]!, peer.link)
     await message.ack()
     expect(peer.link.settles).toMatchObject([{ firstTag: 50, outcome: OUTCOME.ack }])

@@ -1,9 +1,11 @@
 import { encodeControl, encodeGoodbye, FRAME_HEADER_BYTES, LIMITS, OP, SluiceError } from '@sluice/protocol'
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import type { Sluice } from './client.js'
 import { connectThrough, createClient } from './connect.js'
 import { queue } from './options.js'
-import { control, Peer, turns, until } from './testing/peer.js'
+import { advanceTime, control, Peer, soon, turns, until } from './testing/peer.js'
+
+advanceTime()
 
 let peer: Peer
 let sluice: Sluice | undefined
@@ -79,7 +81,7 @@ describe('connecting', () => {
       const reconnecting = new Promise((resolve) =>
         early.on('reconnecting', ({ error }) => resolve(error.code)),
       )
-      expect(await reconnecting).toBe('UNREACHABLE')
+      expect(await soon(reconnecting)).toBe('UNREACHABLE')
       await expect(early.ready({ timeout: 1 })).rejects.toMatchObject({ code: 'UNREACHABLE' })
       await early.close()
     }
@@ -145,15 +147,15 @@ describe('a client without a connection', () => {
     expect(sluice.connected).toBe(false)
     const publish = sluice.publish('q', 'x')
     const worker = sluice.consume('q', () => {})
-    await sluice.ready()
+    await soon(sluice.ready())
     expect(sluice.connected).toBe(true)
     expect(peer.link.hello?.name).toBe('early')
     expect((await publish).offset).toBe(0)
     await peer.subscribed()
     expect(events).toEqual(['UNREACHABLE', 'UNREACHABLE', 'UNREACHABLE', false])
-    await sluice.ready()
+    await soon(sluice.ready())
     peer.link.cut()
-    await sluice.ready()
+    await soon(sluice.ready())
     expect(events.slice(4)).toEqual(['CONNECTION_LOST', true])
     await worker.close()
   })
@@ -161,14 +163,14 @@ describe('a client without a connection', () => {
   it('can be awaited with a timeout and a signal, and continues after that', async () => {
     peer.refusals = 1000
     sluice = peer.create()
-    await expect(sluice.ready({ timeout: 20 })).rejects.toMatchObject({ code: 'UNREACHABLE' })
+    await expect(soon(sluice.ready({ timeout: 20 }))).rejects.toMatchObject({ code: 'UNREACHABLE' })
     const controller = new AbortController()
     const ready = sluice.ready({ signal: controller.signal })
     controller.abort()
     await expect(ready).rejects.toMatchObject({ code: 'ABORTED' })
     await expect(sluice.ready({ wait: 1 } as never)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
     peer.refusals = 0
-    await sluice.ready()
+    await soon(sluice.ready())
     const waiting = sluice.ready()
     await waiting
     await sluice.close()
@@ -223,7 +225,7 @@ describe('a publish that does not wait for a connection', () => {
       })
       peer.confirmAll()
       peer.refusals = 0
-      await sluice.ready()
+      await soon(sluice.ready())
       expect((await waits).offset).toBe(0)
       expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([['waits']])
     })
@@ -243,7 +245,7 @@ describe('a publish that does not wait for a connection', () => {
         peer.confirmAll()
         if (end === 'goodbye') peer.link.cut()
         // A publish that was sent is sent again, as always.
-        await Promise.all([sent, waits])
+        await soon(Promise.all([sent, waits]))
         expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([['sent'], ['waits']])
         await sluice.close()
       }
@@ -567,7 +569,7 @@ describe('events and closing', () => {
     await until(() => closed !== undefined)
     await closed
     // The first pause takes at most 50 ms.
-    await new Promise((resolve) => setTimeout(resolve, 100))
+    await vi.advanceTimersByTimeAsync(100)
     expect([heard, sluice.connected, peer.links.length]).toEqual([[], false, 1])
   })
 

@@ -65,6 +65,7 @@ import {
   type SettleItem,
   type TagRange,
 } from '@sluice/protocol'
+import { afterEach, beforeEach, vi } from 'vitest'
 import { checkInvariants, type Sluice } from '../client.js'
 import { clientThrough, connectThrough } from '../connect.js'
 import type { ClientOptions, ConnectOptions } from '../options.js'
@@ -395,7 +396,7 @@ export class Peer {
   }
 
   async connect(options: ConnectOptions = {}): Promise<Sluice> {
-    const sluice = await connectThrough(this.dial, 'sluice://scripted:1', options)
+    const sluice = await soon(connectThrough(this.dial, 'sluice://scripted:1', options))
     this.#clients.push(sluice)
     return sluice
   }
@@ -419,7 +420,7 @@ export class Peer {
 
   /** Resolves when the client dials again. */
   dialled(): Promise<void> {
-    return new Promise((resolve) => this.#waiters.push(resolve))
+    return soon(new Promise((resolve) => this.#waiters.push(resolve)))
   }
 
   /** Confirms each batch at the next offset. */
@@ -480,13 +481,44 @@ export function control(frame: Frame): { readonly [name: string]: unknown } {
   return decodeControl(frame.payload, 0, frame.payload.length)
 }
 
+/**
+ * Lets the timers of a test file follow a clock that `until` and `soon` advance, so that a test does not wait for the
+ * pauses of the client. Between these calls the clock follows the real time.
+ */
+export function advanceTime(): void {
+  beforeEach(() => {
+    vi.useFakeTimers({
+      toFake: ['setTimeout', 'clearTimeout', 'setInterval', 'clearInterval', 'performance'],
+      shouldAdvanceTime: true,
+    })
+    // The clock of a process is never 0.
+    vi.advanceTimersByTime(1)
+  })
+  afterEach(() => {
+    vi.useRealTimers()
+  })
+}
+
 /** Waits until `holds` returns true, for a few seconds at most. */
 export async function until(holds: () => boolean, what = 'the condition'): Promise<void> {
   const giveUpMs = performance.now() + 5_000
   while (!holds()) {
     if (performance.now() > giveUpMs) throw new Error(`waited in vain for ${what}`)
-    await new Promise((resolve) => setTimeout(resolve, 1))
+    await turns()
+    if (holds()) return
+    if (vi.isFakeTimers()) vi.advanceTimersByTime(1)
+    else await new Promise((resolve) => setTimeout(resolve, 1))
   }
+}
+
+/** Waits for the promise like `until`. */
+export async function soon<T>(promise: Promise<T>): Promise<T> {
+  let isSettled = false
+  const settled = () => {
+    isSettled = true
+  }
+  promise.then(settled, settled)
+  return await Promise.race([promise, until(() => isSettled, 'a promise').then(() => promise)])
 }
 
 /** Waits for `count` turns of the event loop, so that everything that is due has happened. */
