@@ -20,7 +20,9 @@ const INTEGRATION = [
 ]
 const SIMULATION = [
   'packages/server/src/log/{crash,damage}.test.ts',
+  'packages/server/src/queue/model.test.ts',
   'packages/server/src/state/{space,traits}.test.ts',
+  'test/conformance/fuzz.test.ts',
   'test/{simulation,reference}/**/*.test.ts',
 ]
 const FAULT = ['packages/server/src/log/lock.test.ts', 'test/fault/**/*.test.ts']

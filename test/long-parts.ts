@@ -60,7 +60,7 @@ export const PARTS: readonly Part[] = [
   ...seeds('log', 'packages/server/src/log/crash.test.ts', 'a power cut at any step', 1, 1_000, 200),
   ...seeds('log-creation', 'packages/server/src/log/crash.test.ts', 'the creation of a log', 1, 200, 200),
   once('log-flips', 'packages/server/src/log/damage.test.ts', 'a flipped bit'),
-  once('queue-model', `${QUEUE}/queue.test.ts`, 'queue against a plain model'),
+  once('queue-model', `${QUEUE}/model.test.ts`),
   ...['ids', 'bits', 'columns', 'schedule', 'arrivals', 'time-queue', 'batches'].map((name) =>
     once(`queue-${name}`, `${QUEUE}/${name}.test.ts`),
   ),

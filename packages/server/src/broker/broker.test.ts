@@ -7,6 +7,8 @@ import {
   SluiceError,
   peekRequest,
   queueName,
+  readText,
+  readU32,
   sealBatch,
   writeRecordHead,
 } from '@sluice/protocol'
@@ -79,8 +81,8 @@ class Rig {
       deliver: (_subscription, { run, firstTag, count, bytes, start }) => {
         let at = start
         for (let i = 0; i < count; i++) {
-          const size = Buffer.from(bytes).readUInt32LE(at)
-          const text = Buffer.from(bytes.subarray(at + 8, at + size)).toString()
+          const size = readU32(bytes, at)
+          const text = readText(bytes, at + 8, at + size)
           this.got.push({ offset: run.offset + i, tag: firstTag + i, text })
           at += size
         }
