@@ -82,18 +82,19 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
   }
 
   protected announceNext(subscription: Subscription): void {
+    const { announcements } = subscription
     const nowMs = performance.now()
     while (subscription.buffered > 0) this.#lines.add(subscription.hold(), nowMs)
     while (this.running < this.settings.concurrency && this.#isDue(nowMs)) {
-      if (!subscription.mayBegin(this.#lines.at(0)!)) break
+      if (!announcements.mayBegin(this.#lines.at(0)!)) break
       const messages = this.#lines.take(this.#together())
-      subscription.begin(messages)
+      announcements.begin(messages)
       const group = new Group(messages)
       this.#chosen.push(group)
       this.#running.add(group)
       this.running++
     }
-    subscription.nameBegun()
+    announcements.nameBegun()
   }
 
   /** Number of ready messages that form the next group. */
@@ -161,7 +162,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
   // A blocked subscription calls `mayStart` when it may continue.
   #more(): void {
     const { subscription } = this
-    if (subscription === undefined || this.isClosing || subscription.blocked) return
+    if (subscription === undefined || this.isClosing || subscription.announcements.blocked) return
     if (this.running < this.settings.concurrency && this.#isDue(performance.now())) this.requestStart()
   }
 

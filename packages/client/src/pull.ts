@@ -268,7 +268,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     this.#listed = false
     const pull = this.#current
     if (pull !== undefined && !pull.abandoned && !this.#draining)
-      this.#subscription?.announce(pull.max, pull.max, true)
+      this.#subscription?.announcements.announce(pull.max, pull.max, true)
   }
 
   startHandlers(): void {

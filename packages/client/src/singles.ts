@@ -54,10 +54,10 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
   }
 
   protected announceNext(subscription: Subscription): void {
-    if (subscription.nameStarted()) this.#shorten()
+    if (subscription.announcements.nameStarted()) this.#shorten()
     const idle = this.running === 0
     const free = this.settings.concurrency - this.running
-    subscription.announce(idle ? Math.max(this.#burst, free) : free, free)
+    subscription.announcements.announce(idle ? Math.max(this.#burst, free) : free, free)
     if (idle) this.#burstBeganMs = performance.now()
   }
 
@@ -69,7 +69,7 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
     if (this.running === 0) this.#rested(subscription)
     else if (subscription.announced === 0 && this.running < this.settings.concurrency)
       this.#more(subscription)
-    if (subscription.isStarting) this.requestStart()
+    if (subscription.announcements.isStarting) this.requestStart()
   }
 
   #start(message: DeliveredMessage): void {
@@ -147,7 +147,7 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
 
   // A blocked subscription calls `mayStart` when it may continue. Checking in each turn would keep the event loop busy.
   #more(subscription: Subscription): void {
-    if (subscription.buffered > 0 && !subscription.blocked) this.requestStart()
+    if (subscription.buffered > 0 && !subscription.announcements.blocked) this.requestStart()
   }
 
   protected forgetMessages(): void {

@@ -131,12 +131,12 @@ export class MessageStream
     this.#listed = false
     const subscription = this.#subscription
     if (subscription === undefined || this.#ending !== undefined) return
-    if (subscription.nameStarted()) {
+    if (subscription.announcements.nameStarted()) {
       this.#burst = Math.max(this.#burst >> 1, 1)
       this.#burstBeganMs = 0
     }
     if (this.#nexts.length === 0) return
-    subscription.announce(Math.max(this.#burst, this.#nexts.length), this.#nexts.length)
+    subscription.announcements.announce(Math.max(this.#burst, this.#nexts.length), this.#nexts.length)
     this.#burstBeganMs = performance.now()
   }
 
@@ -145,8 +145,9 @@ export class MessageStream
     if (subscription === undefined || this.#ending !== undefined) return
     while (this.#nexts.length > 0 && subscription.announced > 0)
       this.#nexts.shift()!({ value: subscription.take(), done: false })
-    if (this.#nexts.length > 0 && subscription.buffered > 0 && !subscription.blocked) this.#list()
-    if (subscription.isStarting) this.#list()
+    if (this.#nexts.length > 0 && subscription.buffered > 0 && !subscription.announcements.blocked)
+      this.#list()
+    if (subscription.announcements.isStarting) this.#list()
   }
 
   lost(claims: Claims | undefined): void {

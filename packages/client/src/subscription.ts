@@ -13,7 +13,6 @@ import {
   encodeControl,
   encodeCredit,
   encodeExtend,
-  encodeRanges,
   encodeSubscriptionId,
   OP,
   recordSize,
@@ -23,8 +22,9 @@ import {
   type Outcome,
   type TagRange,
 } from '@sluice/protocol'
+import { Announcements, type Announced } from './announcements.js'
 import { Aside } from './aside.js'
-import { addRange, RunBuffer, STARTED_RANGES_MAX } from './buffer.js'
+import { RunBuffer } from './buffer.js'
 import { Claims } from './claims.js'
 import type { ChannelSink, Connection, Reply } from './connection.js'
 import { CreditBounds, type Credit } from './credit.js'
@@ -62,23 +62,18 @@ export interface Terms extends Credit {
   readonly claims?: Claims | undefined
 }
 
-export class Subscription implements ChannelSink, LeaseKeeper {
+export class Subscription implements ChannelSink, LeaseKeeper, Announced {
   readonly queue: string
   /** The processing timeout in SUBSCRIBE. */
   readonly processingTimeoutMs: number | undefined
   live = true
   /** Whether SUBSCRIBE is answered. */
   open = false
-  /** Tags that the last STARTING named and that STARTED has not confirmed yet. */
-  #starting: readonly TagRange[] = NO_RANGES
-  /** Whether the next message waits for its isolation. `mayStart` is called when the message may start. */
-  blocked = false
-  /** Number of messages that are taken and not yet named as started. */
-  held = 0
   /** Number of messages that are delivered and not settled. */
   unsettled = 0
   /** Number of all messages delivered. */
   deliveries = 0
+  readonly announcements: Announcements
   readonly #session: Session
   readonly #connection: Connection
   #owner: SubscriptionOwner
@@ -95,10 +90,6 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   readonly #aside: Aside
   readonly #credit: CreditBounds
   readonly #settles: Settles
-  /** Bytes of the held messages. */
-  #heldBytes = 0
-  /** Tags of messages that have started and are not yet named as started. */
-  #begun: { firstTag: number; count: number }[] = []
   readonly #emptied = new Waiters()
   readonly #drained = new Waiters()
   readonly #watchers = new Watchers()
@@ -129,6 +120,15 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#channel = connection.openChannel(this)
     this.#credit = new CreditBounds(terms)
     this.#settles = new Settles(session, connection, this.#channel, this.#credit)
+    this.announcements = new Announcements(
+      session,
+      connection,
+      this.#channel,
+      this,
+      this.#buffer,
+      this.#settles,
+      this.#wake,
+    )
     if (owner.handling === undefined) this.#taken = []
     const { messages, bytes, limit, processingTimeoutMs, claims } = terms
     this.processingTimeoutMs = processingTimeoutMs
@@ -151,6 +151,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
         this.#claims = undefined
         this.#id = subscriptionId
         this.#settles.open(subscriptionId)
+        this.announcements.open(subscriptionId)
         this.#queueNumber = queueNumber
         this.open = true
         if (!this.live) {
@@ -178,6 +179,11 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     return this.#buffer.announced
   }
 
+  /** Number of messages that are taken, not held, and not settled. */
+  get beingHandled(): number {
+    return this.unsettled - this.#buffer.count - this.announcements.held - this.#aside.count
+  }
+
   #deadline(): number {
     const { deadlines, timeoutMs } = this.#session
     return deadlines.after(timeoutMs)
@@ -201,7 +207,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     const { count } = run
     const runBytes = recordsBytes(run)
     // Memory is bounded by the credit, even if the broker miscounts.
-    const waitingBytes = this.#buffer.bytes + this.#heldBytes + runBytes
+    const waitingBytes = this.#buffer.bytes + this.announcements.heldBytes + runBytes
     const excess = this.#credit.excess(this.unsettled + count, waitingBytes, this.deliveries + count)
     if (excess !== undefined) throw malformedDelivery(excess)
     if (this.#session.orphans.has(this.queue)) this.#keepOthers(run)
@@ -317,13 +323,13 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     for (const tag of dropped) offsets.delete(tag)
     this.unsettled -= dropped.length
     const held = this.#owner.leasesLost?.(lost) ?? []
-    this.#forgetHeld(held)
+    this.announcements.forgetHeld(held)
     this.unsettled -= held.length
     for (const { tag } of held) {
       lost.delete(tag)
       offsets.delete(tag)
     }
-    const taken = this.unsettled - this.buffered - this.held - this.#aside.count
+    const taken = this.beingHandled
     if (lost.size > taken)
       throw malformedDelivery(
         `LEASES_LOST names ${lost.size} messages that are being handled, but only ${taken} are.`,
@@ -341,7 +347,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#notifyEmptied()
     // The message that waited for its isolation may be among the lost messages.
     this.#session.isolation.withdraw(this.#wake)
-    if (this.live && this.buffered + this.held > 0) this.#owner.mayStart()
+    if (this.live && this.buffered + this.announcements.held > 0) this.#owner.mayStart()
   }
 
   isLeased(tag: number): boolean {
@@ -429,52 +435,6 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     return this.#drained.wait()
   }
 
-  /**
-   * Announces up to `count` further messages before they are handled. If at most `certain` messages are announced, all
-   * of them start in this turn, and STARTED names them. Otherwise STARTING names them, and in the next turn the owner
-   * must call `nameStarted`, which names the messages that did start. A message that must be alone is announced by
-   * itself, when no other message is being handled; until then the subscription is `blocked`, and `mayStart` is called
-   * when the message may be allowed to start. With `regardless`, the message is announced even while other messages are
-   * being handled.
-   */
-  announce(count: number, certain: number, regardless = false): void {
-    this.blocked = false
-    if (!this.live) return
-    const ranges = this.#buffer.announce(count, regardless)
-    this.blocked = this.#buffer.isBlocked
-    if (ranges.length === 0) return
-    const isCertain = this.announced <= certain
-    if (!isCertain) this.#starting = ranges
-    this.#send(isCertain ? OP.STARTED : OP.STARTING, encodeRanges(this.#id, ranges))
-  }
-
-  /** Whether `nameStarted` must be called in the next turn. */
-  get isStarting(): boolean {
-    return this.#starting !== NO_RANGES
-  }
-
-  /**
-   * Sends STARTED for the messages that were announced as starting, were taken, and are not settled, and withdraws the
-   * announcement of all others. So the broker runs the processing timeout only for messages that are being handled.
-   * Sends nothing if all started messages are settled. Returns whether some announced messages were not taken, because
-   * the burst was too long.
-   */
-  nameStarted(): boolean {
-    const starting = this.#starting
-    if (starting === NO_RANGES) return false
-    this.#starting = NO_RANGES
-    const { announced } = this
-    if (!this.live || (announced === 0 && this.unsettled === this.buffered + this.held + this.#aside.count))
-      return false
-    // STARTED names unsettled messages only, so the settles are sent first.
-    this.#settles.flushSettles()
-    const { firstTag } = this.#buffer
-    const taken = announced === 0 || firstTag === undefined ? starting : upTo(starting, firstTag)
-    this.#send(OP.STARTED, encodeRanges(this.#id, taken))
-    this.#buffer.unannounce()
-    return announced > 0
-  }
-
   readonly #wake = (): void => {
     if (this.live) this.#owner.mayStart()
   }
@@ -483,44 +443,15 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   hold(): DeliveredMessage {
     const message = this.#buffer.takeUnannounced()
     if (this.#taken !== undefined) this.#track(message)
-    this.held++
-    this.#heldBytes += message.recordBytes
+    this.announcements.hold(message)
     return message
-  }
-
-  #forgetHeld(held: readonly DeliveredMessage[]): void {
-    this.held -= held.length
-    for (const { recordBytes } of held) this.#heldBytes -= recordBytes
-  }
-
-  /** Whether a held message may start now. If not, `mayStart` is called when the message may be allowed to start. */
-  mayBegin({ alone }: DeliveredMessage): boolean {
-    this.blocked = !this.#session.isolation.admits(alone, this.#wake)
-    return !this.blocked
-  }
-
-  /** Starts held messages. `mayBegin` must have returned true for them, and `nameBegun` must be called afterwards. */
-  begin(messages: readonly DeliveredMessage[]): void {
-    this.#forgetHeld(messages)
-    for (const { tag, alone } of messages) {
-      this.#session.isolation.enter(1, alone)
-      addRange(this.#begun, tag, 1)
-    }
-  }
-
-  /** Sends STARTED for the messages that have started since the last call. */
-  nameBegun(): void {
-    const ranges = this.#begun
-    this.#begun = []
-    for (let at = 0; at < ranges.length && this.live; at += STARTED_RANGES_MAX)
-      this.#send(OP.STARTED, encodeRanges(this.#id, ranges.slice(at, at + STARTED_RANGES_MAX)))
   }
 
   /** Releases held messages. */
   releaseHeld(messages: readonly DeliveredMessage[]): void {
     if (!this.live) return
     for (const { tag } of messages) this.#settles.release(tag, 1)
-    this.#forgetHeld(messages)
+    this.announcements.forgetHeld(messages)
     this.unsettled -= messages.length
   }
 
@@ -535,7 +466,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   releaseBuffered(): void {
     this.#session.isolation.withdraw(this.#wake)
     if (!this.live) return
-    this.nameStarted()
+    this.announcements.nameStarted()
     for (const { firstTag, count } of this.#buffer.ranges()) this.#settles.release(firstTag, count)
     this.#aside.releaseAll()
     this.unsettled -= this.#buffer.count
@@ -635,24 +566,26 @@ export class Subscription implements ChannelSink, LeaseKeeper {
 
   /** Checks the invariants, which hold between two turns and at the end of a turn. @throws Error naming what differs */
   invariants(): void {
-    const { unsettled, held } = this
+    const { unsettled, beingHandled } = this
+    const { held } = this.announcements
     const buffer = this.#buffer
     buffer.invariants()
     this.#settles.invariants()
+    this.announcements.invariants()
     if (this.#lost?.size === 0 || this.#pledged?.size === 0) this.#differs('an empty set of tags is kept')
     if (!this.live) {
       const kept = buffer.count + this.#aside.count + held
       if (kept > 0) this.#differs(`it has ended but still has ${kept} messages`)
       return
     }
-    if (held < 0 || this.#heldBytes < 0 || (held === 0 && this.#heldBytes > 0))
-      this.#differs(`${held} held messages take ${this.#heldBytes} bytes`)
-    const handled = unsettled - buffer.count - this.#aside.count - held
-    if (handled < 0)
-      this.#differs(`${unsettled} are unsettled, ${-handled} fewer than the messages that were not taken`)
+    if (beingHandled < 0)
+      this.#differs(
+        `${unsettled} are unsettled, ${-beingHandled} fewer than the messages that were not taken`,
+      )
     // The list of this subscription may contain a lost message whose tag was used again.
     const leased = this.#taken === undefined ? this.#handled.length : 0
-    if (leased > handled) this.#differs(`${leased} messages are leased, but only ${handled} count as handled`)
+    if (leased > beingHandled)
+      this.#differs(`${leased} messages are leased, but only ${beingHandled} count as handled`)
     if (this.#drained.any && !this.open) this.#differs('it drains before it is open')
     if (this.#emptied.any && this.isEmpty) this.#differs('it is empty, but a waiter was not notified')
   }
@@ -664,11 +597,11 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   #die(reason: SluiceError): void {
     this.live = false
     this.#session.isolation.withdraw(this.#wake)
-    const handled = this.unsettled - this.#buffer.count - this.held - this.#aside.count
-    this.held = 0
+    const { beingHandled } = this
+    this.announcements.end()
     this.#aside.clear()
     this.#buffer.clear()
-    if (handled > 0) this.#session.isolation.leave(handled)
+    if (beingHandled > 0) this.#session.isolation.leave(beingHandled)
     this.#settles.end(reason)
     this.#drained.notify()
     this.#emptied.notify()
@@ -681,20 +614,3 @@ export class Subscription implements ChannelSink, LeaseKeeper {
  * The list of taken messages is cleaned when it is this much longer than twice the number of unsettled ones in it.
  */
 const TRACKED_SLACK = 64
-
-const NO_RANGES: readonly TagRange[] = []
-
-/** Returns the part of `ranges` before `tag`, in the order of the ranges. */
-function upTo(ranges: readonly TagRange[], tag: number): TagRange[] {
-  const before: TagRange[] = []
-  for (const range of ranges) {
-    const count = (tag - range.firstTag) >>> 0
-    if (count >= range.count) {
-      before.push(range)
-      continue
-    }
-    if (count > 0) before.push({ firstTag: range.firstTag, count })
-    break
-  }
-  return before
-}
