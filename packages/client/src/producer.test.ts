@@ -565,7 +565,7 @@ describe('order', () => {
         refused += order.refused
         sent += order.sent
       }),
-      { numRuns: 150 },
+      { numRuns: 180 },
     )
     expect(refused).toBeGreaterThan(200)
     expect(sent).toBeGreaterThan(1000)
