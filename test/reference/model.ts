@@ -282,7 +282,7 @@ export class Model {
   #leave(queue: ModelQueue, message: ModelMessage, atMs = this.nowMs): void {
     if (message.state === 'leased') {
       this.#endLease(message)
-      queue.line.finish(message, atMs)
+      queue.line.settled(message, atMs)
     } else if (message.state !== 'dead') queue.line.leave(message, atMs)
     message.state = 'dead'
   }

@@ -99,7 +99,7 @@ test('messages of a key are delivered in order, one at a time or as many as the 
   const [first] = [bench.add({ key: 'a' }), bench.add({ key: 'a' }), bench.add({ key: 'b' })]
   expect(bench.takeAll()).toEqual([0, 2])
   bench.pass(10)
-  bench.line.finish(first, bench.nowMs)
+  bench.line.settled(first, bench.nowMs)
   expect(bench.line.eligibleSince(bench.messages[1]!)).toBe(1_010)
   expect(bench.takeAll()).toEqual([1])
   const two = new Bench({ keyConcurrency: 2 })
@@ -259,7 +259,7 @@ test('random histories agree with a search among all messages', () => {
         leases.delete(message)
         if (chance.hit(0.5)) bench.fail(message, chance.pick([0, 25]))
         else {
-          bench.line.finish(message, bench.nowMs)
+          bench.line.settled(message, bench.nowMs)
           bench.remove(message)
         }
         followAll(message, message.lineMs)

@@ -114,7 +114,7 @@ export class Line<M extends LineMessage> {
   }
 
   /** Called when a leased message is gone or dead. */
-  finish(message: M, nowMs: number): void {
+  settled(message: M, nowMs: number): void {
     const key = this.#keyOf(message)
     if (key === undefined) return
     key.leased--

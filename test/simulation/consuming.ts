@@ -401,7 +401,7 @@ export class Consuming {
         return
       case 4: {
         const death = item.invalid === true ? INVALID : REJECTED
-        queue.line.finish(message, nowMs)
+        queue.line.settled(message, nowMs)
         this.#outcomes.die(queue, message, message.attempts + (isCharged ? 0 : 1), death, nowMs)
       }
     }

@@ -66,7 +66,7 @@ export class Outcomes {
   }
 
   ack(queue: ModelQueue, message: ModelMessage, nowMs: number): void {
-    queue.line.finish(message, nowMs)
+    queue.line.settled(message, nowMs)
     queue.acked++
     this.#counts.acked++
     this.remove(queue, message)
@@ -88,7 +88,7 @@ export class Outcomes {
         `offset ${message.offset} of ${queue.name} is released at ${nowMs} and expires at ${message.expiresMs}; the broker removed it: ${wasTold}`,
       )
     if (!wasTold) return false
-    queue.line.finish(message, nowMs)
+    queue.line.settled(message, nowMs)
     this.expire(queue, message)
     return true
   }
@@ -104,7 +104,7 @@ export class Outcomes {
     const becomes = afterFailure(message, attempts, queue.options, nowMs)
     // Invariant 10: after the last attempt the message is dead.
     if (becomes === 'dead') {
-      queue.line.finish(message, nowMs)
+      queue.line.settled(message, nowMs)
       this.die(queue, message, attempts, MAX_DELIVERIES, nowMs)
       return
     }

@@ -10,6 +10,7 @@
 import { SluiceError, recordSize } from '@sluice/protocol'
 import { WAYPOINT_RECORDS, holdsBatch, recordAt, type Block, type Blocks } from '../log/blocks.js'
 import {
+  FROM_PLAIN_LINE,
   checkBatchAt,
   emptyRun,
   indexInBatch,
@@ -162,7 +163,7 @@ export class Dispatcher {
    * @throws SluiceError CORRUPT; errors of the log's `readRange`
    */
   async #load(queue: Queue, position: number): Promise<void> {
-    if (this.#run.sinceMs === -1) return this.#blocks.load(position, true)
+    if (this.#run.sinceMs === FROM_PLAIN_LINE) return this.#blocks.load(position, true)
     const others = new Set<number>()
     let upcoming = 0
     let near = 0
@@ -241,7 +242,7 @@ export class Dispatcher {
     if (run.alone) subscription.holdsSuspect = true
     // A message of the plain line requires only that its batch is on disk: no fact put it there (a release has none). A
     // due or keyed message is in its place because of facts, which may not be durable yet.
-    run.ungated = run.sinceMs === -1 && run.batchPosition < this.#blocks.durablePosition
+    run.ungated = run.sinceMs === FROM_PLAIN_LINE && run.batchPosition < this.#blocks.durablePosition
     // While leases of the queue can be claimed after a restart, a redelivery requires one more fact on disk: the one by
     // which the previous consumer can no longer claim this message.
     if (run.redelivered && queue.former.isWatched) run.ungated = false

@@ -48,9 +48,9 @@ const steps = fc.array(
 test('batches that wait in the ring have the same effect as batches applied at once', () => {
   let waited = 0
   fc.assert(
-    fc.property(steps, fc.integer({ min: 1, max: 9 }), (all, places) => {
+    fc.property(steps, fc.integer({ min: 1, max: 9 }), (all, slots) => {
       const use = new CountedUse()
-      const late = queuesOn(new Arrivals(places), use)
+      const late = queuesOn(new Arrivals(slots), use)
       const prompt = queuesOn(new Arrivals(1), new CountedUse())
       let position = 0
       for (const step of all) {
@@ -75,9 +75,9 @@ test('batches that wait in the ring have the same effect as batches applied at o
         expect(queue.bytes).toBeCloseTo(recordBytes)
         expect(pagesOf(queue)).toEqual(pagesOf(prompt[index]!))
         queue.audit()
-        queue.chunks.eachLiveBatch((place, bytes) => void live.set(place, bytes))
+        queue.chunks.eachLiveBatch((position, bytes) => void live.set(position, bytes))
       })
-      for (const [place, bytes] of use.live) expect(bytes).toBe(live.get(place) ?? 0)
+      for (const [position, bytes] of use.live) expect(bytes).toBe(live.get(position) ?? 0)
     }),
     { numRuns: runs(100, 3_000) },
   )

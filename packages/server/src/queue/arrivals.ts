@@ -4,13 +4,13 @@
  * A client that publishes to 10,000 queues in turn misses the CPU cache on each. Accepting a batch touches only one part of
  * its queue, and the end of this ring. The other dozen cache lines of the queue are touched once for several batches.
  *
- * Invariant: the arrivals of a queue are a chain from the newest, whose place the queue keeps, to the oldest. The queue
+ * Invariant: the arrivals of a queue are a chain from the newest, whose slot the queue keeps, to the oldest. The queue
  * applies the whole chain before its chunks or its line are read, and before the ring overwrites the oldest.
  */
 
 /** A queue with arrivals. */
 export interface Arriving {
-  /** Place of the newest arrival; `NO_ARRIVAL` if the queue has no arrival. */
+  /** Slot of the newest arrival; `NO_ARRIVAL` if the queue has no arrival. */
   lastArrival: number
   /** Moves all arrivals of the queue out of the ring. */
   applyArrivals(): void
@@ -18,9 +18,9 @@ export interface Arriving {
 
 export const NO_ARRIVAL = -1
 
-/** Number of places in the ring: enough for six arrivals of each of 10,000 queues. The ring then takes 2.5 MiB. */
-const PLACES_DEFAULT = 1 << 16
-const PLACES_FIRST = 64
+/** Number of slots in the ring: enough for six arrivals of each of 10,000 queues. The ring then takes 2.5 MiB. */
+const SLOTS_DEFAULT = 1 << 16
+const SLOTS_FIRST = 64
 
 /** Numbers per arrival: its position in the log, its time, its record bytes, and one number for both count and link. */
 const WIDTH = 4
@@ -31,68 +31,68 @@ const LINK = 3
 const COUNT_UNIT = 2 ** 32
 
 export class Arrivals {
-  readonly #placesMax: number
-  /** The ring, which grows up to `#placesMax` places. */
-  #numbers = new Float64Array(PLACES_FIRST * WIDTH)
+  readonly #slotsMax: number
+  /** The ring, which grows up to `#slotsMax` slots. */
+  #numbers = new Float64Array(SLOTS_FIRST * WIDTH)
   readonly #owners: (Arriving | undefined)[] = []
   #next = 0
 
-  constructor(placesMax: number = PLACES_DEFAULT) {
-    this.#placesMax = placesMax
+  constructor(slotsMax: number = SLOTS_DEFAULT) {
+    this.#slotsMax = slotsMax
   }
 
   /** Adds a batch of `owner`. */
   add(owner: Arriving, count: number, position: number, timeMs: number, bytes: number): void {
-    if (this.#next === this.#placesMax) this.#next = 0
-    const place = this.#next++
-    if (place === this.#owners.length) this.#grow()
-    else this.#owners[place]?.applyArrivals()
-    const at = place * WIDTH
+    if (this.#next === this.#slotsMax) this.#next = 0
+    const slot = this.#next++
+    if (slot === this.#owners.length) this.#grow()
+    else this.#owners[slot]?.applyArrivals()
+    const at = slot * WIDTH
     const numbers = this.#numbers
     numbers[at + POSITION] = position
     numbers[at + TIME] = timeMs
     numbers[at + BYTES] = bytes
     numbers[at + LINK] = count * COUNT_UNIT + (owner.lastArrival + 1)
-    this.#owners[place] = owner
-    owner.lastArrival = place
+    this.#owners[slot] = owner
+    owner.lastArrival = slot
   }
 
-  /** Reverses the chain that starts at `last`, the newest arrival. Returns the place of the oldest. */
+  /** Reverses the chain that starts at `last`, the newest arrival. Returns the slot of the oldest. */
   reverse(last: number): number {
     let after = NO_ARRIVAL
-    for (let place = last; place !== NO_ARRIVAL;) {
-      const before = this.#link(place)
-      this.#numbers[place * WIDTH + LINK] = this.count(place) * COUNT_UNIT + (after + 1)
-      after = place
-      place = before
+    for (let slot = last; slot !== NO_ARRIVAL;) {
+      const before = this.#link(slot)
+      this.#numbers[slot * WIDTH + LINK] = this.count(slot) * COUNT_UNIT + (after + 1)
+      after = slot
+      slot = before
     }
     return after
   }
 
-  count(place: number): number {
-    return Math.floor(this.#numbers[place * WIDTH + LINK]! / COUNT_UNIT)
+  count(slot: number): number {
+    return Math.floor(this.#numbers[slot * WIDTH + LINK]! / COUNT_UNIT)
   }
 
-  position(place: number): number {
-    return this.#numbers[place * WIDTH + POSITION]!
+  position(slot: number): number {
+    return this.#numbers[slot * WIDTH + POSITION]!
   }
 
-  timeMs(place: number): number {
-    return this.#numbers[place * WIDTH + TIME]!
+  timeMs(slot: number): number {
+    return this.#numbers[slot * WIDTH + TIME]!
   }
 
   /** Record bytes of the arrival. */
-  bytes(place: number): number {
-    return this.#numbers[place * WIDTH + BYTES]!
+  bytes(slot: number): number {
+    return this.#numbers[slot * WIDTH + BYTES]!
   }
 
-  /** Frees the place. Returns the next place in the reversed chain, or `NO_ARRIVAL` after the last. */
-  free(place: number): number {
-    this.#owners[place] = undefined
-    return this.#link(place)
+  /** Frees the slot. Returns the next slot in the reversed chain, or `NO_ARRIVAL` after the last. */
+  free(slot: number): number {
+    this.#owners[slot] = undefined
+    return this.#link(slot)
   }
 
-  // Grows the ring by one place. The ring does not wrap around before it has its full size.
+  // Grows the ring by one slot. The ring does not wrap around before it has its full size.
   #grow(): void {
     this.#owners.push(undefined)
     if (this.#owners.length * WIDTH <= this.#numbers.length) return
@@ -101,7 +101,7 @@ export class Arrivals {
     this.#numbers.set(numbers)
   }
 
-  #link(place: number): number {
-    return (this.#numbers[place * WIDTH + LINK]! % COUNT_UNIT) - 1
+  #link(slot: number): number {
+    return (this.#numbers[slot * WIDTH + LINK]! % COUNT_UNIT) - 1
   }
 }

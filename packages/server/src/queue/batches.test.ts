@@ -6,7 +6,7 @@ import { expectSame } from '../../../../test/same.js'
 
 interface Batch {
   first: number
-  place: number
+  position: number
   timeMs: number
   bytes: number
 }
@@ -14,7 +14,7 @@ interface Batch {
 function contentsOf(table: BatchTable): Batch[] {
   return Array.from({ length: table.count }, (_, batch) => ({
     first: table.first(batch),
-    place: table.place(batch),
+    position: table.position(batch),
     timeMs: table.timeMs(batch),
     bytes: table.bytes(batch),
   }))
@@ -40,23 +40,28 @@ it('returns the pushed batches, however far apart they are, and also after a pag
       fc.array(fc.tuple(fc.integer({ min: 1, max: 20 }), far, far, size), { minLength: 1, maxLength: 50 }),
       fc.array(fc.tuple(fc.nat(49), fc.oneof(fc.nat(2 ** 20), fc.nat(2 ** 33))), { maxLength: 4 }),
       fc.boolean(),
-      (place, timeMs, steps, moved, isInOrder) => {
+      (position, timeMs, steps, moved, isInOrder) => {
         const table = new BatchTable()
         const plain: Batch[] = []
         let first = 3
-        // Places and times are ascending, as a log writes them, or in any order.
-        const before = { place, timeMs }
-        for (const [messages, placeAbove, timeAbove, bytes] of steps) {
-          const batch = { first, place: before.place + placeAbove, timeMs: before.timeMs + timeAbove, bytes }
+        // Positions and times are ascending, as a log writes them, or in any order.
+        const before = { position, timeMs }
+        for (const [messages, positionAbove, timeAbove, bytes] of steps) {
+          const batch = {
+            first,
+            position: before.position + positionAbove,
+            timeMs: before.timeMs + timeAbove,
+            bytes,
+          }
           if (isInOrder) Object.assign(before, batch)
-          table.push(batch.first, batch.place, batch.timeMs, bytes)
+          table.push(batch.first, batch.position, batch.timeMs, bytes)
           plain.push(batch)
           first += messages
         }
         for (const [batch, above] of moved) {
           if (batch >= plain.length) continue
-          table.setPlace(batch, place + above)
-          plain[batch]!.place = place + above
+          table.setPosition(batch, position + above)
+          plain[batch]!.position = position + above
         }
         expect(contentsOf(table)).toEqual(plain)
         if (table.isNarrow) narrow++
@@ -71,8 +76,8 @@ it('returns the pushed batches, however far apart they are, and also after a pag
         const again = new BatchTable()
         expect(again.decode(page, 5, table.count, table.isNarrow)).toBe(5 + table.pageBytes)
         // Further batches can be pushed.
-        for (const one of [table, again]) one.push(first, place + 7, timeMs + 9, 99)
-        plain.push({ first, place: place + 7, timeMs: timeMs + 9, bytes: 99 })
+        for (const one of [table, again]) one.push(first, position + 7, timeMs + 9, 99)
+        plain.push({ first, position: position + 7, timeMs: timeMs + 9, bytes: 99 })
         expect(contentsOf(again)).toEqual(plain)
         expect(contentsOf(table)).toEqual(plain)
       },
@@ -104,7 +109,7 @@ it('has the page layout that the document describes', () => {
       '2423',
     ].join(''),
   )
-  table.setPlace(1, 0x0000_0000_0405_0607)
+  table.setPosition(1, 0x0000_0000_0405_0607)
   const wide = new Uint8Array(table.pageBytes)
   table.encode(wide, 0)
   expect(Buffer.from(wide).toString('hex')).toBe(
@@ -134,14 +139,14 @@ it('keeps the batches of the remaining messages, and the first and last batch', 
         for (const first of firsts) table.push(first, first * 1_000, first * 7, 100 + first)
         const live = left.filter((index) => index >= firsts[0]!)
         const before = live.map((index) => [
-          table.placeAt(index),
+          table.positionAt(index),
           table.timeAt(index),
           table.bytes(table.find(index)),
         ])
         table.keep(live)
         table.trim()
         expect(
-          live.map((index) => [table.placeAt(index), table.timeAt(index), table.bytes(table.find(index))]),
+          live.map((index) => [table.positionAt(index), table.timeAt(index), table.bytes(table.find(index))]),
         ).toEqual(before)
         expect(table.count).toBeLessThanOrEqual(live.length + 2)
         expect(table.room).toBe(Math.max(2, table.count))

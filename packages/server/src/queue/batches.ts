@@ -20,7 +20,7 @@ const WIDE = 10
 /** Number of words before the words of the first batch. */
 const AHEAD = 8
 const FIRST = 0
-const PLACE = 1
+const POSITION = 1
 const TIME_NARROW = 3
 const TIME_WIDE = 5
 const BYTES_NARROW = 5
@@ -47,15 +47,15 @@ export class BatchTable {
   }
 
   /** Adds a batch of `bytes` bytes, including its header. Its first message has the index `first`, above all indexes in the table. */
-  push(first: number, place: number, timeMs: number, bytes: number): void {
+  push(first: number, position: number, timeMs: number, bytes: number): void {
     const batch = this.count++
     if (batch === 0) {
       this.#words[FIRST] = first
-      this.#setWide(0, place, timeMs)
+      this.#setWide(0, position, timeMs)
     }
     if (this.count > this.room) this.#grow()
     this.#words[AHEAD + batch * this.#width] = first
-    this.#set(batch, place, timeMs)
+    this.#set(batch, position, timeMs)
     if (this.isNarrow && bytes >= WORD) this.#widen()
     const at = AHEAD + batch * this.#width
     if (this.isNarrow) this.#words[at + BYTES_NARROW] = bytes
@@ -97,9 +97,9 @@ export class BatchTable {
     return this.#words[AHEAD + batch * this.#width]!
   }
 
-  place(batch: number): number {
+  position(batch: number): number {
     const at = AHEAD + batch * this.#width
-    return this.isNarrow ? this.#widePlace(0) + this.#pair(at + PLACE) : this.#widePlace(at)
+    return this.isNarrow ? this.#widePosition(0) + this.#pair(at + POSITION) : this.#widePosition(at)
   }
 
   timeMs(batch: number): number {
@@ -113,8 +113,8 @@ export class BatchTable {
     return this.isNarrow ? this.#words[at + BYTES_NARROW]! : this.#pair(at + BYTES_WIDE)
   }
 
-  setPlace(batch: number, place: number): void {
-    this.#set(batch, place, this.timeMs(batch))
+  setPosition(batch: number, position: number): void {
+    this.#set(batch, position, this.timeMs(batch))
   }
 
   /** Number of the batch that holds the message at `index`. */
@@ -132,8 +132,8 @@ export class BatchTable {
   }
 
   /** Position in the log of the batch that holds the message at `index`. */
-  placeAt(index: number): number {
-    return this.place(this.find(index))
+  positionAt(index: number): number {
+    return this.position(this.find(index))
   }
 
   /** Time of the batch that holds the message at `index`. */
@@ -167,33 +167,33 @@ export class BatchTable {
     return new Uint8Array(buffer, byteOffset + (this.isNarrow ? 0 : AHEAD * 2), this.pageBytes)
   }
 
-  #set(batch: number, place: number, timeMs: number): void {
+  #set(batch: number, position: number, timeMs: number): void {
     const at = AHEAD + batch * this.#width
     if (!this.isNarrow) {
-      this.#setWide(at, place, timeMs)
+      this.#setWide(at, position, timeMs)
       return
     }
-    const placeAbove = place - this.#widePlace(0)
+    const positionAbove = position - this.#widePosition(0)
     const timeAbove = timeMs - this.#wideTime(0)
-    if (placeAbove >= 0 && placeAbove < WORD_2 && timeAbove >= 0 && timeAbove < WORD_2) {
-      this.#setPair(at + PLACE, placeAbove)
+    if (positionAbove >= 0 && positionAbove < WORD_2 && timeAbove >= 0 && timeAbove < WORD_2) {
+      this.#setPair(at + POSITION, positionAbove)
       this.#setPair(at + TIME_NARROW, timeAbove)
       return
     }
     this.#widen()
-    this.#setWide(AHEAD + batch * WIDE, place, timeMs)
+    this.#setWide(AHEAD + batch * WIDE, position, timeMs)
   }
 
   #widen(): void {
     const wide = new Uint16Array(AHEAD + this.room * WIDE)
     for (let batch = 0; batch < this.count; batch++) wide[AHEAD + batch * WIDE] = this.first(batch)
-    const places = Array.from({ length: this.count }, (_, batch) => this.place(batch))
-    const times = places.map((_, batch) => this.timeMs(batch))
-    const bytes = places.map((_, batch) => this.bytes(batch))
+    const positions = Array.from({ length: this.count }, (_, batch) => this.position(batch))
+    const times = positions.map((_, batch) => this.timeMs(batch))
+    const bytes = positions.map((_, batch) => this.bytes(batch))
     this.#width = WIDE
     this.#words = wide
     for (let batch = 0; batch < this.count; batch++) {
-      this.#setWide(AHEAD + batch * WIDE, places[batch]!, times[batch]!)
+      this.#setWide(AHEAD + batch * WIDE, positions[batch]!, times[batch]!)
       this.#setPair(AHEAD + batch * WIDE + BYTES_WIDE, bytes[batch]!)
     }
   }
@@ -205,9 +205,11 @@ export class BatchTable {
     this.#words.set(words)
   }
 
-  #widePlace(at: number): number {
+  #widePosition(at: number): number {
     return (
-      this.#pair(at + PLACE) + this.#words[at + PLACE + 2]! * WORD_2 + this.#words[at + PLACE + 3]! * WORD_3
+      this.#pair(at + POSITION) +
+      this.#words[at + POSITION + 2]! * WORD_2 +
+      this.#words[at + POSITION + 3]! * WORD_3
     )
   }
 
@@ -215,9 +217,9 @@ export class BatchTable {
     return this.#pair(at + TIME_WIDE) + this.#words[at + TIME_WIDE + 2]! * WORD_2
   }
 
-  #setWide(at: number, place: number, timeMs: number): void {
-    this.#setPair(at + PLACE, place % WORD_2)
-    this.#setPair(at + PLACE + 2, Math.floor(place / WORD_2))
+  #setWide(at: number, position: number, timeMs: number): void {
+    this.#setPair(at + POSITION, position % WORD_2)
+    this.#setPair(at + POSITION + 2, Math.floor(position / WORD_2))
     this.#setPair(at + TIME_WIDE, timeMs % WORD_2)
     this.#words[at + TIME_WIDE + 2] = Math.floor(timeMs / WORD_2)
   }

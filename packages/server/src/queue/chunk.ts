@@ -219,7 +219,7 @@ export class Chunk {
     const { base, batches } = this
     const batch = batches.find(index)
     location.offset = base + index
-    location.batchPosition = batches.place(batch)
+    location.batchPosition = batches.position(batch)
     location.publishedAtMs = batches.timeMs(batch)
     location.batchFrom = base + batches.first(batch)
     location.batchEnd = base + this.batchEnd(batch)
@@ -415,7 +415,7 @@ export class Chunk {
 
   /** Sets the new position of a batch that was copied forward in the log. */
   relocate(batch: number, position: number): void {
-    this.batches.setPlace(batch, position)
+    this.batches.setPosition(batch, position)
     this.dirty = true
   }
 

@@ -80,28 +80,28 @@ export class Chunks {
 
   /** Position of the batch that holds the oldest live message; -1 if no message is live. */
   get oldestPosition(): number {
-    let position = -1
-    this.eachLiveBatch((place) => {
-      position = place
+    let oldest = -1
+    this.eachLiveBatch((position) => {
+      oldest = position
       return true
     })
-    return position
+    return oldest
   }
 
   /**
    * Visits the batches that have a live message, each batch once, in the order of their offsets, until `visit` returns
    * true. Allocates nothing per batch, because a queue that is deleted can have millions of batches.
    */
-  eachLiveBatch(visit: (place: number, bytes: number) => boolean | void): void {
+  eachLiveBatch(visit: (position: number, bytes: number) => boolean | void): void {
     let last = -1
     for (const chunk of this) {
       if (chunk.live === 0) continue
       for (let batch = 0; batch < chunk.batches.count; batch++) {
-        const place = chunk.batches.place(batch)
+        const position = chunk.batches.position(batch)
         // A batch that continues from the previous chunk was visited there.
-        if (place === last || chunk.isGoneHere(batch)) continue
-        last = place
-        if (visit(place, chunk.batches.bytes(batch)) === true) return
+        if (position === last || chunk.isGoneHere(batch)) continue
+        last = position
+        if (visit(position, chunk.batches.bytes(batch)) === true) return
       }
     }
   }
@@ -110,13 +110,13 @@ export class Chunks {
    * Position of the first batch that has a live message and is `wanted`, starting with the batch of the message at
    * `offset`. -1 if the search reaches an absent chunk first.
    */
-  liveBatchFrom(offset: number, wanted: (place: number) => boolean): number {
+  liveBatchFrom(offset: number, wanted: (position: number) => boolean): number {
     let chunk = this.at(offset)
     let batch = chunk === undefined ? 0 : chunk.batches.find(offset - chunk.base)
     while (chunk !== undefined) {
       for (; batch < chunk.batches.count; batch++) {
-        const place = chunk.batches.place(batch)
-        if (wanted(place) && !chunk.isGoneHere(batch)) return place
+        const position = chunk.batches.position(batch)
+        if (wanted(position) && !chunk.isGoneHere(batch)) return position
       }
       chunk = this.at(chunk.base + CHUNK_MESSAGES)
       batch = 0
@@ -132,7 +132,8 @@ export class Chunks {
       const chunk = this.at(from)
       if (chunk !== undefined && from - chunk.base < chunk.count) {
         const batch = chunk.batches.find(from - chunk.base)
-        if (chunk.batches.place(batch) === position) live += chunk.liveIn(from - chunk.base, to - chunk.base)
+        if (chunk.batches.position(batch) === position)
+          live += chunk.liveIn(from - chunk.base, to - chunk.base)
       }
       from = to
     }
@@ -142,20 +143,20 @@ export class Chunks {
   /** Whether no message of the batch is live, neither in this chunk nor in any other chunk that the batch reaches. */
   isBatchGone(chunk: Chunk, batch: number): boolean {
     if (!chunk.isGoneHere(batch)) return false
-    const place = chunk.batches.place(batch)
-    if (batch === 0 && this.#isLiveFrom(chunk.base, -CHUNK_MESSAGES, place)) return false
+    const position = chunk.batches.position(batch)
+    if (batch === 0 && this.#isLiveFrom(chunk.base, -CHUNK_MESSAGES, position)) return false
     const isLast = batch + 1 === chunk.batches.count
-    return !isLast || !chunk.full || !this.#isLiveFrom(chunk.base, CHUNK_MESSAGES, place)
+    return !isLast || !chunk.full || !this.#isLiveFrom(chunk.base, CHUNK_MESSAGES, position)
   }
 
-  // Whether the batch at `place` has a live message in the nearest present chunk in the direction of `step`. Absent chunks
+  // Whether the batch at `position` has a live message in the nearest present chunk in the direction of `step`. Absent chunks
   // are skipped, because the batch may have filled them and reach beyond them.
-  #isLiveFrom(base: number, step: number, place: number): boolean {
+  #isLiveFrom(base: number, step: number, position: number): boolean {
     for (let i = 1; i <= BATCH_CHUNKS_MAX; i++) {
       const chunk = this.at(base + i * step)
       if (chunk === undefined || chunk.batches.count === 0) continue
       const batch = step > 0 ? 0 : chunk.batches.count - 1
-      return chunk.batches.place(batch) === place && !chunk.isGoneHere(batch)
+      return chunk.batches.position(batch) === position && !chunk.isGoneHere(batch)
     }
     return false
   }

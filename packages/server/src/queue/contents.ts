@@ -251,22 +251,22 @@ export class Contents implements Arriving {
     if (this.lastArrival === NO_ARRIVAL) return
     const arrivals = this.#arrivals
     let from = this.next - this.#arrived
-    let place = arrivals.reverse(this.lastArrival)
+    let slot = arrivals.reverse(this.lastArrival)
     this.#arrived = 0
     this.lastArrival = NO_ARRIVAL
-    while (place !== NO_ARRIVAL) {
-      const count = arrivals.count(place)
-      const bytes = arrivals.bytes(place)
+    while (slot !== NO_ARRIVAL) {
+      const count = arrivals.count(slot)
+      const bytes = arrivals.bytes(slot)
       for (const end = from + count; from < end;) {
         const to = Math.min(end, chunkEndAfter(from))
         const chunk = this.#chunkToFill(from)
         const share = (bytes * (to - from)) / count
-        const position = arrivals.position(place)
-        chunk.append(to - chunk.base, position, arrivals.timeMs(place), share, BATCH_HEADER_BYTES + bytes)
+        const position = arrivals.position(slot)
+        chunk.append(to - chunk.base, position, arrivals.timeMs(slot), share, BATCH_HEADER_BYTES + bytes)
         this.#follower.entered(chunk, from - chunk.base, to - chunk.base)
         from = to
       }
-      place = arrivals.free(place)
+      slot = arrivals.free(slot)
     }
   }
 
@@ -464,7 +464,7 @@ export class Contents implements Arriving {
       const index = at - chunk.base
       const batch = chunk.batches.find(index)
       if (chunk.batches.first(batch) !== index) continue
-      from = chunk.batches.place(batch)
+      from = chunk.batches.position(batch)
       bytes = chunk.batches.bytes(batch)
       chunk.relocate(batch, position)
       this.dirty = true
@@ -567,7 +567,7 @@ export class Contents implements Arriving {
         this.#follower.removedFrom(chunk, batch)
         // Messages that were settled before the page of the queue was written are counted in that page.
         if (this.retains && timeMs !== NEVER && this.pagePosition < this.appliedFrom)
-          this.use.retain(this.id, chunk.batches.place(batch), bytesBefore - chunk.bytes, timeMs)
+          this.use.retain(this.id, chunk.batches.position(batch), bytesBefore - chunk.bytes, timeMs)
       }
       index = batchEnd
     }

@@ -1,9 +1,9 @@
 /** The search for expired messages in the chunks of a queue. `Queue` calls it at most once a second, and before decisions. */
 import type { Chunk } from './chunk.js'
-import type { Placed } from './key-lines.js'
+import type { Timed } from './key-lines.js'
 
 /** Adds to `expired` the expired messages of the chunk that are in the line, and sets the time of the chunk's next check. */
-export function findExpired(chunk: Chunk, nowMs: number, expired: Placed[]): void {
+export function findExpired(chunk: Chunk, nowMs: number, expired: Timed[]): void {
   chunk.earliestExpiryMs = Infinity
   for (const index of chunk.liveIndexes()) {
     const expiryMs = chunk.expiryAt(index)
@@ -20,7 +20,7 @@ export function findExpired(chunk: Chunk, nowMs: number, expired: Placed[]): voi
  * little more than removing one message.
  */
 export function eachRun(
-  messages: readonly Placed[],
+  messages: readonly Timed[],
   each: (chunk: Chunk, index: number, count: number) => void,
 ): void {
   for (let from = 0, end = 0; from < messages.length; from = end) {

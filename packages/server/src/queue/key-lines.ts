@@ -16,7 +16,7 @@ export interface KeyRules {
 }
 
 /** A message, and the time that orders it. */
-export interface Placed {
+export interface Timed {
   readonly chunk: Chunk
   readonly index: number
   readonly timeMs: number
@@ -44,8 +44,8 @@ export class KeyLines {
   }
 
   /** Builds the lines from these messages, and puts their heads on offer. The lines must be empty before. */
-  rebuild(messages: Placed[]): void {
-    const rank = ({ chunk, index }: Placed): number => this.#rank(chunk, index)
+  rebuild(messages: Timed[]): void {
+    const rank = ({ chunk, index }: Timed): number => this.#rank(chunk, index)
     // The messages are sorted, so that each is appended at the end of its line.
     messages.sort(
       (a, b) => rank(a) - rank(b) || a.timeMs - b.timeMs || a.chunk.base + a.index - (b.chunk.base + b.index),
@@ -96,7 +96,7 @@ export class KeyLines {
   }
 
   /** Whether fewer messages of the key are leased than `keyConcurrency` allows. */
-  hasPlace(slot: number): boolean {
+  hasRoom(slot: number): boolean {
     return this.#keys.leasedOf(slot) < this.rules.keyConcurrency
   }
 

@@ -16,12 +16,12 @@ import { LIMITS } from '@sluice/protocol'
 import { PRIORITIES, type Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
 import { DropOrder } from './drop-order.js'
-import { KeyLines, type KeyRules, type Placed } from './key-lines.js'
+import { KeyLines, type KeyRules, type Timed } from './key-lines.js'
 import { NONE, type Keys } from './keys.js'
 import { emptyLocation } from './location.js'
 import { MARK } from './marks.js'
 import { ReturnedMessages } from './returned.js'
-import type { Run } from './run.js'
+import { FROM_PLAIN_LINE, type Run } from './run.js'
 import { Schedule } from './schedule.js'
 import type { Suspects } from './suspects.js'
 import { TimeQueue } from './time-queue.js'
@@ -113,7 +113,7 @@ export class Line {
     this.#keyLines.rules = rules
     this.#end = end
     this.#redeliveredBelow = redeliveredBelow
-    const due: Placed[] = []
+    const due: Timed[] = []
     for (const chunk of this.#chunks) {
       if (chunk.dead !== undefined) for (const index of chunk.dead.indexes()) takeOut(chunk, index, index + 1)
       if (!chunk.hasKeys) this.#placePlain(chunk)
@@ -126,7 +126,7 @@ export class Line {
   /** Called when the rules of keys have changed: rebuilds the lines of keys. */
   reorder(rules: KeyRules, nowMs: number): void {
     this.#keyLines.rules = rules
-    const due: Placed[] = []
+    const due: Timed[] = []
     this.#keyLines.reset()
     for (const chunk of this.#chunks) {
       if (!chunk.hasKeys) continue
@@ -155,7 +155,7 @@ export class Line {
     }
   }
 
-  #placeOthers(chunk: Chunk, nowMs: number, due: Placed[]): void {
+  #placeOthers(chunk: Chunk, nowMs: number, due: Timed[]): void {
     for (const index of chunk.liveIndexes()) {
       if (isOut(chunk, index)) continue
       const dueMs = chunk.dueAt(index)
@@ -282,7 +282,7 @@ export class Line {
     const chunk = this.#chunks.at(run.offset)!
     const index = run.offset - chunk.base
     const priority = chunk.priorityAt(index)
-    if (run.sinceMs === -1) {
+    if (run.sinceMs === FROM_PLAIN_LINE) {
       takeOut(chunk, index, index + count)
       const end = run.offset + count
       if (end > this.#cursors[priority]!) this.#cursors[priority] = end
@@ -311,7 +311,7 @@ export class Line {
     const priority = chunk.priorityAt(index)
     this.#mark(chunk, index)
     this.#dropOrder?.returned(chunk, index)
-    if (sinceMs === -1) {
+    if (sinceMs === FROM_PLAIN_LINE) {
       chunk.marks.delete(MARK.out, index, index + 1)
       if (offset < this.#cursors[priority]!) this.#returned.add(priority, chunk, index)
       this.#countPlain(priority, 1)
@@ -373,20 +373,20 @@ export class Line {
 
   /**
    * Leases a message that is in the line to the consumer that held it before. Returns the time from which the message was
-   * eligible, or -1 if it was in the plain line. Returns undefined and changes nothing if `keyConcurrency` messages of its
+   * eligible, or FROM_PLAIN_LINE. Returns undefined and changes nothing if `keyConcurrency` messages of its
    * key are already leased.
    */
   reclaim(chunk: Chunk, index: number, nowMs: number): number | undefined {
     const slot = chunk.keyAt(index)
     const isPlain = !chunk.isWaiting(index)
     if (slot !== NONE) {
-      if (!this.#keyLines.hasPlace(slot)) return undefined
+      if (!this.#keyLines.hasRoom(slot)) return undefined
       // The lease is counted before the message leaves, so that its key is not free for another message in between.
       this.#keys.countLeased(slot, 1)
     }
     this.leave(chunk, index, nowMs)
     this.#suspects.clear(chunk.base + index, 1)
-    return isPlain ? -1 : chunk.lineTimeAt(index)
+    return isPlain ? FROM_PLAIN_LINE : chunk.lineTimeAt(index)
   }
 
   /** Whether the message was delivered and returned since the broker started. */
@@ -394,8 +394,11 @@ export class Line {
     return chunk.has(MARK.seen, index)
   }
 
-  /** Removes the leased messages `[offset, offset + count)`, which are settled. */
-  finish(offset: number, count: number, nowMs: number): void {
+  /**
+   * Called when the leased messages `[offset, offset + count)` are acknowledged, dead or expired. They left the line at
+   * their lease. Now their keys are free for the next message, and the messages are no longer suspects.
+   */
+  settled(offset: number, count: number, nowMs: number): void {
     this.#suspects.clear(offset, count)
     if (this.#keys.size === 0) return
     for (let at = offset; at < offset + count; at++) {
@@ -506,7 +509,7 @@ export class Line {
     run.attempt = 1
     run.redelivered = marked
     run.alone = this.#suspects.has(offset)
-    run.sinceMs = -1
+    run.sinceMs = FROM_PLAIN_LINE
   }
 
   #dueRun(due: TimeQueue, max: number, nowMs: number, run: Run): void {

@@ -23,7 +23,7 @@ import { eachRun, findExpired } from './expiries.js'
 import { FactBuffer, type GoneFact } from './facts.js'
 import { FormerLeases, type Reclaimed } from './former.js'
 import { PendingIds } from './ids.js'
-import type { KeyRules, Placed } from './key-lines.js'
+import type { KeyRules, Timed } from './key-lines.js'
 import { Line } from './line.js'
 import { ENTRIES_PER_DEAD, Moving } from './moving.js'
 import type { Run } from './run.js'
@@ -163,7 +163,7 @@ export class Queue extends Contents implements Follower {
 
   removedFrom(chunk: Chunk, batch: number): void {
     if (this.appliedChunks.isBatchGone(chunk, batch))
-      this.use.remove(chunk.batches.place(batch), chunk.batches.bytes(batch))
+      this.use.remove(chunk.batches.position(batch), chunk.batches.bytes(batch))
   }
 
   copied(from: number, to: number, bytes: number): void {
@@ -171,7 +171,7 @@ export class Queue extends Contents implements Follower {
   }
 
   dropped(): void {
-    this.chunks.eachLiveBatch((place, bytes) => this.use.remove(place, bytes))
+    this.chunks.eachLiveBatch((position, bytes) => this.use.remove(position, bytes))
     this.#line.clear()
     this.moving.clear()
     this.leased = 0
@@ -182,7 +182,7 @@ export class Queue extends Contents implements Follower {
   /** Called when recovery is over: builds the line and the rest of the volatile state. */
   open(nowMs: number): void {
     this.follow(this)
-    this.chunks.eachLiveBatch((place, bytes) => this.use.add(place, bytes))
+    this.chunks.eachLiveBatch((position, bytes) => this.use.add(position, bytes))
     this.former.open()
     this.moving.list()
     for (const chunk of this.chunks) {
@@ -337,7 +337,7 @@ export class Queue extends Contents implements Follower {
   /** Acknowledges leased messages. `bytes` is the size of their records, if the caller knows it. */
   ack(offset: number, count: number, nowMs: number, bytes?: number): void {
     this.leased -= count
-    this.#line.finish(offset, count, nowMs)
+    this.#line.settled(offset, count, nowMs)
     this.facts.gone('ack', offset, count)
     this.remove(offset, count, nowMs, bytes)
   }
@@ -399,7 +399,7 @@ export class Queue extends Contents implements Follower {
     isCharged = false,
   ): void {
     this.leased--
-    this.#line.finish(offset, 1, nowMs)
+    this.#line.settled(offset, 1, nowMs)
     this.#die(offset, this.#nextAttempt(offset, isCharged), death, nowMs, reason, bytes)
   }
 
@@ -660,7 +660,7 @@ export class Queue extends Contents implements Follower {
 
   #expireLeased(offset: number, nowMs: number): void {
     this.leased--
-    this.#line.finish(offset, 1, nowMs)
+    this.#line.settled(offset, 1, nowMs)
     this.#noteExpired(offset, 1, nowMs)
   }
 
@@ -681,7 +681,7 @@ export class Queue extends Contents implements Follower {
   // Removes the expired messages of the line. Leased messages are checked when they return.
   #sweep(nowMs: number): void {
     this.#sweptMs = nowMs
-    const expired: Placed[] = []
+    const expired: Timed[] = []
     for (const chunk of this.chunks) if (chunk.earliestExpiryMs <= nowMs) findExpired(chunk, nowMs, expired)
     if (this.keys.size > 0) {
       // Messages leave in the order of their expiry, because each one may free its key for the next.

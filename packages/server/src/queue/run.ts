@@ -4,13 +4,16 @@
  */
 import { emptyLocation, type Location } from './location.js'
 
+/** Value of `sinceMs` for messages of the plain line: no fact put them there, and they are ordered by their offsets. */
+export const FROM_PLAIN_LINE = -1
+
 export interface Run extends Location {
   count: number
   attempt: number
   redelivered: boolean
   /** Whether the run is a suspect: its consumer gets no other message until this one is settled. */
   alone: boolean
-  /** Time from which the messages have been eligible; -1 if they come from the plain line. */
+  /** Time from which the messages have been eligible, or FROM_PLAIN_LINE. */
   sinceMs: number
   /** Whether the time to live is over. Then the run is one message, which must not be delivered. */
   expired: boolean
@@ -28,7 +31,7 @@ export function emptyRun(): Run {
     attempt: 0,
     redelivered: false,
     alone: false,
-    sinceMs: -1,
+    sinceMs: FROM_PLAIN_LINE,
     expired: false,
     ungated: false,
   }

@@ -7,7 +7,7 @@
  * their grants (invariant 14).
  */
 import type { Loss, LostRange, SluiceError, TagRange } from '@sluice/protocol'
-import type { Run } from './run.js'
+import { FROM_PLAIN_LINE, type Run } from './run.js'
 
 const FREE = 0
 const HELD = 1
@@ -20,7 +20,7 @@ export interface Lease {
   tag: number
   offset: number
   bytes: number
-  /** Time from which the message was eligible when it was delivered; -1 if it was in the plain line. */
+  /** Time from which the message was eligible when it was delivered, or FROM_PLAIN_LINE. */
   sinceMs: number
   /**
    * Whether the message was probably being handled: STARTED named it, or the latest STARTING named it and no STARTED
@@ -420,7 +420,7 @@ export function emptyLease(): Lease {
     tag: 0,
     offset: 0,
     bytes: 0,
-    sinceMs: -1,
+    sinceMs: FROM_PLAIN_LINE,
     started: false,
     alone: false,
     isCharged: false,
