@@ -407,7 +407,7 @@ const newHello: Hello = {
   heartbeatMs: 10_000,
   producer: PRODUCER,
   acceptedNumber: 0,
-  inFlightBatches: 4096,
+  inFlightBatchesMax: 4096,
   name: 'checkout',
 }
 const helloOk: HelloOk = {
@@ -416,8 +416,8 @@ const helloOk: HelloOk = {
   frameBytesMax: 4 * 1024 * 1024,
   heartbeatMs: 10_000,
   messageBytesMax: 1024 * 1024,
-  inFlightBatches: 4096,
-  inFlightBytes: 16 * 1024 * 1024,
+  inFlightBatchesMax: 4096,
+  inFlightBytesMax: 16 * 1024 * 1024,
   boot: 7,
   durability: 1,
   serverVersion: '0.1.0',
@@ -454,7 +454,7 @@ export const CASES: Readonly<Record<string, Case>> = {
     frameBytesMax: 0x1_0000,
     heartbeatMs: 100,
     acceptedNumber: 2 ** 32 + 2,
-    inFlightBatches: 1,
+    inFlightBatchesMax: 1,
     name: '',
   }),
   AUTH: auth({ mechanism: 0, identity: '', secret: NOTHING }),

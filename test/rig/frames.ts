@@ -43,7 +43,7 @@ export function helloFrame(hello: Partial<Hello> = {}): Uint8Array {
     heartbeatMs: LIMITS.heartbeatMsDefault,
     producer: randomBytes(16),
     acceptedNumber: 0,
-    inFlightBatches: LIMITS.inFlightBatchesDefault,
+    inFlightBatchesMax: LIMITS.inFlightBatchesDefault,
     name: 'peer',
     ...hello,
   })

@@ -91,7 +91,7 @@ export abstract class Client implements LinkEnd {
     return 0
   }
 
-  protected get inFlightBatches(): number {
+  protected get inFlightBatchesMax(): number {
     return 0
   }
 
@@ -168,7 +168,7 @@ export abstract class Client implements LinkEnd {
       heartbeatMs: this.around.heartbeatMs,
       producer: this.identity,
       acceptedNumber: this.acceptedNumber,
-      inFlightBatches: this.inFlightBatches,
+      inFlightBatchesMax: this.inFlightBatchesMax,
       name: this.name,
     })
     this.send(OP.HELLO, 0, 0, hello)

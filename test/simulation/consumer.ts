@@ -132,7 +132,7 @@ export class Consumer extends Client {
     return this.#steps.acceptedNumber
   }
 
-  protected override get inFlightBatches(): number {
+  protected override get inFlightBatchesMax(): number {
     return LIMITS.inFlightBatchesDefault
   }
 

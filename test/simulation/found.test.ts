@@ -120,7 +120,7 @@ class Peer {
       heartbeatMs: 1000,
       producer: new Uint8Array(16).fill(9),
       acceptedNumber: 0,
-      inFlightBatches: 0,
+      inFlightBatchesMax: 0,
       name: 'peer',
     })
     this.send(OP.HELLO, 0, hello)
@@ -233,7 +233,7 @@ test('a connection that is not read because of the disk does not count as silent
   const disk = new SimulatedDisk({ mode: 'queued' })
   const bench = new Bench(disk)
   await disk.run(bench.open())
-  const peer = new Peer(bench, { heartbeatMs: 1000, inFlightBytes: 500 })
+  const peer = new Peer(bench, { heartbeatMs: 1000, inFlightBytesMax: 500 })
   peer.send(OP.ENSURE, 1, encodeControl({ name: NAME }))
   peer.publish(NAME, 1, 800)
   expect(peer.isPaused).toBe(true)

@@ -78,7 +78,7 @@ export class Producer extends Client {
     return this.#acceptedNumber
   }
 
-  protected override get inFlightBatches(): number {
+  protected override get inFlightBatchesMax(): number {
     return LIMITS.inFlightBatchesDefault
   }
 

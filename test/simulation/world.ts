@@ -189,7 +189,7 @@ export class World implements Surroundings, Listening, LogListening {
       serverVersion: 'simulated',
       heartbeatMs: this.heartbeatMs,
       handshakeMs: 2_000,
-      inFlightBytes: chance.pick([4, 64, 1024]) * 1024,
+      inFlightBytesMax: chance.pick([4, 64, 1024]) * 1024,
       outboundBytesSoft: chance.int(2, 32) * 1024,
       outboundBytesHard: 256 * 1024,
       stalledMs: 1_000,

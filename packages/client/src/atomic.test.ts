@@ -142,7 +142,7 @@ describe('an atomic step', () => {
     await turns()
     const step = sluice.atomic((tx) => tx.ack(messages[0]!)).catch((error: unknown) => error)
     await stepped()
-    peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ inFlightBatches: 1 })
+    peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ inFlightBatchesMax: 1 })
     peer.link.cut()
     expect(await step).toMatchObject({ code: 'UNKNOWN_OUTCOME', outcome: 'unknown' })
     peer.link.confirm([1, 0])

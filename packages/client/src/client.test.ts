@@ -327,8 +327,8 @@ describe('a hostile broker', () => {
 
   it('cannot offer invalid limits', async () => {
     const offers = [
-      { inFlightBatches: 0 },
-      { inFlightBytes: 0 },
+      { inFlightBatchesMax: 0 },
+      { inFlightBytesMax: 0 },
       { frameBytesMax: 0xffff_ffff },
       { frameBytesMax: 100 },
       { heartbeatMs: 0 },

@@ -81,7 +81,7 @@ export interface Introduction {
   readonly heartbeatMs: number
   readonly producer: Uint8Array
   readonly acceptedNumber: number
-  readonly inFlightBatches: number
+  readonly inFlightBatchesMax: number
 }
 
 type State = 'dialling' | 'greeting' | 'open' | 'ended'
@@ -315,7 +315,7 @@ export class Connection {
 
   #greet(): void {
     this.#state = 'greeting'
-    const { name, heartbeatMs, producer, acceptedNumber, inFlightBatches } = this.#introduction
+    const { name, heartbeatMs, producer, acceptedNumber, inFlightBatchesMax } = this.#introduction
     this.#chunks.push(encodePreface())
     this.send(
       OP.HELLO,
@@ -329,7 +329,7 @@ export class Connection {
         heartbeatMs,
         producer,
         acceptedNumber,
-        inFlightBatches,
+        inFlightBatchesMax,
         name,
       }),
     )
@@ -525,8 +525,8 @@ function checkWelcome(ok: HelloOk): void {
   }
   within('frameBytesMax', ok.frameBytesMax, LIMITS.frameBytesMin, LIMITS.frameBytesMax)
   within('heartbeatMs', ok.heartbeatMs, LIMITS.heartbeatMsMin, LIMITS.heartbeatMsMax)
-  within('inFlightBatches', ok.inFlightBatches, 1, 0xffff_ffff)
-  within('inFlightBytes', ok.inFlightBytes, 1, 0xffff_ffff)
+  within('inFlightBatchesMax', ok.inFlightBatchesMax, 1, 0xffff_ffff)
+  within('inFlightBytesMax', ok.inFlightBytesMax, 1, 0xffff_ffff)
   within('messageBytesMax', ok.messageBytesMax, 1, 0xffff_ffff)
 }
 
@@ -534,6 +534,6 @@ function within(name: string, value: number, min: number, max: number): void {
   if (value >= min && value <= max) return
   throw new SluiceError(
     'MALFORMED_FRAME',
-    `HELLO_OK has a ${name} of ${value}; it must be from ${min} to ${max}.`,
+    `HELLO_OK gives ${value} as ${name}; it must be from ${min} to ${max}.`,
   )
 }

@@ -135,8 +135,8 @@ export class InFlight {
 
   /** Applies the limits of a new connection, and sends all unanswered sendings again. */
   attach(connection: Connection, ok: HelloOk): void {
-    this.#batchesMax = ok.inFlightBatches
-    this.#bytesMax = Math.min(this.#bytesSetting, ok.inFlightBytes)
+    this.#batchesMax = ok.inFlightBatchesMax
+    this.#bytesMax = Math.min(this.#bytesSetting, ok.inFlightBytesMax)
     for (const sending of this.#sent.values()) {
       if (sending.end > ok.frameBytesMax)
         this.#giveUp(sending, 'the broker no longer accepts a frame as large as the one that was sent')

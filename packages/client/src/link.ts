@@ -120,7 +120,7 @@ export class Link {
         heartbeatMs,
         producer: producer.identity,
         acceptedNumber: producer.acceptedNumber,
-        inFlightBatches: IN_FLIGHT_BATCHES,
+        inFlightBatchesMax: IN_FLIGHT_BATCHES,
       },
       {
         opened: (ok) => this.#opened(connection, ok),

@@ -222,7 +222,7 @@ describe('the window', () => {
   })
 
   it('never has more unanswered batches than the broker allows', async () => {
-    peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ inFlightBatches: 2 })
+    peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ inFlightBatchesMax: 2 })
     sluice = await peer.connect()
     const results = ['a', 'b', 'c'].map((queue) => sluice.publish(queue, 'x'))
     await turns()
@@ -236,7 +236,7 @@ describe('the window', () => {
 
   it('never sends a number that is too far above the lowest unanswered number, even on a reconnect', async () => {
     peer.replies[OP.HELLO] = (_frame, link) =>
-      link.helloOk({ inFlightBatches: peer.links.length === 1 ? 3 : 2 })
+      link.helloOk({ inFlightBatchesMax: peer.links.length === 1 ? 3 : 2 })
     sluice = await peer.connect()
     const results = ['a', 'b', 'c', 'd'].map((queue) => sluice.publish(queue, 'x'))
     await turns()
@@ -262,7 +262,7 @@ describe('the window', () => {
   })
 
   it('limits bytes, and sends a message that is larger than the window alone', async () => {
-    peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ inFlightBytes: 10_000 })
+    peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ inFlightBytesMax: 10_000 })
     sluice = await peer.connect()
     const results = [sluice.publish('a', 'x'.repeat(50_000)), sluice.publish('b', 'small')]
     await turns()
@@ -632,7 +632,7 @@ describe('order', () => {
       await turns()
     }
     const outcomes = Promise.allSettled([...first, ...later])
-    peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ inFlightBatches: 2 })
+    peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ inFlightBatchesMax: 2 })
     peer.link.cut()
     await peer.dialled()
     await until(() => peer.link.published.length === 2)

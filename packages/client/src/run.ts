@@ -1,4 +1,7 @@
-/** A run: messages that were delivered in one frame. This file decodes, checks and splits runs. */
+/**
+ * A run: messages that were delivered in one frame. This file decodes, checks and splits runs. At the broker, a run has
+ * messages of one batch, and a frame can have several of these runs.
+ */
 import {
   checkRecords,
   DELIVER_FLAG,

@@ -42,7 +42,7 @@ export interface Hello {
   readonly producer: Uint8Array
   /** Highest batch number that the broker has confirmed to this producer; 0 if there is none. */
   readonly acceptedNumber: number
-  readonly inFlightBatches: number
+  readonly inFlightBatchesMax: number
   readonly name: string
 }
 
@@ -52,8 +52,8 @@ export interface HelloOk {
   readonly frameBytesMax: number
   readonly heartbeatMs: number
   readonly messageBytesMax: number
-  readonly inFlightBatches: number
-  readonly inFlightBytes: number
+  readonly inFlightBatchesMax: number
+  readonly inFlightBytesMax: number
   /**
    * Number of times that the broker has started with this data directory. Subscription ids are valid within one boot.
    */
@@ -80,7 +80,7 @@ export function encodeHello(hello: Hello): Uint8Array {
   writeU32(bytes, 12, hello.heartbeatMs)
   bytes.set(hello.producer, 16)
   writeU64(bytes, 32, hello.acceptedNumber)
-  writeU32(bytes, 40, hello.inFlightBatches)
+  writeU32(bytes, 40, hello.inFlightBatchesMax)
   bytes[44] = writeText(bytes, HELLO_BYTES, name)
   return bytes
 }
@@ -105,7 +105,7 @@ export function decodeHello(bytes: Uint8Array, start: number, end: number): Hell
     heartbeatMs: readU32(bytes, start + 12),
     producer: copyBytes(bytes, start + 16, start + 32),
     acceptedNumber,
-    inFlightBatches: readU32(bytes, start + 40),
+    inFlightBatchesMax: readU32(bytes, start + 40),
     // Bytes that are not UTF-8 are replaced by U+FFFD, which takes three bytes, so the text can be too long.
     name: clipText(readText(bytes, start + HELLO_BYTES, start + nameEnd), LIMITS.clientNameBytesMax),
   }
@@ -122,8 +122,8 @@ export function encodeHelloOk(ok: HelloOk): Uint8Array {
   writeU32(bytes, 8, ok.frameBytesMax)
   writeU32(bytes, 12, ok.heartbeatMs)
   writeU32(bytes, 16, ok.messageBytesMax)
-  writeU32(bytes, 20, ok.inFlightBatches)
-  writeU32(bytes, 24, ok.inFlightBytes)
+  writeU32(bytes, 20, ok.inFlightBatchesMax)
+  writeU32(bytes, 24, ok.inFlightBytesMax)
   writeU32(bytes, 28, ok.boot)
   bytes[32] = ok.durability
   bytes[33] = 0
@@ -143,8 +143,8 @@ export function decodeHelloOk(bytes: Uint8Array, start: number, end: number): He
     frameBytesMax: readU32(bytes, start + 8),
     heartbeatMs: readU32(bytes, start + 12),
     messageBytesMax: readU32(bytes, start + 16),
-    inFlightBatches: readU32(bytes, start + 20),
-    inFlightBytes: readU32(bytes, start + 24),
+    inFlightBatchesMax: readU32(bytes, start + 20),
+    inFlightBytesMax: readU32(bytes, start + 24),
     boot: readU32(bytes, start + 28),
     durability: bytes[start + 32]!,
     serverVersion: readText(bytes, start + HELLO_OK_BYTES, start + textEnd),

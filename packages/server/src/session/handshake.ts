@@ -41,7 +41,7 @@ export interface Agreement {
   /** Largest frame that the client accepts. */
   readonly frameBytesMax: number
   readonly heartbeatMs: number
-  readonly inFlightBatches: number
+  readonly inFlightBatchesMax: number
 }
 
 export class Handshake {
@@ -102,7 +102,7 @@ export class Handshake {
         `The authentication mechanism ${auth.mechanism} is not offered; this broker has no user accounts.`,
       )
     }
-    const { producer, acceptedNumber, frameBytesMax, heartbeatMs, inFlightBatches } = this.#hello!
+    const { producer, acceptedNumber, frameBytesMax, heartbeatMs, inFlightBatchesMax } = this.#hello!
     const offered = this.#settings
     return {
       identity: Buffer.from(producer).toString('hex'),
@@ -112,13 +112,13 @@ export class Handshake {
         heartbeatMs === 0
           ? offered.heartbeatMs
           : Math.max(LIMITS.heartbeatMsMin, Math.min(heartbeatMs, offered.heartbeatMs)),
-      inFlightBatches: Math.min(inFlightBatches || Infinity, offered.inFlightBatches),
+      inFlightBatchesMax: Math.min(inFlightBatchesMax || Infinity, offered.inFlightBatchesMax),
     }
   }
 
   /** Returns the first bytes that the broker sends: its preface and HELLO_OK. */
-  welcome({ heartbeatMs, inFlightBatches }: Agreement): Uint8Array {
-    const { frameBytesMax, inFlightBytes, serverVersion } = this.#settings
+  welcome({ heartbeatMs, inFlightBatchesMax }: Agreement): Uint8Array {
+    const { frameBytesMax, inFlightBytesMax, serverVersion } = this.#settings
     const { messageBytesMax, boot } = this.#host
     const ok = encodeHelloOk({
       version: PROTOCOL_VERSION,
@@ -126,8 +126,8 @@ export class Handshake {
       frameBytesMax,
       heartbeatMs,
       messageBytesMax,
-      inFlightBatches,
-      inFlightBytes,
+      inFlightBatchesMax,
+      inFlightBytesMax,
       boot,
       durability: DURABILITY.disk,
       serverVersion,

@@ -3,7 +3,7 @@
  * frame, from the handshake on.
  *
  * Invariant: each batch or atomic step whose number can be read gets one answer under that number, or its error ends
- * the connection. At most `inFlightBatches` batches and atomic steps are unanswered at a time.
+ * the connection. At most `inFlightBatchesMax` batches and atomic steps are unanswered at a time.
  */
 import {
   OP,
@@ -35,7 +35,7 @@ export class Producing {
   readonly #consuming: Consuming
   readonly #confirms = new Confirms()
   #producer: Producer | undefined
-  #inFlightBatches = 0
+  #inFlightBatchesMax = 0
 
   /** `connection` sends the frames in `outbox` at the end of a turn. */
   constructor(broker: Broker, connection: Output, outbox: Outbox, reading: Reading, consuming: Consuming) {
@@ -47,9 +47,9 @@ export class Producing {
   }
 
   /** Called when the handshake is done. @throws SluiceError PRODUCER_UNKNOWN, TOO_MANY_CONNECTIONS */
-  begin({ identity, acceptedNumber, inFlightBatches }: Agreement): void {
+  begin({ identity, acceptedNumber, inFlightBatchesMax }: Agreement): void {
     this.#producer = this.#broker.producers.attach(identity, acceptedNumber)
-    this.#inFlightBatches = inFlightBatches
+    this.#inFlightBatchesMax = inFlightBatchesMax
   }
 
   /** Called when the connection is closed. `hasLeft` says that the client will not reconnect. */
@@ -95,7 +95,8 @@ export class Producing {
   }
 
   #checkWindow(unanswered: number): void {
-    if (unanswered >= this.#inFlightBatches) throw tooManyInFlight(unanswered + 1, this.#inFlightBatches)
+    if (unanswered >= this.#inFlightBatchesMax)
+      throw tooManyInFlight(unanswered + 1, this.#inFlightBatchesMax)
   }
 
   // Records that the last frame answers a batch of `bytes`.

@@ -79,7 +79,7 @@ export class Session implements Peer, Connection, Receiver {
     }
     const outboxes = new Outboxes(outgoing, () => this.#bytesSent())
     const unread = new Unread(outboxes, settings)
-    const reading = new Reading(broker, transport, settings.inFlightBytes)
+    const reading = new Reading(broker, transport, settings.inFlightBytesMax)
     this.#outboxes = outboxes
     this.#unread = unread
     this.#reading = reading

@@ -7,8 +7,8 @@ export interface SessionSettings {
   /** Maximum heartbeat interval; a client can request a shorter interval. */
   readonly heartbeatMs: number
   readonly handshakeMs: number
-  readonly inFlightBatches: number
-  readonly inFlightBytes: number
+  readonly inFlightBatchesMax: number
+  readonly inFlightBytesMax: number
   /** A connection with more unread bytes than this gets no deliveries. */
   readonly outboundBytesSoft: number
   /**
@@ -35,8 +35,8 @@ export const SESSION_DEFAULTS: SessionSettings = {
   frameBytesMax: LIMITS.frameBytesDefault,
   heartbeatMs: LIMITS.heartbeatMsDefault,
   handshakeMs: LIMITS.handshakeMsMax,
-  inFlightBatches: LIMITS.inFlightBatchesDefault,
-  inFlightBytes: LIMITS.inFlightBytesDefault,
+  inFlightBatchesMax: LIMITS.inFlightBatchesDefault,
+  inFlightBytesMax: LIMITS.inFlightBytesDefault,
   outboundBytesSoft: 1 << 20,
   outboundBytesHard: 8 << 20,
   stalledMs: 10_000,

@@ -32,7 +32,7 @@ export function greeting(
     heartbeatMs: 0,
     producer: new Uint8Array(16),
     acceptedNumber: 0,
-    inFlightBatches: 0,
+    inFlightBatchesMax: 0,
     name: 'n'.repeat(label.length),
   }
   const helloBytes = encodeHello(hello)
