@@ -3,7 +3,8 @@
  * Called by sessions.
  *
  * Invariant: a producer without connections stays in the table, together with the results that its client may request
- * again, until the table is full. Then the producer that has been disconnected longest is evicted.
+ * again, until it was idle for 7 days (see state/checkpoint.ts). In a full table the producer that has been disconnected longest
+ * is evicted.
  */
 import { SluiceError } from '@sluice/protocol'
 import { PRODUCERS_MAX } from '../state/directory.js'

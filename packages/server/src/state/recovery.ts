@@ -12,9 +12,8 @@ import {
 } from '@sluice/protocol'
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogBounds } from '../log/log.js'
-import { PAGE } from '../queue/index.js'
 import { decodeDirectory, type ListedPages } from './directory.js'
-import { decodeNode, type PageNode, type PageTree } from './page-tree.js'
+import { decodeNode, type PageEntry, type PageNode, type PageTree } from './page-tree.js'
 import { Replay } from './replay.js'
 import { State } from './state.js'
 
@@ -72,10 +71,18 @@ async function restoreNodes(log: Log, root: PageNode): Promise<void> {
 }
 
 async function restorePages(log: Log, replay: Replay, tree: PageTree): Promise<void> {
-  for (const kind of Object.values(PAGE)) {
-    const pages = [...tree].filter((page) => page.kind === kind)
-    await readPages(log, pages, (bytes, at, { position }) => replay.restorePage(bytes, at, position))
+  let pages: PageEntry[] = []
+  const restore = (): Promise<void> =>
+    readPages(log, pages, (bytes, at, { position }) => replay.restorePage(bytes, at, position))
+  // The tree lists the pages of a kind one after another.
+  for (const page of tree) {
+    if (pages.length > 0 && page.kind !== pages[0]!.kind) {
+      await restore()
+      pages = []
+    }
+    pages.push(page)
   }
+  await restore()
 }
 
 // Reads each page, in the order of positions, checks it, and passes it to `visit`.
