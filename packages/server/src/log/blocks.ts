@@ -327,7 +327,7 @@ export function holdsBatch(block: Block, position: number): boolean {
   return at >= 0 && at + BATCH_HEADER_BYTES <= block.used && at + batchLength(block.bytes, at) <= block.used
 }
 
-/** Number of records from one waypoint to the next. A waypoint takes less than a hundredth of the memory of these records. */
+/** Number of records from one waypoint to the next. A waypoint takes less than a hundredth of their memory. */
 export const WAYPOINT_RECORDS = 64
 
 /**

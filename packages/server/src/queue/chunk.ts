@@ -6,7 +6,7 @@
  * Invariant: `live` counts the indexes in `[0, count)` that are not gone. After recovery the first messages of a
  * chunk can be missing: their indexes count as gone.
  */
-import { DEATH, type Death } from '@sluice/protocol'
+import { DEATH, type Death, type MessageState } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
 import { BatchTable } from './batches.js'
 import { COLUMN, Columns } from './columns.js'
@@ -171,6 +171,22 @@ export class Chunk {
   /** Whether the message has a due time that `Line.advance` has not reached yet. */
   isScheduled(index: number): boolean {
     return this.isWaiting(index) && !this.isDue(index) && !this.isGone(index)
+  }
+
+  /** The state of the message; undefined if it is gone or never existed. */
+  stateOf(index: number): MessageState | undefined {
+    if (index >= this.count || this.isGone(index)) return undefined
+    if (this.isDead(index)) return 'dead'
+    if (this.isScheduled(index)) return 'scheduled'
+    return this.isInLine(index) ? 'ready' : 'leased'
+  }
+
+  /** The state that the message has at `nowMs`, even if its due or expiry time was not noticed yet. Changes nothing. */
+  stateAt(index: number, nowMs: number): MessageState | undefined {
+    const state = this.stateOf(index)
+    if (state !== 'ready' && state !== 'scheduled') return state
+    if (state === 'scheduled' && this.dueAt(index) > nowMs) return state
+    return this.isExpired(index, nowMs) ? undefined : 'ready'
   }
 
   /** Whether the message is in the line, so neither leased nor dead. The message must not be gone. */

@@ -533,21 +533,13 @@ export class Queue extends Contents implements Follower {
   /** The state of a message; undefined if it is gone or never existed. */
   stateOf(offset: number): MessageState | undefined {
     const chunk = this.chunkAt(offset)
-    const index = chunk === undefined ? 0 : offset - chunk.base
-    if (chunk === undefined || index >= chunk.count || chunk.isGone(index)) return undefined
-    if (chunk.isDead(index)) return 'dead'
-    if (chunk.isScheduled(index)) return 'scheduled'
-    return chunk.isInLine(index) ? 'ready' : 'leased'
+    return chunk?.stateOf(offset - chunk.base)
   }
 
   /** The state that the message has at `nowMs`, even if `advance` has not run. Changes nothing. */
   stateAt(offset: number, nowMs: number): MessageState | undefined {
-    const state = this.stateOf(offset)
-    if (state !== 'ready' && state !== 'scheduled') return state
-    const chunk = this.chunkAt(offset)!
-    const index = offset - chunk.base
-    if (state === 'scheduled' && chunk.dueAt(index) > nowMs) return state
-    return chunk.isExpired(index, nowMs) ? undefined : 'ready'
+    const chunk = this.chunkAt(offset)
+    return chunk?.stateAt(offset - chunk.base, nowMs)
   }
 
   /** Offset of the message with this id, if the id is still known and the message is here; -1 otherwise. */
