@@ -105,18 +105,18 @@ export class Batch extends Sending {
    * still waits for.
    */
   split(): Batch[] {
-    const alone: Batch[] = []
+    const singles: Batch[] = []
     let at = this.at + this.recordsAt
     for (let i = 0; i < this.callers; i++) {
       const size = recordSize(this.bytes, at)
       const resolve = this.resolves[i]
-      if (resolve !== undefined) alone.push(this.#alone(at, at + size, resolve, this.deadlines[i]!))
+      if (resolve !== undefined) singles.push(this.#single(at, at + size, resolve, this.deadlines[i]!))
       at += size
     }
-    return alone
+    return singles
   }
 
-  #alone(from: number, to: number, resolve: Resolve, deadlineMs: number): Batch {
+  #single(from: number, to: number, resolve: Resolve, deadlineMs: number): Batch {
     const one = new Batch(this.queue, false, Buffer.allocUnsafeSlow(this.recordsAt + to - from))
     one.open = false
     one.count = 1
