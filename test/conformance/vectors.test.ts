@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest'
 import { CASES } from './cases.js'
 import { READERS, readBatch, readRecords } from './payloads.js'
 import { FRAME_VECTORS, VECTORS, framesOf, type Vector } from './vectors.js'
+import { expectSame } from '../same.js'
 
 function hex(bytes: Uint8Array): string {
   return Buffer.from(bytes).toString('hex')
@@ -60,13 +61,15 @@ describe('golden vectors', () => {
   })
 })
 
+const CUT_OFF: ReadonlySet<string> = new Set(['MALFORMED_FRAME', 'BATCH_MALFORMED', 'BATCH_CORRUPT'])
+
 describe('cut off at every byte', () => {
   test('the unfinished frame of a stream that ends early is not emitted, and there is no error', () => {
     let cuts = 0
     for (const { kind, bytes } of VECTORS) {
       if (kind !== 'frame' && kind !== 'preface') continue
       for (let end = 0; end < bytes.length; end++) {
-        expect(framesOf([bytes.subarray(0, end)], { preface: kind === 'preface' })).toStrictEqual([])
+        expectSame(framesOf([bytes.subarray(0, end)], { preface: kind === 'preface' }).length, 0)
         cuts++
       }
     }
@@ -86,8 +89,8 @@ describe('cut off at every byte', () => {
           expect(withoutLast(CASES[name]!.value, value), `${name} cut to ${end} bytes`).toStrictEqual(value)
           shorter.push(name)
         } else {
-          expect(error, `${name} cut to ${end} bytes`).toBeInstanceOf(SluiceError)
-          expect((error as SluiceError).code).toMatch(/^(MALFORMED_FRAME|BATCH_MALFORMED|BATCH_CORRUPT)$/)
+          if (!(error instanceof SluiceError && CUT_OFF.has(error.code)))
+            expect(error, `${name} cut to ${end} bytes`).toMatchObject({ code: 'MALFORMED_FRAME' })
         }
         cuts++
       }

@@ -98,10 +98,19 @@ function lineStarts(text: string): number[] {
   return starts
 }
 
+function isNode(value: unknown): value is Node {
+  return typeof (value as Node | null | undefined)?.type === 'string'
+}
+
 function childrenOf(node: Node): Node[] {
-  return Object.values(node)
-    .flat()
-    .filter((value): value is Node => typeof (value as Node | null)?.type === 'string')
+  const children: Node[] = []
+  for (const field in node) {
+    const value = node[field]
+    if (typeof value !== 'object') continue
+    if (isNode(value)) children.push(value)
+    else if (Array.isArray(value)) for (const one of value) if (isNode(one)) children.push(one)
+  }
+  return children
 }
 
 // The file that an import names, if it belongs to the project.

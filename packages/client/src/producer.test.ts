@@ -12,7 +12,7 @@ import fc from 'fast-check'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { packBody } from './body.js'
 import type { Sluice } from './client.js'
-import { Peer, turns, until } from './testing/peer.js'
+import { Peer, published, turns, until } from './testing/peer.js'
 
 let peer: Peer
 let sluice: Sluice
@@ -467,7 +467,7 @@ describe('order', () => {
 
     constructor(script: Peer) {
       script.replies[OP.PUBLISH] = ({ payload, correlation }, link) => {
-        const { queue, number, bodies } = link.published.at(-1)!
+        const { queue, number, bodies } = published(payload)
         const distance = batchFollows(payload, publishBatchStart(payload, 0, payload.length))
         const list = this.accepted.get(queue) ?? []
         this.accepted.set(queue, list)
@@ -552,7 +552,7 @@ describe('order', () => {
     await client.close({ timeout: 1 })
     return {
       refused: settled.filter(({ status }) => status === 'rejected').length,
-      sent: script.links.reduce((sum, { published }) => sum + published.length, 0),
+      sent: script.links.reduce((sum, link) => sum + link.named('PUBLISH').length, 0),
     }
   }
 

@@ -456,7 +456,7 @@ export function textRecord(
   return bytes
 }
 
-function published(payload: Uint8Array): Published {
+export function published(payload: Uint8Array): Published {
   const at = publishBatchStart(payload, 0, payload.length)
   return publishedBatch(readText(payload, PUBLISH_NAME_AT, at), payload, at, payload.length)
 }

@@ -2,6 +2,7 @@ import { FRAME_HEADER_BYTES, OP, writeFrameLength } from '@sluice/protocol'
 import * as fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { Outbox } from './outbox.js'
+import { expectSame } from '../../../../test/same.js'
 
 test('a frame is not extended on a later buffer, even if the later buffer reuses the same bytes', () => {
   const sent: Uint8Array[] = []
@@ -115,7 +116,7 @@ describe('invariants', () => {
           } else reads.shift()?.()
           outbox.invariants()
           const due = written.slice(0, durable + 1).reduce((sum, bytes) => sum + bytes, 0)
-          expect(sent).toBe(due)
+          expectSame(sent, due)
         }
         if (isClosed) outbox.clear()
         outbox.invariants()

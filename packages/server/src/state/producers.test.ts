@@ -1,6 +1,7 @@
 /** A disconnected producer uses memory only for the results that it may still ask for. */
 import { expect, test } from 'vitest'
 import { Producer } from './producers.js'
+import { expectSame } from '../../../../test/same.js'
 
 const PAGE_BYTES_MAX = 1 << 20
 const KNOWN_BYTES = 20
@@ -8,7 +9,7 @@ const KNOWN_BYTES = 20
 function withBatches(count: number, unanswered: number): Producer {
   const producer = new Producer(1, '00'.repeat(16), PAGE_BYTES_MAX)
   for (let number = 1; number <= count; number++) {
-    expect(producer.resultOf(number, number, Math.min(unanswered, number - 1))).toBeUndefined()
+    expectSame(producer.resultOf(number, number, Math.min(unanswered, number - 1)), undefined)
     producer.accept(number, number * 10, number)
   }
   return producer
@@ -28,13 +29,13 @@ test('shrinks a large window to the unanswered batches when the producer disconn
   expect(producer.windowBytes).toBe(16 * KNOWN_BYTES)
   // The producer reconnects, resends the unanswered batches, and continues.
   for (let number = 5_097; number <= 5_100; number++)
-    expect(producer.resultOf(number, number, number - 5_097)?.[0]!.baseOffset).toBe(number * 10)
+    expectSame(producer.resultOf(number, number, number - 5_097)?.[0]!.baseOffset, number * 10)
   for (let number = 5_101; number <= 6_000; number++) {
     expect(producer.resultOf(number, number, number - 5_097)).toBeUndefined()
     producer.accept(number, number * 10, number)
   }
   for (let number = 5_097; number <= 6_000; number++)
-    expect(producer.resultOf(number, number, number - 5_097)?.[0]!.baseOffset).toBe(number * 10)
+    expectSame(producer.resultOf(number, number, number - 5_097)?.[0]!.baseOffset, number * 10)
 })
 
 test('keeps the highest number but no result of a producer that will resend nothing', () => {
