@@ -831,7 +831,7 @@ export class Bench {
     }
     const consumer: Consumer = {
       label: `client ${number}`,
-      peer: `127.0.0.1:${number}`,
+      address: `127.0.0.1:${number}`,
       isReady: true,
       deliver: (subscription, { run, firstTag, count, bytes, start }) => {
         const pair = this.#pairs.get(subscription)
@@ -1020,7 +1020,7 @@ export class Bench {
             .map((pair) => ({
               id: pair.product.id,
               client: pair.connection.consumer.label,
-              peer: pair.connection.consumer.peer,
+              peer: pair.connection.consumer.address,
               active: !queue.options.single || pair.model === active,
               leased: held(pair).length,
               leasedBytes: held(pair).reduce((sum, { content }) => sum + content.size, 0),

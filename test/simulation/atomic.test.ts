@@ -156,7 +156,7 @@ class Bench {
   consume(name: typeof IN, messages: number, each: (held: Held, record: Uint8Array) => void): Subscription {
     const consumer: Consumer = {
       label: '',
-      peer: '',
+      address: '',
       isReady: true,
       deliver: (subscription, { run, firstTag, bytes, start, end }) => {
         for (const [i, record] of splitRecords(bytes, start, end).entries())

@@ -84,7 +84,7 @@ interface Recovered {
 
 const IDLE: Consumer = {
   label: 'idle',
-  peer: 'idle',
+  address: 'idle',
   isReady: true,
   deliver: () => {},
   lost: () => {},
@@ -360,7 +360,7 @@ export class CrashPoints {
       let delivered = 0
       const consumer: Consumer = {
         label: 'drain',
-        peer: 'drain',
+        address: 'drain',
         isReady: true,
         deliver: (_subscription, { firstTag, count }) => {
           this.counts.drainedMessages += count

@@ -131,8 +131,8 @@ function otherFrames(
   change: (opcode: number, frame: Uint8Array) => Uint8Array[],
 ): Transport {
   return {
-    get peer() {
-      return transport.peer
+    get address() {
+      return transport.address
     },
     pause: () => transport.pause(),
     resume: () => transport.resume(),

@@ -95,7 +95,7 @@ class Peer {
       this.frames.push({ name: opcodeName(opcode), payload: new Uint8Array(bytes.subarray(start, end)) })
     })
     const transport = {
-      peer: 'peer',
+      address: 'peer',
       write: (bytes: Uint8Array, written: () => void) => {
         decoder.push(new Uint8Array(bytes))
         written()
@@ -197,7 +197,7 @@ test('more settles in one turn than one segment can hold are written in parts', 
   const tags: number[] = []
   const consumer: Consumer = {
     label: '',
-    peer: '',
+    address: '',
     isReady: true,
     deliver: (_subscription: Subscription, { firstTag, count }) => {
       for (let i = 0; i < count; i++) tags.push(firstTag + i)
@@ -268,7 +268,7 @@ async function withDead(bench: Bench, count: number): Promise<void> {
   bench.publish(NAME, 1, count)
   const consumer: Consumer = {
     label: '',
-    peer: '',
+    address: '',
     isReady: true,
     deliver: (subscription, { firstTag, count }) => {
       const item = { firstTag, count, outcome: OUTCOME.deadLetter }

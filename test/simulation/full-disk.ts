@@ -474,7 +474,7 @@ export class FullDisk {
 }
 
 class Taker implements Consumer {
-  readonly peer = ''
+  readonly address = ''
   readonly label = 'drain'
   readonly isReady = true
   readonly got: { readonly offset: number; readonly tag: number }[] = []

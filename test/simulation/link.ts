@@ -52,7 +52,7 @@ export interface LinkEnd {
 }
 
 export class Link implements Transport {
-  readonly peer: string
+  readonly address: string
   readonly number: number
   readonly kernelBytes: number
   session: Session | undefined
@@ -72,9 +72,9 @@ export class Link implements Transport {
   readonly #toClient = new ByteQueue()
   readonly #unsent: Unsent[] = []
 
-  constructor(number: number, peer: string, kernelBytes: number) {
+  constructor(number: number, address: string, kernelBytes: number) {
     this.number = number
-    this.peer = peer
+    this.address = address
     this.kernelBytes = kernelBytes
   }
 

@@ -217,7 +217,7 @@ class World {
     const held: { readonly offset: number; readonly tag: number }[] = []
     const consumer: Consumer = {
       label: '',
-      peer: '',
+      address: '',
       isReady: true,
       deliver: (_subscription, { run, firstTag, bytes, start, end }) => {
         for (const index of splitRecords(bytes, start, end).keys())

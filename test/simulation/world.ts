@@ -391,7 +391,7 @@ export class World implements Surroundings, Listening, LogListening {
       if (wasOpen && link.session!.isOpen && heard.silentMs > this.heartbeatMs * 2 + SLACK_MS) {
         throw new Violation(
           'heartbeat',
-          `${link.peer} was silent for ${heard.silentMs} ms and is still connected`,
+          `${link.address} was silent for ${heard.silentMs} ms and is still connected`,
         )
       }
       if (link.ended && this.nowMs - heard.lastMs > LINGER_MS + this.heartbeatMs * 2) this.#sever(link)
@@ -415,7 +415,7 @@ export class World implements Surroundings, Listening, LogListening {
     const conversation = new Conversation(client.identityText)
     const watch = this.witness.watch(conversation)
     link.onWrite = (bytes) => {
-      this.trace.note(`${link.peer} < ${bytes.length} ${crc32(bytes)}`)
+      this.trace.note(`${link.address} < ${bytes.length} ${crc32(bytes)}`)
       this.guard(() => watch(bytes))
     }
     const { defect } = this.#options
@@ -429,20 +429,20 @@ export class World implements Surroundings, Listening, LogListening {
     link.slow = !this.isHealing && this.#options.onlyStalls !== true && this.chance.hit(0.15)
     this.#links.push(link)
     this.#conversations.set(link, { conversation, silentMs: 0, lastMs: this.nowMs })
-    this.trace.note(`${link.peer} connects`)
+    this.trace.note(`${link.address} connects`)
     this.count('connections')
     return { link, conversation }
   }
 
   #closed(link: Link, why: SluiceError | undefined): void {
     this.count(`session closed: ${why?.code ?? 'no error'}`)
-    this.trace.note(`${link.peer} closed ${why?.code ?? ''}`)
+    this.trace.note(`${link.address} closed ${why?.code ?? ''}`)
     const { silentMs } = this.#conversations.get(link)!
     if (why?.code === 'HEARTBEAT_TIMEOUT' && silentMs <= this.heartbeatMs * 2 - TICK_MS) {
       this.guard(() => {
         throw new Violation(
           'heartbeat',
-          `${link.peer} is disconnected as silent, ${silentMs} ms after its last bytes`,
+          `${link.address} is disconnected as silent, ${silentMs} ms after its last bytes`,
         )
       })
     }
@@ -475,7 +475,7 @@ export class World implements Surroundings, Listening, LogListening {
 
   #toServer(link: Link): void {
     const bytes = link.takeForServer(this.chance)
-    this.trace.note(`${link.peer} > ${bytes.length} ${crc32(bytes)}`)
+    this.trace.note(`${link.address} > ${bytes.length} ${crc32(bytes)}`)
     const heard = this.#conversations.get(link)!
     heard.silentMs = 0
     heard.lastMs = this.nowMs
@@ -494,7 +494,7 @@ export class World implements Surroundings, Listening, LogListening {
 
   /** Breaks both directions, and both sides notice. */
   #sever(link: Link): void {
-    this.trace.note(`${link.peer} severed`)
+    this.trace.note(`${link.address} severed`)
     const { client } = link
     link.sever()
     this.#links = this.#links.filter((other) => other !== link)
@@ -567,7 +567,7 @@ export class World implements Surroundings, Listening, LogListening {
   }
 
   #make(what: string, link: Link | undefined): void {
-    this.trace.note(`${what} ${link?.peer ?? ''}`)
+    this.trace.note(`${what} ${link?.address ?? ''}`)
     this.count(what)
   }
 

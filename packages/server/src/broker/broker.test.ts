@@ -76,7 +76,7 @@ class Rig {
   subscribe(messages: number): Subscription {
     const consumer: Consumer = {
       label: '',
-      peer: '',
+      address: '',
       isReady: true,
       deliver: (_subscription, { run, firstTag, count, bytes, start }) => {
         let at = start

@@ -261,7 +261,7 @@ export class Catalog {
       consumers.push({
         id: subscription.id,
         client: subscription.consumer.label,
-        peer: subscription.consumer.peer,
+        peer: subscription.consumer.address,
         active: !queue.options.single || subscription === active,
         sinceMs: subscription.sinceMs,
         creditMessages: subscription.creditMessages,

@@ -206,7 +206,7 @@ export class Listener {
     const peer = newPeer(transport, now(), (closed, why) => {
       if (this.#links.delete(closed)) this.#depart(closed, link)
       this.#forget(link)
-      onEvent(refused ? 'refused' : 'closed', transport.peer, closed.label, why)
+      onEvent(refused ? 'refused' : 'closed', transport.address, closed.label, why)
     })
     socket.on('error', () => {
       // The event 'close' follows, and its handler does the work. A reset by the client needs no report.
@@ -235,7 +235,7 @@ export class Listener {
     }
     this.#isFailing = false
     this.#links.set(peer, link)
-    onEvent('connected', transport.peer, peer.label, undefined)
+    onEvent('connected', transport.address, peer.label, undefined)
   }
 
   // Called for a connection that no longer counts against the limit, or that was refused and never counted. Its

@@ -7,7 +7,7 @@ import type { SluiceError } from '@sluice/protocol'
 /** A connection, as its protocol sees it. */
 export interface Transport {
   /** Address and port of the client. */
-  readonly peer: string
+  readonly address: string
   /** Sends `bytes`, which must not be changed until `written` is called. */
   write(bytes: Uint8Array, written: () => void): void
   /** Stops reading until `resume`. */

@@ -9,7 +9,7 @@ import type { Transport } from './peer.js'
 const LINGER_MS = 1_000
 
 export class SocketTransport implements Transport {
-  readonly peer: string
+  readonly address: string
   readonly #socket: Socket
   #isPaused = false
   #isEnded = false
@@ -17,7 +17,7 @@ export class SocketTransport implements Transport {
 
   constructor(socket: Socket) {
     this.#socket = socket
-    this.peer = `${socket.remoteAddress ?? ''}:${socket.remotePort ?? 0}`
+    this.address = `${socket.remoteAddress ?? ''}:${socket.remotePort ?? 0}`
   }
 
   write(bytes: Uint8Array, written: () => void): void {

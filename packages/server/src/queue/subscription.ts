@@ -61,7 +61,7 @@ export interface ConsumerOf<Q extends Settled> {
   /** The label that the client gave itself, for lists and logs. */
   readonly label: string
   /** The address of the client. */
-  readonly peer: string
+  readonly address: string
   /** Whether the consumer accepts deliveries now; false while too many sent bytes are unread. */
   readonly isReady: boolean
   /** Delivers messages, which are already leased to the subscription. */

@@ -33,7 +33,7 @@ import type { Unread } from './unread.js'
 /** The connection of the consumers. It sends the frames in the outboxes at the end of a turn. */
 export interface Connection extends Output {
   readonly label: string
-  readonly peer: string
+  readonly address: string
 }
 
 export class Consuming implements Consumer {
@@ -115,8 +115,8 @@ export class Consuming implements Consumer {
     return this.#connection.label
   }
 
-  get peer(): string {
-    return this.#connection.peer
+  get address(): string {
+    return this.#connection.address
   }
 
   get isReady(): boolean {

@@ -52,7 +52,7 @@ beforeEach(async () => {
     },
   })
   const transport = {
-    peer: '',
+    address: '',
     write: (bytes: Uint8Array) => (sentBytes += bytes.length),
     pause: () => (paused = true),
     resume: () => (paused = false),
@@ -157,7 +157,7 @@ describe('while all connections together exceed the bound of unread bytes', () =
     const peers = Array.from({ length: 4 }, (_, index) => {
       const peer = { unread: [] as { bytes: number; read: () => void }[], session: undefined! as Session }
       const link = {
-        peer: '',
+        address: '',
         write: (bytes: Uint8Array, read: () => void) => void peer.unread.push({ bytes: bytes.length, read }),
         pause: () => {},
         resume: () => {},
@@ -218,7 +218,7 @@ describe('while all connections together exceed the bound of unread bytes', () =
     const ends: string[] = []
     const unread: (() => void)[] = []
     const link = {
-      peer: '',
+      address: '',
       write: (_: Uint8Array, read: () => void) => void unread.push(read),
       pause: () => {},
       resume: () => {},
@@ -257,7 +257,7 @@ describe('a client that has said GOODBYE', () => {
     sent = []
     ended = 0
     const link = {
-      peer: '',
+      address: '',
       write: (bytes: Uint8Array, written: () => void) => {
         decoder.push(bytes)
         written()
@@ -392,7 +392,7 @@ describe('a client that reads is not closed because of a burst of answers', () =
     const decoder = new FrameDecoder((opcode) => void opcodes.push(opcode))
     decoder.frameBytesMax = frameBytesMax
     const link = {
-      peer: '',
+      address: '',
       write: (bytes: Uint8Array, written: () => void) => {
         decoder.push(bytes)
         setImmediate(written)

@@ -90,8 +90,8 @@ export class Session implements Peer, Connection, Receiver {
     )
   }
 
-  get peer(): string {
-    return this.#transport.peer
+  get address(): string {
+    return this.#transport.address
   }
 
   /** The label that the client has chosen; empty before HELLO. */

@@ -67,7 +67,7 @@ export interface Delivered {
 
 /** One subscription and its deliveries. */
 export class Worker implements Consumer {
-  readonly peer = ''
+  readonly address = ''
   readonly isReady = true
   readonly label: string
   /** All deliveries, whether they are settled or not. */

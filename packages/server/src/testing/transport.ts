@@ -5,7 +5,7 @@ import type { Transport } from '../net/peer.js'
 /** Returns a transport whose client decodes the bytes with `decoder` before `write` returns. */
 export function readingTransport(decoder: FrameDecoder): Transport {
   return {
-    peer: '',
+    address: '',
     write: (bytes, written) => {
       decoder.push(bytes)
       written()
