@@ -48,8 +48,11 @@ export interface Delivery {
   end: number
 }
 
-/** The methods of a queue that its subscriptions call. In `queue.ts` the type argument is the class `Queue`. */
-interface Settled {
+/**
+ * The method of a queue that its subscriptions call. The queue is a type argument, because an import of `queue.ts` would
+ * form a cycle; `queue.ts` passes the class `Queue`.
+ */
+interface Acknowledging {
   ack(offset: number, count: number, nowMs: number, bytes?: number): void
 }
 
@@ -57,7 +60,7 @@ interface Settled {
  * Receives deliveries and events of a subscription. Everything that it sends to the client waits at the durability
  * gate, except deliveries with `run.ungated`.
  */
-export interface ConsumerOf<Q extends Settled> {
+export interface ConsumerOf<Q extends Acknowledging> {
   /** The label that the client gave itself, for lists and logs. */
   readonly label: string
   /** The address of the client. */
@@ -74,7 +77,7 @@ export interface ConsumerOf<Q extends Settled> {
   ended(subscription: SubscriptionOf<Q>, error: SluiceError): void
 }
 
-export class SubscriptionOf<Q extends Settled> {
+export class SubscriptionOf<Q extends Acknowledging> {
   readonly id: number
   readonly channel: number
   readonly queue: Q
