@@ -100,8 +100,8 @@ export class Intake {
 
   /**
    * Accepts the batch `bytes[at, end)` for the queue `to`, or for the queue named `to`, and returns its place.
-   * `unanswered` is the number of lower batch numbers that still await an answer. A refusal is remembered under the
-   * number of the batch.
+   * `unanswered` is the distance from the number of the batch down to the lowest number that still awaits an answer. A
+   * refusal is remembered under the number of the batch.
    * @throws SluiceError the refusal
    */
   publish(

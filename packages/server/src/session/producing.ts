@@ -57,15 +57,16 @@ export class Producing {
     if (this.#producer !== undefined) this.#broker.producers.detach(this.#producer, hasLeft)
   }
 
-  publish({ correlation, bytes, start, end }: Frame): void {
+  /** The correlation of PUBLISH and ATOMIC is the distance from their number down to the lowest unanswered number. */
+  publish({ correlation: unanswered, bytes, start, end }: Frame): void {
     const batchAt = publishBatchStart(bytes, start, end)
     // A refusal names the batch number. An error before the number is known ends the connection.
     const number = publishNumber(bytes, batchAt)
-    this.#checkWindow(correlation)
+    this.#checkWindow(unanswered)
     try {
       const nameAt = start + PUBLISH_NAME_AT
       const to = this.#broker.catalog.queueAt(bytes, nameAt, batchAt) ?? readText(bytes, nameAt, batchAt)
-      const placed = this.#broker.intake.publish(this.#producer!, to, bytes, batchAt, end, correlation)
+      const placed = this.#broker.intake.publish(this.#producer!, to, bytes, batchAt, end, unanswered)
       // A confirm that shares an earlier frame is sent together with that frame.
       if (this.#confirms.write(this.#outbox, number, placed)) this.#broker.noteOutput(this.#connection)
       this.#accepted(end - start)
@@ -74,9 +75,9 @@ export class Producing {
     }
   }
 
-  atomic({ correlation, bytes, start, end }: Frame): void {
+  atomic({ correlation: unanswered, bytes, start, end }: Frame): void {
     const number = atomicNumber(bytes, start, end)
-    this.#checkWindow(correlation)
+    this.#checkWindow(unanswered)
     try {
       const { crc, acks, batches } = decodeAtomic(bytes, start, end)
       const ranges = acks.map(({ channel, subscriptionId, firstTag, count }) => ({
@@ -85,7 +86,7 @@ export class Producing {
         count,
       }))
       const step = { number, crc, acks: ranges, batches }
-      const places = this.#broker.intake.atomic(this.#producer!, step, correlation)
+      const places = this.#broker.intake.atomic(this.#producer!, step, unanswered)
       this.#outbox.frame(OP.ATOMIC_OK, 0, 0, encodeAtomicOk(number, places))
       this.#broker.noteOutput(this.#connection)
       this.#accepted(end - start)
