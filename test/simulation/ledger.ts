@@ -74,7 +74,6 @@ export interface LedgerQueue {
   readonly name: string
   options: LedgerOptions
   readonly createdAtMs: number
-  readonly seed: readonly number[]
   paused: boolean
   next: number
   redeliveredBelow: number
@@ -116,7 +115,6 @@ interface Definition {
   readonly options: LedgerOptions
   readonly createdAtMs: number
   readonly paused: boolean
-  readonly seed: readonly number[]
 }
 
 /** A message that left its queue without a request, so that only the log knows the reason. */
@@ -209,6 +207,8 @@ export interface EntrySummary {
 export class LedgerState {
   lsn = 0
   boot = 0
+  /** Seed of the hashes, from the first boot. */
+  seed: readonly number[] = []
   closed = true
   /** The latest time of any batch. */
   newestMs = 0
@@ -292,6 +292,13 @@ export class LedgerState {
     else if (type === TYPE.directory) this.directories++
     else if (type === TYPE.boot) {
       this.boot = readU32(bytes, at + 12)
+      const seed = [0, 4, 8, 12].map((word) => readU32(bytes, at + BATCH_HEADER + word))
+      if (this.boot > 1 && seed.join() !== this.seed.join())
+        throw new Violation(
+          17,
+          `boot ${this.boot} has the seed ${seed.join()}; the log has ${this.seed.join()}`,
+        )
+      this.seed = seed
       const isClean = bytes[at + 5] === AFTER_CLOSE
       if (!isClean) for (const queue of this.queues.values()) queue.redeliveredBelow = queue.next
     }
@@ -741,6 +748,7 @@ export class LedgerState {
     const copy = new LedgerState()
     copy.lsn = this.lsn
     copy.boot = this.boot
+    copy.seed = this.seed
     copy.closed = this.closed
     copy.newestMs = this.newestMs
     copy.nextPosition = this.nextPosition

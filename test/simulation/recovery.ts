@@ -11,6 +11,7 @@ import {
   hashKey,
   type Chunk,
   type Queue,
+  type Seed,
 } from '../../packages/server/src/queue/index.js'
 import { PendingIds } from '../rules/ids.js'
 import {
@@ -59,8 +60,8 @@ export function compareRecovered(
     const queue = broker.catalog.queue(saved.name)
     compareQueue(queue, saved, afterCrash)
     for (const [offset, message] of saved.live)
-      compareMessage(queue, saved, offset, message, firstPosition, compared)
-    compareIds(queue, saved, latestMs, compared)
+      compareMessage(queue, saved, offset, message, firstPosition, state.seed, compared)
+    compareIds(queue, saved, latestMs, state.seed, compared)
   }
   for (const saved of state.producers.values()) {
     const unsure = lowest(saved.identity)
@@ -107,7 +108,6 @@ function compareQueue(queue: Queue, saved: LedgerQueue, afterCrash: boolean): vo
       redeliveredBelow: queue.redeliveredBelow,
       options: queue.options,
       paused: queue.paused,
-      seed: queue.seed,
     },
     {
       id: saved.id,
@@ -120,7 +120,6 @@ function compareQueue(queue: Queue, saved: LedgerQueue, afterCrash: boolean): vo
       redeliveredBelow: afterCrash ? saved.next : saved.redeliveredBelow,
       options: saved.options,
       paused: saved.paused,
-      seed: saved.seed,
     },
   )
 }
@@ -131,6 +130,7 @@ function compareMessage(
   offset: number,
   message: LedgerMessage,
   firstPosition: number,
+  seed: Seed,
   compared: Compared,
 ): void {
   compared.messages++
@@ -160,8 +160,8 @@ function compareMessage(
       dueMs: message.dueMs ?? 0,
       attempts: message.attempts,
       expiresMs: message.expiresMs,
-      key: content.key === undefined ? undefined : hashOfKey(content.key, queue.seed),
-      id: message.isListed ? hashOfId(content.id!, queue.seed) : undefined,
+      key: content.key === undefined ? undefined : hashOfKey(content.key, seed),
+      id: message.isListed ? hashOfId(content.id!, seed) : undefined,
       lives: earlier,
       dead,
     },
@@ -179,7 +179,13 @@ function compareMessage(
 
 // An id in its window, or of a pending message, is known. After its window an id may still be known, unless a change of
 // options has forgotten it.
-function compareIds(queue: Queue, saved: LedgerQueue, latestMs: number, compared: Compared): void {
+function compareIds(
+  queue: Queue,
+  saved: LedgerQueue,
+  latestMs: number,
+  seed: Seed,
+  compared: Compared,
+): void {
   const windowMs = saved.options['dedupWindowMs'] as number
   const known = [...saved.remembered.entries()].length
   if (queue.ids.count > known)
@@ -187,7 +193,7 @@ function compareIds(queue: Queue, saved: LedgerQueue, latestMs: number, compared
   for (const { id, offset, timeMs } of saved.remembered.entries()) {
     if (timeMs <= latestMs - windowMs) continue
     compared.ids++
-    const found = queue.ids.find(Uint32Array.from(hashOfId(id, queue.seed)), 0)
+    const found = queue.ids.find(Uint32Array.from(hashOfId(id, seed)), 0)
     compare(17, `the offset of id ${id} in ${saved.name}`, found, offset)
   }
   if (saved.options['unique'] !== 'pending') return
@@ -197,7 +203,7 @@ function compareIds(queue: Queue, saved: LedgerQueue, latestMs: number, compared
     if (dead === undefined && content.id !== undefined) pending.add(content.id, offset)
   for (const [id, offset] of pending.entries()) {
     compared.ids++
-    const found = queue.offsetOf(Uint32Array.from(hashOfId(id, queue.seed)))
+    const found = queue.offsetOf(Uint32Array.from(hashOfId(id, seed)))
     compare(17, `the offset of the pending id ${id} in ${saved.name}`, found, offset)
   }
 }
@@ -219,14 +225,14 @@ function idWords(chunk: Chunk, index: number): number[] | undefined {
   return [...chunk.idAt(index)]
 }
 
-function hashOfKey(key: string, seed: readonly number[]): number[] {
+function hashOfKey(key: string, seed: Seed): number[] {
   const words = new Uint32Array(2)
   const bytes = Buffer.from(key)
   hashKey(bytes, 0, bytes.length, seed, words, 0)
   return [...words]
 }
 
-function hashOfId(id: string, seed: readonly number[]): number[] {
+function hashOfId(id: string, seed: Seed): number[] {
   const words = new Uint32Array(ID_WORDS)
   const bytes = Buffer.from(id)
   hashId(bytes, 0, bytes.length, seed, words, 0)

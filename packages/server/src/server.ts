@@ -281,7 +281,7 @@ function diskReport(broker: Broker): DiskReport {
   return { liveBytes, logBytes, segments, recordBytes, writtenBytes, oldest: broker.holder() }
 }
 
-/** Returns a number in [0, 1) from the system's generator, because the seeds of hashes must not be predictable. */
+/** Returns a number in [0, 1) from the system's generator, because the seed of hashes must not be predictable. */
 function random(): number {
   return randomInt(2 ** 47) / 2 ** 47
 }

@@ -10,7 +10,7 @@ import { BATCH_TYPE, LIMITS, MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice
 import { BLOCKS_DEFAULTS, Blocks, type BlocksOptions } from '../log/blocks.js'
 import type { Log } from '../log/log.js'
 import { Tail } from '../log/tail.js'
-import type { Timer } from '../queue/index.js'
+import { SEED_BYTES, drawSeed, writeSeed, type Timer } from '../queue/index.js'
 import { Catalog } from './catalog.js'
 import { Dispatcher } from './dispatch.js'
 import { Intake } from './intake.js'
@@ -39,7 +39,7 @@ export interface BrokerOptions {
    * clock reaches that time.
    */
   readonly continueFrom?: (timeMs: number) => void
-  /** Returns a number in [0, 1), for jitter. */
+  /** Returns a number in [0, 1), for jitter and, at the first boot, the seed of hashes. */
   readonly random: () => number
   /** Runs the end of a turn after all input of the turn was handled. */
   readonly defer: (endTurn: () => void) => void
@@ -165,6 +165,7 @@ export class Broker {
     }
     const afterCrash = !state.closed
     if (afterCrash) state.markAllDelivered()
+    if (state.boot === 0) state.seed = drawSeed(options.random)
     state.boot++
     const turn = new Turn(options, Math.max(options.now(), state.newestMs))
     let messages = 0
@@ -182,7 +183,9 @@ export class Broker {
       afterCrash,
     }
     const broker = new Broker({ ...options, messageBytesMax }, recovered, turn, status)
-    broker.#writer.mark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE)
+    const seed = new Uint8Array(SEED_BYTES)
+    writeSeed(seed, 0, state.seed)
+    broker.#writer.mark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE, seed)
     if (await broker.#idles()) {
       // No event announces messages that an earlier process did not finish moving.
       if (broker.#moves.isWanted) broker.turn.wake()
@@ -302,7 +305,7 @@ export class Broker {
       this.#writer.note(queue)
     }
     this.#writer.writeNoted()
-    this.#writer.mark(BATCH_TYPE.close, 0, 0)
+    this.#writer.mark(BATCH_TYPE.close, 0, 0, new Uint8Array(0))
     if (await this.#idles()) {
       this.#tail.sealEmpty(this.turn.nowMs)
       await this.#idles()

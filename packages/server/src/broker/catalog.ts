@@ -17,7 +17,7 @@ import {
   type QueueOptionName,
   type QueueOptions,
 } from '@sluice/protocol'
-import { FactBuffer, ID_WORDS, encodeDefinition, type Queue } from '../queue/index.js'
+import { FactBuffer, encodeDefinition, type Queue } from '../queue/index.js'
 import { PAGES_MAX } from '../state/directory.js'
 import { sameOptions, type State } from '../state/state.js'
 import type { Leases } from './leases.js'
@@ -46,8 +46,6 @@ export interface ConsumersResult {
 export interface CatalogOptions {
   readonly queuesMax?: number
   readonly pagesMax?: number
-  /** Returns a number in [0, 1), for the seed of each queue's hashes. */
-  readonly random: () => number
   readonly observer?: Observer | undefined
 }
 
@@ -56,7 +54,6 @@ export class Catalog {
   readonly #writer: Writer
   readonly #moves: Moves
   readonly #turn: Turn
-  readonly #random: () => number
   readonly #queuesMax: number
   readonly #pagesMax: number
   readonly #leases: Leases
@@ -71,13 +68,12 @@ export class Catalog {
     moves: Moves,
     leases: Leases,
     turn: Turn,
-    { queuesMax = QUEUES_DEFAULT, pagesMax = PAGES_MAX, random, observer }: CatalogOptions,
+    { queuesMax = QUEUES_DEFAULT, pagesMax = PAGES_MAX, observer }: CatalogOptions,
   ) {
     this.#state = state
     this.#writer = writer
     this.#moves = moves
     this.#turn = turn
-    this.#random = random
     this.#queuesMax = queuesMax
     this.#pagesMax = pagesMax
     this.#leases = leases
@@ -155,7 +151,6 @@ export class Catalog {
       options,
       createdAtMs: this.#turn.nowMs,
       paused: false,
-      seed: Array.from({ length: ID_WORDS }, () => Math.floor(this.#random() * 2 ** 32)),
       idsFrom: 0,
     })
     queue.open(this.#turn.nowMs)

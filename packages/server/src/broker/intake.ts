@@ -419,7 +419,7 @@ export class Intake {
     at,
     count,
   }: Pick<CheckedBatch, 'queue' | 'bytes' | 'at' | 'count'>): BatchTraits {
-    return readTraits(bytes, at, count, this.#turn.nowMs, queue.traitRules)
+    return readTraits(bytes, at, count, this.#turn.nowMs, this.#state.seed, queue.options)
   }
 
   #append(batch: CheckedBatch, producerId: number, traits: BatchTraits | undefined): Placed {

@@ -207,7 +207,7 @@ export class Moves {
     const base = target.next
     const attributes = readsRecords ? BATCH_ATTRIBUTE.traits : 0
     const position = writer.writeMessages(batch, 0, batch.length, target, 0, attributes)
-    const traits = readsRecords ? readTraits(batch, 0, 1, nowMs, target.traitRules) : undefined
+    const traits = readsRecords ? readTraits(batch, 0, 1, nowMs, this.#state.seed, target.options) : undefined
     target.append(1, position, nowMs, batch.length - BATCH_HEADER_BYTES, traits)
     this.#turn.changed(target)
     return base

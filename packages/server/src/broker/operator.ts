@@ -290,7 +290,7 @@ export class Operator {
     if (offset !== undefined) return offset
     const bytes = Buffer.from(id!)
     const words = new Uint32Array(ID_WORDS)
-    hashId(bytes, 0, bytes.length, queue.seed, words, 0)
+    hashId(bytes, 0, bytes.length, this.#state.seed, words, 0)
     const found = queue.offsetOf(words)
     if (found !== -1) return found
     throw new SluiceError(

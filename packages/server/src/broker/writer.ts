@@ -182,16 +182,18 @@ export class Writer {
     return this.tail.add(length)
   }
 
-  /** Writes a batch that is only a header, and sends it to the disk at once. */
-  mark(type: number, count: number, attributes: number): void {
-    const at = this.tail.reserve(BATCH_HEADER_BYTES, this.turn.nowMs)
-    sealBatch(this.tail.bytes, at, at + BATCH_HEADER_BYTES, {
+  /** Writes a batch about the run of the broker, with `payload` after its header, and sends it to the disk at once. */
+  mark(type: number, count: number, attributes: number, payload: Uint8Array): void {
+    const length = BATCH_HEADER_BYTES + payload.length
+    const at = this.tail.reserve(length, this.turn.nowMs)
+    this.tail.bytes.set(payload, at + BATCH_HEADER_BYTES)
+    sealBatch(this.tail.bytes, at, at + length, {
       type,
       count,
       attributes,
       timeMs: this.turn.nowMs,
     })
-    this.tail.add(BATCH_HEADER_BYTES)
+    this.tail.add(length)
     this.tail.flush(this.turn.nowMs)
   }
 }

@@ -17,7 +17,6 @@ function queuesOn(arrivals: Arrivals, use: CountedUse): Queue[] {
       options: QUEUE_OPTION_DEFAULTS,
       createdAtMs: 0,
       paused: false,
-      seed: [1, 2, 3, 4],
       idsFrom: 0,
     }
     const queue = new Queue(index + 1, definition, use, arrivals)

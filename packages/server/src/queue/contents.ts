@@ -54,8 +54,6 @@ export interface QueueDefinition {
   readonly options: QueueOptions
   readonly createdAtMs: number
   readonly paused: boolean
-  /** Key of the hashes of ids and message keys: four words. */
-  readonly seed: readonly number[]
   /** Ids of messages below this offset were forgotten when the deduplication window changed. */
   readonly idsFrom: number
 }
@@ -130,7 +128,6 @@ export class Contents implements Arriving {
   protected readonly appliedChunks = new Chunks()
   readonly keys = new Keys()
   readonly createdAtMs: number
-  readonly seed: readonly number[]
   paused: boolean
   idsFrom: number
   /** Offsets below this may have been delivered by an earlier run of the broker. */
@@ -155,8 +152,6 @@ export class Contents implements Arriving {
    * contains the fact and ignores it.
    */
   appliedFrom = Infinity
-  /** Rules by which the options of messages are read. */
-  traitRules!: { readonly seed: readonly number[]; readonly ttlMs: number; readonly withSizes: boolean }
   readonly ids: IdWindow
   /** Lower bound for the time at which the next message expires. */
   protected earliestExpiryMs = Infinity
@@ -172,7 +167,6 @@ export class Contents implements Arriving {
     this.id = id
     this.name = definition.name
     this.createdAtMs = definition.createdAtMs
-    this.seed = definition.seed
     this.paused = definition.paused
     this.idsFrom = definition.idsFrom
     this.use = use
@@ -189,7 +183,6 @@ export class Contents implements Arriving {
   set options(options: QueueOptions) {
     this.#options = options
     this.looksAtMessages = options.ttlMs > 0 || options.maxMessages > 0 || options.maxBytes > 0
-    this.traitRules = { seed: this.seed, ttlMs: options.ttlMs, withSizes: options.maxBytes > 0 }
   }
 
   /** The chunks, after all arrivals are applied. */

@@ -1,20 +1,41 @@
 /**
- * Keyed hashes of the ids and keys of messages: HalfSipHash-2-4 with a result of 64 bits, in 32-bit arithmetic. A client
- * that does not know the seed of a queue cannot choose strings that collide. (Aumasson and Bernstein, "SipHash: a fast
+ * Keyed hashes of the ids and keys of messages: HalfSipHash-2-4 with a result of 64 bits, in 32-bit arithmetic. All
+ * queues of a log share one seed. A client that does not know it cannot choose strings that collide. (Aumasson and Bernstein, "SipHash: a fast
  * short-input PRF", 2012, and its reference implementation for 32-bit machines.)
  *
  * All words are 0 for a message without an id, or without a key. So the hash of an id or of a key is never all 0.
  */
 
+import { readU32, writeU32 } from '@sluice/protocol'
+
 /** Number of words of the hash of an id, which consists of two hashes with different keys. */
 export const ID_WORDS = 4
 
-/** Writes the hash of the key in `bytes[start, end)` into two words of `out` from `at`. `seed` is the seed of the queue. */
+/** The key of all hashes of one log: four words. */
+export type Seed = readonly number[]
+const SEED_WORDS = 4
+/** Size of a seed in the log. */
+export const SEED_BYTES = SEED_WORDS * 4
+
+/** Draws the seed of a new log. `random` returns a number in [0, 1). */
+export function drawSeed(random: () => number): Seed {
+  return Array.from({ length: SEED_WORDS }, () => Math.floor(random() * 2 ** 32))
+}
+
+export function readSeed(bytes: Uint8Array, at: number): Seed {
+  return Array.from({ length: SEED_WORDS }, (_, word) => readU32(bytes, at + word * 4))
+}
+
+export function writeSeed(bytes: Uint8Array, at: number, seed: Seed): void {
+  for (const [word, value] of seed.entries()) writeU32(bytes, at + word * 4, value)
+}
+
+/** Writes the hash of the key in `bytes[start, end)` into two words of `out` from `at`. */
 export function hashKey(
   bytes: Uint8Array,
   start: number,
   end: number,
-  seed: readonly number[],
+  seed: Seed,
   out: Uint32Array,
   at: number,
 ): void {
@@ -24,12 +45,12 @@ export function hashKey(
   if ((low | high) === 0) out[at] = 1
 }
 
-/** Writes the hash of the id in `bytes[start, end)` into four words of `out` from `at`. `seed` is the seed of the queue. */
+/** Writes the hash of the id in `bytes[start, end)` into four words of `out` from `at`. */
 export function hashId(
   bytes: Uint8Array,
   start: number,
   end: number,
-  seed: readonly number[],
+  seed: Seed,
   out: Uint32Array,
   at: number,
 ): void {

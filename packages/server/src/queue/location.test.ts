@@ -23,7 +23,7 @@ function headerOf(queueId: number, base: number, count: number): Uint8Array {
 
 test('a location has the batch of its message, and the header of that batch gives the index in it', () => {
   const definition = { name: 'q', options: QUEUE_OPTION_DEFAULTS, createdAtMs: 0, paused: false, idsFrom: 0 }
-  const queue = new Queue(1, { ...definition, seed: [1, 2, 3, 4] }, new CountedUse(), new Arrivals(4))
+  const queue = new Queue(1, definition, new CountedUse(), new Arrivals(4))
   queue.open(1)
   const location = emptyLocation()
   const batches = COUNTS.map((count, index) => {

@@ -19,8 +19,8 @@ export interface CountersPage {
 }
 
 export function encodeDefinition(queue: Queue): string {
-  const { name, options, createdAtMs, paused, seed, idsFrom } = queue
-  return JSON.stringify({ name, options, createdAtMs, paused, seed, idsFrom } satisfies QueueDefinition)
+  const { name, options, createdAtMs, paused, idsFrom } = queue
+  return JSON.stringify({ name, options, createdAtMs, paused, idsFrom } satisfies QueueDefinition)
 }
 
 export function encodeDefinitionPage(queue: Queue): Uint8Array {

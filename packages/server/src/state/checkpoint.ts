@@ -175,7 +175,7 @@ export class Checkpoints {
     const state = this.#state
     const { tree } = state
     const replayFrom = this.#tail.position
-    const { boot, nextQueueId, nextProducerId } = state
+    const { boot, seed, nextQueueId, nextProducerId } = state
     const sliceBytes = Math.min(SLICE_BYTES, this.#log.segmentBytes / 16)
     let sliceEnd = this.#writtenBytes + sliceBytes
     for (const _ of this.#pages(nowMs)) {
@@ -191,7 +191,7 @@ export class Checkpoints {
       sliceEnd = this.#writtenBytes + sliceBytes
       yield
     }
-    const bytes = encodeDirectory({ replayFrom, boot, nextQueueId, nextProducerId, root: tree.root })
+    const bytes = encodeDirectory({ replayFrom, boot, seed, nextQueueId, nextProducerId, root: tree.root })
     const position = this.#append(0, 0, bytes, nowMs, BATCH_TYPE.directory)
     const lowWater = Math.min(replayFrom, tree.root.lowestNow)
     this.#finished = { lsn: this.#tail.openLsn, position, lowWater }

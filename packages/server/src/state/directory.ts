@@ -1,8 +1,10 @@
 /**
  * The directory at the end of a checkpoint: the root of the page tree, which leads to the newest copy of every page, and
- * the position from which later facts are replayed. Its size has a fixed limit, however many pages there are.
+ * the position from which later facts are replayed, and the seed of the log's hashes. Its size has a fixed limit, however
+ * many pages there are.
  */
 import { BATCH_HEADER_BYTES, readU32, readU64, writeU32, writeU64 } from '@sluice/protocol'
+import { SEED_BYTES, readSeed, writeSeed, type Seed } from '../queue/index.js'
 import { decodeNode, encodeNode, type PageNode } from './page-tree.js'
 
 /** Maximum number of pages. Messages and queues that would need another page are refused. */
@@ -15,6 +17,8 @@ export interface Directory {
   /** Facts from this position on may be missing from the pages. */
   readonly replayFrom: number
   readonly boot: number
+  /** Repeated here because the boot batches before `replayFrom` are not read, and their segments are freed. */
+  readonly seed: Seed
   readonly nextQueueId: number
   readonly nextProducerId: number
   readonly root: PageNode
@@ -26,14 +30,16 @@ export interface ListedPages extends Directory {
   readonly lowWater: number
 }
 
-const HEAD_BYTES = 24
+const SEED_AT = 24
+const HEAD_BYTES = SEED_AT + SEED_BYTES
 /** Size of a directory in the log without the root node. */
 export const DIRECTORY_BYTES = BATCH_HEADER_BYTES + HEAD_BYTES
 
-/** Layout: u64 replay from · u32 boot · u32 next queue id · u32 next producer id · u32 0 · the root node. */
+/** Layout: u64 replay from · u32 boot · u32 next queue id · u32 next producer id · u32 0 · 16 bytes seed · the root node. */
 export function encodeDirectory({
   replayFrom,
   boot,
+  seed,
   nextQueueId,
   nextProducerId,
   root,
@@ -44,6 +50,7 @@ export function encodeDirectory({
   writeU32(bytes, 8, boot)
   writeU32(bytes, 12, nextQueueId)
   writeU32(bytes, 16, nextProducerId)
+  writeSeed(bytes, SEED_AT, seed)
   bytes.set(node, HEAD_BYTES)
   return bytes
 }
@@ -55,6 +62,7 @@ export function decodeDirectory(bytes: Uint8Array, start: number): ListedPages {
     replayFrom,
     lowWater: Math.min(replayFrom, root.lowestNow),
     boot: readU32(bytes, start + 8),
+    seed: readSeed(bytes, start + SEED_AT),
     nextQueueId: readU32(bytes, start + 12),
     nextProducerId: readU32(bytes, start + 16),
     root,

@@ -25,6 +25,7 @@ import {
   decodeDefinitionPage,
   decodeCountersPage,
   readFacts,
+  readSeed,
   type Death,
   type Fact,
   type Queue,
@@ -58,6 +59,7 @@ export class Replay {
   /** Called first when there is a directory; `restorePage` follows for each of its pages. */
   restoreDirectory(directory: Directory): void {
     this.#state.boot = directory.boot
+    this.#state.seed = directory.seed
     this.#state.nextQueueId = directory.nextQueueId
     this.#state.nextProducerId = directory.nextProducerId
     this.#listedQueueIds = directory.nextQueueId
@@ -151,10 +153,10 @@ export class Replay {
     if (relocated) {
       queue.relocateFact(header.baseOffset, header.count, position)
     } else {
-      const rules = { ...queue.traitRules, ttlMs: preceding?.ttlMs ?? 0 }
+      const rules = { ttlMs: preceding?.ttlMs ?? 0, maxBytes: queue.options.maxBytes }
       const traits =
         header.attributes & BATCH_ATTRIBUTE.traits
-          ? readTraits(bytes, at, header.count, header.timeMs, rules)
+          ? readTraits(bytes, at, header.count, header.timeMs, this.#state.seed, rules)
           : undefined
       queue.appendFact(header, position, traits, duplicates)
       if (duplicates !== undefined && queue.pagePosition < position)
@@ -283,6 +285,7 @@ export class Replay {
   #applyBoot(bytes: Uint8Array, at: number, position: number): void {
     const header = readBatchHeader(bytes, at)
     this.#state.boot = header.count
+    this.#state.seed = readSeed(bytes, at + BATCH_HEADER_BYTES)
     for (const queue of this.#state.queues.values())
       if (queue.pagePosition < position) queue.former.bootBegan()
     if (header.attributes === BOOT_AFTER_CLOSE) return

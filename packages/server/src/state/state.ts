@@ -15,6 +15,7 @@ import {
   Reasons,
   type QueueDefinition,
   type QueueObserver,
+  type Seed,
 } from '../queue/index.js'
 import { NameCache } from './name-cache.js'
 import { PageTree, type PageEntry } from './page-tree.js'
@@ -36,6 +37,8 @@ export class State {
   nextProducerId = 1
   /** Number of times that the broker has started on this log. */
   boot = 0
+  /** Seed of the hashes of ids and keys. The first boot of the log draws it, and all later boots keep it. */
+  seed: Seed = []
   /** Whether the log ends with the mark of an orderly stop. */
   closed = true
   /** Newest time in the log. A later batch with an earlier time would be delivered before older messages. */

@@ -18,7 +18,7 @@ import {
   type ErrorCode,
   durationText,
 } from '@sluice/protocol'
-import { ID_WORDS, hashId, hashKey, type Traits } from '../queue/index.js'
+import { ID_WORDS, hashId, hashKey, type Seed, type Traits } from '../queue/index.js'
 
 /** Record flags of these options. */
 const ANY_TRAIT =
@@ -29,14 +29,12 @@ export function hasDeliveryOptions(flagsSeen: number): boolean {
   return (flagsSeen & ANY_TRAIT) !== 0
 }
 
-/** Properties of a queue that its messages' options depend on. */
+/** The options of a queue that its messages' options depend on. */
 export interface TraitRules {
-  /** Seed of the hashes: four words. */
-  readonly seed: readonly number[]
   /** Time to live of messages without their own; 0: unlimited. */
   readonly ttlMs: number
-  /** Whether the size of each message is needed. */
-  readonly withSizes: boolean
+  /** If this is not 0, the size of each message is needed. */
+  readonly maxBytes: number
 }
 
 export interface BatchTraits extends Traits {
@@ -73,21 +71,22 @@ function growScratch(count: number): void {
 
 /**
  * The options of the batch at `at`, whose records have passed `checkRecords`. The result is valid until the next call.
- * `timeMs` is the publish time.
+ * `timeMs` is the publish time, and `seed` the seed of the log.
  */
 export function readTraits(
   bytes: Uint8Array,
   at: number,
   count: number,
   timeMs: number,
-  { seed, ttlMs, withSizes }: TraitRules,
+  seed: Seed,
+  { ttlMs, maxBytes }: TraitRules,
 ): BatchTraits {
   growScratch(count)
   const { priorities, dues, expiries, keys, ids } = scratch
   scratch.isKeyed = false
   scratch.hasIds = false
   scratch.lacksTtl = false
-  scratch.sizes = withSizes ? sizes : undefined
+  scratch.sizes = maxBytes > 0 ? sizes : undefined
   let record = at + BATCH_HEADER_BYTES
   for (let index = 0; index < count; index++) {
     const flags = recordFlags(bytes, record)

@@ -163,6 +163,8 @@ export const CALLER = { label: 'operator', isOpen: true }
 export interface BenchOptions {
   readonly segmentBytes?: number
   readonly checkpointBytes?: number
+  /** Returns a number in [0, 1). Default: always 0.5. */
+  readonly random?: () => number
   readonly queuesMax?: number
   readonly pagesMax?: number
   readonly producersMax?: number

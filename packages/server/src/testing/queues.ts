@@ -6,9 +6,8 @@ import type { QueueDefinition } from '../queue/contents.js'
 import type { Queue } from '../queue/queue.js'
 
 export function definition(options: Partial<QueueOptions> = {}): QueueDefinition {
-  const seed = [1, 2, 3, 4]
   const all = { ...QUEUE_OPTION_DEFAULTS, ...options }
-  return { name: 'q', options: all, createdAtMs: 0, paused: false, seed, idsFrom: 0 }
+  return { name: 'q', options: all, createdAtMs: 0, paused: false, idsFrom: 0 }
 }
 
 /** Options of the messages of a batch. Some have a priority, some a delay, and some a time to live. */
