@@ -506,7 +506,7 @@ export async function until(holds: () => boolean, what = 'the condition'): Promi
     if (performance.now() > giveUpMs) throw new Error(`waited in vain for ${what}`)
     await turns()
     if (holds()) return
-    if (vi.isFakeTimers()) vi.advanceTimersByTime(1)
+    if (vi.isFakeTimers()) vi.advanceTimersByTime(5)
     else await new Promise((resolve) => setTimeout(resolve, 1))
   }
 }
