@@ -229,17 +229,17 @@ export class Broker {
     )
     const records = new Records(this.#blocks)
     const writer = new Writer(log, this.#tail, turn)
-    const moves = new Moves(state, writer, records, turn, observer)
+    this.intake = new Intake(state, writer, turn, options)
+    const moves = new Moves(state, this.intake, records, turn, observer)
     const requests = new DiskRequests(turn)
     this.#writer = writer
     this.#moves = moves
     this.producers = new Producers(state, turn, options)
-    this.intake = new Intake(state, writer, turn, options)
     this.leases = new Leases(state, writer, turn, options)
     this.#dispatcher = new Dispatcher(this.#blocks, writer, this.leases, turn, options)
     this.catalog = new Catalog(state, writer, moves, this.leases, turn, options)
     this.operator = new Operator(state, records, moves, requests, turn, observer)
-    this.replays = new Replays(state, writer, moves, requests, turn, options)
+    this.replays = new Replays(state, writer, this.intake, requests, turn, options)
     this.history = new History(log, state, requests)
     turn.connect({
       writer,

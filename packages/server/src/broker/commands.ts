@@ -13,6 +13,13 @@ export interface AckRange {
   readonly count: number
 }
 
+/** A batch in `bytes[at, end)`, with its header. */
+export interface BatchBytes {
+  readonly bytes: Uint8Array
+  readonly at: number
+  readonly end: number
+}
+
 export interface AtomicStep {
   readonly number: number
   readonly crc: number

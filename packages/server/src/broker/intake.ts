@@ -1,7 +1,10 @@
 /**
- * Accepts batches and atomic steps of producers. Each batch or step is checked as a whole before anything changes.
- * Then its facts and messages are written to one entry and applied, and its result is remembered under its number
- * (invariants 3 and 9). Called by sessions.
+ * Accepts messages. A batch or an atomic step is checked as a whole before anything changes. Then its facts and
+ * messages are written to one entry and applied (invariant 9).
+ *
+ * `publish` and `atomic` accept the numbered batches of a producer, and remember each result under its number (invariant
+ * 3). They are called by sessions. `take` accepts a batch that has no producer. It is called for messages that the
+ * broker moves or replays.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -20,9 +23,9 @@ import {
 } from '@sluice/protocol'
 import { Admission, FactBuffer, type AdmittedBatch, type Queue, type Subscription } from '../queue/index.js'
 import { answeredDuplicates, type Producer } from '../state/producers.js'
-import type { State } from '../state/state.js'
+import { queueNotFound, type State } from '../state/state.js'
 import { hasDeliveryOptions, checkTraits, readTraits, type BatchTraits } from '../state/traits.js'
-import type { AckRange, AtomicStep } from './commands.js'
+import type { AckRange, AtomicStep, BatchBytes } from './commands.js'
 import { observed, type Observer } from './observer.js'
 import type { Turn } from './turn.js'
 import { NO_QUEUE, type Writer } from './writer.js'
@@ -44,8 +47,11 @@ interface CheckedBatch {
   readonly admitted: AdmittedBatch
 }
 
-/** The result for a plain batch. The queue only counts the messages of a plain batch. */
-const PLAIN: AdmittedBatch = {
+/**
+ * The result for a batch that its queue does not check: a plain batch, whose messages are only counted, and a batch that
+ * is exempt from limits and ids.
+ */
+const UNCHECKED: AdmittedBatch = {
   base: 0,
   later: undefined,
   duplicates: undefined,
@@ -64,6 +70,28 @@ const REPLACE_FACTS_BYTES = 24 + 16
  * to make room for the published messages. Evicting 1,024 messages takes 6 ms.
  */
 const EXCESS_MAX = 1_024
+
+/** Facts that must be in the entry of a batch, before the batch. */
+export interface FactsBefore {
+  /** The queue that the facts concern. Its unwritten facts are written first. */
+  readonly queue: Queue
+  readonly facts: FactBuffer
+}
+
+/**
+ * Why messages arrive, which decides what is checked besides the layout of the batch and the room in the log:
+ *
+ * - `new`: sizes, times, the limits and ids of the queue, and memory.
+ * - `replayed`: memory. The messages were accepted before.
+ * - `moved`: nothing more. The messages were accepted before, and leave another queue in the same entry.
+ */
+export type Arrival = 'new' | 'replayed' | 'moved'
+
+/** The place of an accepted batch. */
+export interface Taken extends Placed {
+  /** Number of the entry with the batch. An answer waits until this entry is durable. */
+  readonly gate: number
+}
 
 export interface IntakeOptions {
   readonly messageBytesMax: number
@@ -134,58 +162,82 @@ export class Intake {
     // A number has a place for each of its batches: one for a batch, several for an atomic step.
     const known = producer.resultOf(number, crc, unanswered)?.[0]
     if (known !== undefined) return known
+    let placed: Placed
     try {
       checkFollows(producer, number, bytes, at)
       const queue = typeof to === 'string' ? this.#state.queue(to) : to
-      return this.#accept(producer, queue, bytes, at, end)
+      const flags = this.#checkedFlags(bytes, at, end, this.#messageBytesMax)
+      placed = isPlain(queue, flags)
+        ? this.#acceptPlain(queue, bytes, at, end, producer)
+        : this.#accept(queue, bytes, at, end, flags, 'new', producer, undefined)
     } catch (error) {
       throw refused(producer, number, error)
     }
+    producer.accept(number, placed.baseOffset, crc, placed.duplicates)
+    producer.lastUsedMs = this.#turn.nowMs
+    return placed
+  }
+
+  /**
+   * Accepts a batch that has no producer, and returns its place and the gate for an answer. The batch is sealed with the
+   * number 0. `before` is written into the entry of the batch. A refused batch changes nothing, except that due messages
+   * become ready and expired messages are removed.
+   * @throws SluiceError the refusal
+   */
+  take(queue: Queue, { bytes, at, end }: BatchBytes, arrival: Arrival, before?: FactsBefore): Taken {
+    // The queue can have been deleted while the caller waited, and recovery drops a batch of an unknown queue.
+    if (!this.#state.has(queue)) throw queueNotFound(queue.name)
+    const messageBytesMax = arrival === 'new' ? this.#messageBytesMax : Infinity
+    const flags = this.#checkedFlags(bytes, at, end, messageBytesMax)
+    const { baseOffset, duplicates } = this.#accept(queue, bytes, at, end, flags, arrival, undefined, before)
+    return { baseOffset, duplicates, gate: this.#writer.tail.gate }
   }
 
   // @throws SluiceError
-  #accept(producer: Producer, to: Queue, bytes: Uint8Array, at: number, end: number): Placed {
-    const flags = this.#checkedFlags(bytes, at, end)
-    if (isPlain(to, flags)) return this.#acceptPlain(producer, to, bytes, at, end)
+  #accept(
+    to: Queue,
+    bytes: Uint8Array,
+    at: number,
+    end: number,
+    flags: number,
+    arrival: Arrival,
+    producer: Producer | undefined,
+    before: FactsBefore | undefined,
+  ): Placed {
+    const writer = this.#writer
     const admission = new Admission(to)
-    const batch = this.#admitBatch(to, bytes, at, end, flags, admission)
+    const batch = this.#admitBatch(to, bytes, at, end, flags, admission, arrival)
     const { queue, admitted } = batch
     this.#admit(admission)
-    this.#writer.checkRoom(end - at)
-    if (producer.id === 0) this.#declare(producer)
+    const beforeBytes = before === undefined ? 0 : writer.factsBytes(before.facts)
+    writer.checkRoom(beforeBytes + end - at)
+    if (arrival !== 'moved') writer.checkMemory()
+    if (producer?.id === 0) this.#declare(producer)
     const cancelled = admitted.replaced === undefined ? undefined : this.#replace(queue, admission)
     this.#excessLeft -= admission.makeRoom(this.#turn.nowMs, this.#excessLeft)
-    if (batch.readsRecords) {
-      this.#factsAhead(batch)
-      if (cancelled === undefined) {
-        this.#writer.together(this.#writer.factsBytes(this.#facts) + end - at)
-      } else {
-        // The facts about messages that were dropped to make room are written before those of the batch.
-        this.#writer.writeFacts(queue.id, queue.facts)
-        const factsBytes = this.#writer.factsBytes(this.#facts) + this.#writer.factsBytes(cancelled)
-        this.#writer.together(factsBytes + end - at)
-        this.#writer.writeFacts(queue.id, cancelled)
-      }
-      this.#writer.writeFacts(queue.id, this.#facts)
-    }
-    const placed = this.#append(batch, producer.id, batch.traits)
-    producer.accept(batchNumber(bytes, at), placed.baseOffset, batchRecordsCrc(bytes, at), placed.duplicates)
-    producer.lastUsedMs = this.#turn.nowMs
+    // The facts about messages that were dropped to make room are written before those of the batch.
+    if (cancelled !== undefined) writer.writeFacts(queue.id, queue.facts)
+    if (before !== undefined) writer.writeFacts(before.queue.id, before.queue.facts)
+    this.#factsAhead(batch)
+    const cancelledBytes = cancelled === undefined ? 0 : writer.factsBytes(cancelled)
+    writer.together(beforeBytes + cancelledBytes + writer.factsBytes(this.#facts) + end - at)
+    if (before !== undefined) writer.writeFacts(before.queue.id, before.facts)
+    if (cancelled !== undefined) writer.writeFacts(queue.id, cancelled)
+    writer.writeFacts(queue.id, this.#facts)
+    const placed = this.#append(batch, producer === undefined ? 0 : producer.id, batch.traits)
     this.#turn.changed(queue)
     return placed
   }
 
   // @throws SluiceError
-  #acceptPlain(producer: Producer, queue: Queue, bytes: Uint8Array, at: number, end: number): Placed {
+  #acceptPlain(queue: Queue, bytes: Uint8Array, at: number, end: number, producer: Producer): Placed {
     const writer = this.#writer
     writer.checkRoom(end - at)
+    writer.checkMemory()
     if (producer.id === 0) this.#declare(producer)
-    const count = batchCount(bytes, at)
     const baseOffset = queue.next
     const position = writer.writeMessages(bytes, at, end, queue, producer.id, batchAttributes(bytes, at))
-    queue.append(count, position, this.#turn.nowMs, end - at - BATCH_HEADER_BYTES)
-    producer.accept(batchNumber(bytes, at), baseOffset, batchRecordsCrc(bytes, at), undefined)
-    producer.lastUsedMs = this.#turn.nowMs
+    queue.append(batchCount(bytes, at), position, this.#turn.nowMs, end - at - BATCH_HEADER_BYTES)
     // Plain messages cause no facts and no deadline. A queue without subscriptions is not accessed again, because with
     // many queues each access misses the CPU cache.
     if (queue.subscriptions.length > 0) this.#turn.changed(queue)
@@ -230,6 +282,7 @@ export class Intake {
         )
       }
       this.#writer.checkRoom(bytes)
+      this.#writer.checkMemory()
       if (producer.id === 0) this.#declare(producer)
       return this.#apply(producer, step, batches, admissions)
     } catch (error) {
@@ -326,8 +379,9 @@ export class Intake {
         bytes,
         at,
         end,
-        this.#checkedFlags(bytes, at, end),
+        this.#checkedFlags(bytes, at, end, this.#messageBytesMax),
         admissionTo(admissions, queue),
+        'new',
       )
     })
     for (const admission of admissions.values()) this.#admit(admission)
@@ -349,9 +403,9 @@ export class Intake {
   }
 
   // Returns the flags of all options that any record of the batch has. @throws SluiceError
-  #checkedFlags(bytes: Uint8Array, at: number, end: number): number {
+  #checkedFlags(bytes: Uint8Array, at: number, end: number, messageBytesMax: number): number {
     const count = batchCount(bytes, at)
-    const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.#messageBytesMax)
+    const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
     // With small segments the limit of a batch is lower than the limit of the protocol, because facts about each message
     // must fit in the segment beside the batch.
@@ -373,6 +427,7 @@ export class Intake {
     end: number,
     flags: number,
     admission: Admission,
+    arrival: Arrival,
   ): CheckedBatch {
     const { nowMs } = this.#turn
     const count = batchCount(bytes, at)
@@ -389,7 +444,7 @@ export class Intake {
         readsRecords: false,
         traits: undefined,
         lacksTtl: false,
-        admitted: PLAIN,
+        admitted: UNCHECKED,
       }
     }
     const { maxBytes, ttlMs } = queue.options
@@ -398,7 +453,9 @@ export class Intake {
     this.#turn.catchUp(queue)
     this.#writer.note(queue)
     const traits = readsRecords ? this.#traitsOf({ queue, bytes, at, count }) : undefined
-    const admitted = admission.look(count, end - at - BATCH_HEADER_BYTES, traits)
+    let admitted = UNCHECKED
+    if (arrival === 'new') admitted = admission.look(count, end - at - BATCH_HEADER_BYTES, traits)
+    else admission.pass(count)
     const lacksTtl = traits?.lacksTtl === true
     return { queue, bytes, at, end, count, base, readsRecords, traits, lacksTtl, admitted }
   }

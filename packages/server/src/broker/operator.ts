@@ -174,7 +174,7 @@ export class Operator {
         if (to === undefined) {
           queue.redrive(offset, this.#turn.nowMs, caller.label)
           this.#observer?.redriven(queue, offset)
-        } else if (!this.#moves.move(queue, offset, record, this.#state.queue(to), 'carry')) throw diskLow()
+        } else this.#moves.move(queue, offset, record, this.#state.queue(to), 'carry')
         this.#turn.changed(queue)
       } else if (id !== undefined) returning.add(id.join())
       counts.redriven++
@@ -343,8 +343,4 @@ function sameQueue(frame: string, name: string): SluiceError {
     'INVALID_ARGUMENT',
     `The target of ${frame} is the queue ${name} itself. Omit \`to\` to return messages to their own queue.`,
   )
-}
-
-function diskLow(): SluiceError {
-  return new SluiceError('DISK_LOW', 'The log has no room for more messages.', { retryAfterMs: 1_000 })
 }

@@ -27,8 +27,9 @@ import type { Log, LogEntry } from '../log/log.js'
 import { FACT, readFacts, type Queue } from '../queue/index.js'
 import type { State } from '../state/state.js'
 import { cutFault, type Caller, type CutShort, type DiskRequests } from './disk-requests.js'
-import type { Moves } from './moves.js'
+import type { Intake } from './intake.js'
 import { OffsetSet } from './offset-set.js'
+import { movedBatch } from './origin.js'
 import { matchesState, matchesRecord } from './records.js'
 import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/cursor.js'
 import type { Turn } from './turn.js'
@@ -109,7 +110,7 @@ export class Replays {
   readonly #state: State
   readonly #turn: Turn
   readonly #writer: Writer
-  readonly #moves: Moves
+  readonly #intake: Intake
   readonly #requests: DiskRequests
   readonly #windowOffsets: number
   readonly #kept = new Set<Window>()
@@ -119,7 +120,7 @@ export class Replays {
   constructor(
     state: State,
     writer: Writer,
-    moves: Moves,
+    intake: Intake,
     requests: DiskRequests,
     turn: Turn,
     { log, replayWindowOffsets = WINDOW_OFFSETS }: ReplaysOptions,
@@ -128,7 +129,7 @@ export class Replays {
     this.#state = state
     this.#turn = turn
     this.#writer = writer
-    this.#moves = moves
+    this.#intake = intake
     this.#requests = requests
     this.#windowOffsets = replayWindowOffsets
   }
@@ -177,7 +178,8 @@ export class Replays {
     const { record, offset, publishedMs } = message
     const target = this.#state.queue(request.to ?? request.name)
     const origin = { queue: queue.name, offset, publishedMs, attempts: 0, redrives: 0, dead: undefined }
-    this.#moves.copy(record, origin, target)
+    const batch = movedBatch(record, origin)
+    this.#intake.take(target, { bytes: batch, at: 0, end: batch.length }, 'replayed')
   }
 
   // Keeps the window for the next page, if the next page needs the same window.

@@ -61,13 +61,10 @@ export class Writer {
     return this.#log.segmentBytes / 8
   }
 
-  /** Returns whether the log has room for `bytes` more, besides the room that a checkpoint needs. */
-  hasRoom(bytes: number): boolean {
-    if (this.pagesFull !== undefined) return false
-    return this.#log.hasRoomFor(this.tail.pendingBytes + bytes + this.checkpointBytesMax, this.turn.nowMs)
-  }
-
-  /** Checks that the broker has room for messages of `bytes`. @throws SluiceError DISK_LOW, MEMORY_FULL */
+  /**
+   * Checks that the log has room for `bytes` more, besides the room that a checkpoint needs.
+   * @throws SluiceError DISK_LOW
+   */
   checkRoom(bytes: number): void {
     if (this.pagesFull !== undefined) {
       const { pages, pagesMax } = this.pagesFull
@@ -77,13 +74,18 @@ export class Writer {
         { retryAfterMs: 1_000 },
       )
     }
-    if (!this.hasRoom(bytes)) {
+    const totalBytes = this.tail.pendingBytes + bytes + this.checkpointBytesMax
+    if (!this.#log.hasRoomFor(totalBytes, this.turn.nowMs)) {
       throw new SluiceError(
         'DISK_LOW',
         'The log has no room for more messages: too little disk space is free, or no further segment could be created. Consumers can continue.',
         { retryAfterMs: 1_000 },
       )
     }
+  }
+
+  /** Checks that the process has memory for more messages. @throws SluiceError MEMORY_FULL */
+  checkMemory(): void {
     if (this.memoryFull === undefined) return
     const { usedBytes, budgetBytes } = this.memoryFull
     throw new SluiceError(
@@ -140,6 +142,7 @@ export class Writer {
    * Writes the facts as one batch. If there are many facts, writes several batches, which may be in several entries.
    */
   writeFacts(queueId: number, facts: FactBuffer): void {
+    if (facts.isEmpty) return
     const { bytes } = facts
     for (let from = 0; from < bytes.length;) {
       const { end, count } =
@@ -158,7 +161,6 @@ export class Writer {
       this.tail.add(length)
       from = end
     }
-    if (facts.isEmpty) return
     facts.clear()
     this.turn.wake()
   }

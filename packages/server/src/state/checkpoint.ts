@@ -202,7 +202,7 @@ export class Checkpoints {
    * because there can be very many, after some queues without a page to write.
    */
   *#pages(nowMs: number): Generator<void, void> {
-    const { tree, queues, queuesById, producers } = this.#state
+    const { tree, queues, producers } = this.#state
     // Pages that only move come first, so that the page of a queue that changes still follows the pages of its chunks.
     let moved = tree.nextBefore(this.evacuateBefore)
     for (; moved !== undefined; moved = tree.nextBefore(this.evacuateBefore, moved)) {
@@ -213,7 +213,7 @@ export class Checkpoints {
       if (!queue.dirty) continue
       // A queue or producer can be removed before the checkpoint reaches it, or between two of its pages. The page of a
       // removed queue must not be written, because nothing would remove it from the tree again.
-      const exists = (): boolean => queuesById.get(queue.id) === queue
+      const exists = (): boolean => this.#state.has(queue)
       // Changes between two of its pages mark the queue for the next checkpoint.
       queue.dirty = false
       for (const chunk of queue.chunks) {

@@ -135,7 +135,8 @@ export class Replay {
     const answered = relocated
       ? undefined
       : answeredDuplicates(duplicates, replacingIn(preceding, header.baseOffset), header.baseOffset)
-    if (answered !== undefined && header.producerId === 0)
+    // Only a batch of an atomic step has a number and no producer.
+    if (answered !== undefined && header.producerId === 0 && header.batchNumber > 0)
       this.#stepDuplicates.set(`${header.queueId}:${header.baseOffset}`, answered)
     if (!relocated) {
       const producer = this.#state.producersById.get(header.producerId)

@@ -61,9 +61,13 @@ export class State {
   /** @throws SluiceError QUEUE_NOT_FOUND */
   queue(name: string): Queue {
     const queue = this.queues.get(name)
-    if (queue === undefined)
-      throw new SluiceError('QUEUE_NOT_FOUND', `There is no queue ${JSON.stringify(name)}.`)
+    if (queue === undefined) throw queueNotFound(name)
     return queue
+  }
+
+  /** Whether the queue exists. A deleted queue does not exist, even if there is another queue with its name. */
+  has(queue: Queue): boolean {
+    return this.queuesById.get(queue.id) === queue
   }
 
   /** `hasPages`: the pages of its definition and counters are in the tree. */
@@ -176,4 +180,8 @@ export const BOOT_AFTER_CLOSE = 4
 /** Whether every option has the same value. */
 export function sameOptions(a: QueueOptions, b: QueueOptions): boolean {
   return Object.entries(a).every(([name, value]) => b[name as keyof QueueOptions] === value)
+}
+
+export function queueNotFound(name: string): SluiceError {
+  return new SluiceError('QUEUE_NOT_FOUND', `There is no queue ${JSON.stringify(name)}.`)
 }
