@@ -1,6 +1,6 @@
 /**
  * Tells the broker which messages of one subscription start: STARTING and STARTED. After a crash of this process the
- * broker suspects only these messages, and it runs the processing timeout only for them.
+ * broker suspects only these messages, if there are any, and it runs the processing timeout only for them.
  *
  * There are two ways from the buffer to a handler. `SingleWorker`, the stream and `pull` announce messages and then take
  * them: `announce`, `Subscription.take`, and `nameStarted` if more messages were announced than were certain to start.
@@ -111,7 +111,7 @@ export class Announcements {
     const { announced } = this.#buffer
     if (this.#isOver || (announced === 0 && this.#subscription.beingHandled === 0)) return false
     // STARTED names unsettled messages only, so the settles are sent first.
-    this.#settles.flushSettles()
+    this.#session.turn.settleNow(this.#settles)
     const { firstTag } = this.#buffer
     const taken = announced === 0 || firstTag === undefined ? starting : upTo(starting, firstTag)
     this.#send(OP.STARTED, taken)

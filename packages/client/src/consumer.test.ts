@@ -1,5 +1,6 @@
 import {
   DELIVER_FLAG,
+  encodeDrained,
   encodeGoodbye,
   encodeRanges,
   ERRORS,
@@ -599,6 +600,59 @@ describe('closing a worker', () => {
     expect(signal.aborted).toBe(true)
     await worker.closed
     await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
+  })
+
+  // If the settle came first, a connection that breaks between the two would lose the publish and keep the settle.
+  const closes: [string, (worker: Worker) => void, readonly string[]][] = [
+    ['its worker', (worker) => void worker.close({ timeout: 0 }), []],
+    ['its client', () => void sluice.close({ timeout: 0 }), ['GOODBYE']],
+  ]
+  for (const [what, close, after] of closes) {
+    it(`sends the publish of a handler before its settle when the handler closes ${what} at once`, async () => {
+      const { link } = peer
+      const worker = sluice.consume('q', async (message) => {
+        await Promise.resolve()
+        sluice.publish('next', 'result').catch(() => {})
+        void message.ack()
+        close(worker)
+      })
+      const channel = await peer.subscribed()
+      link.deliver(channel, 101, ['x'])
+      await until(() => link.named('UNSUBSCRIBE').length > 0)
+      const names = link.frames.map(({ name }) => name)
+      expect(names.slice(names.indexOf('STARTED') + 1)).toEqual([
+        'PUBLISH',
+        'SETTLE',
+        'UNSUBSCRIBE',
+        ...after,
+      ])
+    })
+  }
+
+  it('sends the publish of a handler before its settle when its worker releases the rest of a burst', async () => {
+    const { link } = peer
+    peer.replies[OP.CREDIT] = undefined
+    let closed: Promise<void> | undefined
+    let end!: () => void
+    const closeAndPublish = async (): Promise<void> => {
+      closed = worker.close()
+      await new Promise<void>((resolve) => (end = resolve))
+      sluice.publish('next', 'result').catch(() => {})
+    }
+    const worker = sluice.consume('q', { concurrency: 1, prefetch: 200 }, ({ body }) =>
+      body === '50' ? closeAndPublish() : undefined,
+    )
+    const channel = await peer.subscribed()
+    link.deliver(channel, 101, texts(100))
+    await until(() => link.settles.reduce((sum, { count }) => sum + count, 0) === 50)
+    await until(() => link.named('CREDIT').length > 0)
+    const { length } = link.frames
+    // The handler ends and DRAINED arrives in the same turn. STARTED then names what has started of the burst.
+    setImmediate(end)
+    link.send(OP.DRAINED, channel, 0, encodeDrained(101, 0))
+    await closed
+    const names = link.frames.slice(length).map(({ name }) => name)
+    expect(names).toEqual(['PUBLISH', 'SETTLE', 'STARTED', 'SETTLE', 'UNSUBSCRIBE'])
   })
 
   it('waits for its handlers even with the longest timeout', async () => {

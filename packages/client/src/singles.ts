@@ -3,9 +3,9 @@
  *
  * Messages are announced to the broker just before their handlers run. When handlers take a millisecond or more, only
  * as many messages are announced as there are free places for handlers, so that after a crash of the process the broker
- * suspects only messages whose handlers were running. The messages that one frame announces are a burst. When a whole
- * burst is done within a millisecond, the next burst is twice as long. When a handler of a burst is slow after all, the
- * next turn tells the broker which messages of the burst have started.
+ * suspects only messages whose handlers were running, if there are any. The messages that one frame announces are a
+ * burst. When a whole burst is done within a millisecond, the next burst is twice as long. When a handler of a burst is
+ * slow after all, the next turn tells the broker which messages of the burst have started.
  */
 import { OUTCOME } from '@sluice/protocol'
 import { Running } from './awaiting.js'

@@ -511,7 +511,7 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
   unsubscribe(): Promise<void> {
     if (!this.live) return Promise.resolve()
     // Settles are sent before UNSUBSCRIBE, so that the broker still accepts them.
-    if (this.open) this.#settles.flushSettles()
+    if (this.open) this.#session.turn.settleNow(this.#settles)
     else this.#claims?.refuse(undefined)
     this.#die(leaseLost())
     // Before SUBSCRIBE_OK the subscription has no id. In that case UNSUBSCRIBE is sent when the answer arrives.

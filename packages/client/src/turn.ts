@@ -9,7 +9,7 @@
  */
 
 export interface Settling {
-  /** Writes the gathered settles to the outbox. */
+  /** Writes the gathered settles to the outbox. Only the turn calls this; see `settleNow`. */
   flushSettles(): void
 }
 
@@ -54,6 +54,15 @@ export class Turn {
   settle(settling: Settling): void {
     this.#settling.push(settling)
     this.schedule()
+  }
+
+  /**
+   * Writes the publishes of this turn and then the settles of `settling` to the outbox. Called before a frame that must
+   * follow these settles.
+   */
+  settleNow(settling: Settling): void {
+    this.#flushPublishes()
+    settling.flushSettles()
   }
 
   /** Sends the settles of `settling` after GATHER_MS at the latest. */
