@@ -46,7 +46,12 @@ export class Chunks {
   /** Adds a chunk that was created or decoded elsewhere. */
   place(chunk: Chunk): void {
     const at = chunk.base / CHUNK_MESSAGES
-    if (this.#list.length === 0) this.#first = at
+    if (this.#list.length === 0) {
+      // Not `push`, which makes room for 17 chunks.
+      this.#list = [chunk]
+      this.#first = at
+      return
+    }
     if (at < this.#first) {
       const gap = Array.from({ length: this.#first - at }, () => undefined)
       this.#list = [...gap, ...this.#list]

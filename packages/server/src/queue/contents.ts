@@ -12,13 +12,7 @@
  * chunk), scheduled (`out` and `waiting`), due (also `due`, and in a due queue or the line of its key), leased (`out`, and in
  * one slot of one subscription), dead (`out`, and in the dead messages of its chunk), or gone.
  */
-import {
-  BATCH_HEADER_BYTES,
-  QUEUE_COUNTERS,
-  type Duplicates,
-  type QueueCounter,
-  type QueueOptions,
-} from '@sluice/protocol'
+import { BATCH_HEADER_BYTES, type Duplicates, type QueueCounter, type QueueOptions } from '@sluice/protocol'
 import { NO_ARRIVAL, type Arrivals, type Arriving } from './arrivals.js'
 import { CHUNK_MESSAGES } from './bits.js'
 import type { Chunk, RedriveHistory, Traits } from './chunk.js'
@@ -134,10 +128,18 @@ export class Contents implements Arriving {
   redeliveredBelow = 0
   /** Number of messages that moved to another queue when they were redriven. */
   carried = 0
-  readonly counts = Object.fromEntries(Object.keys(QUEUE_COUNTERS).map((name) => [name, 0])) as Record<
-    QueueCounter,
-    number
-  >
+  readonly counts: Record<QueueCounter, number> = {
+    purged: 0,
+    expired: 0,
+    dropped: 0,
+    cancelled: 0,
+    duplicates: 0,
+    moved: 0,
+    discarded: 0,
+    redriven: 0,
+    released: 0,
+    redelivered: 0,
+  }
   /** The counters that cannot be computed from other facts, with their newest values in the log. */
   readonly tallied = { released: 0, redelivered: 0 }
   deadCount = 0

@@ -41,26 +41,29 @@ export interface Reclaimed {
   readonly bytes: number
 }
 
+const NONE_ENDED: ReadonlySet<number> = new Set()
+
 export class FormerLeases {
-  /** The former leases, by offset. */
-  readonly #leases = new Map<number, FormerLease>()
+  /** The former leases, by offset; created with the first. */
+  #leases: Map<number, FormerLease> | undefined
   /** Whether the queue has forgotten a former lease of a message that may not have been leased again. */
   #hasForgotten = false
   /** Subscriptions of this boot that ended and returned messages. */
-  #ended = new Set<number>()
+  #ended = NONE_ENDED
   /** Subscriptions of the previous boot that ended, according to the log. */
-  #endedBefore: ReadonlySet<number> = new Set()
+  #endedBefore = NONE_ENDED
 
   get size(): number {
-    return this.#leases.size
+    return this.#leases?.size ?? 0
   }
 
   /** Whether a message that is delivered now could be claimed by another client after a restart. */
   get isWatched(): boolean {
-    return this.#leases.size > 0 || this.#hasForgotten
+    return this.size > 0 || this.#hasForgotten
   }
 
   add(offset: number, lease: FormerLease): void {
+    this.#leases ??= new Map()
     this.#leases.delete(offset)
     this.#leases.set(offset, lease)
     if (this.#leases.size <= FORMER_LEASES_MAX) return
@@ -72,52 +75,51 @@ export class FormerLeases {
   }
 
   get(offset: number): FormerLease | undefined {
-    return this.#leases.get(offset)
+    return this.#leases?.get(offset)
   }
 
   /** Called when the message was leased again, or has changed. */
   delete(offset: number): void {
-    this.#leases.delete(offset)
+    this.#leases?.delete(offset)
   }
 
   /** Forgets all former leases: none can be claimed any more in this boot. */
   forget(): void {
-    if (this.#leases.size > 0) this.#hasForgotten = true
-    this.#leases.clear()
+    if (this.size > 0) this.#hasForgotten = true
+    this.#leases = undefined
   }
 
   /** Called when the queue was purged: no message is left that could be claimed. */
   clear(): void {
-    this.#leases.clear()
+    this.#leases = undefined
     this.#hasForgotten = false
   }
 
   /** Called when the subscription ended and returned messages. Returns false if this was already known. */
   end(subscriptionId: number): boolean {
     if (this.#ended.has(ALL_ENDED) || this.#ended.has(subscriptionId)) return false
-    if (this.#ended.size === ENDED_MAX) this.#ended = new Set([ALL_ENDED])
-    else this.#ended.add(subscriptionId)
+    this.#ended = new Set(this.#ended.size === ENDED_MAX ? [ALL_ENDED] : [...this.#ended, subscriptionId])
     return true
   }
 
   /** Ended subscriptions of this boot, for the page of the queue. */
   get ended(): readonly number[] {
-    return [...this.#ended]
+    return this.#ended.size === 0 ? [] : [...this.#ended]
   }
 
   restoreEnded(ended: readonly number[]): void {
-    this.#ended = new Set(ended)
+    this.#ended = ended.length === 0 ? NONE_ENDED : new Set(ended)
   }
 
   /** Used in recovery, at the start of each boot in the log. Subscriptions that ended before it no longer matter. */
   bootBegan(): void {
-    if (this.#ended.size > 0) this.#ended = new Set()
+    this.#ended = NONE_ENDED
   }
 
   /** Called when recovery is over: the ended subscriptions in the log belong to the previous boot. */
   open(): void {
     this.#endedBefore = this.#ended
-    this.#ended = new Set()
+    this.#ended = NONE_ENDED
   }
 
   /** Whether the lease cannot be claimed because its subscription ended in the previous boot. */

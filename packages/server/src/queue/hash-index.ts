@@ -19,13 +19,15 @@ const SEGMENT_BITS = 12
 const EMPTY = -1
 /** A segment that stays empty. A search ends at its empty place. */
 const NO_PLACES: Float64Array = new Float64Array(1).fill(EMPTY)
+/** Shared by all indexes without refs, because most queues have no ids and no keys. */
+const NO_SEGMENTS: Float64Array[] = [NO_PLACES]
+const NO_COUNTS: number[] = [0]
 
 export abstract class HashIndex {
   size = 0
-  // Most queues have no ids or no keys, so the first segment is allocated with the first ref.
-  readonly #segments = [NO_PLACES]
+  #segments = NO_SEGMENTS
   /** Number of refs, by segment. */
-  readonly #counts = [0]
+  #counts = NO_COUNTS
   /** The smallest 2^n - 1 that is at least the number of the last segment. */
   #mask = 0
 
@@ -60,7 +62,10 @@ export abstract class HashIndex {
 
   /** Adds a ref. No other ref with its hash may be in the index. */
   protected enter(ref: number): void {
-    this.size++
+    if (this.size++ === 0 && this.#segments === NO_SEGMENTS) {
+      this.#segments = [NO_PLACES]
+      this.#counts = [0]
+    }
     // The index grows when 3/8 of its places are used. Segments that were split are half as full as the others, so few
     // segments are more than 3/4 full.
     const { length } = this.#segments
@@ -99,10 +104,8 @@ export abstract class HashIndex {
   protected removeAll(): void {
     this.size = 0
     this.#mask = 0
-    this.#segments.length = 1
-    this.#segments[0] = NO_PLACES
-    this.#counts.length = 1
-    this.#counts[0] = 0
+    this.#segments = NO_SEGMENTS
+    this.#counts = NO_COUNTS
   }
 
   #segmentOf(word: number): number {

@@ -1,4 +1,6 @@
 const HEAP_FIRST = 16
+/** Shared by all empty heaps, because most queues have only empty ones. */
+const NO_NUMBERS = new Float64Array(0)
 /** Maximum number of entries for which an empty heap keeps room. */
 const HEAP_KEPT = 4096
 
@@ -9,8 +11,8 @@ const HEAP_KEPT = 4096
  */
 export class TimeHeap {
   size = 0
-  #times = new Float64Array(0)
-  #offsets = new Float64Array(0)
+  #times: Float64Array = NO_NUMBERS
+  #offsets: Float64Array = NO_NUMBERS
 
   /** Time of the first entry; Infinity if the heap is empty. */
   get firstTime(): number {
@@ -51,8 +53,8 @@ export class TimeHeap {
 
   clear(): void {
     this.size = 0
-    this.#times = new Float64Array(0)
-    this.#offsets = new Float64Array(0)
+    this.#times = NO_NUMBERS
+    this.#offsets = NO_NUMBERS
   }
 
   push(timeMs: number, offset: number): void {

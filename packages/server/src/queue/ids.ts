@@ -57,7 +57,8 @@ export class IdWindow extends HashIndex {
   #cleanUntil = 0
   /** Ids that were accepted before this position of the log are in the restored pages. */
   restoredUntil = -1
-  #read: Uint8Array[] = []
+  /** Pages that `restored` will add; only during recovery. */
+  #read: Uint8Array[] | undefined
 
   constructor(pages: Pages = NO_PAGES, queueId = 0) {
     super()
@@ -215,14 +216,16 @@ export class IdWindow extends HashIndex {
 
   /** Used in recovery: keeps the contents of a page until `restored` is called. */
   restorePage(bytes: Uint8Array, start: number, end: number, position: number): void {
+    this.#read ??= []
     this.#read.push(bytes.slice(start, end))
     this.restoredUntil = Math.max(this.restoredUntil, position)
   }
 
   /** Used in recovery, after all pages were passed to `restorePage`, in any order. */
   restored(): void {
+    if (this.#read === undefined) return
     const read = this.#read.toSorted((a, b) => readU64(a, 0) - readU64(b, 0))
-    this.#read = []
+    this.#read = undefined
     const words = new Uint32Array(ID_WORDS)
     const pages = this.#pages
     // The pages are not new.

@@ -4,16 +4,13 @@
  *
  * Invariant: the head of a key is on offer if and only if the key is free. No other message of a key is on offer.
  */
+import type { QueueOptions } from '@sluice/protocol'
 import type { Chunk } from './chunk.js'
-import type { Chunks } from './chunks.js'
+import { chunkEndAfter, type Chunks } from './chunks.js'
 import { NONE, type Keys } from './keys.js'
 
-/** Options of a queue that concern keys. */
-export interface KeyRules {
-  readonly keyConcurrency: number
-  /** Whether a message that waits for a retry blocks its key. */
-  readonly blocks: boolean
-}
+/** Options of a queue that concern keys. With `onFail` of `block`, a message that waits for a retry blocks its key. */
+export type KeyRules = Pick<QueueOptions, 'keyConcurrency' | 'onFail'>
 
 /** A message, and the time that orders it. */
 export interface Timed {
@@ -22,8 +19,16 @@ export interface Timed {
   readonly timeMs: number
 }
 
+/**
+ * Maximum number of messages that a search for the oldest keyed message visits. A search that reaches this number returns
+ * the time of the oldest message that it has found.
+ */
+const OLDEST_LOOKED_AT_MAX = 16_384
+
 export class KeyLines {
-  rules: KeyRules = { keyConcurrency: 1, blocks: true }
+  rules: KeyRules
+  /** No message below this offset is in the line of its key. */
+  from = 0
   readonly #chunks: Chunks
   readonly #keys: Keys
   readonly #offered: (priority: number, sinceMs: number, offset: number) => void
@@ -36,10 +41,12 @@ export class KeyLines {
   constructor(
     chunks: Chunks,
     keys: Keys,
+    rules: KeyRules,
     offered: (priority: number, sinceMs: number, offset: number) => void,
   ) {
     this.#chunks = chunks
     this.#keys = keys
+    this.rules = rules
     this.#offered = offered
   }
 
@@ -52,6 +59,42 @@ export class KeyLines {
     )
     for (const { chunk, index } of messages) this.append(chunk.keyAt(index), chunk, index)
     for (const slot of this.#keys.slots()) this.#offerHead(slot)
+  }
+
+  /** Called when the message at `offset`, with a key or without, is due. */
+  reach(offset: number): void {
+    if (offset < this.from) this.from = offset
+  }
+
+  /**
+   * Publish or due time of the oldest message in the lines; Infinity if they are empty. `end` is the end of the queue's line.
+   * Searches the messages by offset, from the lowest possible one. The search ends at a message that was published after the
+   * oldest time found so far, because no later message can be older.
+   */
+  oldestSince(end: number): number {
+    let oldest = Infinity
+    let isFirst = true
+    let left = OLDEST_LOOKED_AT_MAX
+    if (this.#keys.size === 0) return oldest
+    for (let offset = Math.max(this.from, this.#chunks.firstOffset); offset < end;) {
+      const chunk = this.#chunks.at(offset)
+      const chunkEnd = chunkEndAfter(offset)
+      if (chunk?.hasKeys !== true) {
+        offset = chunkEnd
+        continue
+      }
+      for (; offset < Math.min(chunkEnd, end); offset++) {
+        const index = offset - chunk.base
+        if (!isFirst && (--left === 0 || chunk.publishedAt(index) >= oldest)) return oldest
+        if (!chunk.isDue(index) || !chunk.isWaiting(index) || chunk.isGone(index)) continue
+        if (chunk.keyAt(index) === NONE) continue
+        if (isFirst) this.from = offset
+        isFirst = false
+        oldest = Math.min(oldest, chunk.lineTimeAt(index))
+      }
+    }
+    if (isFirst) this.from = end
+    return oldest
   }
 
   /** Empties all lines. */
@@ -91,8 +134,10 @@ export class KeyLines {
 
   /** Whether another message of the key may be delivered. */
   isFree(slot: number): boolean {
-    const { keyConcurrency, blocks } = this.rules
-    return this.#keys.leasedOf(slot) < keyConcurrency && !(blocks && this.#keys.retryingOf(slot) > 0)
+    const { keyConcurrency, onFail } = this.rules
+    return (
+      this.#keys.leasedOf(slot) < keyConcurrency && !(onFail === 'block' && this.#keys.retryingOf(slot) > 0)
+    )
   }
 
   /** Whether fewer messages of the key are leased than `keyConcurrency` allows. */
@@ -102,7 +147,7 @@ export class KeyLines {
 
   // If failed messages block their key, they precede the messages that were not tried.
   #rank(chunk: Chunk, index: number): number {
-    return this.rules.blocks && chunk.attemptsAt(index) > 0 ? 0 : 1
+    return this.rules.onFail === 'block' && chunk.attemptsAt(index) > 0 ? 0 : 1
   }
 
   /**

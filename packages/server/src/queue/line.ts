@@ -31,11 +31,10 @@ import { TimeQueue } from './time-queue.js'
  * number.
  */
 const STALE_SLACK = 1024
-/**
- * Maximum number of messages that a search for the oldest keyed message visits. A search that reaches this number returns
- * the time of the oldest message that it has found.
- */
-const OLDEST_LOOKED_AT_MAX = 16_384
+/** Shared by all lines that have used no priority but 0, which is most of them. Never changed. */
+const ZEROS: Float64Array = new Float64Array(PRIORITIES)
+/** Result of the last call of `Chunk.locate` in this module. */
+const LOCATION = emptyLocation()
 
 export class Line {
   // The fields that are read when a plain message is added are declared first, so that they share cache lines, as in `Contents`.
@@ -44,40 +43,47 @@ export class Line {
   /** One bit for each priority, which is set if its plain line is not empty. */
   #plainMask = 0
   /**
-   * Number of messages in the plain line of priority 0, which is often the only one in use. `#plainCounts` has the
-   * numbers for the other priorities.
+   * Number of messages in the plain line of priority 0, which is often the only one in use, and its cursor. `#plainCounts`
+   * and `#cursors` have the numbers of the other priorities.
    */
   #ordinary = 0
+  #ordinaryCursor = 0
   /** Offsets below this may have been delivered by an earlier run of the broker. */
   #redeliveredBelow = 0
   readonly #chunks: Chunks
   readonly #keys: Keys
-  readonly #keyLines: KeyLines
-  readonly #cursors = new Float64Array(PRIORITIES)
-  readonly #returned: ReturnedMessages
-  /** Created by the first drop, because most queues drop no message. */
+  // The parts from here to `#schedule` are created when they are first needed. With 100,000 queues, most of which need
+  // none of them, they would take most of the memory and of the time of a restart.
+  #keyLines: KeyLines | undefined
+  #cursors = ZEROS
+  #returned: ReturnedMessages | undefined
   #dropOrder: DropOrder | undefined
   /** Offset that the last call of `#head` found. */
   #headOffset = 0
-  readonly #plainCounts = new Float64Array(PRIORITIES)
-  readonly #due: (TimeQueue | undefined)[] = []
-  readonly #schedule: Schedule
+  #plainCounts = ZEROS
+  #due: (TimeQueue | undefined)[] | undefined
+  #schedule: Schedule | undefined
   /** One bit for each priority, which is set if its due queue is not empty. */
   #dueMask = 0
-  /** No keyed message below this offset is in the line of its key. */
-  #keyedFrom = 0
   readonly #suspects: Suspects
-  readonly #location = emptyLocation()
+  /** The options that concern keys. */
+  #rules: KeyRules
 
-  constructor(chunks: Chunks, keys: Keys, suspects: Suspects) {
+  constructor(chunks: Chunks, keys: Keys, suspects: Suspects, rules: KeyRules) {
     this.#chunks = chunks
     this.#keys = keys
     this.#suspects = suspects
-    this.#returned = new ReturnedMessages(chunks)
-    this.#schedule = new Schedule(chunks)
-    this.#keyLines = new KeyLines(chunks, keys, (priority, sinceMs, offset) =>
-      this.#pushDue(priority, sinceMs, offset),
-    )
+    this.#rules = rules
+  }
+
+  // Read only for messages with keys, so only queues with keys create their lines.
+  get #linesOfKeys(): KeyLines {
+    return (this.#keyLines ??= new KeyLines(
+      this.#chunks,
+      this.#keys,
+      this.#rules,
+      (priority, sinceMs, offset) => this.#pushDue(priority, sinceMs, offset),
+    ))
   }
 
   /** Adds the messages `[from, to)` of `chunk`, which are the newest of the queue. The caller must have called `advance` before. */
@@ -96,9 +102,9 @@ export class Line {
       else {
         takeOut(chunk, index, index + 1)
         this.#markDue(chunk, index)
-        this.#keyLines.append(slot, chunk, index)
+        this.#linesOfKeys.append(slot, chunk, index)
         const timeMs = chunk.publishedAt(index)
-        this.#keyLines.offer(slot, timeMs, chunk.base + index, timeMs)
+        this.#linesOfKeys.offer(slot, timeMs, chunk.base + index, timeMs)
       }
     }
   }
@@ -110,7 +116,7 @@ export class Line {
 
   /** Called when recovery is over: adds every message that is live and not dead. */
   rebuild(rules: KeyRules, end: number, redeliveredBelow: number, nowMs: number): void {
-    this.#keyLines.rules = rules
+    this.#rules = rules
     this.#end = end
     this.#redeliveredBelow = redeliveredBelow
     const due: Timed[] = []
@@ -119,12 +125,14 @@ export class Line {
       if (!chunk.hasKeys) this.#placePlain(chunk)
       if (chunk.hasDues || chunk.hasKeys) this.#placeOthers(chunk, nowMs, due)
     }
-    this.#keyLines.rebuild(due)
+    if (due.length > 0) this.#linesOfKeys.rebuild(due)
     this.advance(nowMs)
   }
 
   /** Called when the rules of keys have changed: rebuilds the lines of keys. */
   reorder(rules: KeyRules, nowMs: number): void {
+    this.#rules = rules
+    if (this.#keyLines === undefined) return
     this.#keyLines.rules = rules
     const due: Timed[] = []
     this.#keyLines.reset()
@@ -177,8 +185,10 @@ export class Line {
    * number.
    */
   advance(nowMs: number, max = Infinity): number {
+    const schedule = this.#schedule
+    if (schedule === undefined) return 0
     for (let count = 0; count < max; count++) {
-      const offset = this.#schedule.takeDue(nowMs)
+      const offset = schedule.takeDue(nowMs)
       if (offset === NONE) return count
       const chunk = this.#chunks.at(offset)!
       this.#unschedule(chunk, offset - chunk.base)
@@ -189,17 +199,17 @@ export class Line {
 
   /** Number of messages whose due time is in the future. */
   get scheduled(): number {
-    return this.#schedule.size
+    return this.#schedule === undefined ? 0 : this.#schedule.size
   }
 
   /** See `Schedule.eachDue`. */
   eachDue(nowMs: number, each: (chunk: Chunk, index: number) => void): void {
-    this.#schedule.eachDue(nowMs, each)
+    this.#schedule?.eachDue(nowMs, each)
   }
 
   /** Time at which `advance` has work next; Infinity if nothing is scheduled. */
   get nextDeadline(): number {
-    return this.#schedule.nextDeadline
+    return this.#schedule === undefined ? Infinity : this.#schedule.nextDeadline
   }
 
   /**
@@ -214,35 +224,7 @@ export class Line {
       if (chunk !== undefined) oldest = Math.min(oldest, plainTime(chunk, this.#headOffset))
       oldest = Math.min(oldest, this.#dueQueue(priority)?.firstTime ?? Infinity)
     }
-    return Math.min(oldest, this.#oldestKeyed())
-  }
-
-  // Searches the keyed messages by offset, from the lowest possible one. The search ends at a message that was published after
-  // the oldest time found so far, because no later message can be older.
-  #oldestKeyed(): number {
-    let oldest = Infinity
-    let isFirst = true
-    let left = OLDEST_LOOKED_AT_MAX
-    if (this.#keys.size === 0) return oldest
-    for (let offset = Math.max(this.#keyedFrom, this.#chunks.firstOffset); offset < this.#end;) {
-      const chunk = this.#chunks.at(offset)
-      const end = chunkEndAfter(offset)
-      if (chunk?.hasKeys !== true) {
-        offset = end
-        continue
-      }
-      for (; offset < Math.min(end, this.#end); offset++) {
-        const index = offset - chunk.base
-        if (!isFirst && (--left === 0 || chunk.publishedAt(index) >= oldest)) return oldest
-        if (!chunk.isDue(index) || !chunk.isWaiting(index) || chunk.isGone(index)) continue
-        if (chunk.keyAt(index) === NONE) continue
-        if (isFirst) this.#keyedFrom = offset
-        isFirst = false
-        oldest = Math.min(oldest, chunk.lineTimeAt(index))
-      }
-    }
-    if (isFirst) this.#keyedFrom = this.#end
-    return oldest
+    return Math.min(oldest, this.#keyLines?.oldestSince(this.#end) ?? Infinity)
   }
 
   /** Fills `run` with the next messages to deliver, at most `max`. Returns false if none is ready. */
@@ -269,11 +251,11 @@ export class Line {
   /** Calls `each` with the batch positions of early messages in the due queue of the highest priority; see `TimeQueue.early`. */
   upcoming(count: number, each: (batchPosition: number) => void): void {
     if (this.#dueMask === 0) return
-    this.#due[31 - Math.clz32(this.#dueMask)]!.early(count, (offset) => {
+    this.#due![31 - Math.clz32(this.#dueMask)]!.early(count, (offset) => {
       const chunk = this.#chunks.at(offset)
       if (chunk === undefined) return
-      chunk.locate(offset - chunk.base, this.#location)
-      each(this.#location.batchPosition)
+      chunk.locate(offset - chunk.base, LOCATION)
+      each(LOCATION.batchPosition)
     })
   }
 
@@ -285,12 +267,13 @@ export class Line {
     if (run.sinceMs === FROM_PLAIN_LINE) {
       takeOut(chunk, index, index + count)
       const end = run.offset + count
-      if (end > this.#cursors[priority]!) this.#cursors[priority] = end
-      if ((this.#returned.mask & (1 << priority)) !== 0) this.#returned.dropBelow(priority, end)
+      if (end > this.#cursorOf(priority)) this.#setCursor(priority, end)
+      const returned = this.#returned
+      if (returned !== undefined && (returned.mask & (1 << priority)) !== 0) returned.dropBelow(priority, end)
       this.#countPlain(priority, -count)
       return
     }
-    const due = this.#due[priority]!
+    const due = this.#due![priority]!
     for (let i = 0; i < count; i++) due.pop()
     if (due.size === 0) this.#dueMask &= ~(1 << priority)
     chunk.marks.delete(MARK.waiting, index, index + count)
@@ -299,9 +282,9 @@ export class Line {
     for (let at = index; at < index + count; at++) {
       const slot = chunk.keyAt(at)
       if (slot === NONE) continue
-      this.#keyLines.unlink(slot, chunk, at)
+      this.#linesOfKeys.unlink(slot, chunk, at)
       this.#keys.countLeased(slot, 1)
-      this.#keyLines.offer(slot, nowMs, NONE, 0)
+      this.#linesOfKeys.offer(slot, nowMs, NONE, 0)
     }
   }
 
@@ -313,7 +296,8 @@ export class Line {
     this.#dropOrder?.returned(chunk, index)
     if (sinceMs === FROM_PLAIN_LINE) {
       chunk.marks.delete(MARK.out, index, index + 1)
-      if (offset < this.#cursors[priority]!) this.#returned.add(priority, chunk, index)
+      if (offset < this.#cursorOf(priority))
+        (this.#returned ??= new ReturnedMessages(this.#chunks)).add(priority, chunk, index)
       this.#countPlain(priority, 1)
       return
     }
@@ -325,8 +309,8 @@ export class Line {
     }
     this.#keys.countLeased(slot, -1)
     this.#markDue(chunk, index)
-    this.#keyLines.insert(slot, chunk, index)
-    this.#keyLines.offer(slot, nowMs, offset, sinceMs)
+    this.#linesOfKeys.insert(slot, chunk, index)
+    this.#linesOfKeys.offer(slot, nowMs, offset, sinceMs)
   }
 
   /** Returns a leased message to the line, where it is due at `dueMs`. The chunk already has this time. */
@@ -349,7 +333,7 @@ export class Line {
       return
     }
     this.#delay(chunk, index, dueMs)
-    if (slot !== NONE) this.#keyLines.offer(slot, nowMs, NONE, 0)
+    if (slot !== NONE) this.#linesOfKeys.offer(slot, nowMs, NONE, 0)
   }
 
   /** Removes a message that is in the line, as of `timeMs`. */
@@ -366,9 +350,9 @@ export class Line {
     } else {
       chunk.marks.delete(MARK.waiting, index, index + 1)
       chunk.marks.delete(MARK.due, index, index + 1)
-      if (slot !== NONE) this.#keyLines.unlink(slot, chunk, index)
+      if (slot !== NONE) this.#linesOfKeys.unlink(slot, chunk, index)
     }
-    if (slot !== NONE) this.#keyLines.offer(slot, timeMs, NONE, 0)
+    if (slot !== NONE) this.#linesOfKeys.offer(slot, timeMs, NONE, 0)
   }
 
   /**
@@ -380,7 +364,7 @@ export class Line {
     const slot = chunk.keyAt(index)
     const isPlain = !chunk.isWaiting(index)
     if (slot !== NONE) {
-      if (!this.#keyLines.hasRoom(slot)) return undefined
+      if (!this.#linesOfKeys.hasRoom(slot)) return undefined
       // The lease is counted before the message leaves, so that its key is not free for another message in between.
       this.#keys.countLeased(slot, 1)
     }
@@ -406,7 +390,7 @@ export class Line {
       const slot = chunk.keyAt(at - chunk.base)
       if (slot === NONE) continue
       this.#keys.countLeased(slot, -1)
-      this.#keyLines.offer(slot, nowMs, NONE, 0)
+      this.#linesOfKeys.offer(slot, nowMs, NONE, 0)
     }
   }
 
@@ -419,12 +403,12 @@ export class Line {
   /** Called when every message that was in the line or leased is gone. */
   clear(): void {
     this.#ordinary = 0
-    this.#plainCounts.fill(0)
+    this.#plainCounts = ZEROS
     this.#plainMask = 0
     this.#dueMask = 0
-    this.#due.length = 0
-    this.#returned.clear()
-    this.#schedule.clear()
+    this.#due = undefined
+    this.#returned?.clear()
+    this.#schedule?.clear()
     this.#suspects.clearAll()
     this.#keys.clear()
   }
@@ -443,13 +427,13 @@ export class Line {
           differs(`offset ${offset} of priority ${priority} is missing from the drop order`)
         if (!chunk.isWaiting(index)) {
           plain[priority]!++
-          if (offset < this.#cursors[priority]! && !chunk.has(MARK.returned, index))
+          if (offset < this.#cursorOf(priority) && !chunk.has(MARK.returned, index))
             differs(`offset ${offset} is plain, but below the cursor of priority ${priority}`)
         } else if (!chunk.isDue(index)) waiting.scheduled++
         else if (chunk.keyAt(index) === NONE) waiting.due++
         else {
           waiting.keyed++
-          if (offset < this.#keyedFrom)
+          if (offset < this.#linesOfKeys.from)
             differs(`offset ${offset} has a key, but is below the first keyed message`)
         }
       }
@@ -462,9 +446,9 @@ export class Line {
           `${count} plain of priority ${priority}, counted ${plain[priority]}, in the mask: ${isInMask}`,
         )
     }
-    const scheduled = this.#schedule.offsets().size
+    const scheduled = this.#schedule?.offsets().size ?? 0
     const due = this.#countDue()
-    const keyed = this.#keyLines.audit()
+    const keyed = this.#keyLines?.audit() ?? 0
     if (scheduled !== waiting.scheduled || scheduled !== this.scheduled)
       differs(`${this.scheduled} scheduled, found ${scheduled}, counted ${waiting.scheduled}`)
     if (due !== waiting.due) differs(`${due} due without a key, counted ${waiting.due}`)
@@ -474,7 +458,7 @@ export class Line {
   // Number of messages without a key in due queues.
   #countDue(): number {
     const offsets = new Set<number>()
-    for (const [priority, queue] of this.#due.entries()) {
+    for (const [priority, queue] of (this.#due ?? []).entries()) {
       queue?.forEach((timeMs, offset) => {
         const chunk = this.#dueChunk(timeMs, offset)
         if (chunk === undefined) return
@@ -543,7 +527,7 @@ export class Line {
   #neighbours(due: TimeQueue, chunk: Chunk, index: number, max: number): number {
     // If several messages of a key may be leased at a time, the lease of one message can put another one on offer, which
     // precedes the neighbour.
-    if (chunk.hasKeys && this.#keyLines.rules.keyConcurrency > 1) return 1
+    if (chunk.hasKeys && this.#rules.keyConcurrency > 1) return 1
     const end = index + due.firstRun(max)
     const timeMs = due.firstTime
     let at = index + 1
@@ -555,14 +539,15 @@ export class Line {
   // Sets `#headOffset` to the first plain message of the priority and returns its chunk; undefined if there is no such message.
   #head(priority: number): Chunk | undefined {
     if ((this.#plainMask & (1 << priority)) === 0) return undefined
-    if ((this.#returned.mask & (1 << priority)) !== 0) {
-      const offset = this.#returned.first(priority)
+    const returned = this.#returned
+    if (returned !== undefined && (returned.mask & (1 << priority)) !== 0) {
+      const offset = returned.first(priority)
       if (offset !== NONE) {
         this.#headOffset = offset
         return this.#chunks.at(offset)
       }
     }
-    let cursor = Math.max(this.#cursors[priority]!, this.#chunks.firstOffset)
+    let cursor = Math.max(this.#cursorOf(priority), this.#chunks.firstOffset)
     while (cursor < this.#end) {
       const chunk = this.#chunks.at(cursor)
       if (chunk !== undefined && (chunk.priorityMask >>> priority) & 1) {
@@ -572,7 +557,8 @@ export class Line {
           index = chunk.marks.firstFree(index, count)
           if (index === count) break
           if (isOnly || chunk.priorityAt(index) === priority) {
-            this.#headOffset = this.#cursors[priority] = chunk.base + index
+            this.#headOffset = chunk.base + index
+            this.#setCursor(priority, this.#headOffset)
             return chunk
           }
         }
@@ -585,7 +571,7 @@ export class Line {
   // The due queue of the priority, without stale entries at its front; undefined if it is empty.
   #dueQueue(priority: number): TimeQueue | undefined {
     if ((this.#dueMask & (1 << priority)) === 0) return undefined
-    const due = this.#due[priority]!
+    const due = this.#due![priority]!
     while (due.size > 0 && this.#dueChunk(due.firstTime, due.firstOffset) === undefined) due.pop()
     if (due.size > 0) return due
     this.#dueMask &= ~(1 << priority)
@@ -601,14 +587,14 @@ export class Line {
   #delay(chunk: Chunk, index: number, dueMs: number): void {
     this.#wait(chunk, index)
     takeOut(chunk, index, index + 1)
-    this.#schedule.add(chunk, index, dueMs)
+    ;(this.#schedule ??= new Schedule(this.#chunks)).add(chunk, index, dueMs)
     const slot = chunk.keyAt(index)
     if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.countRetrying(slot, 1)
   }
 
   // Removes the message from the scheduled messages. The caller puts it where it belongs.
   #unschedule(chunk: Chunk, index: number): void {
-    this.#schedule.remove(chunk, index)
+    this.#schedule!.remove(chunk, index)
     const slot = chunk.keyAt(index)
     if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.countRetrying(slot, -1)
   }
@@ -622,11 +608,12 @@ export class Line {
       this.#pushDue(chunk.priorityAt(index), dueMs, offset)
       return
     }
-    this.#keyLines.insert(slot, chunk, index)
-    this.#keyLines.offer(slot, nowMs, offset, dueMs)
+    this.#linesOfKeys.insert(slot, chunk, index)
+    this.#linesOfKeys.offer(slot, nowMs, offset, dueMs)
   }
 
   #pushDue(priority: number, sinceMs: number, offset: number): void {
+    this.#due ??= []
     const due = (this.#due[priority] ??= new TimeQueue())
     due.push(sinceMs, offset)
     this.#dueMask |= 1 << priority
@@ -641,7 +628,7 @@ export class Line {
 
   #markDue(chunk: Chunk, index: number): void {
     this.#wait(chunk, index)
-    if (chunk.base + index < this.#keyedFrom) this.#keyedFrom = chunk.base + index
+    this.#keyLines?.reach(chunk.base + index)
     chunk.marks.add(MARK.due, index, index + 1)
   }
 
@@ -653,13 +640,32 @@ export class Line {
     if (!chunk.isWaiting(index) || !chunk.isDue(index) || chunk.isGone(index)) return undefined
     const slot = chunk.keyAt(index)
     if (slot === NONE) return chunk.dueAt(index) === timeMs ? chunk : undefined
-    return this.#keyLines.isOffered(slot, offset, timeMs) ? chunk : undefined
+    return this.#linesOfKeys.isOffered(slot, offset, timeMs) ? chunk : undefined
   }
 
   #countPlain(priority: number, count: number): void {
-    const total = priority === 0 ? (this.#ordinary += count) : (this.#plainCounts[priority]! += count)
+    const total = priority === 0 ? (this.#ordinary += count) : this.#countOther(priority, count)
     if (total === 0) this.#plainMask &= ~(1 << priority)
     else this.#plainMask |= 1 << priority
+  }
+
+  #countOther(priority: number, count: number): number {
+    if (this.#plainCounts === ZEROS) this.#plainCounts = new Float64Array(PRIORITIES)
+    return (this.#plainCounts[priority]! += count)
+  }
+
+  // Offset from which the plain line of the priority continues.
+  #cursorOf(priority: number): number {
+    return priority === 0 ? this.#ordinaryCursor : this.#cursors[priority]!
+  }
+
+  #setCursor(priority: number, offset: number): void {
+    if (priority === 0) {
+      this.#ordinaryCursor = offset
+      return
+    }
+    if (this.#cursors === ZEROS) this.#cursors = new Float64Array(PRIORITIES)
+    this.#cursors[priority] = offset
   }
 
   #isMarked(chunk: Chunk, index: number): boolean {

@@ -23,7 +23,7 @@ import { eachRun, findExpired } from './expiries.js'
 import { FactBuffer, type GoneFact } from './facts.js'
 import { FormerLeases, type Reclaimed } from './former.js'
 import { PendingIds } from './ids.js'
-import type { KeyRules, Timed } from './key-lines.js'
+import type { Timed } from './key-lines.js'
 import { Line } from './line.js'
 import { ENTRIES_PER_DEAD, Moving } from './moving.js'
 import type { Run } from './run.js'
@@ -51,7 +51,7 @@ export class Queue extends Contents implements Follower {
   /** The subscriptions, in the order in which they were attached. */
   subscriptions: readonly Subscription[] = NO_SUBSCRIPTIONS
   readonly suspects = new Suspects()
-  readonly #appliedLine = new Line(this.appliedChunks, this.keys, this.suspects)
+  readonly #appliedLine = new Line(this.appliedChunks, this.keys, this.suspects, this.options)
   leased = 0
   /** Whether some due messages are not ready yet, so nothing is delivered yet; see `Turn.continueDue`. */
   hasMoreDue = false
@@ -191,7 +191,7 @@ export class Queue extends Contents implements Follower {
         if (chunk.hasId(index) && !chunk.isDead(index)) this.pending.add(chunk.base + index)
       }
     }
-    this.#line.rebuild(keyRules(this.options), this.next, this.redeliveredBelow, nowMs)
+    this.#line.rebuild(this.options, this.next, this.redeliveredBelow, nowMs)
   }
 
   /** Changes the options, and applies them to the messages that the queue already has. */
@@ -199,7 +199,7 @@ export class Queue extends Contents implements Follower {
     const { onFail, keyConcurrency, dedupWindowMs } = this.options
     this.options = options
     if (onFail !== options.onFail || keyConcurrency !== options.keyConcurrency)
-      this.#line.reorder(keyRules(options), nowMs)
+      this.#line.reorder(options, nowMs)
     if (dedupWindowMs !== options.dedupWindowMs) {
       // An id that the old or the new window has forgotten stays forgotten, also after recovery from the log.
       this.ids.forgetUntil(nowMs - Math.min(dedupWindowMs, options.dedupWindowMs))
@@ -685,8 +685,4 @@ export class Queue extends Contents implements Follower {
     for (const chunk of this.chunks)
       this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)
   }
-}
-
-function keyRules({ keyConcurrency, onFail }: QueueOptions): KeyRules {
-  return { keyConcurrency, blocks: onFail === 'block' }
 }

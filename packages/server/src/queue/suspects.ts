@@ -16,31 +16,34 @@ export class Suspects {
   size = 0
   /** Whether there are no suspects and no counted deaths. */
   #isEmpty = true
-  readonly #offsets = new Set<number>()
+  // Both are created when they are first needed, because most queues never have a suspect.
+  #offsets: Set<number> | undefined
   /** Messages that are not suspects, with the number of consumers that died while they held the message and had not started any. */
-  readonly #deaths = new Map<number, number>()
+  #deaths: Map<number, number> | undefined
 
   has(offset: number): boolean {
-    return this.size > 0 && this.#offsets.has(offset)
+    return this.size > 0 && this.#offsets!.has(offset)
   }
 
   /** The first suspect in `[from, to)`; `to` if the range has no suspect. */
   firstIn(from: number, to: number): number {
     if (this.size > 0)
-      for (let offset = from; offset < to; offset++) if (this.#offsets.has(offset)) return offset
+      for (let offset = from; offset < to; offset++) if (this.#offsets!.has(offset)) return offset
     return to
   }
 
   /** Makes the message a suspect: it may have crashed its consumer. */
   add(offset: number): void {
+    this.#offsets ??= new Set()
     this.#offsets.add(offset)
-    this.#deaths.delete(offset)
+    this.#deaths?.delete(offset)
     this.#count()
   }
 
   /** Called when the consumer of the message died and had not started any of its messages. */
   addUnattributed(offset: number): void {
-    if (this.#offsets.has(offset)) return
+    if (this.has(offset)) return
+    this.#deaths ??= new Map()
     const deaths = (this.#deaths.get(offset) ?? 0) + 1
     if (deaths >= UNATTRIBUTED_MAX) this.add(offset)
     else {
@@ -53,20 +56,20 @@ export class Suspects {
   clear(offset: number, count: number): void {
     if (this.#isEmpty) return
     for (let at = offset; at < offset + count; at++) {
-      this.#offsets.delete(at)
-      this.#deaths.delete(at)
+      this.#offsets?.delete(at)
+      this.#deaths?.delete(at)
     }
     this.#count()
   }
 
   clearAll(): void {
-    this.#offsets.clear()
-    this.#deaths.clear()
+    this.#offsets = undefined
+    this.#deaths = undefined
     this.#count()
   }
 
   #count(): void {
-    this.size = this.#offsets.size
-    this.#isEmpty = this.size === 0 && this.#deaths.size === 0
+    this.size = this.#offsets?.size ?? 0
+    this.#isEmpty = this.size === 0 && (this.#deaths?.size ?? 0) === 0
   }
 }

@@ -6,6 +6,8 @@
 import { TimeHeap } from './heap.js'
 
 const RING_FIRST = 16
+/** Shared by all empty rings. */
+const NO_NUMBERS = new Float64Array(0)
 const LOOK_FIRST = 4096
 /** Maximum number of entries for which an empty ring keeps room. */
 const RING_KEPT = 4096
@@ -15,8 +17,8 @@ export class TimeQueue {
   lookAt = LOOK_FIRST
   readonly #heap = new TimeHeap()
   /** A ring of `#length` entries in ascending order from `#at`. Its size is a power of two, or 0. */
-  #times: Float64Array = new Float64Array(0)
-  #offsets: Float64Array = new Float64Array(0)
+  #times: Float64Array = NO_NUMBERS
+  #offsets: Float64Array = NO_NUMBERS
   #at = 0
   #length = 0
 
