@@ -55,7 +55,7 @@ export async function serve(
 
 export const sluice: Driver = {
   name: 'sluice',
-  settings: 'default settings: fdatasync before each confirm',
+  settings: 'default settings: each write is synced (O_DSYNC) before it is confirmed',
   version: () => outputOf(process.execPath, PROGRAM, '--version'),
   can: () => true,
   async start(directory, port) {
