@@ -3,13 +3,12 @@ import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
   LIMITS,
+  SluiceError,
   batchLength,
   batchQueueId,
   batchType,
   queueName,
-  writeBatchAttributes,
   type QueueOptions,
-  type SluiceError,
 } from '@sluice/protocol'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
@@ -300,8 +299,8 @@ describe('messages that were accepted before', () => {
 
   it('are refused if their records are damaged', async () => {
     const bench = await opened()
-    const damaged = batch([{}])
-    writeBatchAttributes(damaged.bytes, BATCH_HEADER_BYTES, 0xff)
+    const whole = batch([{}])
+    const damaged = { ...whole, end: whole.end - 1 }
     const queue = bench.broker.catalog.queue(Q)
     expect(() => bench.broker.intake.take(queue, damaged, 'moved')).toThrow(failing('BATCH_MALFORMED'))
   })
@@ -342,5 +341,40 @@ describe('the facts of the caller', () => {
     }
     expect(gates.size).toBeGreaterThan(2)
     expect(moved).toBe(40)
+  })
+})
+
+describe('a dead message that its dead-letter queue refuses', () => {
+  it('stays in its queue, and is moved when the log has room again', async () => {
+    const bench = await opened()
+    bench.ensure({}, OTHER)
+    bench.ensure({ deadLetter: OTHER })
+    await bench.publish([{}, {}])
+    bench.log.refusedFrom = 0
+    await bench.kill()
+    expect(bench.info()).toMatchObject({ dead: 2, moved: 0 })
+    bench.log.refusedFrom = Infinity
+    await bench.pass(SECOND_MS)
+    expect(bench.info()).toMatchObject({ dead: 0, moved: 2 })
+    expect(await bench.origins(OTHER)).toEqual([0, 1])
+  })
+
+  it('stays in its queue and delays no other message, if it would always be refused', async () => {
+    const bench = await opened()
+    bench.ensure({}, OTHER)
+    bench.ensure({ deadLetter: OTHER })
+    await bench.publish([{}, {}, {}])
+    const { intake } = bench.broker
+    const accept = intake.take.bind(intake)
+    let calls = 0
+    intake.take = (...request) => {
+      if (++calls === 2) throw new SluiceError('BATCH_MALFORMED', 'The record is damaged.')
+      return accept(...request)
+    }
+    await bench.kill()
+    expect(bench.info()).toMatchObject({ dead: 1, moved: 2 })
+    expect(await bench.origins(OTHER)).toEqual([0, 2])
+    await bench.crash()
+    bench.broker.audit()
   })
 })

@@ -95,7 +95,7 @@ export class Moves {
       const record = queue.deadAt(offset)?.isMoving === true ? this.#find(queue, offset) : 'none'
       if (record === 'loading') break
       if (record !== 'none') {
-        if (!this.#moves(queue, offset, record, target)) {
+        if (!this.#tryMove(queue, offset, record, target)) {
           this.#turn.arm(this.#retry, this.#turn.nowMs + RETRY_MS)
           break
         }
@@ -110,7 +110,7 @@ export class Moves {
 
   // Moves the message. Returns false if the log has no room. A message that is refused for another reason stays in its
   // queue.
-  #moves(queue: Queue, offset: number, record: Uint8Array, target: Queue): boolean {
+  #tryMove(queue: Queue, offset: number, record: Uint8Array, target: Queue): boolean {
     try {
       this.move(queue, offset, record, target, 'move')
       return true
