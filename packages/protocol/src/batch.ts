@@ -31,8 +31,8 @@ export const BATCH_TYPE = { messages: 1, facts: 2, page: 3, boot: 4, directory: 
 
 /**
  * `atomic`: all or none of the messages are accepted. `relocated`: the broker has copied the batch to the end of the
- * log, with its original header. `traits`: set by the broker if a record has a priority, a delay, a due time or a time
- * to live.
+ * log, with its original header. `traits`: set by the broker if a record has a priority, a delay, a due time, a time to
+ * live, a key or an id, or if its queue has `ttlMs` or `maxBytes`.
  */
 export const BATCH_ATTRIBUTE = { atomic: 1, relocated: 2, traits: 4 } as const
 

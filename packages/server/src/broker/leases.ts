@@ -1,8 +1,10 @@
 /**
  * Subscriptions and their leases, from credit to the end of each lease. Called by sessions for the requests of
- * consumers, by the turn when a deadline of a queue has passed, and by the catalog when a queue is purged or deleted.
+ * consumers, by the turn when a deadline of a queue has passed, by the catalog when a queue is purged or deleted, by the
+ * dispatcher when the messages of a queue cannot be read, and by the server when the clock was set forward.
  *
- * Invariant: when a lease ends, its message is acknowledged, or `#end` decides what happens to the message.
+ * Invariant: when a lease ends, its message is acknowledged, or `#end` decides what happens to the message, unless the
+ * queue is purged or deleted.
  */
 import {
   LOSS,

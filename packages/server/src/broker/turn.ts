@@ -1,7 +1,7 @@
 /**
  * One turn of the event loop: its time, the queues that may have something to deliver, and the deadlines at which a
- * turn is due even if nothing arrives. Sessions and the listener begin a turn, every change of a queue is followed by
- * `changed`, and the broker ends the turn.
+ * turn is due even if nothing arrives. Sessions and the listener begin a turn, and the broker ends it. A change of a
+ * queue that may cause facts, moves, a deadline or deliveries is followed by `changed`, or by the part of it that applies.
  *
  * Invariant: `nextDeadline` is never later than the deadline of any queue or timer.
  */

@@ -1,5 +1,6 @@
 /**
- * Writes to the open entry: facts of queues, and batches of messages. Called by every part that changes the state.
+ * Writes to the open entry: facts of queues, and batches of messages. Called by the parts of the broker that change the
+ * state. Relocation and checkpoints write their copies and pages to the tail themselves.
  *
  * Invariant: facts that were applied but not written are written by the end of the turn, before an answer based on them is
  * sent.

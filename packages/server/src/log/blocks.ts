@@ -112,7 +112,7 @@ export class Blocks {
       position,
       bytes: spare ?? new Uint8Array(size),
       used: 0,
-      checkedPosition: -1,
+      checkedPosition: RECENT,
       arrivedAtBytes: 0,
       isFollowed: true,
       waypoints: undefined,
@@ -274,7 +274,6 @@ export class Blocks {
       const block = this.#recent[i]!
       if (position < block.position) continue
       if (position >= block.position + block.used) break
-      block.checkedPosition = RECENT
       this.#last = block
       return block
     }

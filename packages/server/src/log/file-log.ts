@@ -213,7 +213,8 @@ export class FileLog implements Log {
       })
       bytes.set(entry, SEGMENT_HEADER_BYTES)
     }
-    // The file is open with O_DSYNC, see `SegmentPool.#addSpare`. When the write resolves, the bytes are on disk.
+    // The file is open with O_DSYNC (`durable` in directory-scan.ts and in `SegmentPool.#addSpare`). When the write
+    // resolves, the bytes are on disk.
     await this.#failStop.durably(`Segment ${segmentName(number)}`, () => file.write(from, bytes))
     this.#writtenBytes += bytes.length
     this.#headerWritten = true

@@ -86,7 +86,10 @@ export class Line {
     ))
   }
 
-  /** Adds the messages `[from, to)` of `chunk`, which are the newest of the queue. The caller must have called `advance` before. */
+  /**
+   * Adds the messages `[from, to)` of `chunk`, which are the newest of the queue. If one of them has a key, the caller must
+   * have called `advance` before, because the messages of its key that are already due precede it.
+   */
   add(chunk: Chunk, from: number, to: number): void {
     this.#end = Math.max(this.#end, chunk.base + to)
     if (chunk.hasOnly(0) && !chunk.hasDues && !chunk.hasKeys) {
