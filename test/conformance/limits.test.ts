@@ -208,7 +208,7 @@ const PROBES: readonly Probe[] = [
 
 /** Limits at which nothing is refused, each with the reason. */
 const NOT_REFUSED: Partial<Record<Limit, string>> = {
-  frameBytesMin: 'a frame size below it is raised to it in the handshake',
+  frameBytesMin: 'a bound of HELLO_OK; the client closes the connection with MALFORMED_FRAME',
   batchBytesTarget: 'a client aims at it',
   batchBytesScheduledTarget: 'a client aims at it',
   channelMax: 'the width of its field',
