@@ -116,4 +116,7 @@ export const rabbitmqQuorum = rabbitmq(
   'quorum',
   'durable quorum queues of one node, persistent messages: fsync',
 )
-export const rabbitmqClassic = rabbitmq('classic', 'durable classic queues, persistent messages: written')
+export const rabbitmqClassic = rabbitmq(
+  'classic',
+  'durable classic queues, persistent messages: written, not synced',
+)
