@@ -110,6 +110,11 @@ export interface LedgerProducer {
   readonly accepted: Map<number, Acceptance>
 }
 
+function definitionOf(text: string): Definition {
+  const [first, options] = text.split('\n')
+  return { ...(JSON.parse(first!) as Definition), options: JSON.parse(options!) as LedgerOptions }
+}
+
 interface Definition {
   readonly name: string
   readonly options: LedgerOptions
@@ -473,7 +478,7 @@ export class LedgerState {
       if (at > end) throw new Violation(5, `a fact of kind ${kind} is cut off`)
       if (kind === FACT.producer) this.#declare(fact)
       else if (kind === FACT.atomic) this.#step(fact)
-      else if (kind === FACT.ensure) this.#ensure(queueId, JSON.parse(fact.text) as Definition, fact.atMs)
+      else if (kind === FACT.ensure) this.#ensure(queueId, definitionOf(fact.text), fact.atMs)
       else if (queue === undefined) {
         throw new Violation(5, `a fact of kind ${kind} about queue ${queueId}, which does not exist`)
       } else this.#applyFact(queue, fact)

@@ -100,9 +100,9 @@ export class Catalog {
     const differs = existing === undefined || !sameOptions(existing.options, options)
     if (existing !== undefined && differs && !request.update) throw conflict(existing, request)
     if (differs) this.#checkOptions(request, options, existing)
-    const queue = existing ?? this.#make(request.name, options)
+    const queue = existing ?? this.#make(request.name, this.#state.options.share(options))
     if (existing !== undefined && differs) {
-      existing.applyOptions(options, this.#turn.nowMs)
+      existing.applyOptions(this.#state.options.share(options), this.#turn.nowMs)
       this.#observer?.optionsChanged(existing, options)
       this.#declare(existing)
       this.#moves.note(existing)

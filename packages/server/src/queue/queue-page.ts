@@ -1,55 +1,126 @@
 /**
- * The pages of a queue, as JSON text: its definition, which is written when it changes, and its counters at one position
- * of the log. The newest pages and the facts after them are the whole state of the queue, except for its messages, which
- * are in the pages of its chunks.
+ * The pages of a queue: its definition, which is written when it changes, and its counters at one position of the log. The
+ * newest pages and the facts after them are the whole state of the queue, except for its messages, which are in the pages
+ * of its chunks.
+ *
+ * A restart reads both pages of every queue, so reading them creates few objects.
  */
-import { readText, textBytes, writeText, type QueueCounts } from '@sluice/protocol'
+import {
+  readText,
+  readU16,
+  readU64,
+  textBytes,
+  writeText,
+  writeU16,
+  writeU64,
+  type QueueCounter,
+} from '@sluice/protocol'
 import type { QueueDefinition } from './contents.js'
+import { ALL_ENDED } from './former.js'
 import type { Queue } from './queue.js'
+import type { SharedOptions } from './shared-options.js'
 
-export interface CountersPage {
-  readonly next: number
-  readonly redeliveredBelow: number
-  /** Subscriptions that ended and returned messages in the boot that wrote the page. */
-  readonly ended?: readonly number[]
-  readonly carried: number
-  readonly counts: QueueCounts
-  /** Segments with settled messages that are retained: number, time of the last settle, bytes. */
-  readonly retained: readonly (readonly [number, number, number])[]
+/** Segments with settled messages that are retained: number, time of the last settle, bytes. */
+export type RetainedSegments = readonly (readonly [number, number, number])[]
+
+/** Two lines of JSON: the options are a line of their own, so that queues with the same line share one object. */
+export function encodeDefinition(queue: Queue): string {
+  const { name, createdAtMs, paused, idsFrom } = queue
+  return `${JSON.stringify({ name, createdAtMs, paused, idsFrom })}\n${JSON.stringify(queue.options)}`
 }
 
-export function encodeDefinition(queue: Queue): string {
-  const { name, options, createdAtMs, paused, idsFrom } = queue
-  return JSON.stringify({ name, options, createdAtMs, paused, idsFrom } satisfies QueueDefinition)
+export function decodeDefinition(text: string, shared: SharedOptions): QueueDefinition {
+  const end = text.indexOf('\n')
+  const { name, createdAtMs, paused, idsFrom } = JSON.parse(text.slice(0, end)) as QueueDefinition
+  return { name, options: shared.parse(text.slice(end + 1)), createdAtMs, paused, idsFrom }
 }
 
 export function encodeDefinitionPage(queue: Queue): Uint8Array {
-  return bytesOf(encodeDefinition(queue))
-}
-
-export function decodeDefinitionPage(bytes: Uint8Array, start: number, end: number): QueueDefinition {
-  return JSON.parse(readText(bytes, start, end)) as QueueDefinition
-}
-
-export function encodeCountersPage(queue: Queue, retained: CountersPage['retained']): Uint8Array {
-  const page: CountersPage = {
-    next: queue.next,
-    redeliveredBelow: queue.redeliveredBelow,
-    ...(queue.former.ended.length === 0 ? {} : { ended: queue.former.ended }),
-    carried: queue.carried,
-    // Tallied counters have the values of the last tally fact before the page, so that page and facts agree.
-    counts: { ...queue.counts, ...queue.tallied },
-    retained,
-  }
-  return bytesOf(JSON.stringify(page))
-}
-
-export function decodeCountersPage(bytes: Uint8Array, start: number, end: number): CountersPage {
-  return JSON.parse(readText(bytes, start, end)) as CountersPage
-}
-
-function bytesOf(text: string): Uint8Array {
+  const text = encodeDefinition(queue)
   const bytes = new Uint8Array(textBytes(text))
   writeText(bytes, 0, text)
   return bytes
+}
+
+export function decodeDefinitionPage(
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+  shared: SharedOptions,
+): QueueDefinition {
+  return decodeDefinition(readText(bytes, start, end), shared)
+}
+
+/** The place of each counter in the page. A new counter gets the next place; older pages do not have it. */
+const PLACES = {
+  purged: 0,
+  expired: 1,
+  dropped: 2,
+  cancelled: 3,
+  duplicates: 4,
+  moved: 5,
+  discarded: 6,
+  redriven: 7,
+  released: 8,
+  redelivered: 9,
+} as const satisfies Record<QueueCounter, number>
+const COUNTERS = Object.keys(PLACES) as QueueCounter[]
+
+const HEAD_BYTES = 32
+const NUMBER_BYTES = 8
+/** Written instead of the number of ended subscriptions: all of them have ended. */
+const ALL = 0xffff
+const NONE_RETAINED: RetainedSegments = []
+
+/**
+ * Layout: u64 next · u64 redelivered below · u64 carried · u16 counters · u16 ended subscriptions · u16 retained segments ·
+ * u16 0 · u64 each counter · u64 id of each ended subscription · for each retained segment u64 number, u64 time of the last
+ * settle, u64 bytes.
+ */
+export function encodeCountersPage(queue: Queue, retained: RetainedSegments): Uint8Array {
+  const { ended } = queue.former
+  const isAll = ended[0] === ALL_ENDED
+  // Tallied counters have the values of the last tally fact before the page, so that page and facts agree.
+  const counts = { ...queue.counts, ...queue.tallied }
+  const numbers = [...COUNTERS.map((name) => counts[name]), ...(isAll ? [] : ended), ...retained.flat()]
+  const bytes = new Uint8Array(HEAD_BYTES + numbers.length * NUMBER_BYTES)
+  writeU64(bytes, 0, queue.next)
+  writeU64(bytes, 8, queue.redeliveredBelow)
+  writeU64(bytes, 16, queue.carried)
+  writeU16(bytes, 24, COUNTERS.length)
+  writeU16(bytes, 26, isAll ? ALL : ended.length)
+  writeU16(bytes, 28, retained.length)
+  for (const [index, number] of numbers.entries()) writeU64(bytes, HEAD_BYTES + index * NUMBER_BYTES, number)
+  return bytes
+}
+
+/** Reads a page into the queue, and returns the retained segments. */
+export function restoreCounters(queue: Queue, bytes: Uint8Array, start: number): RetainedSegments {
+  queue.next = readU64(bytes, start)
+  queue.redeliveredBelow = readU64(bytes, start + 8)
+  queue.carried = readU64(bytes, start + 16)
+  const counters = readU16(bytes, start + 24)
+  const ended = readU16(bytes, start + 26)
+  const retained = readU16(bytes, start + 28)
+  const { counts, tallied } = queue
+  let at = start + HEAD_BYTES
+  for (const name of COUNTERS)
+    if (PLACES[name] < counters) counts[name] = readU64(bytes, at + PLACES[name] * NUMBER_BYTES)
+  tallied.released = counts.released
+  tallied.redelivered = counts.redelivered
+  at += counters * NUMBER_BYTES
+  if (ended === ALL) queue.former.restoreEnded([ALL_ENDED])
+  else if (ended > 0) {
+    queue.former.restoreEnded(numbersAt(bytes, at, ended))
+    at += ended * NUMBER_BYTES
+  }
+  if (retained === 0) return NONE_RETAINED
+  return Array.from({ length: retained }, (_, index) => {
+    const [number, lastMs, size] = numbersAt(bytes, at + index * 3 * NUMBER_BYTES, 3)
+    return [number!, lastMs!, size!] as const
+  })
+}
+
+function numbersAt(bytes: Uint8Array, at: number, count: number): number[] {
+  return Array.from({ length: count }, (_, index) => readU64(bytes, at + index * NUMBER_BYTES))
 }

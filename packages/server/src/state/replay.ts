@@ -22,14 +22,14 @@ import {
   MOVING,
   PAGE,
   decodeChunkPage,
+  decodeDefinition,
   decodeDefinitionPage,
-  decodeCountersPage,
   readFacts,
   readSeed,
+  restoreCounters,
   type Death,
   type Fact,
   type Queue,
-  type QueueDefinition,
 } from '../queue/index.js'
 import type { Directory } from './directory.js'
 import { Producer, answeredDuplicates } from './producers.js'
@@ -73,22 +73,14 @@ export class Replay {
     const start = at + BATCH_HEADER_BYTES
     const end = at + header.length
     if (header.count === PAGE.definition) {
-      const definition = decodeDefinitionPage(bytes, start, end)
+      const definition = decodeDefinitionPage(bytes, start, end, this.#state.options)
       const queue = this.#state.addQueue(header.queueId, definition, true)
       queue.definitionPosition = position
       queue.dirty = false
     } else if (header.count === PAGE.counters) {
-      const page = decodeCountersPage(bytes, start, end)
       const queue = this.#state.queuesById.get(header.queueId)
       if (queue === undefined) return
-      queue.next = page.next
-      queue.redeliveredBelow = page.redeliveredBelow
-      queue.former.restoreEnded(page.ended ?? [])
-      queue.carried = page.carried
-      Object.assign(queue.counts, page.counts)
-      queue.tallied.released = page.counts.released
-      queue.tallied.redelivered = page.counts.redelivered
-      this.#state.segments.restoreRetained(queue.id, page.retained)
+      this.#state.segments.restoreRetained(queue.id, restoreCounters(queue, bytes, start))
       queue.pagePosition = position
     } else if (header.count === PAGE.chunk) {
       const queue = this.#state.queuesById.get(header.queueId)
@@ -206,7 +198,7 @@ export class Replay {
   }
 
   #applyEnsure(id: number, fact: Fact, position: number): void {
-    const definition = JSON.parse(fact.text) as QueueDefinition
+    const definition = decodeDefinition(fact.text, this.#state.options)
     const queue = this.#state.queuesById.get(id)
     if (queue === undefined) {
       if (id >= this.#listedQueueIds) this.#state.addQueue(id, definition)

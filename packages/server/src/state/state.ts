@@ -13,6 +13,7 @@ import {
   PAGE,
   Queue,
   Reasons,
+  SharedOptions,
   type QueueDefinition,
   type QueueObserver,
   type Seed,
@@ -26,6 +27,7 @@ export class State {
   readonly queues = new Map<string, Queue>()
   readonly queuesById = new Map<number, Queue>()
   readonly names = new NameCache(this.queues)
+  readonly options = new SharedOptions()
   readonly producers = new Map<string, Producer>()
   readonly producersById = new Map<number, Producer>()
   /** The pages of all queues and producers. */

@@ -1,0 +1,27 @@
+/**
+ * Options of queues by their JSON text. Queues with the same options share one object: 100,000 copies would take 20 MiB,
+ * and most of the time of a restart would pass with reading the same text again.
+ */
+import type { QueueOptions } from '@sluice/protocol'
+
+/** Number of different texts that are kept. Beyond it, all are forgotten, and kept again when they are next used. */
+const TEXTS_KEPT = 1_024
+
+export class SharedOptions {
+  readonly #byText = new Map<string, QueueOptions>()
+
+  /** Reads options from their text. */
+  parse(text: string): QueueOptions {
+    const known = this.#byText.get(text)
+    if (known !== undefined) return known
+    const options = JSON.parse(text) as QueueOptions
+    if (this.#byText.size === TEXTS_KEPT) this.#byText.clear()
+    this.#byText.set(text, options)
+    return options
+  }
+
+  /** Returns the shared object with the values of `options`. */
+  share(options: QueueOptions): QueueOptions {
+    return this.parse(JSON.stringify(options))
+  }
+}
