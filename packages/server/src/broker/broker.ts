@@ -24,6 +24,7 @@ import { Producers } from './producers.js'
 import { Records } from './records.js'
 import { Replays } from './replays.js'
 import { recover, type Recovered } from '../state/recovery.js'
+import { ColdChunks } from '../state/cold-chunks.js'
 import { PAGES_MAX } from '../state/directory.js'
 import { Space, type Holder } from '../state/space.js'
 import { BOOT_AFTER_CLOSE, type State } from '../state/state.js'
@@ -218,16 +219,18 @@ export class Broker {
     this.#tail = new Tail(log, bounds, this.#blocks)
     this.#tail.epoch = state.boot
     this.#tail.report({ durable: (lsn) => this.#durable(lsn), failed: (error) => this.fail(error) })
+    const cold = new ColdChunks(this.#blocks, state.tree)
     const checkpointBytes = options.checkpointBytes ?? log.segmentBytes / 2
     this.#space = new Space(
       log,
       this.#tail,
       state,
+      cold,
       checkpointBytes,
       directory?.lowWater ?? bounds.firstPosition,
       () => turn.wake(),
     )
-    const records = new Records(this.#blocks)
+    const records = new Records(this.#blocks, cold)
     const writer = new Writer(log, this.#tail, turn)
     this.intake = new Intake(state, writer, turn, options)
     const moves = new Moves(state, this.intake, records, turn, observer)
@@ -236,9 +239,9 @@ export class Broker {
     this.#moves = moves
     this.producers = new Producers(state, turn, options)
     this.leases = new Leases(state, writer, turn, options)
-    this.#dispatcher = new Dispatcher(this.#blocks, writer, this.leases, turn, options)
+    this.#dispatcher = new Dispatcher(this.#blocks, cold, writer, this.leases, turn, options)
     this.catalog = new Catalog(state, writer, moves, this.leases, turn, options)
-    this.operator = new Operator(state, records, moves, requests, turn, observer)
+    this.operator = new Operator(state, records, cold, moves, requests, turn, observer)
     this.replays = new Replays(state, writer, this.intake, requests, turn, options)
     this.history = new History(log, state, requests)
     turn.connect({
@@ -349,6 +352,13 @@ export class Broker {
   /** Returns what prevents the oldest segment of the log from being freed. Visits every queue. */
   holder(): Holder {
     return this.#space.holder()
+  }
+
+  /** Number of chunks that are not in memory. Visits every queue. */
+  coldChunks(): number {
+    let count = 0
+    for (const queue of this.#state.queues.values()) count += queue.chunks.coldCount
+    return count
   }
 
   /** Recounts the state and compares the result with the counters (invariant 6). @throws Error naming what differs */

@@ -18,6 +18,7 @@ import {
   type Queue,
   type Subscription,
 } from '../queue/index.js'
+import type { ColdChunks } from '../state/cold-chunks.js'
 import type { Leases } from './leases.js'
 import type { Observer } from './observer.js'
 import type { Turn } from './turn.js'
@@ -59,6 +60,7 @@ export interface DispatchOptions {
 
 export class Dispatcher {
   readonly #blocks: Blocks
+  readonly #cold: ColdChunks
   readonly #writer: Writer
   readonly #leases: Leases
   readonly #turn: Turn
@@ -70,12 +72,14 @@ export class Dispatcher {
 
   constructor(
     blocks: Blocks,
+    cold: ColdChunks,
     writer: Writer,
     leases: Leases,
     turn: Turn,
     { onNotice, observer }: DispatchOptions,
   ) {
     this.#blocks = blocks
+    this.#cold = cold
     this.#writer = writer
     this.#leases = leases
     this.#turn = turn
@@ -163,7 +167,8 @@ export class Dispatcher {
    * @throws SluiceError CORRUPT; errors of the log's `readRange`
    */
   async #load(queue: Queue, position: number): Promise<void> {
-    if (this.#run.sinceMs === FROM_PLAIN_LINE) return this.#blocks.load(position, true)
+    if (this.#run.sinceMs === FROM_PLAIN_LINE || queue.coldOffset !== -1)
+      return this.#blocks.load(position, true)
     const others = new Set<number>()
     let upcoming = 0
     let near = 0
@@ -196,7 +201,13 @@ export class Dispatcher {
         passed++
         continue
       }
-      if (!queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, nowMs, run)) break
+      if (!queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, nowMs, run)) {
+        const { coldOffset } = queue
+        if (coldOffset === -1) break
+        if (!this.#cold.takeBack(queue, coldOffset)) return this.#cold.positionOf(queue, coldOffset)
+        passed = 0
+        continue
+      }
       // A suspect is delivered only to a subscription that holds no other message; that subscription gets no other
       // message until the suspect is settled.
       if (run.alone && subscription.unsettled > 0) {
@@ -264,7 +275,12 @@ export class Dispatcher {
   #loadNext(queue: Queue, block: Block): void {
     block.isFollowed = true
     const next = queue.chunks.liveBatchFrom(this.#run.offset, (position) => !holdsBatch(block, position))
-    if (next !== -1) this.#blocks.loadEarly(next)
+    if (next !== -1) {
+      this.#blocks.loadEarly(next)
+      return
+    }
+    const cold = queue.chunks.coldAfter(this.#run.offset)
+    if (cold !== -1) this.#blocks.loadEarly(this.#cold.positionOf(queue, cold))
   }
 
   // Sets `progress` to the first message of the run within its batch. @throws SluiceError CORRUPT

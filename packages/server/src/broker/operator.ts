@@ -19,7 +19,7 @@ import {
   type RedriveRequest,
   type RescheduleRequest,
 } from '@sluice/protocol'
-import { ID_WORDS, hashId, type Chunk, type Queue } from '../queue/index.js'
+import { chunkEndAfter, ID_WORDS, hashId, type Chunk, type Queue } from '../queue/index.js'
 import type { State } from '../state/state.js'
 import { checkAt } from '../state/traits.js'
 import { cutFault, type Caller, type CutShort, type DiskRequests } from './disk-requests.js'
@@ -27,6 +27,7 @@ import type { Moves } from './moves.js'
 import { observed, type Observer } from './observer.js'
 import { fittedRecord } from './origin.js'
 import { matchesState, matchesRecord, needsRecord, redrivesOf, type Records } from './records.js'
+import type { ColdChunks } from '../state/cold-chunks.js'
 import type { Turn } from './turn.js'
 
 /** Maximum size of one answer in bytes, unless a single message is larger. */
@@ -58,6 +59,7 @@ export interface DiscardResult extends CutShort {
 export class Operator {
   readonly #state: State
   readonly #records: Records
+  readonly #cold: ColdChunks
   readonly #moves: Moves
   readonly #requests: DiskRequests
   readonly #turn: Turn
@@ -66,6 +68,7 @@ export class Operator {
   constructor(
     state: State,
     records: Records,
+    cold: ColdChunks,
     moves: Moves,
     requests: DiskRequests,
     turn: Turn,
@@ -73,6 +76,7 @@ export class Operator {
   ) {
     this.#state = state
     this.#records = records
+    this.#cold = cold
     this.#moves = moves
     this.#requests = requests
     this.#turn = turn
@@ -99,6 +103,11 @@ export class Operator {
       if (examined % EXAMINED_IN_TURN === 0) await this.#requests.pause(caller)
       const state = queue.stateAt(offset, this.#turn.nowMs)
       if (state === undefined || (request.state !== undefined && state !== request.state)) continue
+      if (queue.chunks.isCold(offset)) {
+        await this.#cold.load(queue, offset)
+        this.#requests.resume(caller)
+        if (queue.stateOf(offset) === undefined) continue
+      }
       if (!this.#matchesState(queue, offset, request.filter)) continue
       const record = await this.#records.read(queue, offset)
       this.#requests.resume(caller)
@@ -128,8 +137,8 @@ export class Operator {
 
   #peeked(queue: Queue, offset: number, record: Uint8Array): PeekedMessage | undefined {
     const state = queue.stateAt(offset, this.#turn.nowMs)
-    if (state === undefined) return undefined
-    const chunk = queue.chunkAt(offset)!
+    const chunk = queue.chunkAt(offset)
+    if (state === undefined || chunk === undefined) return undefined
     const index = offset - chunk.base
     const dead = queue.deadAt(offset)
     const attempts = dead?.attempts ?? queue.attemptsOf(offset)
@@ -242,6 +251,24 @@ export class Operator {
     })
   }
 
+  /** Whether the chunk of the message is not in memory, so that a change of the message has to read it first. */
+  mustRead({ name, offset }: { readonly name?: unknown; readonly offset?: unknown }): boolean {
+    return typeof offset === 'number' && this.#state.queues.get(String(name))?.chunks.isCold(offset) === true
+  }
+
+  /**
+   * Calls `change` when the chunk of the message is in memory: at once, or after it was read.
+   * @throws SluiceError CORRUPT, TOO_MANY_REQUESTS; errors of `change`
+   */
+  whenRead<Answer>(ref: MessageRef, caller: Caller, change: () => Answer): Answer | Promise<Answer> {
+    if (!this.mustRead(ref)) return change()
+    return this.#requests.run(caller, async () => {
+      await this.#cold.load(this.#state.queue(ref.name), ref.offset!)
+      this.#requests.resume(caller)
+      return change()
+    })
+  }
+
   /**
    * Removes a scheduled or ready message.
    * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_LEASED
@@ -320,10 +347,11 @@ function held(queue: Queue, messages: readonly PeekedMessage[]): PeekedMessage[]
  * reaches it.
  */
 function* offsetsFrom(queue: Queue, from: number): IterableIterator<number> {
-  for (const chunk of queue.chunks) {
-    if (chunk.base + chunk.count <= from) continue
-    for (let index = Math.max(0, from - chunk.base); index < chunk.count; index++)
-      if (!chunk.isGone(index)) yield chunk.base + index
+  const { next } = queue
+  for (let offset = Math.max(from, queue.chunks.firstOffset); offset < next; offset++) {
+    const chunk = queue.chunkAt(offset)
+    if (chunk !== undefined ? !chunk.isGone(offset - chunk.base) : queue.chunks.isCold(offset)) yield offset
+    else if (chunk === undefined) offset = chunkEndAfter(offset) - 1
   }
 }
 

@@ -15,14 +15,17 @@ import {
   type MessageFilter,
 } from '@sluice/protocol'
 import { recordAt, type Blocks } from '../log/blocks.js'
+import type { ColdChunks } from '../state/cold-chunks.js'
 import { checkBatchAt, emptyLocation, indexInBatch, type Dead, type Queue } from '../queue/index.js'
 
 export class Records {
   readonly #blocks: Blocks
+  readonly #cold: ColdChunks
   readonly #location = emptyLocation()
 
-  constructor(blocks: Blocks) {
+  constructor(blocks: Blocks, cold: ColdChunks) {
     this.#blocks = blocks
+    this.#cold = cold
   }
 
   /**
@@ -48,6 +51,7 @@ export class Records {
    */
   async read(queue: Queue, offset: number): Promise<Uint8Array | undefined> {
     for (let loads = 0; ; loads++) {
+      await this.#cold.load(queue, offset)
       if (queue.stateOf(offset) === undefined) return undefined
       const record = this.find(queue, offset)
       if (record !== undefined) return record
@@ -56,7 +60,10 @@ export class Records {
         await this.#blocks.load(position, false)
       } catch (error) {
         // After the wait, the message can be gone, or its batch can have been relocated and the old segment freed.
-        const isStill = queue.stateOf(offset) !== undefined && this.#positionOf(queue, offset) === position
+        const isStill =
+          queue.chunks.at(offset) !== undefined &&
+          queue.stateOf(offset) !== undefined &&
+          this.#positionOf(queue, offset) === position
         if (isStill && loads > 0) throw error
       }
     }

@@ -100,6 +100,17 @@ export class Chunk {
     return this.count === CHUNK_MESSAGES
   }
 
+  /** Whether the chunk is full, and every message is ready and has no state of its own. Volatile marks are not considered. */
+  get isUntouched(): boolean {
+    return (
+      this.live === CHUNK_MESSAGES &&
+      this.full &&
+      this.#columns === undefined &&
+      this.dead === undefined &&
+      this.redriven === undefined
+    )
+  }
+
   priorityAt(index: number): number {
     return this.#columns === undefined ? 0 : this.#columns.get(COLUMN.charge, index) & PRIORITY_MASK
   }

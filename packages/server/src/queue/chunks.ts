@@ -1,10 +1,14 @@
 /**
- * The chunks of one queue, by offset. A chunk that is full and has no live message is dropped. So all messages of an absent
- * chunk are gone.
+ * The chunks of one queue, by offset. A chunk that is full and has no live message is dropped. A full chunk whose page is
+ * all that there is to know may be cold, which means not in memory (see cold.ts). All messages of a chunk that is neither
+ * here nor cold are gone.
  */
 import { LIMITS } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
 import { Chunk } from './chunk.js'
+import type { ChunkSummary } from './cold.js'
+import type { LogUse } from './log-use.js'
+import { NO_PAGES, type Pages } from './pages.js'
 import { MARK } from './marks.js'
 
 /** Maximum number of chunks that one batch can span. */
@@ -15,9 +19,65 @@ export function chunkEndAfter(offset: number): number {
   return (Math.floor(offset / CHUNK_MESSAGES) + 1) * CHUNK_MESSAGES
 }
 
+/** Shared by all queues without cold chunks; always empty. */
+const NO_NUMBERS = new Set<number>()
+
 export class Chunks {
   #list: (Chunk | undefined)[] = []
   #first = 0
+  /** Numbers of the cold chunks. */
+  #cold = NO_NUMBERS
+  readonly #pages: Pages
+  readonly #queueId: number
+
+  constructor(pages: Pages = NO_PAGES, queueId = 0) {
+    this.#pages = pages
+    this.#queueId = queueId
+  }
+
+  // --- cold chunks ---
+
+  get coldCount(): number {
+    return this.#cold.size
+  }
+
+  get coldMessages(): number {
+    return this.#cold.size * CHUNK_MESSAGES
+  }
+
+  /** Whether the chunk of `offset` is cold. */
+  isCold(offset: number): boolean {
+    return this.#cold.size > 0 && this.#cold.has(Math.floor(offset / CHUNK_MESSAGES))
+  }
+
+  /** The summary of the cold chunk of `offset`. */
+  summaryAt(offset: number): ChunkSummary {
+    return this.#pages.summary(this.#queueId, Math.floor(offset / CHUNK_MESSAGES))!
+  }
+
+  /** Publish time of the first message of the cold chunk of `offset`. */
+  firstMsAt(offset: number): number {
+    return this.summaryAt(offset).firstMs
+  }
+
+  /** Numbers of the cold chunks, in any order. */
+  get coldNumbers(): Iterable<number> {
+    return this.#cold
+  }
+
+  /** Makes a place for a cold chunk. The chunk is not here, or it is clean and untouched and no message of it is leased. */
+  setCold(number: number): void {
+    this.#put(number, undefined)
+    if (this.#cold === NO_NUMBERS) this.#cold = new Set()
+    this.#cold.add(number)
+  }
+
+  /** Number of the chunk with the lowest offset that is here or cold. */
+  get firstNumber(): number {
+    let at = 0
+    while (at < this.#list.length && this.#list[at] === undefined && !this.#cold.has(this.#first + at)) at++
+    return this.#first + at
+  }
 
   /** Every message below this offset is gone. */
   get firstOffset(): number {
@@ -45,7 +105,11 @@ export class Chunks {
 
   /** Adds a chunk that was created or decoded elsewhere. */
   place(chunk: Chunk): void {
-    const at = chunk.base / CHUNK_MESSAGES
+    if (this.#cold.size > 0) this.#cold.delete(chunk.number)
+    this.#put(chunk.number, chunk)
+  }
+
+  #put(at: number, chunk: Chunk | undefined): void {
     if (this.#list.length === 0) {
       // Not `push`, which makes room for 17 chunks.
       this.#list = [chunk]
@@ -64,12 +128,17 @@ export class Chunks {
   clear(): void {
     this.#list = []
     this.#first = 0
+    this.#cold.clear()
   }
 
   drop(chunk: Chunk): void {
-    this.#list[chunk.base / CHUNK_MESSAGES - this.#first] = undefined
-    let empty = 0
-    while (empty < this.#list.length && this.#list[empty] === undefined) empty++
+    this.dropNumber(chunk.number)
+  }
+
+  dropNumber(number: number): void {
+    if (this.#cold.size > 0) this.#cold.delete(number)
+    this.#list[number - this.#first] = undefined
+    const empty = this.firstNumber - this.#first
     // Absent chunks are removed from the front in blocks, so that `drop` stays cheap for a long queue.
     if (empty === this.#list.length || (empty >= 64 && empty * 2 >= this.#list.length)) {
       this.#list.splice(0, empty)
@@ -77,6 +146,7 @@ export class Chunks {
     }
   }
 
+  /** The chunks that are in memory. */
   *[Symbol.iterator](): IterableIterator<Chunk> {
     for (const chunk of this.#list.slice()) if (chunk !== undefined) yield chunk
   }
@@ -99,7 +169,20 @@ export class Chunks {
    */
   eachLiveBatch(visit: (position: number, bytes: number) => boolean | void): void {
     let last = -1
-    for (const chunk of this) {
+    for (let at = 0; at < this.#list.length; at++) {
+      const chunk = this.#list[at]
+      if (chunk === undefined) {
+        if (!this.#cold.has(this.#first + at)) continue
+        const { uses, firstPosition, firstBytes, lastPosition } = this.summaryAt(
+          (this.#first + at) * CHUNK_MESSAGES,
+        )
+        for (const [position, bytes] of uses) {
+          const isVisited = position === firstPosition && position === last
+          if (visit(position, isVisited ? bytes - firstBytes : bytes) === true) return
+        }
+        last = lastPosition
+        continue
+      }
       if (chunk.live === 0) continue
       for (let batch = 0; batch < chunk.batches.count; batch++) {
         const position = chunk.batches.position(batch)
@@ -113,7 +196,7 @@ export class Chunks {
 
   /**
    * Position of the first batch that has a live message and is `wanted`, starting with the batch of the message at
-   * `offset`. -1 if the search reaches an absent chunk first.
+   * `offset`. -1 if the search reaches a chunk that is not in memory first.
    */
   liveBatchFrom(offset: number, wanted: (position: number) => boolean): number {
     let chunk = this.at(offset)
@@ -129,7 +212,18 @@ export class Chunks {
     return -1
   }
 
-  /** Number of live messages in the batch of `[offset, offset + count)`; 0 if that batch is no longer at `position`. */
+  /** Offset of the next cold chunk, if all chunks from that of `offset` to it are in memory; -1 otherwise. */
+  coldAfter(offset: number): number {
+    if (this.#cold.size === 0) return -1
+    let next = offset
+    while (this.at(next) !== undefined) next = chunkEndAfter(next)
+    return this.isCold(next) ? next : -1
+  }
+
+  /**
+   * Number of live messages in the batch of `[offset, offset + count)`; 0 if that batch is no longer at `position`. None
+   * of its chunks may be cold.
+   */
   liveAt(offset: number, count: number, position: number): number {
     let live = 0
     for (let from = offset; from < offset + count;) {
@@ -154,11 +248,28 @@ export class Chunks {
     return !isLast || !chunk.full || !this.#isLiveFrom(chunk.base, CHUNK_MESSAGES, position)
   }
 
+  /** Counts the batches of the cold chunk `number`, which was dropped, as gone. */
+  removeUses(number: number, summary: ChunkSummary, use: LogUse): void {
+    for (const [position, bytes] of summary.uses) use.remove(position, bytes)
+    // A batch that reaches into another chunk may still be live there.
+    const { firstPosition, firstBytes, lastPosition, lastBytes } = summary
+    const base = number * CHUNK_MESSAGES
+    const isOne = firstPosition === lastPosition
+    const isLastLive = this.#isLiveFrom(base, CHUNK_MESSAGES, lastPosition)
+    if (this.#isLiveFrom(base, -CHUNK_MESSAGES, firstPosition) || (isOne && isLastLive))
+      use.add(firstPosition, firstBytes)
+    if (!isOne && isLastLive) use.add(lastPosition, lastBytes)
+  }
+
   // Whether the batch at `position` has a live message in the nearest present chunk in the direction of `step`. Absent chunks
   // are skipped, because the batch may have filled them and reach beyond them.
   #isLiveFrom(base: number, step: number, position: number): boolean {
     for (let i = 1; i <= BATCH_CHUNKS_MAX; i++) {
       const chunk = this.at(base + i * step)
+      if (chunk === undefined && this.isCold(base + i * step)) {
+        const { firstPosition, lastPosition } = this.summaryAt(base + i * step)
+        return (step > 0 ? firstPosition : lastPosition) === position
+      }
       if (chunk === undefined || chunk.batches.count === 0) continue
       const batch = step > 0 ? 0 : chunk.batches.count - 1
       return chunk.batches.position(batch) === position && !chunk.isGoneHere(batch)

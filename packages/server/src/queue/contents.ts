@@ -12,35 +12,26 @@
  * chunk), scheduled (`out` and `waiting`), due (also `due`, and in a due queue or the line of its key), leased (`out`, and in
  * one slot of one subscription), dead (`out`, and in the dead messages of its chunk), or gone.
  */
-import { BATCH_HEADER_BYTES, type Duplicates, type QueueCounter, type QueueOptions } from '@sluice/protocol'
+import {
+  BATCH_HEADER_BYTES,
+  type Duplicates,
+  type MessageState,
+  type QueueCounter,
+  type QueueOptions,
+} from '@sluice/protocol'
 import { NO_ARRIVAL, type Arrivals, type Arriving } from './arrivals.js'
 import { CHUNK_MESSAGES } from './bits.js'
 import type { Chunk, RedriveHistory, Traits } from './chunk.js'
+import type { ChunkSummary } from './cold.js'
 import { Chunks, chunkEndAfter } from './chunks.js'
 import { DeadMessages, type Dead } from './dead.js'
 import { ID_WORDS, isId } from './hash.js'
 import { IdWindow } from './ids.js'
 import { Keys, NONE } from './keys.js'
 import type { Location } from './location.js'
-import { PAGE, type Pages } from './pages.js'
+import type { LogUse } from './log-use.js'
+import { PAGE } from './pages.js'
 import { Reasons } from './reasons.js'
-
-/**
- * Counts, by place in the log, the bytes of batches that have live messages. The counts show which segments are still
- * needed, and the cost of copying their batches. A batch counts in full until its last message is gone.
- */
-export interface LogUse {
-  /** Gets notified of the pages of chunks and ids. */
-  readonly pages: Pages
-  /** The batch at `position` now has live messages. `bytes` is its size, including its header. */
-  add(position: number, bytes: number): void
-  /** Called when no message of the batch at `position` is live any more. */
-  remove(position: number, bytes: number): void
-  /** A live batch was copied from `from` to `to`. */
-  move(from: number, to: number, bytes: number): void
-  /** Called when messages of a queue with retention were settled. They stay readable for some time. */
-  retain(queueId: number, position: number, bytes: number, timeMs: number): void
-}
 
 /** The durable properties of a queue, apart from its messages and counters. */
 export interface QueueDefinition {
@@ -73,6 +64,8 @@ export interface Follower {
   idDone(offset: number): void
   /** Some or all messages of the batch with the number `batch` in `chunk` are gone. */
   removedFrom(chunk: Chunk, batch: number): void
+  /** All messages of a cold chunk are gone. Called after the chunk was dropped. */
+  removedCold(number: number, summary: ChunkSummary): void
   /** A live batch was copied from `from` to `to`. */
   copied(from: number, to: number, bytes: number): void
   /** The queue is about to be dropped. */
@@ -86,6 +79,7 @@ const NO_FOLLOWER: Follower = {
   idPending() {},
   idDone() {},
   removedFrom() {},
+  removedCold() {},
   copied() {},
   dropped() {},
 }
@@ -119,7 +113,7 @@ export class Contents implements Arriving {
   /** The chunk that was filled last, unless it was dropped. This saves the look-up in the list. */
   #newest: Chunk | undefined
   /** The chunks without the arrivals. Only a follower that is notified of arrivals reads them directly. */
-  protected readonly appliedChunks = new Chunks()
+  protected readonly appliedChunks: Chunks
   readonly keys = new Keys()
   readonly createdAtMs: number
   paused: boolean
@@ -172,6 +166,7 @@ export class Contents implements Arriving {
     this.paused = definition.paused
     this.idsFrom = definition.idsFrom
     this.use = use
+    this.appliedChunks = new Chunks(use.pages, id)
     this.ids = new IdWindow(use.pages, id)
     this.#arrivals = arrivals
     this.#reasons = reasons
@@ -278,6 +273,11 @@ export class Contents implements Arriving {
     const recordsBytes = length - BATCH_HEADER_BYTES
     for (let from = base; from < end;) {
       const to = Math.min(end, chunkEndAfter(from))
+      // The page of a cold chunk is newer than its batches.
+      if (this.chunks.isCold(from)) {
+        from = to
+        continue
+      }
       const chunk = this.#chunkToFill(from)
       const index = from - chunk.base
       if (chunk.pagePosition <= this.appliedFrom && index >= chunk.count) {
@@ -437,6 +437,8 @@ export class Contents implements Arriving {
 
   /** All messages below `below` are gone, except dead ones. */
   purgeFact(below: number, timeMs: number): void {
+    for (const number of [...this.chunks.coldNumbers])
+      if ((number + 1) * CHUNK_MESSAGES <= below) this.#purgeCold(number, timeMs)
     for (const chunk of this.chunks) {
       if (chunk.pagePosition > this.appliedFrom) continue
       const end = Math.min(chunk.count, below - chunk.base)
@@ -490,9 +492,46 @@ export class Contents implements Arriving {
 
   // --- chunks ---
 
+  /** Used in recovery: a chunk stays out of memory. Its page has this summary. */
+  restoreCold(number: number, { bytes }: ChunkSummary): void {
+    this.chunks.setCold(number)
+    this.live += CHUNK_MESSAGES
+    this.bytes += bytes
+  }
+
+  /**
+   * Leaves a chunk out of memory if possible: it is clean, its page has a summary, and no message of it has a volatile mark
+   * or a remembered id. Returns whether it is cold now.
+   */
+  makeCold(chunk: Chunk): boolean {
+    const { number } = chunk
+    if (chunk.dirty || !chunk.marks.areNone || !chunk.isUntouched) return false
+    if (this.chunkAt(chunk.base) !== chunk || !this.mayBeCold(number)) return false
+    if (this.use.pages.summary(this.id, number) === undefined) return false
+    this.chunks.setCold(number)
+    if (this.#newest === chunk) this.#newest = undefined
+    return true
+  }
+
+  /**
+   * Whether the options and ids of the queue allow the chunk to be cold. Messages that are evicted, replaced or cancelled
+   * without a wait must be in memory.
+   */
+  mayBeCold(number: number): boolean {
+    const { overflow, maxMessages, maxBytes } = this.#options
+    if (overflow !== 'reject' && (maxMessages > 0 || maxBytes > 0)) return false
+    return this.ids.size === 0 || (number + 1) * CHUNK_MESSAGES <= this.ids.oldestOffset
+  }
+
+  /** Takes back a cold chunk, which was decoded from its page. */
+  makeWarm(chunk: Chunk): void {
+    this.chunks.place(chunk)
+  }
+
   /** Called when the queue is deleted: it needs nothing in the log any more. */
   drop(): void {
     this.#follower.dropped()
+    for (const number of this.chunks.coldNumbers) this.use.pages.removed(PAGE.chunk, this.id, number)
     for (const chunk of this.chunks) {
       this.use.pages.removed(PAGE.chunk, this.id, chunk.number)
       for (const index of chunk.dead?.indexes() ?? []) this.#reasons.forget(chunk.dead!.get(index)!.reason)
@@ -507,6 +546,20 @@ export class Contents implements Arriving {
 
   chunkAt(offset: number): Chunk | undefined {
     return this.chunks.at(offset)
+  }
+
+  /** The state of a message; undefined if it is gone or never existed. */
+  stateOf(offset: number): MessageState | undefined {
+    const chunk = this.chunkAt(offset)
+    if (chunk === undefined && this.chunks.isCold(offset)) return 'ready'
+    return chunk?.stateOf(offset - chunk.base)
+  }
+
+  /** The state that the message has at `nowMs`, even if `advance` has not run. Changes nothing. */
+  stateAt(offset: number, nowMs: number): MessageState | undefined {
+    const chunk = this.chunkAt(offset)
+    if (chunk === undefined && this.chunks.isCold(offset)) return 'ready'
+    return chunk?.stateAt(offset - chunk.base, nowMs)
   }
 
   /** Fills `location` with the place in the log of the message at `offset`, which is not gone. */
@@ -534,6 +587,8 @@ export class Contents implements Arriving {
   // fact.
   #chunkToApply(offset: number): Chunk | undefined {
     const chunk = this.chunks.at(offset)
+    if (chunk === undefined && this.chunks.isCold(offset))
+      throw new Error(`the chunk of offset ${offset} of the queue ${this.name} is cold`)
     return chunk === undefined || chunk.pagePosition > this.appliedFrom ? undefined : chunk
   }
 
@@ -598,6 +653,22 @@ export class Contents implements Arriving {
       this.deadBytes -= dead.bytes
     }
     return bytes
+  }
+
+  // A cold chunk is gone as a whole, without being read.
+  #purgeCold(number: number, timeMs: number): void {
+    const summary = this.chunks.summaryAt(number * CHUNK_MESSAGES)
+    this.chunks.dropNumber(number)
+    this.use.pages.removed(PAGE.chunk, this.id, number)
+    this.#follower.removedCold(number, summary)
+    this.live -= CHUNK_MESSAGES
+    this.bytes -= summary.bytes
+    this.dirty = true
+    if (!this.retains || this.pagePosition >= this.appliedFrom) return
+    let total = 0
+    for (const [, bytes] of summary.uses) total += bytes
+    for (const [position, bytes] of summary.uses)
+      this.use.retain(this.id, position, (summary.bytes * bytes) / total, timeMs)
   }
 
   // A checkpoint looks only at the chunks of queues that are marked.

@@ -20,6 +20,8 @@ class WindowPages implements Pages {
   readonly written = new Map<number, Uint8Array>()
   count = 0
 
+  summary(): undefined {}
+
   created(): void {
     this.count++
   }

@@ -229,7 +229,7 @@ export class IdWindow extends HashIndex {
     const words = new Uint32Array(ID_WORDS)
     const pages = this.#pages
     // The pages are not new.
-    this.#pages = { created() {}, removed: (kind, id, number) => pages.removed(kind, id, number) }
+    this.#pages = { ...NO_PAGES, removed: (kind, id, number) => pages.removed(kind, id, number) }
     for (const bytes of read) {
       const first = readU64(bytes, 0)
       const count = readU32(bytes, 8)

@@ -9,8 +9,7 @@
  * The head of each free key is in that due queue too, from the time at which it became eligible, so keys take turns
  * (invariant 13).
  *
- * A due queue can hold stale entries. An entry is checked when it is the first, and all entries are checked when there are
- * too many.
+ * A due queue can hold stale entries. An entry is checked when it is the first, and all are when there are too many.
  */
 import { LIMITS } from '@sluice/protocol'
 import { PRIORITIES, type Chunk } from './chunk.js'
@@ -60,6 +59,8 @@ export class Line {
   #dropOrder: DropOrder | undefined
   /** Offset that the last call of `#head` found. */
   #headOffset = 0
+  /** Offset of the next message to deliver, if its chunk is cold and has to be read first; otherwise -1. Set by `next`. */
+  coldOffset = -1
   #plainCounts = ZEROS
   #due: (TimeQueue | undefined)[] | undefined
   #schedule: Schedule | undefined
@@ -123,6 +124,7 @@ export class Line {
     this.#end = end
     this.#redeliveredBelow = redeliveredBelow
     const due: Timed[] = []
+    if (this.#chunks.coldCount > 0) this.#countPlain(0, this.#chunks.coldMessages)
     for (const chunk of this.#chunks) {
       if (chunk.dead !== undefined) for (const index of chunk.dead.indexes()) takeOut(chunk, index, index + 1)
       if (!chunk.hasKeys) this.#placePlain(chunk)
@@ -162,13 +164,14 @@ export class Line {
       return
     }
     for (const index of chunk.liveIndexes()) {
-      if (chunk.dueAt(index) === 0 && !isOut(chunk, index)) this.#countPlain(chunk.priorityAt(index), 1)
+      if (chunk.dueAt(index) === 0 && !chunk.has(MARK.out, index))
+        this.#countPlain(chunk.priorityAt(index), 1)
     }
   }
 
   #placeOthers(chunk: Chunk, nowMs: number, due: Timed[]): void {
     for (const index of chunk.liveIndexes()) {
-      if (isOut(chunk, index)) continue
+      if (chunk.has(MARK.out, index)) continue
       const dueMs = chunk.dueAt(index)
       const slot = chunk.keyAt(index)
       if (slot === NONE) {
@@ -224,21 +227,24 @@ export class Line {
     for (let mask = this.#plainMask | this.#dueMask; mask !== 0; mask &= mask - 1) {
       const priority = 31 - Math.clz32(mask & -mask)
       const chunk = this.#head(priority)
-      if (chunk !== undefined) oldest = Math.min(oldest, plainTime(chunk, this.#headOffset))
+      if (chunk !== undefined) oldest = Math.min(oldest, chunk.publishedAt(this.#headOffset - chunk.base))
+      else if (this.coldOffset !== -1) oldest = Math.min(oldest, this.#chunks.firstMsAt(this.coldOffset))
       oldest = Math.min(oldest, this.#dueQueue(priority)?.firstTime ?? Infinity)
     }
     return Math.min(oldest, this.#keyLines?.oldestSince(this.#end) ?? Infinity)
   }
 
-  /** Fills `run` with the next messages to deliver, at most `max`. Returns false if none is ready. */
+  /** Fills `run` with the next messages, at most `max`. Returns false if none is ready, or if the next is cold; see `coldOffset`. */
   next(max: number, nowMs: number, run: Run): boolean {
+    this.coldOffset = -1
     for (let mask = this.#plainMask | this.#dueMask; mask !== 0; mask = this.#plainMask | this.#dueMask) {
       const priority = 31 - Math.clz32(mask)
       const chunk = this.#head(priority)
+      if (this.coldOffset !== -1) return false
       const offset = this.#headOffset
       const due = this.#dueQueue(priority)
       if (due !== undefined) {
-        const plainSince = chunk === undefined ? Infinity : plainTime(chunk, offset)
+        const plainSince = chunk === undefined ? Infinity : chunk.publishedAt(offset - chunk.base)
         if (due.firstTime < plainSince || (due.firstTime === plainSince && due.firstOffset < offset)) {
           this.#dueRun(due, max, nowMs, run)
           return true
@@ -419,6 +425,7 @@ export class Line {
   /** Recounts the line and compares it with the counters. @throws Error with the difference */
   invariants(): void {
     const plain = new Float64Array(PRIORITIES)
+    plain[0] = this.#chunks.coldMessages
     const waiting = { scheduled: 0, due: 0, keyed: 0 }
     for (const chunk of this.#chunks) {
       for (const index of chunk.liveIndexes()) {
@@ -539,8 +546,10 @@ export class Line {
     return at - index
   }
 
-  // Sets `#headOffset` to the first plain message of the priority and returns its chunk; undefined if there is no such message.
+  // Sets `#headOffset` to the first plain message of the priority and returns its chunk; undefined if there is no such
+  // message, or if its chunk is cold. Then `coldOffset` is set.
   #head(priority: number): Chunk | undefined {
+    this.coldOffset = -1
     if ((this.#plainMask & (1 << priority)) === 0) return undefined
     const returned = this.#returned
     if (returned !== undefined && (returned.mask & (1 << priority)) !== 0) {
@@ -566,6 +575,8 @@ export class Line {
           }
         }
       }
+      if (chunk === undefined && priority === 0 && this.#chunks.isCold(cursor))
+        return void (this.coldOffset = this.#ordinaryCursor = cursor)
       cursor = Math.min(chunkEndAfter(cursor), this.#end)
     }
     throw new Error(`priority ${priority} counts plain messages, but none was found`)
@@ -682,14 +693,6 @@ export class Line {
 
 function differs(what: string): never {
   throw new Error(`line: ${what}`)
-}
-
-function plainTime(chunk: Chunk, offset: number): number {
-  return chunk.publishedAt(offset - chunk.base)
-}
-
-function isOut(chunk: Chunk, index: number): boolean {
-  return chunk.has(MARK.out, index)
 }
 
 function takeOut(chunk: Chunk, from: number, to: number): void {

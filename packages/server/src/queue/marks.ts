@@ -49,6 +49,11 @@ export class Marks {
   /** The list, with an entry for each live message, by index. */
   #list: number[] | undefined
 
+  /** Whether no message was ever marked. */
+  get areNone(): boolean {
+    return this.#words === undefined && this.#list === undefined
+  }
+
   get areListed(): boolean {
     return this.#list !== undefined
   }

@@ -4,11 +4,15 @@
  * the implementation.
  */
 
+import type { ChunkSummary } from './cold.js'
+
 /** Kinds of pages. Recovery restores the pages of a lower kind before those of a higher one. */
-export const PAGE = { definition: 1, counters: 2, chunk: 3, ids: 4, producer: 5 } as const
+export const PAGE = { definition: 1, counters: 2, ids: 3, chunk: 4, producer: 5 } as const
 export type PageKind = (typeof PAGE)[keyof typeof PAGE]
 
 export interface Pages {
+  /** The summary with which the page of a chunk was written; undefined if it has none. */
+  summary(queueId: number, chunkNumber: number): ChunkSummary | undefined
   /** A page came into existence. The next checkpoint will write it. */
   created(): void
   /** The page is gone. It has a copy in the log, or `created` was called for it. `number` tells pages of a kind apart. */
@@ -16,4 +20,4 @@ export interface Pages {
 }
 
 /** For an owner whose pages are not written. */
-export const NO_PAGES: Pages = { created() {}, removed() {} }
+export const NO_PAGES: Pages = { summary: () => undefined, created() {}, removed() {} }

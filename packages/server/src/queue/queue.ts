@@ -12,12 +12,12 @@ import {
   SluiceError,
   type Claim,
   type Duplicates,
-  type MessageState,
   type QueueInfo,
   type QueueOptions,
 } from '@sluice/protocol'
 import { NO_ARRIVAL } from './arrivals.js'
 import { DEATH, type Chunk, type Death, type Traits } from './chunk.js'
+import type { ChunkSummary } from './cold.js'
 import { Contents, type Follower } from './contents.js'
 import { eachRun, findExpired } from './expiries.js'
 import { FactBuffer, type GoneFact } from './facts.js'
@@ -166,6 +166,10 @@ export class Queue extends Contents implements Follower {
       this.use.remove(chunk.batches.position(batch), chunk.batches.bytes(batch))
   }
 
+  removedCold(number: number, summary: ChunkSummary): void {
+    this.appliedChunks.removeUses(number, summary, this.use)
+  }
+
   copied(from: number, to: number, bytes: number): void {
     this.use.move(from, to, bytes)
   }
@@ -254,6 +258,11 @@ export class Queue extends Contents implements Follower {
       this.#expireInLine(this.chunkAt(run.offset)!, run.offset, 1, nowMs)
     }
     return false
+  }
+
+  /** See `Line.coldOffset`. */
+  get coldOffset(): number {
+    return this.#line.coldOffset
   }
 
   /** See `Line.upcoming`. */
@@ -530,18 +539,6 @@ export class Queue extends Contents implements Follower {
 
   // --- inspection ---
 
-  /** The state of a message; undefined if it is gone or never existed. */
-  stateOf(offset: number): MessageState | undefined {
-    const chunk = this.chunkAt(offset)
-    return chunk?.stateOf(offset - chunk.base)
-  }
-
-  /** The state that the message has at `nowMs`, even if `advance` has not run. Changes nothing. */
-  stateAt(offset: number, nowMs: number): MessageState | undefined {
-    const chunk = this.chunkAt(offset)
-    return chunk?.stateAt(offset - chunk.base, nowMs)
-  }
-
   /** Offset of the message with this id, if the id is still known and the message is here; -1 otherwise. */
   offsetOf(id: Uint32Array): number {
     // If several messages have the id, one that is not leased is preferred, because it can be changed.
@@ -613,10 +610,11 @@ export class Queue extends Contents implements Follower {
 
   /** Recounts every message and compares with the counters. @throws Error with both counts */
   audit(): void {
-    let live = 0
+    const cold = this.chunks.coldMessages
+    let live = cold
     let dead = 0
     let deadBytes = 0
-    let inLine = 0
+    let inLine = cold
     for (const chunk of this.chunks) {
       chunk.invariants()
       live += chunk.live

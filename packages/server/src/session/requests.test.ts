@@ -60,7 +60,9 @@ const BROKEN = new Proxy({} as Broker, {
 async function ask(request: RequestName, body: Body, broker: Broker): Promise<Answer> {
   const context = { broker, caller: CALLER, payloadBytesMax: 1 << 20 }
   const encode = (answer: AnswerOf<RequestName>): Answer => encodeAnswer(request, answer, 1 << 20)
-  return isLong(request) ? handleLong(request, context, body, encode) : handle(request, context, body, encode)
+  return isLong(request, context, body)
+    ? handleLong(request, context, body, encode)
+    : handle(request, context, body, encode)
 }
 
 describe('a defect', () => {

@@ -50,8 +50,14 @@ const REQUESTS = {
   PURGE: ({ broker }, body) => ({ messages: broker.catalog.purge(nameRequest('PURGE', body)) }),
   PAUSE: ({ broker }, body) => ({ changed: broker.catalog.pause(nameRequest('PAUSE', body)) }),
   RESUME: ({ broker }, body) => ({ changed: broker.catalog.resume(nameRequest('RESUME', body)) }),
-  CANCEL: ({ broker }, body) => broker.operator.cancel(cancelRequest(body)),
-  RESCHEDULE: ({ broker }, body) => broker.operator.reschedule(rescheduleRequest(body)),
+  CANCEL: ({ broker: { operator }, caller }, body) => {
+    const ref = cancelRequest(body)
+    return operator.whenRead(ref, caller, () => operator.cancel(ref))
+  },
+  RESCHEDULE: ({ broker: { operator }, caller }, body) => {
+    const request = rescheduleRequest(body)
+    return operator.whenRead(request, caller, () => operator.reschedule(request))
+  },
   CONSUMERS: ({ broker }, body) => broker.catalog.consumers(consumersRequest(body)),
   CLOSE_CONSUMER: ({ broker }, body) => {
     const { name, id } = closeConsumerRequest(body)
@@ -69,27 +75,34 @@ export type RequestName = keyof typeof REQUESTS
 
 export const REQUEST_NAMES = Object.keys(REQUESTS) as RequestName[]
 
-const LONG_REQUESTS = ['PEEK', 'REDRIVE', 'DISCARD', 'REPLAY', 'HISTORY'] as const satisfies RequestName[]
-type LongRequestName = (typeof LONG_REQUESTS)[number]
-const LONG: ReadonlySet<OpcodeName> = new Set(LONG_REQUESTS)
+const LONG: ReadonlySet<RequestName> = new Set<RequestName>([
+  'PEEK',
+  'REDRIVE',
+  'DISCARD',
+  'REPLAY',
+  'HISTORY',
+])
+/** Requests that read from disk only if the message that they name is not in memory. */
+const MAY_READ: ReadonlySet<RequestName> = new Set<RequestName>(['CANCEL', 'RESCHEDULE'])
 
 /** The type of the answer to a request, before the answer is encoded. */
 export type AnswerOf<Name extends RequestName> = Awaited<ReturnType<(typeof REQUESTS)[Name]>>
 
 /** Whether the request reads from disk and takes several turns. */
-export function isLong(name: RequestName): name is LongRequestName {
-  return LONG.has(name)
+export function isLong(name: RequestName, { broker }: RequestContext, body: Body): boolean {
+  return LONG.has(name) || (MAY_READ.has(name) && broker.operator.mustRead(body))
 }
 
 /** Handles a request and encodes its answer. @throws SluiceError; any other error when a change failed half-way */
 export function handle<Encoded>(
-  name: Exclude<RequestName, LongRequestName>,
+  name: RequestName,
   context: RequestContext,
   body: Body,
   encode: (answer: AnswerOf<RequestName>) => Encoded,
 ): Encoded {
   try {
-    return encode(REQUESTS[name](context, body))
+    // Only a long request returns a promise.
+    return encode(REQUESTS[name](context, body) as AnswerOf<RequestName>)
   } catch (error) {
     throw changesNothing(name, body) ? readFailure(error) : error
   }
@@ -97,7 +110,7 @@ export function handle<Encoded>(
 
 /** Like `handle`, for a request that takes several turns. */
 export async function handleLong<Encoded>(
-  name: LongRequestName,
+  name: RequestName,
   context: RequestContext,
   body: Body,
   encode: (answer: AnswerOf<RequestName>) => Encoded,

@@ -280,7 +280,7 @@ export class Session implements Peer, Connection, Receiver {
     const payloadBytesMax = this.#frameBytesMax - FRAME_HEADER_BYTES
     const context = { broker: this.#broker, caller: this, payloadBytesMax }
     const encode = (answer: AnswerOf<RequestName>): Answer => encodeAnswer(name, answer, payloadBytesMax)
-    if (!isLong(name)) {
+    if (!isLong(name, context, body)) {
       this.answer(correlation, handle(name, context, body, encode))
       return
     }

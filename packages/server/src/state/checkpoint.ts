@@ -15,10 +15,13 @@ import {
   encodeChunkPage,
   encodeDefinitionPage,
   encodeCountersPage,
+  summaryOf,
   type Chunk,
+  type ChunkSummary,
   type PageKind,
   type Queue,
 } from '../queue/index.js'
+import type { ColdChunks } from './cold-chunks.js'
 import type { Producer } from './producers.js'
 import { encodeDirectory } from './directory.js'
 import { NODE_PAGE, encodeNode, type PageEntry } from './page-tree.js'
@@ -50,13 +53,17 @@ export class Checkpoints {
   readonly #log: Log
   readonly #tail: Tail
   readonly #state: State
+  readonly #cold: ColdChunks
+  readonly #wake: () => void
   readonly #intervalBytes: number
   /** The next checkpoint is due when this many bytes were appended since the last checkpoint started. */
   #dueBytes: number
   #startedAtBytes = 0
   #startedAtWritten = 0
   #startedAtNewBytes = 0
-  #running: Generator<void, void> | undefined
+  #running: Generator<boolean, void> | undefined
+  /** Chunks that this checkpoint has written. When it is durable, they can leave memory. */
+  #chunks: { readonly queue: Queue; readonly chunk: Chunk }[] = []
   /** Bytes of pages and directories written since the broker started. */
   #writtenBytes = 0
   #finished: Finished | undefined
@@ -73,7 +80,18 @@ export class Checkpoints {
   /** Whether copies are filling the segment, so that it need not end early. */
   isFilling = false
 
-  constructor(log: Log, tail: Tail, state: State, intervalBytes: number, lowWater: number) {
+  /** `wake` asks for another turn. */
+  constructor(
+    log: Log,
+    tail: Tail,
+    state: State,
+    cold: ColdChunks,
+    intervalBytes: number,
+    lowWater: number,
+    wake: () => void,
+  ) {
+    this.#cold = cold
+    this.#wake = wake
     this.#log = log
     this.#tail = tail
     this.#state = state
@@ -99,8 +117,10 @@ export class Checkpoints {
       this.#startedAtNewBytes = this.#newBytes
       this.#running = this.#run(nowMs)
     }
-    if (this.#running.next().done === true) {
-      this.#running = undefined
+    const result = this.#running.next()
+    if (result.done !== true) return result.value
+    this.#running = undefined
+    {
       // The pages of ten thousand busy queues take half an interval, so the interval grows with their size. Otherwise
       // the broker would mostly write checkpoints. A restart then reads up to three intervals.
       const checkpointBytes = this.#writtenBytes - this.#startedAtWritten
@@ -131,6 +151,8 @@ export class Checkpoints {
     this.#log.markCheckpoint(finished.position)
     this.#marked = { segment: this.#segmentOf(this.#tail.position), lowWater: finished.lowWater }
     this.#finished = undefined
+    for (const written of this.#chunks) this.#cold.leave(written)
+    this.#chunks = []
     return true
   }
 
@@ -171,17 +193,18 @@ export class Checkpoints {
     return Math.floor((position - 1) / this.#log.segmentBytes)
   }
 
-  *#run(nowMs: number): Generator<void, void> {
+  // Yields after each slice: true, or false if it waits for a read.
+  *#run(nowMs: number): Generator<boolean, void> {
     const state = this.#state
     const { tree } = state
     const replayFrom = this.#tail.position
     const { boot, seed, nextQueueId, nextProducerId } = state
     const sliceBytes = Math.min(SLICE_BYTES, this.#log.segmentBytes / 16)
     let sliceEnd = this.#writtenBytes + sliceBytes
-    for (const _ of this.#pages(nowMs)) {
-      if (this.#writtenBytes < sliceEnd) continue
+    for (const isWritten of this.#pages(nowMs)) {
+      if (isWritten && this.#writtenBytes < sliceEnd) continue
       sliceEnd = this.#writtenBytes + sliceBytes
-      yield
+      yield isWritten
     }
     for (const node of tree.nodesToWrite(this.evacuateBefore)) {
       const bytes = encodeNode(node)
@@ -189,7 +212,7 @@ export class Checkpoints {
       tree.nodeWritten(node, position, BATCH_HEADER_BYTES + bytes.length)
       if (this.#writtenBytes < sliceEnd) continue
       sliceEnd = this.#writtenBytes + sliceBytes
-      yield
+      yield true
     }
     const bytes = encodeDirectory({ replayFrom, boot, seed, nextQueueId, nextProducerId, root: tree.root })
     const position = this.#append(0, 0, bytes, nowMs, BATCH_TYPE.directory)
@@ -201,13 +224,14 @@ export class Checkpoints {
    * Writes the pages that changed, and those whose newest copy is before `evacuateBefore`. Yields after each page and,
    * because there can be very many, after some queues without a page to write.
    */
-  *#pages(nowMs: number): Generator<void, void> {
+  *#pages(nowMs: number): Generator<boolean, void> {
     const { tree, queues, producers } = this.#state
     // Pages that only move come first, so that the page of a queue that changes still follows the pages of its chunks.
     let moved = tree.nextBefore(this.evacuateBefore)
     for (; moved !== undefined; moved = tree.nextBefore(this.evacuateBefore, moved)) {
+      if (!(yield* this.#isReadable(moved))) continue
       this.#writeAgain(moved, nowMs)
-      yield
+      yield true
     }
     for (const queue of [...queues.values()]) {
       if (!queue.dirty) continue
@@ -220,31 +244,47 @@ export class Checkpoints {
         // A chunk can be freed while the checkpoint waits between two slices.
         if (!chunk.dirty || queue.chunkAt(chunk.base) !== chunk) continue
         this.#writeChunk(queue, chunk, nowMs)
-        yield
+        yield true
       }
       for (const page of queue.ids.pagesToWrite()) {
         if (!exists()) break
         this.#writeIds(queue, page, nowMs)
-        yield
+        yield true
       }
       if (!exists()) continue
       if (queue.definitionPosition === -1) {
         this.#writeDefinition(queue, nowMs)
-        yield
+        yield true
       }
       // The page of a queue follows the pages of its chunks, so that its counters match the chunks.
       if (!exists()) continue
       this.#writeCounters(queue, nowMs)
-      yield
+      yield true
     }
     for (const producer of [...producers.values()]) {
       if (producers.get(producer.identity) !== producer) continue
       if (isIdle(producer, nowMs)) this.#state.removeProducer(producer)
       else if (producer.id !== 0 && producer.dirty) {
         this.#writeProducer(producer, nowMs)
-        yield
+        yield true
       }
     }
+  }
+
+  // Waits until the chunk of the page is in memory. Returns false if there is nothing to write: the chunk is gone, or its
+  // page cannot be read. Then the page stays where it is.
+  *#isReadable({ kind, id, number }: PageEntry): Generator<boolean, boolean> {
+    const queue = this.#state.queuesById.get(id)
+    const offset = number * CHUNK_MESSAGES
+    if (kind !== PAGE.chunk || queue?.chunks.isCold(offset) !== true) return true
+    const read = { isOver: false }
+    const done = (): void => {
+      read.isOver = true
+      this.#wake()
+    }
+    this.#cold.load(queue, offset).then(done, done)
+    while (!read.isOver) yield false
+    return this.#state.queuesById.get(id)?.chunkAt(offset) !== undefined
   }
 
   #writeAgain({ kind, id, number }: PageEntry, nowMs: number): void {
@@ -262,14 +302,12 @@ export class Checkpoints {
   }
 
   #writeChunk(queue: Queue, chunk: Chunk, nowMs: number): void {
-    chunk.pagePosition = this.#write(
-      PAGE.chunk,
-      queue.id,
-      chunk.number,
-      encodeChunkPage(chunk, queue.keys),
-      nowMs,
-    )
+    const { segments } = this.#state
+    const summary = summaryOf(chunk, (position) => segments.segmentOf(position))
+    const page = encodeChunkPage(chunk, queue.keys)
+    chunk.pagePosition = this.#write(PAGE.chunk, queue.id, chunk.number, page, nowMs, summary)
     chunk.dirty = false
+    if (summary !== undefined) this.#chunks.push({ queue, chunk })
   }
 
   #writeIds(queue: Queue, page: number, nowMs: number): void {
@@ -292,9 +330,16 @@ export class Checkpoints {
   }
 
   // Appends a page with the current state of its owner. Returns its position.
-  #write(kind: PageKind, id: number, number: number, payload: Uint8Array, nowMs: number): number {
+  #write(
+    kind: PageKind,
+    id: number,
+    number: number,
+    payload: Uint8Array,
+    nowMs: number,
+    summary?: ChunkSummary,
+  ): number {
     const position = this.#append(kind, id, payload, nowMs)
-    this.#state.tree.written(kind, id, number, position, BATCH_HEADER_BYTES + payload.length)
+    this.#state.tree.written(kind, id, number, position, BATCH_HEADER_BYTES + payload.length, summary)
     return position
   }
 

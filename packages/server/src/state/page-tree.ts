@@ -19,12 +19,20 @@ import {
   writeU48,
   writeU64,
 } from '@sluice/protocol'
-import type { PageKind, Pages } from '../queue/index.js'
+import { PAGE, SUMMARY_SEGMENTS_MAX, type ChunkSummary, type PageKind, type Pages } from '../queue/index.js'
 
 /** Maximum number of entries of a node: a leaf takes at most 6 KiB in the log, an inner node at most 8 KiB. */
 export const NODE_ENTRIES_MAX = 256
 /** Leaf entry: u16 kind · u32 id · u48 number · u64 position · u32 bytes. */
 const LEAF_ENTRY_BYTES = 24
+/**
+ * Summary of a chunk, after its entry in a leaf: u8 segments · u8 0 · u64 record bytes · u48 publish time of the first
+ * message · u64 position and u32 bytes of the first batch, and of the last · for each segment u64 position, u32 bytes. The
+ * kind of an entry with a summary has bit 15.
+ */
+const SUMMARY_BYTES = 40
+const SUMMARY_SEGMENT_BYTES = 12
+const HAS_SUMMARY = 0x8000
 /** Inner entry: u16 kind · u32 id · u48 number of the lower bound · u64 position · u32 bytes · u64 lowest position. */
 const INNER_ENTRY_BYTES = 32
 /** A node begins with u16 level · u16 entries · u32 0. */
@@ -38,6 +46,8 @@ const OWNER = 0
 const NUMBER = 1
 const POSITION = 2
 const BYTES = 3
+/** Fields of a summary in memory: the number of segments, 0 for an entry without a summary, then as in the log. */
+const SUMMARY_FIELDS = 7 + 2 * SUMMARY_SEGMENTS_MAX
 const ENTRIES_FIRST = 16
 const ID_RANGE = 2 ** 32
 
@@ -56,7 +66,9 @@ export class PageNode {
   /** 0 for a leaf. */
   readonly level: number
   count = 0
-  fields = new Float64Array(ENTRIES_FIRST * FIELDS)
+  fields: Float64Array = new Float64Array(ENTRIES_FIRST * FIELDS)
+  /** The summaries of the entries of a leaf; undefined while there are none. */
+  summaries: Float64Array | undefined
   /** One child per entry; empty for a leaf. The key of an entry is a lower bound for the keys of its child. */
   children: PageNode[] = []
   /** Whether the node differs from its newest copy in the log. */
@@ -86,14 +98,15 @@ export class PageNode {
   }
 
   insert(index: number, owner: number, number: number, child?: PageNode): void {
-    if ((this.count + 1) * FIELDS > this.fields.length) {
-      const { fields } = this
-      this.fields = new Float64Array(fields.length * 2)
-      this.fields.set(fields)
-    }
+    this.#reserve(this.count + 1)
     const at = index * FIELDS
     this.fields.copyWithin(at + FIELDS, at, this.count * FIELDS)
     this.fields.fill(0, at, at + FIELDS)
+    if (this.summaries !== undefined) {
+      const from = index * SUMMARY_FIELDS
+      this.summaries.copyWithin(from + SUMMARY_FIELDS, from, this.count * SUMMARY_FIELDS)
+      this.summaries[from] = 0
+    }
     this.fields[at + OWNER] = owner
     this.fields[at + NUMBER] = number
     if (child !== undefined) this.children.splice(index, 0, child)
@@ -104,9 +117,56 @@ export class PageNode {
   removeEntries(from: number, to: number): void {
     if (from === to) return
     this.fields.copyWithin(from * FIELDS, to * FIELDS, this.count * FIELDS)
+    this.summaries?.copyWithin(from * SUMMARY_FIELDS, to * SUMMARY_FIELDS, this.count * SUMMARY_FIELDS)
     if (this.level > 0) this.children.splice(from, to - from)
     this.count -= to - from
     this.dirty = true
+  }
+
+  #reserve(entries: number): void {
+    let room = this.fields.length / FIELDS
+    if (entries <= room) return
+    while (room < entries) room *= 2
+    this.fields = grown(this.fields, room * FIELDS)
+    if (this.summaries !== undefined) this.summaries = grown(this.summaries, room * SUMMARY_FIELDS)
+  }
+
+  /** Size of the summary of the entry in the log; 0 if it has none. */
+  summaryBytes(index: number): number {
+    const segments = this.summaries?.[index * SUMMARY_FIELDS] ?? 0
+    return segments === 0 ? 0 : SUMMARY_BYTES + segments * SUMMARY_SEGMENT_BYTES
+  }
+
+  summary(index: number): ChunkSummary | undefined {
+    const { summaries } = this
+    const at = index * SUMMARY_FIELDS
+    if (summaries === undefined || summaries[at] === 0) return undefined
+    const uses: [number, number][] = []
+    for (let use = at + 7; uses.length < summaries[at]!; use += 2)
+      uses.push([summaries[use]!, summaries[use + 1]!])
+    return {
+      bytes: summaries[at + 1]!,
+      firstMs: summaries[at + 2]!,
+      firstPosition: summaries[at + 3]!,
+      firstBytes: summaries[at + 4]!,
+      lastPosition: summaries[at + 5]!,
+      lastBytes: summaries[at + 6]!,
+      uses,
+    }
+  }
+
+  setSummary(index: number, summary: ChunkSummary | undefined): void {
+    const at = index * SUMMARY_FIELDS
+    if (summary === undefined) {
+      if (this.summaries !== undefined) this.summaries[at] = 0
+      return
+    }
+    this.summaries ??= new Float64Array((this.fields.length / FIELDS) * SUMMARY_FIELDS)
+    const { bytes, firstMs, firstPosition, firstBytes, lastPosition, lastBytes, uses } = summary
+    this.summaries.set(
+      [uses.length, bytes, firstMs, firstPosition, firstBytes, lastPosition, lastBytes, ...uses.flat()],
+      at,
+    )
   }
 
   isAt(index: number, owner: number, number: number): boolean {
@@ -147,6 +207,7 @@ export class PageNode {
   /** Used in recovery: takes the entries of `node`, which was read from the position of this node. */
   take(node: PageNode): void {
     this.fields = node.fields
+    this.summaries = node.summaries
     this.children = node.children
     this.count = node.count
   }
@@ -162,12 +223,13 @@ export class PageNode {
   /** Appends the entries of `other` from `index` on. */
   append(other: PageNode, index = 0): void {
     const count = this.count + other.count - index
-    let room = this.fields.length / FIELDS
-    while (room < count) room *= 2
-    if (room * FIELDS > this.fields.length) {
-      const { fields } = this
-      this.fields = new Float64Array(room * FIELDS)
-      this.fields.set(fields)
+    this.#reserve(count)
+    if (other.summaries !== undefined || this.summaries !== undefined) {
+      this.summaries ??= new Float64Array((this.fields.length / FIELDS) * SUMMARY_FIELDS)
+      const from = this.count * SUMMARY_FIELDS
+      const more = other.summaries?.subarray(index * SUMMARY_FIELDS, other.count * SUMMARY_FIELDS)
+      if (more === undefined) this.summaries.fill(0, from)
+      else this.summaries.set(more, from)
     }
     this.fields.set(other.fields.subarray(index * FIELDS, other.count * FIELDS), this.count * FIELDS)
     this.children.push(...other.children.slice(index))
@@ -175,6 +237,19 @@ export class PageNode {
     this.count = count
     this.dirty = true
   }
+}
+
+function grown(fields: Float64Array, length: number): Float64Array {
+  const longer = new Float64Array(length)
+  longer.set(fields)
+  return longer
+}
+
+/** The newest copy of a page, and the summary of a chunk that can be cold. */
+interface Copy {
+  readonly position: number
+  readonly bytes: number
+  readonly summary: ChunkSummary | undefined
 }
 
 export class PageTree implements Pages {
@@ -186,6 +261,8 @@ export class PageTree implements Pages {
   size = 0
   /** Total size in the log of the newest copies of all pages. The nodes of the tree are not included. */
   bytes = 0
+  /** Total size of the summaries in the leaves. */
+  #summaryBytes = 0
   /** Number of nodes, the root included. */
   nodes = 1
 
@@ -197,7 +274,7 @@ export class PageTree implements Pages {
   /** Size of all nodes in the log, with an entry for each page that is not written yet. */
   get nodeBytes(): number {
     const perChild = BATCH_HEADER_BYTES + NODE_HEAD_BYTES + INNER_ENTRY_BYTES
-    return this.count * LEAF_ENTRY_BYTES + (this.nodes - 1) * perChild + NODE_HEAD_BYTES
+    return this.count * LEAF_ENTRY_BYTES + this.#summaryBytes + (this.nodes - 1) * perChild + NODE_HEAD_BYTES
   }
 
   get root(): PageNode {
@@ -209,11 +286,43 @@ export class PageTree implements Pages {
     this.#unwritten++
   }
 
-  /** The newest copy of the page is at `position` and takes `bytes`. */
-  written(kind: PageKind, id: number, number: number, position: number, bytes: number): void {
+  /** The page, if it has a copy in the log. */
+  find(kind: PageKind, id: number, number: number): PageEntry | undefined {
+    const found = this.#find(kind, id, number)
+    return found?.node.entry(found.index)
+  }
+
+  /** Position of the newest copy of the page; -1 if it has none. */
+  positionOf(kind: PageKind, id: number, number: number): number {
+    const found = this.#find(kind, id, number)
+    return found === undefined ? -1 : found.node.fields[found.index * FIELDS + POSITION]!
+  }
+
+  summary(queueId: number, chunkNumber: number): ChunkSummary | undefined {
+    const found = this.#find(PAGE.chunk, queueId, chunkNumber)
+    return found?.node.summary(found.index)
+  }
+
+  #find(kind: PageKind, id: number, number: number): { node: PageNode; index: number } | undefined {
+    const owner = ownerOf(kind, id)
+    let node = this.#root
+    while (node.level > 0) node = node.children[Math.max(0, node.search(owner, number, true) - 1)]!
+    const index = node.search(owner, number, false)
+    return index < node.count && node.isAt(index, owner, number) ? { node, index } : undefined
+  }
+
+  /** The newest copy of the page is at `position` and takes `bytes`. `summary` is that of a chunk that can be cold. */
+  written(
+    kind: PageKind,
+    id: number,
+    number: number,
+    position: number,
+    bytes: number,
+    summary?: ChunkSummary,
+  ): void {
     if (this.#isWriting) throw new Error('a page was added to the tree while its nodes were written')
     const owner = ownerOf(kind, id)
-    const split = this.#set(this.#root, owner, number, position, bytes)
+    const split = this.#set(this.#root, owner, number, { position, bytes, summary })
     if (split === undefined) return
     const root = new PageNode(this.#root.level + 1)
     root.insert(0, this.#root.fields[OWNER]!, this.#root.fields[NUMBER]!, this.#root)
@@ -223,29 +332,36 @@ export class PageTree implements Pages {
   }
 
   // Returns the right half if the node was split.
-  #set(node: PageNode, owner: number, number: number, position: number, bytes: number): PageNode | undefined {
+  #set(node: PageNode, owner: number, number: number, copy: Copy): PageNode | undefined {
     node.dirty = true
     const index = node.search(owner, number, true) - 1
     if (node.level > 0) {
       const at = Math.max(0, index)
-      const split = this.#set(node.children[at]!, owner, number, position, bytes)
+      const split = this.#set(node.children[at]!, owner, number, copy)
       if (split === undefined) return undefined
       node.insert(at + 1, split.fields[OWNER]!, split.fields[NUMBER]!, split)
     } else if (index >= 0 && node.isAt(index, owner, number)) {
-      this.bytes += bytes - node.fields[index * FIELDS + BYTES]!
-      node.place(index, position, bytes)
+      this.bytes -= node.fields[index * FIELDS + BYTES]!
+      this.#place(node, index, copy)
       return undefined
     } else {
       node.insert(index + 1, owner, number)
-      node.place(index + 1, position, bytes)
+      this.#place(node, index + 1, copy)
       this.size++
       this.#unwritten--
-      this.bytes += bytes
     }
     if (node.count < NODE_ENTRIES_MAX) return undefined
     this.nodes++
     // Pages are often added in ascending order. Then the left node stays full.
     return node.split(index + 2 === node.count ? node.count - 1 : node.count >>> 1)
+  }
+
+  #place(node: PageNode, index: number, { position, bytes, summary }: Copy): void {
+    node.place(index, position, bytes)
+    this.bytes += bytes
+    this.#summaryBytes -= node.summaryBytes(index)
+    node.setSummary(index, summary)
+    this.#summaryBytes += node.summaryBytes(index)
   }
 
   /** The page does not exist any more. */
@@ -273,6 +389,7 @@ export class PageTree implements Pages {
     if (node.level === 0) {
       if (index < 0 || !node.isAt(index, owner, number)) return 0
       const bytes = node.fields[index * FIELDS + BYTES]!
+      this.#summaryBytes -= node.summaryBytes(index)
       node.removeEntries(index, index + 1)
       return bytes
     }
@@ -375,6 +492,7 @@ export class PageTree implements Pages {
     this.nodes = countNodes(root)
     this.size = 0
     this.bytes = 0
+    this.#summaryBytes = summaryBytesBelow(root)
     for (const { bytes } of this) {
       this.size++
       this.bytes += bytes
@@ -394,6 +512,10 @@ export class PageTree implements Pages {
       last = entry
     }
     const nodes = countNodes(this.#root)
+    if (this.#summaryBytes !== summaryBytesBelow(this.#root))
+      throw new Error(
+        `The summaries have ${summaryBytesBelow(this.#root)} bytes, the counter is ${this.#summaryBytes}.`,
+      )
     if (size !== this.size || total !== this.bytes || nodes !== this.nodes)
       throw new Error(
         `The tree has ${size} pages with ${total} bytes in ${nodes} nodes, but the counters are ${this.size}, ${this.bytes} and ${this.nodes}.`,
@@ -420,6 +542,13 @@ function* entriesOf(node: PageNode): IterableIterator<PageEntry> {
   }
 }
 
+function summaryBytesBelow(node: PageNode): number {
+  let bytes = 0
+  for (let index = 0; index < node.count; index++)
+    bytes += node.level === 0 ? node.summaryBytes(index) : summaryBytesBelow(node.children[index]!)
+  return bytes
+}
+
 function countNodes(node: PageNode): number {
   let count = 1
   for (const child of node.children) count += countNodes(child)
@@ -427,41 +556,89 @@ function countNodes(node: PageNode): number {
 }
 
 export function encodeNode(node: PageNode): Uint8Array {
-  const entryBytes = node.level === 0 ? LEAF_ENTRY_BYTES : INNER_ENTRY_BYTES
-  const bytes = new Uint8Array(NODE_HEAD_BYTES + node.count * entryBytes)
+  let size = NODE_HEAD_BYTES
+  for (let index = 0; index < node.count; index++)
+    size += node.level === 0 ? LEAF_ENTRY_BYTES + node.summaryBytes(index) : INNER_ENTRY_BYTES
+  const bytes = new Uint8Array(size)
   writeU16(bytes, 0, node.level)
   writeU16(bytes, 2, node.count)
   let at = NODE_HEAD_BYTES
-  for (let index = 0; index < node.count; index++, at += entryBytes) {
+  for (let index = 0; index < node.count; index++) {
     const { kind, id, number, position, bytes: pageBytes } = node.entry(index)
-    writeU16(bytes, at, kind)
+    const summary = node.summary(index)
+    writeU16(bytes, at, summary === undefined ? kind : kind | HAS_SUMMARY)
     writeU32(bytes, at + 2, id)
     writeU48(bytes, at + 6, number)
     writeU64(bytes, at + 12, position)
     writeU32(bytes, at + 20, pageBytes)
-    if (node.level > 0) writeU64(bytes, at + 24, node.children[index]!.lowest)
+    at += LEAF_ENTRY_BYTES
+    if (node.level > 0) {
+      writeU64(bytes, at, node.children[index]!.lowest)
+      at += INNER_ENTRY_BYTES - LEAF_ENTRY_BYTES
+    } else if (summary !== undefined) at = encodeSummary(bytes, at, summary)
   }
   return bytes
+}
+
+function encodeSummary(bytes: Uint8Array, at: number, summary: ChunkSummary): number {
+  bytes[at] = summary.uses.length
+  writeU64(bytes, at + 2, Math.round(summary.bytes))
+  writeU48(bytes, at + 10, summary.firstMs)
+  writeU64(bytes, at + 16, summary.firstPosition)
+  writeU32(bytes, at + 24, summary.firstBytes)
+  writeU64(bytes, at + 28, summary.lastPosition)
+  writeU32(bytes, at + 36, summary.lastBytes)
+  at += SUMMARY_BYTES
+  for (const [position, useBytes] of summary.uses) {
+    writeU64(bytes, at, position)
+    writeU32(bytes, at + 8, useBytes)
+    at += SUMMARY_SEGMENT_BYTES
+  }
+  return at
+}
+
+function decodeSummary(bytes: Uint8Array, at: number): ChunkSummary {
+  const uses: [number, number][] = []
+  for (let use = at + SUMMARY_BYTES; uses.length < bytes[at]!; use += SUMMARY_SEGMENT_BYTES)
+    uses.push([readU64(bytes, use), readU32(bytes, use + 8)])
+  return {
+    bytes: readU64(bytes, at + 2),
+    firstMs: readU48(bytes, at + 10),
+    firstPosition: readU64(bytes, at + 16),
+    firstBytes: readU32(bytes, at + 24),
+    lastPosition: readU64(bytes, at + 28),
+    lastBytes: readU32(bytes, at + 36),
+    uses,
+  }
 }
 
 /** Decodes a node. The children of an inner node have a position, but no entries yet. */
 export function decodeNode(bytes: Uint8Array, start: number): PageNode {
   const node = new PageNode(readU16(bytes, start))
   const count = readU16(bytes, start + 2)
-  const entryBytes = node.level === 0 ? LEAF_ENTRY_BYTES : INNER_ENTRY_BYTES
   let at = start + NODE_HEAD_BYTES
-  for (let index = 0; index < count; index++, at += entryBytes) {
-    let child: PageNode | undefined
+  for (let index = 0; index < count; index++) {
+    const kind = readU16(bytes, at)
+    const owner = ownerOf((kind & ~HAS_SUMMARY) as PageKind, readU32(bytes, at + 2))
+    const number = readU48(bytes, at + 6)
+    const position = readU64(bytes, at + 12)
+    const pageBytes = readU32(bytes, at + 20)
+    at += LEAF_ENTRY_BYTES
     if (node.level > 0) {
-      child = new PageNode(node.level - 1)
-      child.position = readU64(bytes, at + 12)
-      child.bytes = readU32(bytes, at + 20)
-      child.lowest = readU64(bytes, at + 24)
+      const child = new PageNode(node.level - 1)
+      child.position = position
+      child.bytes = pageBytes
+      child.lowest = readU64(bytes, at)
       child.dirty = false
+      node.insert(index, owner, number, child)
+      at += INNER_ENTRY_BYTES - LEAF_ENTRY_BYTES
+      continue
     }
-    const owner = ownerOf(readU16(bytes, at) as PageKind, readU32(bytes, at + 2))
-    node.insert(index, owner, readU48(bytes, at + 6), child)
-    if (child === undefined) node.place(index, readU64(bytes, at + 12), readU32(bytes, at + 20))
+    node.insert(index, owner, number)
+    node.place(index, position, pageBytes)
+    if ((kind & HAS_SUMMARY) === 0) continue
+    node.setSummary(index, decodeSummary(bytes, at))
+    at += node.summaryBytes(index)
   }
   node.dirty = false
   return node

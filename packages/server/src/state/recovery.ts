@@ -12,6 +12,7 @@ import {
 } from '@sluice/protocol'
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogBounds } from '../log/log.js'
+import type { PageKind } from '../queue/index.js'
 import { decodeDirectory, type ListedPages } from './directory.js'
 import { decodeNode, type PageEntry, type PageNode, type PageTree } from './page-tree.js'
 import { Replay } from './replay.js'
@@ -39,13 +40,16 @@ export async function recover(log: Log): Promise<Recovered> {
     await restoreNodes(log, directory.root)
     replay.restoreDirectory(directory)
     await restorePages(log, replay, state.tree)
-    replay.pagesRestored()
     from = directory.replayFrom
   }
   let entries = 0
   if (from < bounds.nextPosition) {
     for await (const entry of log.read(from)) {
-      for (const at of entryBatches(entry.bytes, 0)) replay.apply(entry.bytes, at, entry.position + at)
+      for (const at of entryBatches(entry.bytes, 0)) {
+        const position = entry.position + at
+        if (replay.hasCold) await takeBack(log, replay, entry.bytes, at, position)
+        replay.apply(entry.bytes, at, position)
+      }
       entries++
     }
   }
@@ -72,17 +76,34 @@ async function restoreNodes(log: Log, root: PageNode): Promise<void> {
 
 async function restorePages(log: Log, replay: Replay, tree: PageTree): Promise<void> {
   let pages: PageEntry[] = []
-  const restore = (): Promise<void> =>
-    readPages(log, pages, (bytes, at, { position }) => replay.restorePage(bytes, at, position))
+  let kind: PageKind | undefined
+  const restore = async (): Promise<void> => {
+    await readPages(log, pages, (bytes, at, { position }) => replay.restorePage(bytes, at, position))
+    if (kind !== undefined) replay.restored(kind)
+  }
   // The tree lists the pages of a kind one after another.
   for (const page of tree) {
-    if (pages.length > 0 && page.kind !== pages[0]!.kind) {
+    if (page.kind !== kind) {
       await restore()
       pages = []
+      kind = page.kind
     }
-    pages.push(page)
+    if (!replay.leavesCold(page)) pages.push(page)
   }
   await restore()
+}
+
+// Takes back the cold chunks that a batch changes.
+async function takeBack(
+  log: Log,
+  replay: Replay,
+  bytes: Uint8Array,
+  at: number,
+  position: number,
+): Promise<void> {
+  const needed = replay.coldIn(bytes, at, position)
+  if (needed.length > 0)
+    await readPages(log, needed, (page, pageAt, { position: from }) => replay.restorePage(page, pageAt, from))
 }
 
 // Reads each page, in the order of positions, checks it, and passes it to `visit`.

@@ -19,6 +19,8 @@ import { entryBatches } from '../log/entry.js'
 import type { Log, LogEntry } from '../log/log.js'
 import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
 import type { Tail } from '../log/tail.js'
+import { chunkEndAfter, type Queue } from '../queue/index.js'
+import type { ColdChunks } from './cold-chunks.js'
 import type { State } from './state.js'
 
 /** Dead bytes that are tolerated before anything is copied, in segments. */
@@ -50,6 +52,7 @@ export class Relocation {
   readonly #log: Log
   readonly #tail: Tail
   readonly #state: State
+  readonly #cold: ColdChunks
   readonly #wake: () => void
   #entries: AsyncIterator<LogEntry> | undefined
   #reading = false
@@ -76,7 +79,8 @@ export class Relocation {
   markFrees = false
 
   /** `wake` asks for another turn. */
-  constructor(log: Log, tail: Tail, state: State, wake: () => void) {
+  constructor(log: Log, tail: Tail, state: State, cold: ColdChunks, wake: () => void) {
+    this.#cold = cold
     this.#wake = wake
     this.#log = log
     this.#tail = tail
@@ -154,6 +158,11 @@ export class Relocation {
         this.#finish()
         return
       }
+      for (let needed = this.#coldIn(result.value); needed !== undefined;) {
+        await this.#cold.load(needed.queue, needed.offset)
+        if (this.#stopped) return
+        needed = this.#coldIn(result.value)
+      }
       this.#copy(result.value, nowMs)
       left -= result.value.bytes.length
     }
@@ -219,6 +228,19 @@ export class Relocation {
   #finish(): void {
     void this.#entries?.return?.()
     this.#entries = undefined
+  }
+
+  // The first cold chunk with messages of the entry. A chunk must be in memory before its batches are copied.
+  #coldIn(entry: LogEntry): { readonly queue: Queue; readonly offset: number } | undefined {
+    for (const at of entryBatches(entry.bytes, 0)) {
+      if (batchType(entry.bytes, at) !== BATCH_TYPE.messages) continue
+      const { queueId, baseOffset, count } = readBatchHeader(entry.bytes, at)
+      const queue = this.#state.queuesById.get(queueId)
+      if (queue === undefined || queue.chunks.coldCount === 0) continue
+      for (let offset = baseOffset; offset < baseOffset + count; offset = chunkEndAfter(offset))
+        if (queue.chunks.isCold(offset)) return { queue, offset }
+    }
+    return undefined
   }
 
   #copy(entry: LogEntry, nowMs: number): void {

@@ -20,7 +20,9 @@ import {
 import {
   FACT,
   MOVING,
+  CHUNK_MESSAGES,
   PAGE,
+  chunkEndAfter,
   decodeChunkPage,
   decodeDefinition,
   decodeDefinitionPage,
@@ -30,13 +32,20 @@ import {
   type Death,
   type Fact,
   type Queue,
+  type PageKind,
 } from '../queue/index.js'
 import type { Directory } from './directory.js'
+import type { PageEntry } from './page-tree.js'
 import { Producer, answeredDuplicates } from './producers.js'
 import { BOOT_AFTER_CLOSE, type State } from './state.js'
 import { readTraits } from './traits.js'
 
 export class Replay {
+  /**
+   * Number of chunks at the head of a queue that are restored. They hold as many messages as one consumer can have
+   * unsettled, so that leases can be claimed after a restart. Tests set another number.
+   */
+  static headChunks = 64
   readonly #state: State
   /**
    * Queue ids below this belong to queues that the directory lists, or that were gone when the directory was written.
@@ -87,7 +96,10 @@ export class Replay {
       if (queue === undefined) return
       const chunk = decodeChunkPage(bytes, start, queue.keys)
       chunk.pagePosition = position
-      queue.restore(chunk)
+      if (queue.chunks.isCold(chunk.base)) {
+        queue.makeWarm(chunk)
+        this.#cold--
+      } else queue.restore(chunk)
     } else if (header.count === PAGE.ids) {
       this.#state.queuesById.get(header.queueId)?.ids.restorePage(bytes, start, end, position)
     } else {
@@ -97,13 +109,66 @@ export class Replay {
     }
   }
 
-  /** Called after the last page. */
-  pagesRestored(): void {
+  /** Called after the last page of each kind. */
+  restored(kind: PageKind): void {
+    if (kind > PAGE.ids) return
+    // Which chunks can be cold depends on the ids that the queue remembers.
     for (const queue of this.#state.queues.values()) {
       queue.ids.restored()
       // The pages of ids can be older than the queue's page.
       queue.ids.forgetBelow(queue.idsFrom)
     }
+  }
+
+  /** Number of cold chunks. */
+  #cold = 0
+  /** The queue of the last chunk page, and the number of its first chunk. */
+  #headOf = { queueId: 0, number: 0 }
+
+  get hasCold(): boolean {
+    return this.#cold > 0
+  }
+
+  /**
+   * Leaves a chunk out of memory if its page has a summary and it is not near the head of its queue. Called for the pages
+   * of chunks in the order of their offsets. Returns whether the page need not be read.
+   */
+  leavesCold({ kind, id, number }: PageEntry): boolean {
+    if (kind !== PAGE.chunk) return false
+    if (this.#headOf.queueId !== id) this.#headOf = { queueId: id, number }
+    if (number < this.#headOf.number + Replay.headChunks) return false
+    const queue = this.#state.queuesById.get(id)
+    const summary = this.#state.tree.summary(id, number)
+    if (queue === undefined || summary === undefined || !queue.mayBeCold(number)) return false
+    queue.restoreCold(number, summary)
+    this.#cold++
+    return true
+  }
+
+  /** The pages of the cold chunks that the batch at `bytes[at]`, whose position in the log is `position`, changes. */
+  coldIn(bytes: Uint8Array, at: number, position: number): PageEntry[] {
+    const header = readBatchHeader(bytes, at)
+    const queue = this.#state.queuesById.get(header.queueId)
+    const found = new Map<number, PageEntry>()
+    const look = (from: number, count: number): void => {
+      for (let offset = from; offset < from + count; offset = chunkEndAfter(offset)) {
+        if (!queue!.chunks.isCold(offset)) continue
+        const number = Math.floor(offset / CHUNK_MESSAGES)
+        const page = this.#state.tree.find(PAGE.chunk, queue!.id, number)!
+        if (page.position < position) found.set(number, page)
+      }
+    }
+    if (queue === undefined || queue.chunks.coldCount === 0) return []
+    const type = batchType(bytes, at)
+    if (type === BATCH_TYPE.messages) {
+      if ((header.attributes & BATCH_ATTRIBUTE.relocated) !== 0) look(header.baseOffset, header.count)
+    } else if (type === BATCH_TYPE.facts) {
+      readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, ({ kind, offset, count }) => {
+        if (RANGES.has(kind)) look(offset, count)
+        else if (SINGLES.has(kind)) look(offset, 1)
+      })
+    }
+    return [...found.values()]
   }
 
   /** Applies the batch at `bytes[at]`, whose position in the log is `position`. */
@@ -285,6 +350,18 @@ export class Replay {
     this.#state.markAllDelivered()
   }
 }
+
+/** Facts about a range of messages, and facts about one message, which change the chunks of these messages. */
+const RANGES: ReadonlySet<number> = new Set([
+  FACT.ack,
+  FACT.expire,
+  FACT.drop,
+  FACT.cancel,
+  FACT.discard,
+  FACT.move,
+  FACT.carry,
+])
+const SINGLES: ReadonlySet<number> = new Set([FACT.retry, FACT.dead, FACT.redrive, FACT.reschedule])
 
 interface PrecedingFacts {
   ttlMs: number

@@ -61,6 +61,10 @@ export class Segments implements LogUse {
     this.pages = pages
   }
 
+  segmentOf(position: number): number {
+    return Math.floor(position / this.#segmentBytes)
+  }
+
   add(position: number, bytes: number): void {
     this.#use(position).liveBytes += bytes
     this.liveBytes += bytes

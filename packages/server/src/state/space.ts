@@ -9,6 +9,7 @@ import type { Log } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
 import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
 import { Checkpoints } from './checkpoint.js'
+import type { ColdChunks } from './cold-chunks.js'
 import { Relocation } from './relocation.js'
 import type { State } from './state.js'
 
@@ -81,6 +82,7 @@ export class Space {
     log: Log,
     tail: Tail,
     state: State,
+    cold: ColdChunks,
     checkpointBytes: number,
     lowWater: number,
     wake: () => void,
@@ -88,8 +90,8 @@ export class Space {
     this.#log = log
     this.#tail = tail
     this.#state = state
-    this.#checkpoints = new Checkpoints(log, tail, state, checkpointBytes, lowWater)
-    this.#relocation = new Relocation(log, tail, state, wake)
+    this.#checkpoints = new Checkpoints(log, tail, state, cold, checkpointBytes, lowWater, wake)
+    this.#relocation = new Relocation(log, tail, state, cold, wake)
     this.#wake = wake
   }
 

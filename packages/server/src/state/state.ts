@@ -140,6 +140,7 @@ export class State {
     for (const queue of this.queues.values()) {
       const [from, end] = queue.ids.pageNumbers
       count += end - from
+      count += queue.chunks.coldCount
       for (const chunk of queue.chunks) {
         count++
         if (chunk.dirty && !queue.dirty)
@@ -158,7 +159,10 @@ export class State {
     if (kind === PAGE.producer) return this.producersById.get(id)?.pagePosition === position
     const queue = this.queuesById.get(id)
     if (queue === undefined) return false
-    if (kind === PAGE.chunk) return queue.chunkAt(number * CHUNK_MESSAGES)?.pagePosition === position
+    if (kind === PAGE.chunk) {
+      const offset = number * CHUNK_MESSAGES
+      return queue.chunks.isCold(offset) || queue.chunkAt(offset)?.pagePosition === position
+    }
     if (kind === PAGE.counters) return queue.pagePosition === position
     // A definition that has changed since has no position any more.
     if (kind === PAGE.definition) return [position, -1].includes(queue.definitionPosition)

@@ -19,5 +19,9 @@ export class CountedUse implements LogUse {
     this.add(to, bytes)
   }
 
+  segmentOf(): number {
+    return 0
+  }
+
   retain(): void {}
 }

@@ -1,0 +1,20 @@
+import type { Pages } from './pages.js'
+
+/**
+ * Counts, by place in the log, the bytes of batches that have live messages. The counts show which segments are still
+ * needed, and the cost of copying their batches. A batch counts in full until its last message is gone.
+ */
+export interface LogUse {
+  /** Gets notified of the pages of chunks and ids. */
+  readonly pages: Pages
+  /** Number of the segment that contains `position`. */
+  segmentOf(position: number): number
+  /** The batch at `position` now has live messages. `bytes` is its size, including its header. */
+  add(position: number, bytes: number): void
+  /** Called when no message of the batch at `position` is live any more. */
+  remove(position: number, bytes: number): void
+  /** A live batch was copied from `from` to `to`. */
+  move(from: number, to: number, bytes: number): void
+  /** Called when messages of a queue with retention were settled. They stay readable for some time. */
+  retain(queueId: number, position: number, bytes: number, timeMs: number): void
+}

@@ -1,0 +1,246 @@
+/** Chunks that leave memory after a checkpoint, and are read back when their messages are needed. */
+import { BATCH_HEADER_BYTES, BATCH_TYPE, OUTCOME, batchCount, batchType, queueName } from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import { entryBatches } from '../log/entry.js'
+import { CHUNK_MESSAGES, PAGE } from '../queue/index.js'
+import type { MemoryLog } from '../log/memory-log.js'
+import { Bench, CALLER, Q, type BenchOptions, type Message } from '../testing/bench.js'
+import { Replay } from './replay.js'
+import { runs } from '../../../../test/amount.js'
+
+const OPTIONS = { segmentBytes: 256 * 1024, checkpointBytes: 16 * 1024 }
+const CHUNKS = 12
+const COUNT = CHUNKS * CHUNK_MESSAGES
+
+const repeated = (count: number, message: Message): Message[] => Array.from({ length: count }, () => message)
+const upTo = (end: number, from = 0): number[] => Array.from({ length: end - from }, (_, at) => from + at)
+
+/** A queue with `COUNT` messages in batches of `size`, most of whose chunks are cold. */
+async function filled(size = 100, options: BenchOptions = OPTIONS): Promise<Bench> {
+  const bench = await new Bench(options).open()
+  bench.ensure()
+  for (let left = COUNT; left > 0; left -= size)
+    await bench.publish(repeated(Math.min(size, left), { bodyBytes: 20 }))
+  await bench.fill(40_000)
+  expect(bench.broker.coldChunks()).toBeGreaterThanOrEqual(CHUNKS - 5)
+  bench.broker.audit()
+  return bench
+}
+
+async function drainedOf(bench: Bench): Promise<number[]> {
+  const offsets: number[] = []
+  for (let got = await bench.drain(); got.length > 0; got = await bench.drain()) {
+    offsets.push(...got)
+    bench.broker.audit()
+  }
+  expect(bench.broker.coldChunks()).toBe(0)
+  return offsets
+}
+
+async function drained(bench: Bench): Promise<number[]> {
+  const offsets = await drainedOf(bench)
+  expect(bench.broker.usage().liveBytes).toBe(0)
+  return offsets
+}
+
+describe('cold chunks', () => {
+  it.each([7, 100, 1000, 1024])('are delivered in order, from batches of %i', async (size) => {
+    const bench = await filled(size)
+    const { ready, bytes, oldestReadyMs } = bench.info()
+    expect(ready).toBe(COUNT)
+    expect(bytes).toBe(COUNT * 28)
+    expect(oldestReadyMs).toBeGreaterThan(0)
+    expect(await drained(bench)).toEqual(upTo(COUNT))
+    expect(bench.info()).toMatchObject({ ready: 0, acked: COUNT, bytes: 0 })
+  })
+
+  it('stay cold through a restart, and keep what happened to the others', async () => {
+    const bench = await filled()
+    const worker = bench.consume(1500)
+    await bench.settle()
+    worker.ackAll()
+    worker.leave()
+    await bench.settle()
+    for (let restarts = 0; restarts < 3; restarts++) {
+      await bench.crash()
+      bench.broker.audit()
+      expect(bench.info().ready).toBe(COUNT - 1500)
+      await bench.fill(40_000)
+      expect(bench.info().ready).toBe(COUNT - 1500)
+      expect(bench.broker.coldChunks()).toBeGreaterThan(2)
+    }
+    expect(await drained(bench)).toEqual(upTo(COUNT, 1500))
+  })
+
+  it('are gone after a purge, without being read', async () => {
+    const bench = await filled()
+    bench.broker.turn.begin()
+    expect(bench.broker.catalog.purge(Q)).toBe(COUNT)
+    await bench.settle()
+    bench.broker.audit()
+    expect(bench.broker.coldChunks()).toBe(0)
+    expect(bench.broker.usage().liveBytes).toBe(0)
+    await bench.publish([{}])
+    await bench.crash()
+    bench.broker.audit()
+    expect(await bench.drain()).toEqual([COUNT])
+  })
+
+  it('are gone when the queue is deleted', async () => {
+    const bench = await filled()
+    bench.broker.turn.begin()
+    bench.broker.catalog.delete(Q)
+    await bench.settle()
+    bench.broker.audit()
+    expect(bench.broker.usage().liveBytes).toBe(0)
+    await bench.crash()
+    bench.broker.audit()
+  })
+
+  it('are read for a peek, and leave memory again', async () => {
+    const bench = await filled()
+    bench.broker.turn.begin()
+    const peek = { name: Q, state: undefined, limit: 5, filter: {}, from: 7 * CHUNK_MESSAGES - 2 }
+    const page = await bench.answer(bench.broker.operator.peek(peek, CALLER))
+    expect(page.messages.map(({ offset, state }) => [offset, state])).toEqual(
+      upTo(7 * CHUNK_MESSAGES + 3, 7 * CHUNK_MESSAGES - 2).map((offset) => [offset, 'ready']),
+    )
+    bench.broker.audit()
+    expect(await drained(bench)).toEqual(upTo(COUNT))
+  })
+
+  it('are read before a message of theirs is cancelled or gets another time', async () => {
+    const bench = await filled()
+    const { operator } = bench.broker
+    const cancelled = { name: Q, offset: 6 * CHUNK_MESSAGES + 5, id: undefined }
+    const moved = { name: Q, offset: 8 * CHUNK_MESSAGES, id: undefined, delayMs: 60_000, atMs: undefined }
+    expect([operator.mustRead(cancelled), operator.mustRead(moved)]).toEqual([true, true])
+    bench.broker.turn.begin()
+    await bench.answer(
+      Promise.resolve(operator.whenRead(cancelled, CALLER, () => operator.cancel(cancelled))),
+    )
+    bench.broker.turn.begin()
+    await bench.answer(Promise.resolve(operator.whenRead(moved, CALLER, () => operator.reschedule(moved))))
+    await bench.settle()
+    bench.broker.audit()
+    await bench.crash()
+    bench.broker.audit()
+    expect(bench.info()).toMatchObject({ ready: COUNT - 2, scheduled: 1 })
+    const offsets = await drainedOf(bench)
+    expect(offsets).toEqual(
+      upTo(COUNT).filter((offset) => offset !== cancelled.offset && offset !== moved.offset),
+    )
+    await bench.pass(60_000)
+    expect(await bench.drain()).toEqual([moved.offset])
+  })
+
+  it('are copied forward when their segment is needed', async () => {
+    const bench = await filled()
+    // Later messages go, so that the first segments are copied.
+    const other = queueName('other')
+    bench.ensure({}, other)
+    for (let round = 0; round < 60; round++) {
+      await bench.publish(repeated(100, { bodyBytes: 900 }), other)
+      await bench.drain(other)
+      await bench.pass(1_000)
+    }
+    await bench.fill(600_000)
+    bench.broker.audit()
+    await bench.crash()
+    bench.broker.audit()
+    expect(await drained(bench)).toEqual(upTo(COUNT))
+  })
+
+  it('are not made in a queue that drops its oldest messages', async () => {
+    const bench = await new Bench(OPTIONS).open()
+    bench.ensure({ maxMessages: 5_000, overflow: 'drop-oldest' })
+    for (let i = 0; i < 100; i++) await bench.publish(repeated(100, { bodyBytes: 20 }))
+    await bench.fill(40_000)
+    expect(bench.broker.coldChunks()).toBe(0)
+    expect((await bench.drain()).at(0)).toBe(5_000)
+  })
+
+  it('end the consumers of their queue if they cannot be read, and nothing else', async () => {
+    const bench = await filled()
+    const other = queueName('other')
+    bench.ensure({}, other)
+    await bench.publish([{}, {}], other)
+    Replay.headChunks = 1
+    try {
+      await bench.crash()
+    } finally {
+      Replay.headChunks = 64
+    }
+    const pages = bench.log.entries.flatMap(({ bytes, position }) =>
+      [...entryBatches(bytes, 0)]
+        .filter((at) => batchType(bytes, at) === BATCH_TYPE.page && batchCount(bytes, at) === PAGE.chunk)
+        .map((at) => position + at),
+    )
+    const readRange = bench.log.readRange.bind(bench.log)
+    let isDamaged = true
+    bench.log.readRange = async (position, length, into) => {
+      const bytes = Uint8Array.from(await readRange(position, length, into))
+      for (const page of isDamaged ? pages : []) {
+        const at = page + BATCH_HEADER_BYTES + 9 - position
+        if (at >= 0 && at < bytes.length) bytes[at]! ^= 1
+      }
+      return bytes
+    }
+    const worker = bench.consume(60_000)
+    await bench.settle()
+    expect(worker.offsets).toEqual(upTo(CHUNK_MESSAGES))
+    expect(worker.endings.map(({ code }) => code)).toEqual(['CORRUPT'])
+    expect(bench.info()).toMatchObject({ ready: COUNT, leased: 0, consumers: 0 })
+    bench.broker.audit()
+    expect(await bench.drain(other)).toEqual([0, 1])
+    isDamaged = false
+    // The block with the damage is still in memory.
+    for (let i = 0; i < 40; i++) await bench.publish(repeated(100, { bodyBytes: 1000 }), other)
+    await bench.crash()
+    expect(await drainedOf(bench)).toEqual(upTo(COUNT))
+  })
+
+  it('make no difference at any entry of the log at which the process is killed', async () => {
+    const bench = await filled(500, { ...OPTIONS, keepsSnapshots: true })
+    const worker = bench.consume(700)
+    for (let i = 0; i < 6; i++) {
+      await bench.settle()
+      bench.broker.turn.begin()
+      const items = worker.got
+        .splice(0, 500)
+        .map(({ tag, offset }) => ({ firstTag: tag, count: 1, outcome: outcomeOf(offset) }))
+      bench.broker.leases.settle(worker.subscription, items)
+    }
+    await bench.settle()
+    await bench.fill(400_000)
+    const { snapshots } = bench
+    const step = runs(60, 1)
+    let cold = 0
+    const seen = async (snapshot: MemoryLog, headChunks: number): Promise<unknown> => {
+      Replay.headChunks = headChunks
+      await bench.restart(snapshot.reopened())
+      bench.broker.audit()
+      cold += bench.broker.coldChunks()
+      if (bench.broker.status.queues === 0) return []
+      const info = { ...bench.info(), oldestReadyMs: 0 }
+      const offsets: number[] = []
+      for (let got = await bench.drain(); got.length > 0; got = await bench.drain()) offsets.push(...got)
+      bench.broker.audit()
+      expect(bench.broker.coldChunks()).toBe(0)
+      return [info, offsets]
+    }
+    try {
+      for (let at = 0; at < snapshots.length; at += step)
+        expect(await seen(snapshots[at]!, 1)).toEqual(await seen(snapshots[at]!, Infinity))
+    } finally {
+      Replay.headChunks = 64
+    }
+    expect(cold).toBeGreaterThan(snapshots.length / step)
+  })
+})
+
+/** Most messages are acknowledged. Some are tried again or die, so that their chunks are not cold. */
+function outcomeOf(offset: number): typeof OUTCOME.ack | typeof OUTCOME.deadLetter | typeof OUTCOME.retry {
+  if (offset % 97 === 0) return OUTCOME.deadLetter
+  return offset % 31 === 0 ? OUTCOME.retry : OUTCOME.ack
+}

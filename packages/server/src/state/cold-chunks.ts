@@ -1,0 +1,102 @@
+/**
+ * Takes cold chunks back into memory, and leaves chunks out of memory again. A page is read through the blocks, like the
+ * messages that follow it.
+ *
+ * Called by deliveries, by requests about single messages, by relocation, and by checkpoints.
+ */
+import { BATCH_HEADER_BYTES, BATCH_TYPE, SluiceError, batchType, readBatchHeader } from '@sluice/protocol'
+import type { Blocks } from '../log/blocks.js'
+import { CHUNK_MESSAGES, PAGE, decodeChunkPage, type Chunk, type Queue } from '../queue/index.js'
+import type { PageTree } from './page-tree.js'
+
+/** Maximum number of chunks that were taken back and are still in memory although they could be cold. */
+const WARM_MAX = 256
+/** Number of chunks at the head of a queue that stay in memory: they are delivered next. */
+export const HEAD_CHUNKS = 4
+
+interface Warm {
+  readonly queue: Queue
+  readonly chunk: Chunk
+}
+
+export class ColdChunks {
+  readonly #blocks: Blocks
+  readonly #tree: PageTree
+  /** Chunks that were taken back, oldest first. */
+  #warm: Warm[] = []
+
+  constructor(blocks: Blocks, tree: PageTree) {
+    this.#blocks = blocks
+    this.#tree = tree
+  }
+
+  /** Position of the page of the cold chunk of `offset`. */
+  positionOf(queue: Queue, offset: number): number {
+    return this.#tree.positionOf(PAGE.chunk, queue.id, Math.floor(offset / CHUNK_MESSAGES))
+  }
+
+  /**
+   * Takes back the cold chunk of `offset`. Returns false if the block with its page must be loaded first.
+   * @throws SluiceError CORRUPT
+   */
+  takeBack(queue: Queue, offset: number): boolean {
+    const position = this.positionOf(queue, offset)
+    const block = this.#blocks.findBatch(position)
+    if (block === undefined) return false
+    const chunk = decodePage(block.bytes, position - block.position, position, queue, offset)
+    queue.makeWarm(chunk)
+    this.#warm.push({ queue, chunk })
+    if (this.#warm.length >= 2 * WARM_MAX) this.#cool()
+    return true
+  }
+
+  /**
+   * Takes back the cold chunk of `offset`, if it is cold, from disk if necessary.
+   * @throws SluiceError CORRUPT; errors of the log's `readRange`
+   */
+  async load(queue: Queue, offset: number): Promise<void> {
+    for (let failures = 0; queue.chunks.isCold(offset) && !this.takeBack(queue, offset);) {
+      const position = this.positionOf(queue, offset)
+      try {
+        await this.#blocks.load(position, true)
+      } catch (error) {
+        // After the wait, the messages can be gone, or the page can have been written again and the old segment freed.
+        if (failures++ > 0 && queue.chunks.isCold(offset) && this.positionOf(queue, offset) === position)
+          throw error
+      }
+    }
+  }
+
+  /** Leaves the chunk out of memory, if it can be cold and is not near the head of its queue. */
+  leave({ queue, chunk }: Warm): void {
+    if (chunk.number >= queue.chunks.firstNumber + HEAD_CHUNKS) queue.makeCold(chunk)
+  }
+
+  #cool(): void {
+    const spent = this.#warm.splice(0, this.#warm.length - WARM_MAX)
+    for (const warm of spent) this.leave(warm)
+  }
+}
+
+/** Decodes the page of a chunk, whose checksum was verified. @throws SluiceError CORRUPT when it is another page */
+export function decodePage(
+  bytes: Uint8Array,
+  at: number,
+  position: number,
+  queue: Queue,
+  offset: number,
+): Chunk {
+  const header = readBatchHeader(bytes, at)
+  const isPage = batchType(bytes, at) === BATCH_TYPE.page && header.count === PAGE.chunk
+  const chunk =
+    isPage && header.queueId === queue.id
+      ? decodeChunkPage(bytes, at + BATCH_HEADER_BYTES, queue.keys)
+      : undefined
+  if (chunk === undefined || chunk.number !== Math.floor(offset / CHUNK_MESSAGES))
+    throw new SluiceError(
+      'CORRUPT',
+      `The page at position ${position} of the log is not the page of the queue ${queue.name} that was written there.`,
+    )
+  chunk.pagePosition = position
+  return chunk
+}
