@@ -46,7 +46,7 @@ export class Moves {
 
   /** Notes the queue for `step` if it has messages to move and names a dead-letter queue. */
   note(queue: Queue): void {
-    if (queue.moving.length > 0 && queue.options.deadLetter !== '') this.#queues.add(queue)
+    if (queue.movingCount > 0 && queue.options.deadLetter !== '') this.#queues.add(queue)
   }
 
   /** Called when a queue was created. Messages that waited for a queue of this name can now be moved. */
@@ -104,7 +104,7 @@ export class Moves {
       done++
     }
     queue.moving.pass(done, queue.deadCount)
-    if (queue.moving.length === 0) this.#queues.delete(queue)
+    if (queue.movingCount === 0) this.#queues.delete(queue)
     return left
   }
 

@@ -131,7 +131,7 @@ export class Turn {
   changed(queue: Queue): void {
     const { writer, moves } = this.#parts
     writer.note(queue)
-    if (queue.moving.length > 0) moves.note(queue)
+    if (queue.movingCount > 0) moves.note(queue)
     this.armQueue(queue)
     this.activate(queue)
     this.wake()

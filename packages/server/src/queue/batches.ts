@@ -12,9 +12,12 @@
  * narrow form are relative to these. The eight words are followed by the words of each batch:
  *   narrow: first index · 2 of position · 2 of time · bytes    wide: first index · 4 of position · 3 of time · 2 of bytes
  */
+import { readU16, writeU16 } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
 
 const BATCHES_FIRST = 2
+/** A page with at most this many batches is copied word by word, because a view of the table would cost more than the copy. */
+const COPIED_BY_WORD = 16
 const NARROW = 6
 const WIDE = 10
 /** Number of words before the words of the first batch. */
@@ -26,16 +29,18 @@ const TIME_WIDE = 5
 const BYTES_NARROW = 5
 const BYTES_WIDE = 8
 const WORD = 0x1_0000
+/** Shared by all empty tables. Never changed. */
+const NO_WORDS: Uint16Array = new Uint16Array(AHEAD + BATCHES_FIRST * NARROW)
 const WORD_2 = 2 ** 32
 const WORD_3 = 2 ** 48
 
 export class BatchTable {
   count = 0
   /** Number of batches that there is room for. */
-  room = BATCHES_FIRST
+  room = 0
   /** Number of words of one batch. */
   #width = NARROW
-  #words = new Uint16Array(AHEAD + BATCHES_FIRST * NARROW)
+  #words = NO_WORDS
 
   get isNarrow(): boolean {
     return this.#width === NARROW
@@ -49,11 +54,11 @@ export class BatchTable {
   /** Adds a batch of `bytes` bytes, including its header. Its first message has the index `first`, above all indexes in the table. */
   push(first: number, position: number, timeMs: number, bytes: number): void {
     const batch = this.count++
+    if (this.count > this.room) this.#grow()
     if (batch === 0) {
       this.#words[FIRST] = first
       this.#setWide(0, position, timeMs)
     }
-    if (this.count > this.room) this.#grow()
     this.#words[AHEAD + batch * this.#width] = first
     this.#set(batch, position, timeMs)
     if (this.isNarrow && bytes >= WORD) this.#widen()
@@ -143,10 +148,16 @@ export class BatchTable {
 
   /** Writes the words into a page. The wide form omits the words before the first batch. Returns the end. */
   encode(bytes: Uint8Array, at: number): number {
-    const written = bytes.subarray(at, at + this.pageBytes)
+    const end = at + this.pageBytes
+    if (this.count <= COPIED_BY_WORD) {
+      let word = this.isNarrow ? 0 : AHEAD
+      for (let to = at; to < end; to += 2) writeU16(bytes, to, this.#words[word++]!)
+      return end
+    }
+    const written = bytes.subarray(at, end)
     written.set(this.#pageWords)
     littleEndian(written)
-    return at + written.length
+    return end
   }
 
   /** Reads what `encode` wrote for `count` batches into an empty table. Returns the end. */
@@ -155,10 +166,15 @@ export class BatchTable {
     this.count = count
     this.room = Math.max(count, BATCHES_FIRST)
     this.#words = new Uint16Array(AHEAD + this.room * this.#width)
-    const { pageBytes } = this
-    this.#pageWords.set(bytes.subarray(at, at + pageBytes))
+    const end = at + this.pageBytes
+    if (count <= COPIED_BY_WORD) {
+      let word = isNarrow ? 0 : AHEAD
+      for (let from = at; from < end; from += 2) this.#words[word++] = readU16(bytes, from)
+      return end
+    }
+    this.#pageWords.set(bytes.subarray(at, end))
     littleEndian(this.#pageWords)
-    return at + pageBytes
+    return end
   }
 
   // The words of a page, as bytes. Reading ten million batches word by word took 0.3 s longer at each start.
@@ -200,9 +216,9 @@ export class BatchTable {
 
   #grow(): void {
     const words = this.#words
-    this.room = Math.min(this.room * 2, CHUNK_MESSAGES)
+    this.room = Math.min(Math.max(BATCHES_FIRST, this.room * 2), CHUNK_MESSAGES)
     this.#words = new Uint16Array(AHEAD + this.room * this.#width)
-    this.#words.set(words)
+    if (words !== NO_WORDS) this.#words.set(words)
   }
 
   #widePosition(at: number): number {

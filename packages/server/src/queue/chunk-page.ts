@@ -94,7 +94,8 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
   let at = chunk.batches.decode(bytes, start + HEAD_BYTES, head.batches, (flags & FLAG.narrow) !== 0)
   if (head.batches > 0) chunk.restored(count, head.recordBytes)
   if (flags & FLAG.gone) at = decodeGone(bytes, at, chunk)
-  const columns = PAGE_COLUMNS.filter(({ flag }) => (flags & flag) !== 0)
+  const columns =
+    (flags & ANY_COLUMN) === 0 ? NO_COLUMNS : PAGE_COLUMNS.filter(({ flag }) => (flags & flag) !== 0)
   let indexes: readonly number[] = []
   if (flags & FLAG.listed) {
     indexes = decodeList(bytes, at, chunk, head.live)
@@ -314,6 +315,8 @@ const PAGE_COLUMNS: readonly PageColumn[] = [
   ID_COLUMN,
   SIZE_COLUMN,
 ]
+const ANY_COLUMN = PAGE_COLUMNS.reduce((flags, { flag }) => flags | flag, 0)
+const NO_COLUMNS: readonly PageColumn[] = []
 
 // --- messages with a due time ---
 

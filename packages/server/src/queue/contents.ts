@@ -148,7 +148,8 @@ export class Contents implements Arriving {
    * contains the fact and ignores it.
    */
   appliedFrom = Infinity
-  readonly ids: IdWindow
+  /** The ids of the window; undefined until the first one, because most queues have no ids. */
+  rememberedIds: IdWindow | undefined
   /** Lower bound for the time at which the next message expires. */
   protected earliestExpiryMs = Infinity
   readonly #reasons: Reasons
@@ -167,7 +168,6 @@ export class Contents implements Arriving {
     this.idsFrom = definition.idsFrom
     this.use = use
     this.appliedChunks = new Chunks(use.pages, id)
-    this.ids = new IdWindow(use.pages, id)
     this.#arrivals = arrivals
     this.#reasons = reasons
     this.options = definition.options
@@ -180,6 +180,11 @@ export class Contents implements Arriving {
   set options(options: QueueOptions) {
     this.#options = options
     this.looksAtMessages = options.ttlMs > 0 || options.maxMessages > 0 || options.maxBytes > 0
+  }
+
+  /** Like `rememberedIds`, but created if it is undefined. */
+  get ids(): IdWindow {
+    return (this.rememberedIds ??= new IdWindow(this.use.pages, this.id))
   }
 
   /** The chunks, after all arrivals are applied. */
@@ -474,7 +479,7 @@ export class Contents implements Arriving {
     this.options = options
     this.paused = paused
     this.idsFrom = idsFrom
-    this.ids.forgetBelow(idsFrom)
+    this.rememberedIds?.forgetBelow(idsFrom)
     this.definitionChanged()
   }
 
@@ -520,7 +525,8 @@ export class Contents implements Arriving {
   mayBeCold(number: number): boolean {
     const { overflow, maxMessages, maxBytes } = this.#options
     if (overflow !== 'reject' && (maxMessages > 0 || maxBytes > 0)) return false
-    return this.ids.size === 0 || (number + 1) * CHUNK_MESSAGES <= this.ids.oldestOffset
+    const ids = this.rememberedIds
+    return ids === undefined || ids.size === 0 || (number + 1) * CHUNK_MESSAGES <= ids.oldestOffset
   }
 
   /** Takes back a cold chunk, which was decoded from its page. */
@@ -536,7 +542,7 @@ export class Contents implements Arriving {
       this.use.pages.removed(PAGE.chunk, this.id, chunk.number)
       for (const index of chunk.dead?.indexes() ?? []) this.#reasons.forget(chunk.dead!.get(index)!.reason)
     }
-    this.ids.drop()
+    this.rememberedIds?.drop()
     // A caller that still has a reference finds an empty queue.
     this.chunks.clear()
     this.#newest = undefined

@@ -66,15 +66,27 @@ export class Queue extends Contents implements Follower {
   timer: Timer | undefined
   /** Lower bound for the deadlines of the messages that are being handled. */
   earliestDeadlineMs = Infinity
-  readonly moving = new Moving(this.appliedChunks)
-
+  #moving: Moving | undefined
   readonly former = new FormerLeases()
-  /** Ids of pending messages. */
-  readonly pending = new PendingIds(this.appliedChunks)
+  #pending: PendingIds | undefined
   /** Highest offset that was delivered since the broker started, plus 1. */
   #deliveredBelow = 0
   #sweptMs = 0
   observer: QueueObserver | undefined
+
+  /** The dead messages that wait to be moved. Created when first read, because most queues have none. */
+  get moving(): Moving {
+    return (this.#moving ??= new Moving(this.appliedChunks))
+  }
+
+  get movingCount(): number {
+    return this.#moving === undefined ? 0 : this.#moving.length
+  }
+
+  /** Ids of pending messages. Created when first read. */
+  get pending(): PendingIds {
+    return (this.#pending ??= new PendingIds(this.appliedChunks))
+  }
 
   get #line(): Line {
     if (this.lastArrival !== NO_ARRIVAL) this.applyArrivals()
@@ -158,7 +170,7 @@ export class Queue extends Contents implements Follower {
 
   idDone(offset: number): void {
     // A purge has already emptied the index: removing each id separately would be most of the cost of the purge.
-    if (this.pending.count > 0) this.pending.done(offset)
+    if (this.#pending !== undefined && this.#pending.count > 0) this.#pending.done(offset)
   }
 
   removedFrom(chunk: Chunk, batch: number): void {
@@ -177,7 +189,7 @@ export class Queue extends Contents implements Follower {
   dropped(): void {
     this.chunks.eachLiveBatch((position, bytes) => this.use.remove(position, bytes))
     this.#line.clear()
-    this.moving.clear()
+    this.#moving?.clear()
     this.leased = 0
   }
 
@@ -188,7 +200,7 @@ export class Queue extends Contents implements Follower {
     this.follow(this)
     this.chunks.eachLiveBatch((position, bytes) => this.use.add(position, bytes))
     this.former.open()
-    this.moving.list()
+    if (this.deadCount > 0) this.moving.list()
     for (const chunk of this.chunks) {
       if (!chunk.hasIds) continue
       for (const index of chunk.liveIndexes()) {
@@ -226,7 +238,8 @@ export class Queue extends Contents implements Follower {
   catchUp(nowMs: number, max = Infinity): number {
     const count = this.hasMoreDue ? 0 : this.#advanceLine(nowMs, max)
     if (nowMs >= this.earliestExpiryMs) this.#sweep(nowMs)
-    if (this.ids.size > 0) this.ids.forgetUntil(nowMs - this.options.dedupWindowMs)
+    const ids = this.rememberedIds
+    if (ids !== undefined && ids.size > 0) ids.forgetUntil(nowMs - this.options.dedupWindowMs)
     return count
   }
 
@@ -265,7 +278,6 @@ export class Queue extends Contents implements Follower {
     return this.#line.coldOffset
   }
 
-  /** See `Line.upcoming`. */
   upcoming(count: number, each: (batchPosition: number) => void): void {
     this.#line.upcoming(count, each)
   }
@@ -429,7 +441,7 @@ export class Queue extends Contents implements Follower {
   purge(nowMs: number): number {
     const messages = this.live - this.deadCount
     this.facts.purge(this.next, messages)
-    this.pending.clear()
+    this.#pending?.clear()
     this.purgeFact(this.next, nowMs)
     this.counts.purged += messages
     this.dirty = true
@@ -494,14 +506,14 @@ export class Queue extends Contents implements Follower {
     this.dirty = true
     const chunk = this.chunkAt(offset)!
     this.#line.enter(chunk, offset - chunk.base, nowMs, nowMs)
-    this.moving.trim(this.deadCount)
+    this.#moving?.trim(this.deadCount)
   }
 
   /** Removes a dead message. */
   discard(offset: number, nowMs: number): void {
     this.#gone('discard', offset)
     this.counts.discarded += this.remove(offset, 1, nowMs)
-    this.moving.trim(this.deadCount)
+    this.#moving?.trim(this.deadCount)
   }
 
   /** Removes a dead message that moved to another queue. The caller records the fact, and updates `moving` unless `isRedrive` is set. */
@@ -510,7 +522,7 @@ export class Queue extends Contents implements Follower {
     if (isRedrive) {
       this.carried++
       this.counts.redriven++
-      this.moving.trim(this.deadCount)
+      this.#moving?.trim(this.deadCount)
     } else this.counts.moved++
     this.dirty = true
   }
@@ -634,11 +646,11 @@ export class Queue extends Contents implements Follower {
       deadBytes !== this.deadBytes ||
       counted !== live ||
       held !== this.leased ||
-      this.moving.length > ENTRIES_PER_DEAD * dead
+      this.movingCount > ENTRIES_PER_DEAD * dead
     ) {
       throw new Error(
         `queue ${this.name}: live ${this.live}/${live}, dead ${this.deadCount}/${dead} of ${this.deadBytes}/${deadBytes} bytes, ` +
-          `leased ${this.leased}/${held}, in the line ${inLine} + leased + dead = ${counted}, to be moved ${this.moving.length}`,
+          `leased ${this.leased}/${held}, in the line ${inLine} + leased + dead = ${counted}, to be moved ${this.movingCount}`,
       )
     }
   }

@@ -246,7 +246,7 @@ export class Checkpoints {
         this.#writeChunk(queue, chunk, nowMs)
         yield true
       }
-      for (const page of queue.ids.pagesToWrite()) {
+      for (const page of queue.rememberedIds?.pagesToWrite() ?? []) {
         if (!exists()) break
         this.#writeIds(queue, page, nowMs)
         yield true

@@ -114,9 +114,9 @@ export class Replay {
     if (kind > PAGE.ids) return
     // Which chunks can be cold depends on the ids that the queue remembers.
     for (const queue of this.#state.queues.values()) {
-      queue.ids.restored()
+      queue.rememberedIds?.restored()
       // The pages of ids can be older than the queue's page.
-      queue.ids.forgetBelow(queue.idsFrom)
+      queue.rememberedIds?.forgetBelow(queue.idsFrom)
     }
   }
 

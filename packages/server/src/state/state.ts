@@ -138,7 +138,7 @@ export class State {
     this.tree.audit()
     let count = this.queues.size * 2 + this.producersById.size
     for (const queue of this.queues.values()) {
-      const [from, end] = queue.ids.pageNumbers
+      const [from, end] = queue.rememberedIds?.pageNumbers ?? [0, 0]
       count += end - from
       count += queue.chunks.coldCount
       for (const chunk of queue.chunks) {
@@ -166,7 +166,7 @@ export class State {
     if (kind === PAGE.counters) return queue.pagePosition === position
     // A definition that has changed since has no position any more.
     if (kind === PAGE.definition) return [position, -1].includes(queue.definitionPosition)
-    const [from, end] = queue.ids.pageNumbers
+    const [from, end] = queue.rememberedIds?.pageNumbers ?? [0, 0]
     return number >= from && number < end
   }
 
