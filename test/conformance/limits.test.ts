@@ -438,11 +438,14 @@ const SETTINGS_AND_SHARES: Readonly<Record<string, string>> = {
   queuesMax: '100,000',
   maxInFlight: connectSettings(undefined, {}).maxInFlight.toLocaleString('en-US'),
   maxWaitingBytes: sizeText(connectSettings(undefined, {}).maxWaitingBytes),
-  // These are shares of a segment; see packages/server/src/broker/limits.test.ts.
+  // These are shares of an entry; see packages/server/src/log/entry-limits.ts.
   '--max-message-bytes': 'a quarter',
   batch: 'half',
   'known ids': 'a quarter',
   'atomic step': 'a quarter',
+  reasons: 'a quarter',
+  results: 'a quarter',
+  producerNumbersMax: 'half',
 }
 
 /**

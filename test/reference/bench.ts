@@ -172,7 +172,9 @@ export class Bench {
     this.model = new Model(this.nowMs, EXCESS_MAX)
     // The bound is low, so that a few scheduled messages already fill the near part of a schedule.
     product.Schedule.nearMax = 8
-    this.log = new product.MemoryLog({ segmentBytes: options.segmentBytes ?? 256 * 1024 })
+    const segmentBytes = options.segmentBytes ?? 256 * 1024
+    // As in a replicated log, an entry is smaller than a segment.
+    this.log = new product.MemoryLog({ segmentBytes, entryBytesMax: (segmentBytes / 4) * 3 })
   }
 
   count(name: string, by = 1): void {

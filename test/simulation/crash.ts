@@ -5,9 +5,9 @@
 import { OUTCOME, SluiceError, decodeAtomic, type QueueName } from '@sluice/protocol'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import type { Producer as BrokerProducer } from '../../packages/server/src/state/producers.js'
-import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { LogBounds } from '../../packages/server/src/log/log.js'
 import type { Consumer, Subscription } from '../../packages/server/src/queue/index.js'
+import { BoundedLog } from './bounded-log.js'
 import { Chance } from './chance.js'
 import type { SimulatedDisk } from './disk.js'
 import type { LedgerState } from './ledger.js'
@@ -76,7 +76,7 @@ interface Judge {
 
 interface Recovered {
   readonly broker: Broker
-  readonly log: FileLog
+  readonly log: BoundedLog
   readonly bounds: LogBounds
   readonly turns: (() => void)[]
   readonly taps: Taps
@@ -228,19 +228,20 @@ export class CrashPoints {
     disk: SimulatedDisk,
   ): {
     readonly broker: Promise<Broker>
-    readonly log: FileLog
+    readonly log: BoundedLog
     readonly bounds: Promise<LogBounds>
     readonly turns: (() => void)[]
     readonly taps: Taps
   } {
-    const log = new FileLog({
+    const options = {
       disk,
       segmentBytes: world.segmentBytes,
       lowFreeBytes: 0,
       now: () => world.brokerMs,
       random32: () => 0x5eed_0000 + world.seed,
-      sleep: () => new Promise(() => {}),
-    })
+      sleep: () => new Promise<void>(() => {}),
+    }
+    const log = new BoundedLog(options, world.entryBytesMax)
     let setBounds: (bounds: LogBounds) => void
     const bounds = new Promise<LogBounds>((resolve) => (setBounds = resolve))
     const open = log.open.bind(log)
@@ -290,7 +291,7 @@ export class CrashPoints {
       },
       diskMayBeLow: () => false,
       copied: () => {},
-      stepBytesMax: world.segmentBytes / 4,
+      stepBytesMax: world.entryBytesMax / 4,
       excessMax: world.excessMax,
     })
     model.recover(state, afterCrash, broker.turn.nowMs, world.latestMs)

@@ -67,6 +67,9 @@ export function otherLog(log: Log, change: Partial<Log>): Log {
     get segmentBytes() {
       return log.segmentBytes
     },
+    get entryBytesMax() {
+      return log.entryBytesMax
+    },
     open: () => log.open(),
     read: (position) => log.read(position),
     hasRoomFor: (bytes, nowMs) => log.hasRoomFor(bytes, nowMs),

@@ -193,7 +193,7 @@ export class Publishing {
       const refusal = this.#refusal(queue, attempt, freed.get(queue) ?? NOTHING_FREED, nowMs)
       if (refusal !== undefined) return refusal
     }
-    const bytes = attempts.reduce((sum, { batch }) => sum + batch.length, 48)
+    const bytes = attempts.reduce((sum, { batch }) => sum + batch.length, 48 + freed.size * 48)
     return bytes + held.length * 16 > this.#stepBytesMax ? 'TRANSACTION_TOO_LARGE' : undefined
   }
 

@@ -29,6 +29,7 @@ import { compareCounts } from './agreement.js'
 import type { Attempts } from './attempts.js'
 import type { EntrySummary, LedgerState } from './ledger.js'
 import type { Model } from './model.js'
+import { Violation } from './trace.js'
 import type { Conversation } from './witness.js'
 
 /** The receiver of the observations. `guard` keeps the errors of its checks out of the broker. */
@@ -56,7 +57,7 @@ export interface LogListening {
 export class TappedLog implements Log {
   readonly inner: Log
   readonly #to: LogListening
-  readonly counts = { coldReads: 0, truncations: 0, checkpoints: 0 }
+  readonly counts = { coldReads: 0, truncations: 0, checkpoints: 0, largeEntries: 0 }
   bounds: LogBounds | undefined
 
   constructor(inner: Log, to: LogListening) {
@@ -66,6 +67,10 @@ export class TappedLog implements Log {
 
   get segmentBytes(): number {
     return this.inner.segmentBytes
+  }
+
+  get entryBytesMax(): number {
+    return this.inner.entryBytesMax
   }
 
   async open(): Promise<LogBounds> {
@@ -92,6 +97,12 @@ export class TappedLog implements Log {
 
   async append(position: number, lsn: number, entry: Uint8Array): Promise<void> {
     this.#to.guard(() => {
+      if (entry.length > this.entryBytesMax)
+        throw new Violation(
+          'entryBytesMax',
+          `entry ${lsn} has ${entry.length} of ${this.entryBytesMax} bytes`,
+        )
+      this.counts.largeEntries += entry.length > this.entryBytesMax / 2 ? 1 : 0
       const { acked, atomics } = this.#to.ledger.begin(entry, position)
       for (const { identity, number } of atomics)
         this.#to.model.publishing.stepWritten(identity, number, acked)

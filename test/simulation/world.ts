@@ -9,14 +9,16 @@
 import { MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
 import { crc32 } from 'node:zlib'
 import { Broker } from '../../packages/server/src/broker/broker.js'
-import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { Disk } from '../../packages/server/src/log/log.js'
+import type { LogNotice } from '../../packages/server/src/log/notices.js'
+import { SEGMENT_HEADER_BYTES } from '../../packages/server/src/log/segment.js'
 import { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { Session } from '../../packages/server/src/session/session.js'
 import { SESSION_DEFAULTS, type SessionSettings } from '../../packages/server/src/session/settings.js'
 import { checkHistory, findingLines, violations, type HistoryEvent, type Report } from '../checker/history.js'
 import { Administrator } from './administrator.js'
 import { compareWithLog } from './agreement.js'
+import { BoundedLog } from './bounded-log.js'
 import { Attempts, messageName, nameOf } from './attempts.js'
 import { Chance } from './chance.js'
 import { characterOf, type Character } from './characters.js'
@@ -102,6 +104,8 @@ export class World implements Surroundings, Listening, LogListening {
   /** Whether the queues have only the simplest options. */
   readonly isPlain: boolean
   readonly segmentBytes: number
+  /** What fits in a segment, or less in every fourth world. */
+  readonly entryBytesMax: number
   readonly messageBytesMax: number
   /** The bound is low, so that even a short backlog is evicted over several turns. */
   readonly excessMax = 4
@@ -165,9 +169,11 @@ export class World implements Surroundings, Listening, LogListening {
     const chance = new Chance(options.seed)
     this.chance = chance
     this.isPlain = chance.hit(0.35)
-    // A segment must have room for a page of a chunk, which is larger with the keys, ids and times of a thousand messages.
-    this.segmentBytes = chance.pick(this.isPlain ? [16, 16, 20, 32, 64] : [96, 112, 128]) * 1024
-    const messageBytesMost = Math.min(this.segmentBytes / 4, 16 * 1024) - MESSAGE_OVERHEAD_BYTES
+    // An entry must have room for a page of a chunk, which is larger with the keys, ids and times of a thousand messages.
+    const roomBytes = chance.pick(this.isPlain ? [16, 16, 20, 32, 64] : [96, 112, 128]) * 1024
+    this.entryBytesMax = roomBytes - SEGMENT_HEADER_BYTES
+    this.segmentBytes = options.seed % 4 === 3 ? 2 * roomBytes : roomBytes
+    const messageBytesMost = Math.min(this.entryBytesMax / 4, 16 * 1024) - MESSAGE_OVERHEAD_BYTES
     this.messageBytesMax = chance.int(1000, messageBytesMost)
     this.batchBytesMax = messageBytesMost
     this.heartbeatMs = chance.int(300, 1500)
@@ -178,9 +184,11 @@ export class World implements Surroundings, Listening, LogListening {
         characterOf(name, this.queueNames.slice(i + 1), this.isPlain || chance.hit(0.1), chance),
       ]),
     )
-    this.#checkpointBytes = chance.int(4096, Math.min(this.segmentBytes, 64 * 1024))
-    this.#blockBytes = chance.pick([4, 16, 64, 300]) * 1024
-    this.#recentBytes = this.#blockBytes * chance.int(1, 6)
+    this.#checkpointBytes = chance.int(4096, Math.min(roomBytes, 64 * 1024))
+    const blockBytes = chance.pick([4, 16, 64, 300]) * 1024
+    // An entry also ends with its block.
+    this.#blockBytes = this.segmentBytes > roomBytes ? 300 * 1024 : blockBytes
+    this.#recentBytes = blockBytes * chance.int(1, 6)
     this.#kernelBytes = chance.pick([2, 8, 64]) * 1024
     this.#diskWeight = chance.pick([4, 20, 40])
     this.#troubleWeight = chance.pick([0.1, 0.3, 0.6])
@@ -208,7 +216,7 @@ export class World implements Surroundings, Listening, LogListening {
       dueMs: (queueId, offset) => this.#dueMs(queueId, offset),
       diskMayBeLow: () => this.#diskMayBeLow(),
       copied: (queue, record) => this.#copied(queue, record),
-      stepBytesMax: this.segmentBytes / 4,
+      stepBytesMax: this.entryBytesMax / 4,
       excessMax: this.excessMax,
     })
     this.witness = new Witness(this.ledger, this.model, this.attempts)
@@ -605,17 +613,19 @@ export class World implements Surroundings, Listening, LogListening {
   }
 
   /** Opens a log on this disk with the options of the broker's log. */
-  openLog(disk: Disk): FileLog {
+  openLog(disk: Disk): BoundedLog {
     const { defect } = this.#options
-    return new FileLog({
+    const options = {
       disk: defect?.disk?.(disk) ?? disk,
       segmentBytes: this.segmentBytes,
       lowFreeBytes: 0,
       now: () => this.brokerMs,
       random32: () => 0x5eed_0000 + this.seed,
-      sleep: (ms) => new Promise((wake) => this.#sleepers.push({ atMs: this.nowMs + ms, wake })),
-      onNotice: (notice) => this.count(`log ${notice.kind}`),
-    })
+      sleep: (ms: number) =>
+        new Promise<void>((wake) => this.#sleepers.push({ atMs: this.nowMs + ms, wake })),
+      onNotice: (notice: LogNotice) => this.count(`log ${notice.kind}`),
+    }
+    return new BoundedLog(options, this.entryBytesMax)
   }
 
   async #boot(): Promise<void> {

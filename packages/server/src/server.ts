@@ -9,7 +9,9 @@ import { Broker, type BrokerStatus, type BrokerUsage } from './broker/broker.js'
 import { DataDirectory } from './data-directory.js'
 import type { Holder } from './state/space.js'
 import type { Disk } from './log/log.js'
+import { ENTRY_BYTES_MIN } from './log/entry-limits.js'
 import { FileLog } from './log/file-log.js'
+import { SEGMENT_BYTES_DEFAULT, SEGMENT_HEADER_BYTES } from './log/segment.js'
 import {
   MEMORY_BYTES_MIN,
   MemoryGauge,
@@ -38,8 +40,8 @@ export interface ServerOptions {
   /** Port to listen on. With 0 the system chooses a port. Default: 7420. */
   readonly port?: number
   /**
-   * Size of a segment of the log. Default: 64 MiB. A message may take at most a quarter of a segment. Segments below
-   * 256 KiB are for tests of the log: the state of queues with keys, ids and times to live does not fit in them.
+   * Size of a segment of the log. Default: 64 MiB. A message may take at most a quarter of a segment. At least 132 KiB,
+   * so that each page of the state fits in an entry. An existing log keeps its size.
    */
   readonly segmentBytes?: number
   /** Maximum size of a message. Default: 1 MiB. */
@@ -133,6 +135,7 @@ interface Shared {
  */
 export async function startServer(options: ServerOptions = {}): Promise<RunningServer> {
   const begunMs = performance.now()
+  checkSegmentBytes(options.segmentBytes)
   const budgetBytes = memoryBudget(options.memoryBytes)
   const clock = new Clock()
   const alarm = new Alarm(() => clock.now())
@@ -190,6 +193,13 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
     await directory.close()
     throw error
   }
+}
+
+// @throws SluiceError INVALID_ARGUMENT
+function checkSegmentBytes(bytes = SEGMENT_BYTES_DEFAULT): void {
+  const least = ENTRY_BYTES_MIN + SEGMENT_HEADER_BYTES
+  if (bytes >= least) return
+  throw new SluiceError('INVALID_ARGUMENT', `segmentBytes is ${bytes}; a broker needs at least ${least}.`)
 }
 
 // @throws SluiceError INVALID_ARGUMENT

@@ -8,7 +8,9 @@
  */
 import { BATCH_TYPE, LIMITS, MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
 import { BLOCKS_DEFAULTS, Blocks, type BlocksOptions } from '../log/blocks.js'
+import { entryLimits } from '../log/entry-limits.js'
 import type { Log } from '../log/log.js'
+import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
 import { Tail } from '../log/tail.js'
 import { SEED_BYTES, drawSeed, writeSeed, type Timer } from '../queue/index.js'
 import { Catalog } from './catalog.js'
@@ -112,6 +114,8 @@ export interface BrokerUsage {
 
 export class Broker {
   readonly messageBytesMax: number
+  /** Maximum number of unanswered batches of one producer whose results fit in its page. */
+  readonly inFlightBatchesMax: number
   readonly boot: number
   readonly status: BrokerStatus
   readonly turn: Turn
@@ -160,9 +164,9 @@ export class Broker {
     const messageBytesMax = options.messageBytesMax ?? LIMITS.messageBytesDefault
     if (
       messageBytesMax > LIMITS.messageBytesMax ||
-      messageBytesMax + MESSAGE_OVERHEAD_BYTES > log.segmentBytes / 4
+      messageBytesMax + MESSAGE_OVERHEAD_BYTES > state.limits.messageBytesMax
     ) {
-      throw new SluiceError('INVALID_ARGUMENT', messageDoesNotFit(messageBytesMax, log.segmentBytes))
+      throw new SluiceError('INVALID_ARGUMENT', messageDoesNotFit(messageBytesMax, log))
     }
     const afterCrash = !state.closed
     if (afterCrash) state.markAllDelivered()
@@ -210,6 +214,7 @@ export class Broker {
     this.status = status
     this.boot = state.boot
     this.messageBytesMax = messageBytesMax
+    this.inFlightBatchesMax = state.limits.producerNumbersMax
     this.#pagesMax = options.pagesMax ?? PAGES_MAX
     this.#pendingBytesMax = options.pendingBytesMax ?? PENDING_BYTES_DEFAULT
     this.#spaceTimer = turn.timer()
@@ -443,13 +448,20 @@ export class Broker {
   }
 }
 
-function messageDoesNotFit(messageBytesMax: number, segmentBytes: number): string {
+function messageDoesNotFit(messageBytesMax: number, { segmentBytes, entryBytesMax }: Log): string {
   const mib = (bytes: number): string => `${bytes} bytes (${Number((bytes / 2 ** 20).toFixed(3))} MiB)`
-  const most = Math.min(segmentBytes / 4 - MESSAGE_OVERHEAD_BYTES, LIMITS.messageBytesMax)
-  const least = 4 * Math.min(messageBytesMax, LIMITS.messageBytesMax) + 4 * MESSAGE_OVERHEAD_BYTES
+  const isFullSegment = entryBytesMax === segmentBytes - SEGMENT_HEADER_BYTES
+  const bound = isFullSegment
+    ? `segment-bytes of this log is ${mib(segmentBytes)}`
+    : `an entry of this log has at most ${mib(entryBytesMax)}`
+  const fits = entryLimits(entryBytesMax).messageBytesMax - MESSAGE_OVERHEAD_BYTES
+  const most = Math.min(fits, LIMITS.messageBytesMax)
+  const least = 4 * (Math.min(messageBytesMax, LIMITS.messageBytesMax) + MESSAGE_OVERHEAD_BYTES)
+  const leastMiB = Math.ceil((least + SEGMENT_HEADER_BYTES) / 2 ** 20)
   return (
-    `max-message-bytes is ${mib(messageBytesMax)}, and segment-bytes of this log is ${mib(segmentBytes)}: ` +
-    `a message with its headers can take at most a quarter of a segment, and at most ${mib(LIMITS.messageBytesMax)}. ` +
-    `Set max-message-bytes to ${most} or less, or create a new log with segment-bytes of ${Math.ceil(least / 2 ** 20)} MiB or more.`
+    `max-message-bytes is ${mib(messageBytesMax)}, and ${bound}: a message with its headers can take at most ` +
+    `a quarter of ${isFullSegment ? 'a segment' : 'an entry'}, and at most ${mib(LIMITS.messageBytesMax)}. ` +
+    `Set max-message-bytes to ${most} or less` +
+    (isFullSegment ? `, or create a new log with segment-bytes of ${leastMiB} MiB or more.` : '.')
   )
 }

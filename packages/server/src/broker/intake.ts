@@ -273,12 +273,13 @@ export class Intake {
       for (const { at, end } of batches) bytes += end - at
       for (const { admitted } of batches) bytes += admittedFactsBytes(admitted)
       const acks = step.acks.reduce((sum, { count }) => sum + count, 0)
-      const most = this.#writer.segmentBytes / 4
-      const total = bytes + acks * ACK_FACT_BYTES
+      const ackedQueues = new Set(step.acks.map(({ subscription }) => subscription!.queue)).size
+      const most = this.#writer.limits.stepBytesMax
+      const total = bytes + acks * ACK_FACT_BYTES + ackedQueues * BATCH_HEADER_BYTES
       if (total > most) {
         throw new SluiceError(
           'TRANSACTION_TOO_LARGE',
-          `The atomic step takes ${total} bytes, ${ACK_FACT_BYTES} of them for each of its ${acks} acknowledgements; the segment size of this broker allows at most ${most} bytes.`,
+          `The atomic step takes ${total} bytes, ${ACK_FACT_BYTES} of them for each of its ${acks} acknowledgements; an entry of this broker's log allows at most ${most} bytes.`,
         )
       }
       this.#writer.checkRoom(bytes)
@@ -390,14 +391,14 @@ export class Intake {
 
   // @throws SluiceError
   #admit(admission: Admission): void {
-    const { segmentBytes } = this.#writer
+    const most = this.#writer.limits.aheadBytesMax
     admission.check()
     for (const batch of admission.batches) {
-      if (admittedFactsBytes(batch) <= segmentBytes / 4) continue
+      if (admittedFactsBytes(batch) <= most) continue
       const known = (batch.duplicates?.size ?? 0) + (batch.replaced?.size ?? 0)
       throw new SluiceError(
         'BATCH_TOO_LARGE',
-        `A batch has ${known} messages with a known id; the segment size of this broker allows at most ${Math.floor(segmentBytes / 4 / (batch.replaced === undefined ? DUPLICATE_FACT_BYTES : REPLACE_FACTS_BYTES))} in one batch.`,
+        `A batch has ${known} messages with a known id; an entry of this broker's log allows at most ${Math.floor(most / (batch.replaced === undefined ? DUPLICATE_FACT_BYTES : REPLACE_FACTS_BYTES))} in one batch.`,
       )
     }
   }
@@ -407,13 +408,13 @@ export class Intake {
     const count = batchCount(bytes, at)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
-    // With small segments the limit of a batch is lower than the limit of the protocol, because facts about each message
-    // must fit in the segment beside the batch.
-    const most = this.#writer.segmentBytes / 2
+    // With small entries the limit of a batch is lower than the limit of the protocol, because facts about each message
+    // must fit in the entry beside the batch.
+    const most = this.#writer.limits.batchBytesMax
     if (end - at > most) {
       throw new SluiceError(
         'BATCH_TOO_LARGE',
-        `A batch of ${count} messages has ${end - at} bytes; the segment size of this broker allows at most ${most} bytes.`,
+        `A batch of ${count} messages has ${end - at} bytes; an entry of this broker's log allows at most ${most} bytes.`,
       )
     }
     return checked

@@ -71,10 +71,7 @@ export class Leases {
   readonly #turn: Turn
   readonly #random: () => number
   readonly #observer: Observer | undefined
-  /**
-   * Maximum size of a reason in bytes. It depends on the segment size, because one page holds the reasons of a whole
-   * chunk of dead messages.
-   */
+  /** Maximum size of a reason in bytes: one page holds the reasons of a whole chunk of dead messages. */
   readonly #reasonBytesMax: number
   readonly #lease = emptyLease()
   /** Queues with claimable leases, in the order in which they were last added. */
@@ -87,7 +84,7 @@ export class Leases {
     this.#turn = turn
     this.#random = random
     this.#observer = observer
-    this.#reasonBytesMax = Math.floor(writer.segmentBytes / 4 / CHUNK_MESSAGES)
+    this.#reasonBytesMax = Math.floor(writer.limits.reasonsBytesMax / CHUNK_MESSAGES)
     // The id of a subscription is used again after 4,096 boots, or after a million subscriptions in one boot.
     this.#nextSubscription = ((state.boot % 4096) << 20) >>> 0
   }

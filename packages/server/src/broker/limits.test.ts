@@ -1,11 +1,17 @@
 /** The limits of the broker. Each limit is tested at its value and just beyond it. docs/LIMITS.md lists the limits. */
 import { BATCH_HEADER_BYTES, LIMITS, OUTCOME, queueName, type Placed } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
-import { SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, segmentBytesFit } from '../log/segment.js'
+import {
+  SEGMENT_BYTES_MAX,
+  SEGMENT_BYTES_MIN,
+  SEGMENT_HEADER_BYTES,
+  segmentBytesFit,
+} from '../log/segment.js'
 import { ALL_ENDED, ENDED_MAX, FORMER_LEASES_MAX, FormerLeases } from '../queue/former.js'
 import { Bench, CALLER, Q, batchOf, type Message } from '../testing/bench.js'
 
 const SEGMENT_BYTES = 64 << 10
+const ENTRY_BYTES = SEGMENT_BYTES - SEGMENT_HEADER_BYTES
 
 const refused = (code: string): Error => expect.objectContaining({ code }) as Error
 const many = (count: number, message: (index: number) => Message): Message[] =>
@@ -104,40 +110,40 @@ it('makes at most 8,192 due messages ready in a turn, serves other queues in the
   bench.broker.audit()
 })
 
-describe('with small segments', () => {
-  it('a batch takes at most half of a segment', async () => {
+describe('with small entries', () => {
+  it('a batch takes at most half of an entry', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
     bench.ensure()
-    const bodiesBytes = SEGMENT_BYTES / 2 - BATCH_HEADER_BYTES - 33 * 8
+    const bodiesBytes = ENTRY_BYTES / 2 - BATCH_HEADER_BYTES - 33 * 8
     const batch = (bytes: number): Message[] =>
-      many(33, (index) => ({ bodyBytes: index === 0 ? bytes - 32 * 983 : 983 }))
+      many(33, (index) => ({ bodyBytes: index === 0 ? bytes - 32 * 921 : 921 }))
     expect((await bench.publish(batch(bodiesBytes))).baseOffset).toBe(0)
     expect(() => bench.put(batch(bodiesBytes + 1))).toThrow(refused('BATCH_TOO_LARGE'))
     expect(bench.info().ready).toBe(33)
   })
 
-  it('the facts about known ids of a batch take at most a quarter of a segment', async () => {
+  it('the facts about known ids of a batch take at most a quarter of an entry', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
     bench.ensure()
-    const most = Math.floor(SEGMENT_BYTES / 4 / 24)
+    const most = Math.floor(ENTRY_BYTES / 4 / 24)
     const ids = (count: number): Message[] => many(count, (index) => ({ id: String(index), bodyBytes: 0 }))
     await bench.publish(ids(most + 1))
     expect((await bench.publish(ids(most))).duplicates?.size).toBe(most)
     expect(() => bench.put(ids(most + 1))).toThrow(refused('BATCH_TOO_LARGE'))
   })
 
-  it('an atomic step takes at most a quarter of a segment', async () => {
+  it('an atomic step takes at most a quarter of an entry', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
     bench.ensure()
     const step = (bytes: number): readonly Placed[] => {
-      const messages = many(16, (index) => ({ bodyBytes: index === 0 ? bytes - 15 * 1_010 : 1_010 }))
+      const messages = many(16, (index) => ({ bodyBytes: index === 0 ? bytes - 15 * 946 : 946 }))
       const number = ++bench.number
       const batch = batchOf(messages, number)
       const batches = [{ queue: Q, bytes: batch, at: 0, end: batch.length }]
       return bench.atomic({ number, crc: 1, acks: [], batches })
     }
     // Two batch headers are counted: one for the step itself, and one for the batch that it publishes.
-    const most = SEGMENT_BYTES / 4 - 2 * BATCH_HEADER_BYTES - 16 * 8
+    const most = ENTRY_BYTES / 4 - 2 * BATCH_HEADER_BYTES - 16 * 8
     expect(step(most)).toHaveLength(1)
     expect(() => step(most + 1)).toThrow(refused('TRANSACTION_TOO_LARGE'))
     await bench.settle()

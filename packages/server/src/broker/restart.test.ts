@@ -236,12 +236,12 @@ describe('a producer that sends a batch again', () => {
     expect(bench.info()).toMatchObject({ published: 2, duplicates: 2, ready: 0 })
   })
 
-  // Each duplicate takes 24 bytes of facts in the entry of the batch, and the batch can take half of a segment.
-  it('can have duplicates in a batch as long as their facts fit in a quarter of a segment', async () => {
+  // Each duplicate takes 24 bytes of facts in the entry of the batch, and the batch can take half of an entry.
+  it('can have duplicates in a batch as long as their facts fit in a quarter of an entry', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: HOUR })
     await bench.publish([{ id: 'a', bodyBytes: 0 }])
-    const most = Math.floor(bench.log.segmentBytes / 4 / 24)
+    const most = Math.floor(bench.log.entryBytesMax / 4 / 24)
     const tooMany = batchOf(repeated(most + 1, { id: 'a', bodyBytes: 0 }), ++bench.number)
     expect(() => bench.send(tooMany)).toThrow(expect.objectContaining({ code: 'BATCH_TOO_LARGE' }))
     const bytes = batchOf(repeated(most, { id: 'a', bodyBytes: 0 }), ++bench.number)
@@ -465,7 +465,7 @@ describe('a producer that sends a batch again', () => {
   })
 
   describe('with more unanswered duplicates than fit in a page', () => {
-    // A page takes at most a quarter of a segment, and each duplicate takes 40 bytes.
+    // The results in a page take at most a quarter of an entry, and each duplicate takes 40 bytes.
     const batches = Array.from({ length: 60 }, (_, i) =>
       batchOf(repeated(1_000, { id: 'a', bodyBytes: 1 }), i + 1),
     )

@@ -14,6 +14,7 @@ import {
   viewBytes,
   writeBatchAttributes,
 } from '@sluice/protocol'
+import { entryLimits, type EntryLimits } from '../log/entry-limits.js'
 import type { Log } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
 import { factsUntil, type FactBuffer, type Queue } from '../queue/index.js'
@@ -37,6 +38,7 @@ export const NO_QUEUE = 0
 export class Writer {
   readonly tail: Tail
   readonly turn: Turn
+  readonly limits: EntryLimits
   /** Bytes of the records written since the broker started. */
   recordBytes = 0
   /** Use of memory while publishes are refused because the process is out of memory; otherwise undefined. */
@@ -52,14 +54,7 @@ export class Writer {
     this.#log = log
     this.tail = tail
     this.turn = turn
-  }
-
-  get segmentBytes(): number {
-    return this.#log.segmentBytes
-  }
-
-  get #factsBytesMax(): number {
-    return this.#log.segmentBytes / 8
+    this.limits = entryLimits(log.entryBytesMax)
   }
 
   /**
@@ -101,7 +96,7 @@ export class Writer {
     if (queue.facts.isEmpty) return
     // After many settles in one turn, the facts are written before the end of the turn, so that not all facts stay in
     // memory.
-    if (queue.facts.length > this.#factsBytesMax) {
+    if (queue.facts.length > this.limits.factsBytesMax) {
       this.writeFacts(queue.id, queue.facts)
       return
     }
@@ -135,7 +130,9 @@ export class Writer {
     if (facts.isEmpty) return 0
     // Each batch of facts is at least half full.
     const batches =
-      facts.length <= this.#factsBytesMax ? 1 : Math.ceil((2 * facts.length) / this.#factsBytesMax)
+      facts.length <= this.limits.factsBytesMax
+        ? 1
+        : Math.ceil((2 * facts.length) / this.limits.factsBytesMax)
     return batches * BATCH_HEADER_BYTES + facts.length
   }
 
@@ -147,9 +144,9 @@ export class Writer {
     const { bytes } = facts
     for (let from = 0; from < bytes.length;) {
       const { end, count } =
-        bytes.length <= this.#factsBytesMax
+        bytes.length <= this.limits.factsBytesMax
           ? { end: bytes.length, count: facts.count }
-          : factsUntil(bytes, from, this.#factsBytesMax)
+          : factsUntil(bytes, from, this.limits.factsBytesMax)
       const length = BATCH_HEADER_BYTES + end - from
       const at = this.tail.reserve(length, this.turn.nowMs)
       this.tail.bytes.set(bytes.subarray(from, end), at + BATCH_HEADER_BYTES)

@@ -102,6 +102,11 @@ export class FileLog implements Log {
     return this.#segmentBytes
   }
 
+  /** An entry is bounded only by its segment. */
+  get entryBytesMax(): number {
+    return this.#segmentBytes - SEGMENT_HEADER_BYTES
+  }
+
   async open(): Promise<LogBounds> {
     if (this.#opened) throw new Error('The log is already open.')
     this.#opened = true

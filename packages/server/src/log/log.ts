@@ -37,10 +37,14 @@ export interface LogBounds {
 }
 
 export interface Log {
-  /**
-   * Size of a segment in bytes, including its header. An entry has at most `segmentBytes - SEGMENT_HEADER_BYTES` bytes.
-   */
+  /** Size of a segment in bytes, including its header. */
   readonly segmentBytes: number
+  /**
+   * Maximum size of an entry in bytes, including its header and padding: a multiple of ENTRY_ALIGN_BYTES, and at most
+   * `segmentBytes - SEGMENT_HEADER_BYTES`. It never decreases during the life of a log, because batches and pages are
+   * copied to new entries. See `entry-limits.ts` for the limits that follow from it.
+   */
+  readonly entryBytesMax: number
   /**
    * Finds the end of the log and cuts off an unfinished last entry.
    * @throws SluiceError LOG_CORRUPT with file and position

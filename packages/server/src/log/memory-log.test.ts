@@ -1,12 +1,14 @@
-import { SluiceError } from '@sluice/protocol'
+import { BATCH_HEADER_BYTES, SluiceError } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
 import { SimulatedDisk } from '../../../../test/simulation/disk.js'
 import { EntryWriter } from '../../../../test/simulation/entries.js'
+import { ENTRY_HEADER_BYTES } from './entry.js'
 import { FileLog } from './file-log.js'
 import type { Log, LogEntry } from './log.js'
 import { MemoryLog } from './memory-log.js'
 
 const SEGMENT = 16 * 1024
+const ROOM = SEGMENT - 4096
 const SALT = 0xc0ffee
 
 async function entriesOf(log: Log, position: number): Promise<LogEntry[]> {
@@ -135,4 +137,29 @@ test('room is the free bytes of the segments, minus the reserve', async () => {
   await log.truncateBefore(writer.durable.at(-1)!.position)
   expect(log.hasRoomFor(2048)).toBe(true)
   expect(new MemoryLog().hasRoomFor(2 ** 40)).toBe(true)
+})
+
+test('an entry has at most entryBytesMax bytes, which also holds for the next process', async () => {
+  const log = new MemoryLog({ segmentBytes: SEGMENT, entryBytesMax: 2_048 })
+  const writer = new EntryWriter(log, await log.open())
+  const entryOf = (bytes: number): number[] => [bytes - ENTRY_HEADER_BYTES - BATCH_HEADER_BYTES]
+  await writer.append(entryOf(2_048))
+  await expect(writer.append(entryOf(2_049))).rejects.toThrow(
+    'An entry has 2560 bytes; entryBytesMax is 2048.',
+  )
+  expect(log.reopened().entryBytesMax).toBe(2_048)
+})
+
+test('entryBytesMax is what fits in a segment unless it is given, in whole sectors', () => {
+  expect(new MemoryLog({ segmentBytes: SEGMENT }).entryBytesMax).toBe(ROOM)
+  const files = new FileLog({
+    disk: new SimulatedDisk(),
+    segmentBytes: SEGMENT,
+    now: () => 0,
+    random32: () => 1,
+  })
+  expect(files.entryBytesMax).toBe(ROOM)
+  expect(new MemoryLog({ segmentBytes: SEGMENT, entryBytesMax: ROOM }).entryBytesMax).toBe(ROOM)
+  for (const entryBytesMax of [ROOM + 512, 2_000])
+    expect(() => new MemoryLog({ segmentBytes: SEGMENT, entryBytesMax })).toThrow(RangeError)
 })

@@ -17,6 +17,8 @@ import { SEGMENT_HEADER_BYTES } from './segment.js'
 export interface MemoryLogOptions {
   /** Default 1 MiB. */
   readonly segmentBytes?: number
+  /** A multiple of 512. Default: what fits in a segment. */
+  readonly entryBytesMax?: number
   readonly salt?: number
   /** Maximum number of segments; default: unlimited. An entry that needs another segment waits until one is freed. */
   readonly segmentsMax?: number
@@ -39,6 +41,7 @@ interface Stored {
 
 export class MemoryLog implements Log {
   readonly segmentBytes: number
+  readonly entryBytesMax: number
   /** Number of further calls of `hasRoomFor` that may succeed; later calls are refused. */
   refusedFrom = Infinity
   readonly #options: MemoryLogOptions
@@ -58,6 +61,13 @@ export class MemoryLog implements Log {
 
   constructor(options: MemoryLogOptions = {}, stored?: Stored) {
     this.segmentBytes = options.segmentBytes ?? 1024 * 1024
+    const most = this.segmentBytes - SEGMENT_HEADER_BYTES
+    this.entryBytesMax = options.entryBytesMax ?? most
+    if (this.entryBytesMax > most || this.entryBytesMax % ENTRY_ALIGN_BYTES !== 0) {
+      throw new RangeError(
+        `entryBytesMax is ${this.entryBytesMax}; it must be a multiple of ${ENTRY_ALIGN_BYTES} and at most ${most}.`,
+      )
+    }
     this.#options = options
     this.#salt = options.salt ?? 0x5a17
     const first = this.segmentBytes + SEGMENT_HEADER_BYTES
@@ -77,7 +87,7 @@ export class MemoryLog implements Log {
   /** The log as the next process finds it: it has every entry whose append resolved, and no other entry. */
   reopened(options: MemoryLogOptions = this.#options): MemoryLog {
     return new MemoryLog(
-      { ...options, segmentBytes: this.segmentBytes, salt: this.#salt },
+      { ...options, segmentBytes: this.segmentBytes, entryBytesMax: this.entryBytesMax, salt: this.#salt },
       { ...this.#stored, entries: [...this.#stored.entries] },
     )
   }
@@ -136,6 +146,9 @@ export class MemoryLog implements Log {
     if (this.#closed) throw new Error('The log is closed.')
     if (this.#appending) throw new Error('Another entry is being appended.')
     if (entry.length % ENTRY_ALIGN_BYTES !== 0) throw new RangeError('An entry must be padded to 512 bytes.')
+    if (entry.length > this.entryBytesMax) {
+      throw new RangeError(`An entry has ${entry.length} bytes; entryBytesMax is ${this.entryBytesMax}.`)
+    }
     if (position !== this.#writePosition && position !== this.#nextSegmentStart()) {
       throw new RangeError(`Position ${position} is not the place of the next entry.`)
     }

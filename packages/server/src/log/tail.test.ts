@@ -9,7 +9,7 @@ import { expectSame } from '../../../../test/same.js'
 
 const SEGMENT_BYTES = 16 * 1024
 
-async function open(options: { beforeAppend?: () => Promise<void> } = {}): Promise<{
+async function open(options: { beforeAppend?: () => Promise<void>; entryBytesMax?: number } = {}): Promise<{
   log: MemoryLog
   tail: Tail
   blocks: Blocks
@@ -101,6 +101,47 @@ describe('tail', () => {
       { numRuns: 60 },
     )
     expect(checked).toBeGreaterThan(500)
+  })
+
+  it('seals an entry before it exceeds entryBytesMax, wherever its block and its segment end', async () => {
+    const entryBytesMax = 2_048
+    const roomBytes = entryBytesMax - ENTRY_HEADER_BYTES
+    let checked = 0
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(fc.integer({ min: BATCH_HEADER_BYTES, max: roomBytes }), { minLength: 20, maxLength: 60 }),
+        async (sizes) => {
+          const { log, tail } = await open({ entryBytesMax })
+          for (const bytes of sizes) add(tail, bytes, 1)
+          const pendingBytes = sizes.reduce((sum, bytes) => sum + bytes, 0)
+          expect(tail.pendingBytes).toBeGreaterThan(pendingBytes - entryBytesMax)
+          await settled(tail)
+          expect(tail.pendingBytes).toBe(0)
+          let batches = 0
+          for (const { bytes } of log.entries) {
+            expect(bytes.length).toBeLessThanOrEqual(entryBytesMax)
+            batches += [...entryBatches(bytes, 0)].length
+            checked++
+          }
+          expect(batches).toBe(sizes.length)
+        },
+      ),
+      { numRuns: 30 },
+    )
+    expect(checked).toBeGreaterThan(300)
+  })
+
+  it('fills an entry up to entryBytesMax, and throws for a batch that is one byte larger', async () => {
+    const entryBytesMax = 2_048
+    const { log, tail } = await open({ entryBytesMax })
+    add(tail, entryBytesMax - ENTRY_HEADER_BYTES, 1)
+    add(tail, 1_000, 2)
+    add(tail, entryBytesMax - ENTRY_HEADER_BYTES - 1_000, 3)
+    await settled(tail)
+    expect(log.entries.map(({ bytes }) => bytes.length)).toEqual([entryBytesMax, entryBytesMax])
+    expect(() => tail.reserve(entryBytesMax - ENTRY_HEADER_BYTES + 1, 1)).toThrow(
+      'An entry needs 2560 bytes; entryBytesMax of the log is 2048.',
+    )
   })
 
   it('keeps the gate at the previous entry while no entry is open', async () => {

@@ -54,7 +54,9 @@ export class Tail {
   #openEnd = 0
   #openLimit = 0
   #openBatches = 0
+  /** Entries that wait for the write in flight, and their total size in bytes. */
   readonly #sealed: Sealed[] = []
+  #sealedBytes = 0
   #writing = false
   #stopped = false
 
@@ -86,9 +88,7 @@ export class Tail {
 
   /** Bytes that are appended and not durable yet. */
   get pendingBytes(): number {
-    let bytes = this.#openPosition === -1 ? 0 : this.#openEnd - this.#openStart
-    for (const entry of this.#sealed) bytes += entry.bytes.length
-    return bytes
+    return this.#sealedBytes + (this.#openPosition === -1 ? 0 : this.#openEnd - this.#openStart)
   }
 
   /** Position at which the open entry begins, or the next entry if no entry is open. */
@@ -97,8 +97,9 @@ export class Tail {
   }
 
   /**
-   * Makes room for a batch of `length` bytes in the open entry; seals a full entry first. The caller writes the batch to
-   * `bytes` at the returned index, and then calls `add`.
+   * Makes room for a batch of `length` bytes in the open entry. Seals that entry first if the batch does not fit: the
+   * entry is then full, because it reached `entryBytesMax`, the end of its segment, or the end of its block. The caller
+   * writes the batch to `bytes` at the returned index, and then calls `add`.
    */
   reserve(length: number, nowMs: number): number {
     if (this.#openPosition !== -1 && this.#openEnd + length > this.#openLimit) this.seal(nowMs)
@@ -157,6 +158,7 @@ export class Tail {
       position: this.#openPosition,
       bytes: block.bytes.subarray(this.#openStart, this.#openStart + padded),
     })
+    this.#sealedBytes += padded
     this.#next = this.#openPosition + padded
     this.#openPosition = -1
     this.#openBatches = 0
@@ -167,7 +169,9 @@ export class Tail {
 
   #begin(length: number): void {
     const needed = entryPaddedBytes(ENTRY_HEADER_BYTES + length)
-    const { segmentBytes } = this.#log
+    const { segmentBytes, entryBytesMax } = this.#log
+    if (needed > entryBytesMax)
+      throw new RangeError(`An entry needs ${needed} bytes; entryBytesMax of the log is ${entryBytesMax}.`)
     const position = placeEntry(this.#next, needed, segmentBytes)
     const segmentEnd = (Math.floor(position / segmentBytes) + 1) * segmentBytes
     let block = this.#block
@@ -185,14 +189,15 @@ export class Tail {
     this.#openPosition = position
     this.#openStart = start
     this.#openEnd = start + ENTRY_HEADER_BYTES
-    // The ends of the block and of the segment are multiples of the alignment, so a padded entry still fits.
-    this.#openLimit = Math.min(block.bytes.length, start + (segmentEnd - position))
+    // All three bounds are multiples of the alignment, so a padded entry still fits.
+    this.#openLimit = Math.min(block.bytes.length, start + Math.min(segmentEnd - position, entryBytesMax))
   }
 
   #write(): void {
     if (this.#writing || this.#stopped) return
     const entry = this.#sealed.shift()
     if (entry === undefined) return
+    this.#sealedBytes -= entry.bytes.length
     this.#writing = true
     this.#log.append(entry.position, entry.lsn, entry.bytes).then(
       () => {

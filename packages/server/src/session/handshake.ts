@@ -24,9 +24,10 @@ import {
 } from '@sluice/protocol'
 import type { SessionSettings } from './settings.js'
 
-/** The facts about the broker that HELLO_OK contains. */
+/** The facts about the broker on which HELLO_OK depends. */
 export interface Host {
   readonly messageBytesMax: number
+  readonly inFlightBatchesMax: number
   readonly boot: number
 }
 
@@ -112,7 +113,11 @@ export class Handshake {
         heartbeatMs === 0
           ? offered.heartbeatMs
           : Math.max(LIMITS.heartbeatMsMin, Math.min(heartbeatMs, offered.heartbeatMs)),
-      inFlightBatchesMax: Math.min(inFlightBatchesMax || Infinity, offered.inFlightBatchesMax),
+      inFlightBatchesMax: Math.min(
+        inFlightBatchesMax || Infinity,
+        offered.inFlightBatchesMax,
+        this.#host.inFlightBatchesMax,
+      ),
     }
   }
 

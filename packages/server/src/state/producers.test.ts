@@ -1,13 +1,14 @@
 /** A disconnected producer uses memory only for the results that it may still ask for. */
 import { expect, test } from 'vitest'
+import { entryLimits } from '../log/entry-limits.js'
 import { Producer } from './producers.js'
 import { expectSame } from '../../../../test/same.js'
 
-const PAGE_BYTES_MAX = 1 << 20
+const ENTRY_LIMITS = entryLimits(4 << 20)
 const KNOWN_BYTES = 20
 
 function withBatches(count: number, unanswered: number): Producer {
-  const producer = new Producer(1, '00'.repeat(16), PAGE_BYTES_MAX)
+  const producer = new Producer(1, '00'.repeat(16), ENTRY_LIMITS)
   for (let number = 1; number <= count; number++) {
     expectSame(producer.resultOf(number, number, Math.min(unanswered, number - 1)), undefined)
     producer.accept(number, number * 10, number)
@@ -48,14 +49,14 @@ test('keeps the highest number but no result of a producer that will resend noth
   expect(() => producer.resultOf(5_000, 5_000, 0)).toThrow(/older than the window/)
   const page = producer.encodePage()
   expect(page.length).toBeLessThan(100)
-  expect(Producer.decodePage(page, 0, page.length, PAGE_BYTES_MAX)).toMatchObject({
+  expect(Producer.decodePage(page, 0, page.length, ENTRY_LIMITS)).toMatchObject({
     highest: 5_000,
     windowStart: 5_001,
   })
 })
 
 test('takes no memory without results, and accepts batches again', () => {
-  const producer = new Producer(1, '00'.repeat(16), PAGE_BYTES_MAX)
+  const producer = new Producer(1, '00'.repeat(16), ENTRY_LIMITS)
   expect(producer.windowBytes).toBe(0)
   const first = 2 ** 40
   expect(producer.resultOf(first, 7, 0)).toBeUndefined()
@@ -68,7 +69,7 @@ test('takes no memory without results, and accepts batches again', () => {
   producer.forgetAll()
   producer.shrink()
   const page = producer.encodePage()
-  expect(Producer.decodePage(page, 0, page.length, PAGE_BYTES_MAX).windowBytes).toBe(0)
+  expect(Producer.decodePage(page, 0, page.length, ENTRY_LIMITS).windowBytes).toBe(0)
   expect(producer.windowBytes).toBe(0)
   expect(producer.resultOf(first + 1, 8, 0)).toBeUndefined()
   producer.accept(first + 1, 20, 8)

@@ -7,7 +7,6 @@
  * batches in flight.
  */
 import {
-  LIMITS,
   SluiceError,
   readText,
   readU32,
@@ -20,6 +19,7 @@ import {
   type Fault,
   type Placed,
 } from '@sluice/protocol'
+import { PRODUCER_NUMBER_BYTES, type EntryLimits } from '../log/entry-limits.js'
 
 const IDENTITY_BYTES = 16
 /** Capacity of a window when its first result arrives; a power of two. */
@@ -30,9 +30,10 @@ const RESULTS_FIRST = 16
 const NO_NUMBERS = new Float64Array(0)
 const NO_CRCS = new Uint32Array(0)
 const PAGE_HEAD_BYTES = IDENTITY_BYTES + 4 + 4 + 8 + 8 + 8
-const PAGE_ITEM_BYTES = 20
 /** Maximum size of one remembered duplicate or batch place in a page, in bytes. */
 const PLACE_BYTES = 40
+
+type ProducerLimits = Pick<EntryLimits, 'resultsBytesMax' | 'producerNumbersMax'>
 
 export class Producer {
   /** Id in the log; 0 until the first batch is accepted. */
@@ -55,18 +56,15 @@ export class Producer {
   /** Results that have more than a base offset: the results of batches with duplicates and of atomic steps. */
   readonly #places = new Map<number, readonly Placed[]>()
 
-  readonly #pageBytesMax: number
+  readonly #limits: ProducerLimits
   /** Number of remembered duplicates and places. */
   #remembered = 0
 
-  /**
-   * `pageBytesMax` limits the size of the results in the producer's state page; beyond it the oldest results are
-   * forgotten early.
-   */
-  constructor(id: number, identity: string, pageBytesMax: number) {
+  /** `limits` bounds the producer's state page. Beyond the limits the oldest results are forgotten early. */
+  constructor(id: number, identity: string, limits: ProducerLimits) {
     this.id = id
     this.identity = identity
-    this.#pageBytesMax = pageBytesMax
+    this.#limits = limits
   }
 
   /**
@@ -114,7 +112,7 @@ export class Producer {
     // Beyond this limit the oldest results are dropped; a batch that is sent again after its result was dropped gets
     // UNKNOWN_OUTCOME.
     for (const oldest of this.#places.keys()) {
-      if (this.#remembered * PLACE_BYTES <= this.#pageBytesMax || oldest === number) break
+      if (this.#remembered * PLACE_BYTES <= this.#limits.resultsBytesMax || oldest === number) break
       this.forgetBelow(oldest + 1)
     }
   }
@@ -127,8 +125,9 @@ export class Producer {
   accept(number: number, base: number, crc: number, duplicates?: Duplicates): void {
     if (number > this.highest) this.highest = number
     while (number - this.windowStart >= this.#numbers.length) {
-      if (this.#numbers.length >= LIMITS.inFlightBatchesMax) {
-        this.forgetBelow(number - LIMITS.inFlightBatchesMax + 1)
+      const { producerNumbersMax } = this.#limits
+      if (this.#numbers.length >= producerNumbersMax) {
+        this.forgetBelow(number - producerNumbersMax + 1)
       } else {
         this.#resize(Math.max(RESULTS_FIRST, this.#numbers.length * 2))
       }
@@ -193,7 +192,7 @@ export class Producer {
       if (this.#numbers[slot]! >= this.windowStart) slots.push(slot)
     }
     const places = JSON.stringify([...this.#places].map(([number, places]) => [number, toPlain(places)]))
-    const itemsEnd = PAGE_HEAD_BYTES + slots.length * PAGE_ITEM_BYTES
+    const itemsEnd = PAGE_HEAD_BYTES + slots.length * PRODUCER_NUMBER_BYTES
     const bytes = new Uint8Array(itemsEnd + textBytes(places))
     writeText(bytes, itemsEnd, places)
     bytes.set(Buffer.from(this.identity, 'hex'))
@@ -207,18 +206,18 @@ export class Producer {
       writeU64(bytes, at, this.#numbers[slot]!)
       writeU64(bytes, at + 8, this.#bases[slot]!)
       writeU32(bytes, at + 16, this.#crcs[slot]!)
-      at += PAGE_ITEM_BYTES
+      at += PRODUCER_NUMBER_BYTES
     }
     return bytes
   }
 
-  static decodePage(bytes: Uint8Array, start: number, end: number, pageBytesMax: number): Producer {
+  static decodePage(bytes: Uint8Array, start: number, end: number, limits: ProducerLimits): Producer {
     const identity = Buffer.from(bytes.subarray(start, start + IDENTITY_BYTES)).toString('hex')
-    const producer = new Producer(readU32(bytes, start + 16), identity, pageBytesMax)
+    const producer = new Producer(readU32(bytes, start + 16), identity, limits)
     const count = readU32(bytes, start + 20)
     producer.windowStart = readU64(bytes, start + 32)
     let at = start + PAGE_HEAD_BYTES
-    for (let i = 0; i < count; i++, at += PAGE_ITEM_BYTES) {
+    for (let i = 0; i < count; i++, at += PRODUCER_NUMBER_BYTES) {
       producer.accept(readU64(bytes, at), readU64(bytes, at + 8), readU32(bytes, at + 16))
     }
     for (const [number, places] of JSON.parse(readText(bytes, at, end)) as [number, PlainPlace[]][])

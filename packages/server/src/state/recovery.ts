@@ -30,7 +30,7 @@ export interface Recovered {
 /** @throws SluiceError LOG_CORRUPT */
 export async function recover(log: Log): Promise<Recovered> {
   const bounds = await log.open()
-  const state = new State(log.segmentBytes)
+  const state = new State(log)
   const replay = new Replay(state)
   let from = bounds.firstPosition
   let directory: ListedPages | undefined

@@ -103,7 +103,7 @@ export class Replay {
     } else if (header.count === PAGE.ids) {
       this.#state.queuesById.get(header.queueId)?.ids.restorePage(bytes, start, end, position)
     } else {
-      const producer = Producer.decodePage(bytes, start, end, this.#state.producerPageBytes)
+      const producer = Producer.decodePage(bytes, start, end, this.#state.limits)
       producer.pagePosition = position
       this.#state.addProducer(producer, true)
     }

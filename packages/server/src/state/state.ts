@@ -7,6 +7,8 @@
  * open entry. In recovery `Replay` reads the fact and calls the same method.
  */
 import { SluiceError, type QueueOptions } from '@sluice/protocol'
+import { entryLimits, type EntryLimits } from '../log/entry-limits.js'
+import type { Log } from '../log/log.js'
 import {
   Arrivals,
   CHUNK_MESSAGES,
@@ -46,12 +48,11 @@ export class State {
   /** Newest time in the log. A later batch with an earlier time would be delivered before older messages. */
   newestMs = 0
 
-  /** Maximum size of the results of one producer in its page, in bytes. */
-  readonly producerPageBytes: number
+  readonly limits: EntryLimits
   #queueObserver: QueueObserver | undefined
 
-  constructor(segmentBytes: number) {
-    this.producerPageBytes = segmentBytes / 4
+  constructor({ segmentBytes, entryBytesMax }: Pick<Log, 'segmentBytes' | 'entryBytesMax'>) {
+    this.limits = entryLimits(entryBytesMax)
     this.segments = new Segments(segmentBytes, this.tree)
   }
 
@@ -103,7 +104,7 @@ export class State {
   }
 
   newProducer(id: number, identity: string): Producer {
-    return new Producer(id, identity, this.producerPageBytes)
+    return new Producer(id, identity, this.limits)
   }
 
   /** A producer with id 0 has not published yet and is not in the log. `hasPage`: its page is in the tree. */

@@ -162,6 +162,9 @@ export const CALLER = { label: 'operator', isOpen: true }
 
 export interface BenchOptions {
   readonly segmentBytes?: number
+  readonly entryBytesMax?: number
+  /** Default 1 KiB. */
+  readonly messageBytesMax?: number
   readonly checkpointBytes?: number
   /** Returns a number in [0, 1). Default: always 0.5. */
   readonly random?: () => number
@@ -196,6 +199,7 @@ export class Bench {
 
   constructor({
     segmentBytes = 1 << 20,
+    entryBytesMax,
     keepsSnapshots = false,
     segmentsMax,
     reserveBytes,
@@ -204,6 +208,7 @@ export class Bench {
     this.#more = more
     this.log = new MemoryLog({
       segmentBytes,
+      ...(entryBytesMax === undefined ? {} : { entryBytesMax }),
       ...(segmentsMax === undefined ? {} : { segmentsMax }),
       ...(reserveBytes === undefined ? {} : { reserveBytes }),
       ...(keepsSnapshots

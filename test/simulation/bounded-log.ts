@@ -1,0 +1,15 @@
+/** A log on files whose entries are bounded below its segments, as those of a replicated log are. */
+import { FileLog, type FileLogOptions } from '../../packages/server/src/log/file-log.js'
+
+export class BoundedLog extends FileLog {
+  readonly #entryBytesMax: number
+
+  constructor(options: FileLogOptions, entryBytesMax: number) {
+    super(options)
+    this.#entryBytesMax = entryBytesMax
+  }
+
+  override get entryBytesMax(): number {
+    return Math.min(super.entryBytesMax, this.#entryBytesMax)
+  }
+}
