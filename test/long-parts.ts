@@ -66,6 +66,7 @@ export const PARTS: readonly Part[] = [
   ),
   once('options', 'packages/server/src/state/traits.test.ts'),
   once('names', 'packages/server/src/state/name-cache.test.ts'),
+  once('many-queues', 'packages/server/src/state/many-queues.test.ts'),
   once('origin', 'packages/server/src/broker/origin.test.ts'),
   once('record', 'packages/protocol/src/record.test.ts'),
   once('client-fifo', 'packages/client/src/fifo.test.ts'),

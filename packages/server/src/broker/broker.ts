@@ -169,7 +169,7 @@ export class Broker {
       throw new SluiceError('INVALID_ARGUMENT', messageDoesNotFit(messageBytesMax, log))
     }
     const afterCrash = !state.closed
-    if (afterCrash) state.markAllDelivered()
+    if (afterCrash) state.crashed(bounds.nextPosition)
     if (state.boot === 0) state.seed = drawSeed(options.random)
     state.boot++
     const turn = new Turn(options, Math.max(options.now(), state.newestMs))

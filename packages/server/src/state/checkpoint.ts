@@ -198,7 +198,7 @@ export class Checkpoints {
     const state = this.#state
     const { tree } = state
     const replayFrom = this.#tail.position
-    const { boot, seed, nextQueueId, nextProducerId } = state
+    const { boot, seed, nextQueueId, nextProducerId, crashedAt } = state
     const sliceBytes = Math.min(SLICE_BYTES, this.#log.segmentBytes / 16)
     let sliceEnd = this.#writtenBytes + sliceBytes
     for (const isWritten of this.#pages(nowMs)) {
@@ -214,7 +214,15 @@ export class Checkpoints {
       sliceEnd = this.#writtenBytes + sliceBytes
       yield true
     }
-    const bytes = encodeDirectory({ replayFrom, boot, seed, nextQueueId, nextProducerId, root: tree.root })
+    const bytes = encodeDirectory({
+      replayFrom,
+      boot,
+      seed,
+      nextQueueId,
+      nextProducerId,
+      crashedAt,
+      root: tree.root,
+    })
     const position = this.#append(0, 0, bytes, nowMs, BATCH_TYPE.directory)
     const lowWater = Math.min(replayFrom, tree.root.lowestNow)
     this.#finished = { lsn: this.#tail.openLsn, position, lowWater }

@@ -1,5 +1,5 @@
 /**
- * The directory at the end of a checkpoint: the root of the page tree, which leads to the newest copy of every page, and
+ * The directory at the end of a checkpoint: the root of the page tree, which leads to the newest copy of every page,
  * the position from which later facts are replayed, and the seed of the log's hashes. Its size has a fixed limit, however
  * many pages there are.
  */
@@ -21,6 +21,8 @@ export interface Directory {
   readonly seed: Seed
   readonly nextQueueId: number
   readonly nextProducerId: number
+  /** See `State.crashedAt`. */
+  readonly crashedAt: number
   readonly root: PageNode
 }
 
@@ -31,17 +33,22 @@ export interface ListedPages extends Directory {
 }
 
 const SEED_AT = 24
-const HEAD_BYTES = SEED_AT + SEED_BYTES
+const CRASHED_AT = SEED_AT + SEED_BYTES
+const HEAD_BYTES = CRASHED_AT + 8
 /** Size of a directory in the log without the root node. */
 export const DIRECTORY_BYTES = BATCH_HEADER_BYTES + HEAD_BYTES
 
-/** Layout: u64 replay from · u32 boot · u32 next queue id · u32 next producer id · u32 0 · 16 bytes seed · the root node. */
+/**
+ * Layout: u64 replay from · u32 boot · u32 next queue id · u32 next producer id · u32 0 · 16 bytes seed · u64 crashed at ·
+ * the root node.
+ */
 export function encodeDirectory({
   replayFrom,
   boot,
   seed,
   nextQueueId,
   nextProducerId,
+  crashedAt,
   root,
 }: Directory): Uint8Array {
   const node = encodeNode(root)
@@ -51,6 +58,7 @@ export function encodeDirectory({
   writeU32(bytes, 12, nextQueueId)
   writeU32(bytes, 16, nextProducerId)
   writeSeed(bytes, SEED_AT, seed)
+  writeU64(bytes, CRASHED_AT, crashedAt)
   bytes.set(node, HEAD_BYTES)
   return bytes
 }
@@ -65,6 +73,7 @@ export function decodeDirectory(bytes: Uint8Array, start: number): ListedPages {
     seed: readSeed(bytes, start + SEED_AT),
     nextQueueId: readU32(bytes, start + 12),
     nextProducerId: readU32(bytes, start + 16),
+    crashedAt: readU64(bytes, start + CRASHED_AT),
     root,
   }
 }

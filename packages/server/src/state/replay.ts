@@ -69,6 +69,7 @@ export class Replay {
   restoreDirectory(directory: Directory): void {
     this.#state.boot = directory.boot
     this.#state.seed = directory.seed
+    this.#state.crashedAt = directory.crashedAt
     this.#state.nextQueueId = directory.nextQueueId
     this.#state.nextProducerId = directory.nextProducerId
     this.#listedQueueIds = directory.nextQueueId
@@ -114,6 +115,7 @@ export class Replay {
     if (kind > PAGE.ids) return
     // Which chunks can be cold depends on the ids that the queue remembers.
     for (const queue of this.#state.queues.values()) {
+      if (queue.pagePosition < this.#state.crashedAt) queue.redeliveredBelow = queue.next
       queue.rememberedIds?.restored()
       // The pages of ids can be older than the queue's page.
       queue.rememberedIds?.forgetBelow(queue.idsFrom)
@@ -347,7 +349,7 @@ export class Replay {
     for (const queue of this.#state.queues.values())
       if (queue.pagePosition < position) queue.former.bootBegan()
     if (header.attributes === BOOT_AFTER_CLOSE) return
-    this.#state.markAllDelivered()
+    this.#state.crashed(position)
   }
 }
 

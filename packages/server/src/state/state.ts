@@ -39,6 +39,8 @@ export class State {
   readonly #reasons = new Reasons()
   nextQueueId = 1
   nextProducerId = 1
+  /** Position at which the last run without an orderly stop ended; 0 if there was none. */
+  crashedAt = 0
   /** Number of times that the broker has started on this log. */
   boot = 0
   /** Seed of the hashes of ids and keys. The first boot of the log draws it, and all later boots keep it. */
@@ -171,13 +173,14 @@ export class State {
     return number >= from && number < end
   }
 
-  /** Marks every message as possibly delivered before. After an unclean stop the log does not record deliveries. */
-  markAllDelivered(): void {
-    for (const queue of this.queues.values()) {
-      if (queue.redeliveredBelow === queue.next) continue
-      queue.redeliveredBelow = queue.next
-      queue.dirty = true
-    }
+  /**
+   * Called after an unclean stop, for the run whose log ends at `position`: marks every message as possibly delivered,
+   * because the log does not record deliveries. This makes no queue dirty, because recovery marks the messages of each
+   * page before `crashedAt` again. Otherwise the next checkpoint would write a page for every queue.
+   */
+  crashed(position: number): void {
+    this.crashedAt = position
+    for (const queue of this.queues.values()) queue.redeliveredBelow = queue.next
   }
 }
 
