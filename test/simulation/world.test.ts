@@ -26,6 +26,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   truncations: 250,
   rests: 60,
   coldReads: 1000,
+  largeEntries: 10,
   'torn tail cut': 3,
   'end power': 20,
   'end kill': 10,
