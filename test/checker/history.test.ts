@@ -270,7 +270,7 @@ describe('lanes, duplicates and messages that are gone', () => {
 
 test('the history itself is checked', () => {
   expect(() => checkHistory([attempt('a'), attempt('a')])).toThrow('names message a twice')
-  expect(() => checkHistory([outcome('a', 'ok')])).toThrow('does not attempt')
+  expect(() => checkHistory([outcome('a', 'ok')])).toThrow('no attempt of message a')
 })
 
 test('only the first findings are printed, one per line', () => {

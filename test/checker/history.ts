@@ -18,13 +18,14 @@ export interface AttemptEvent {
   /** The body, as a string or digest; compared with deliveries that have a body. */
   readonly body?: string
   /**
-   * A number that ascends over the messages which one producer sent to one queue. Omit it if the order of sending is
+   * A number that increases with each message that one producer sends to one queue. Omit it if the order of sending is
    * unknown or not kept.
    */
   readonly sequence?: number
   /**
    * The group of messages within which this one is in order, for example messages of one key and priority. All messages
-   * of a queue that omit it are one group. If it is null, the message has no order, because it has its own due time.
+   * of one queue without a lane are one group. If the lane is null, the message has no order, because it has its own
+   * due time.
    */
   readonly lane?: string | null
 }
@@ -137,8 +138,8 @@ export interface Report {
 export interface CheckOptions {
   /**
    * Whether the events of different consumers are in their true order too. If so, any delivery after a confirmed ack is
-   * unexpected. If not, only a delivery to the consumer that sent the ack is, because the process of another consumer
-   * may read an old delivery late.
+   * unexpected. If not, such a delivery is unexpected only if it goes to the consumer that sent the ack, because the
+   * process of another consumer may read an old delivery late.
    */
   readonly totalOrder?: boolean
 }
@@ -308,7 +309,7 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
       case 'outcome': {
         const message = messages.get(event.message)
         if (message === undefined)
-          throw new Error(`the history answers message ${event.message}, which it does not attempt`)
+          throw new Error(`the history has an outcome but no attempt of message ${event.message}`)
         if (event.offset !== undefined) {
           if (message.offset !== undefined && message.offset !== event.offset) {
             const { queue } = message.attempt
@@ -338,10 +339,10 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
       case 'gone': {
         const message = messages.get(event.message)
         if (message === undefined)
-          find('unexpected', event.queue, event.message, `it is gone (${event.why}) and was never attempted`)
+          find('unexpected', event.queue, event.message, `it is gone (${event.why}) but was never attempted`)
         else {
           if (message.outcome === 'fail' || message.outcome === 'duplicate')
-            find('unexpected', event.queue, event.message, `it is gone (${event.why}) and was never accepted`)
+            find('unexpected', event.queue, event.message, `it is gone (${event.why}) but was never accepted`)
           message.mayBeRemoved = true
           message.isGone = true
         }
@@ -396,9 +397,9 @@ function judgeQueue(
   const { name, end, messages } = queue
   for (const message of messages) {
     if (message.deliveries === 0) continue
-    if (message.outcome === 'fail') find('unexpected', name, message.name, 'it was refused and delivered')
+    if (message.outcome === 'fail') find('unexpected', name, message.name, 'it was refused but delivered')
     if (message.outcome === 'duplicate')
-      find('unexpected', name, message.name, 'it is a duplicate and was delivered')
+      find('unexpected', name, message.name, 'it is a duplicate but was delivered')
     if (message.outcome === 'unknown')
       find('recovered', name, message.name, 'its producer did not learn that it was accepted')
   }

@@ -112,8 +112,8 @@ function batch(records: readonly Case[], { attributes = 0, batchNumber, follows 
   return { bytes, value: { header, follows, records: records.map((each) => each.value) } }
 }
 
-// Checksums of the records of a batch, by their number: 1 is `hello` alone, 2 is `two`. Computed with zlib.crc32 of
-// Python.
+// Checksum of a batch's records, by the number of records: one record is `hello`, and two records are `two`. The
+// checksums were computed with zlib.crc32 of Python.
 const CRC_OF_COUNT: Readonly<Record<number, number>> = { 1: 0x411c_1531, 2: 0x36c2_46ab }
 
 const hello = record(text('hello'), CONTENT_TYPE.text)

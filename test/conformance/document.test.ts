@@ -114,7 +114,7 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
     expect(table(title)).toHaveLength(count)
   })
 
-  // The compiler checks that `queueInfo` and `consumer` have the fields of the code; the golden vectors check their
+  // The compiler checks that `queueInfo` and `consumer` have the fields of their types; the golden vectors check their
   // bytes.
   test('fields of a queue and of a consumer', () => {
     const names = (title: string): string[] => table(title).map(({ name }) => name!)

@@ -470,7 +470,7 @@ const NO_LIMIT: Readonly<Record<string, string>> = {
   SPARE_COLD_MAX: 'buffers that are kept',
   SPARES_MAX: 'no more segments are created in advance',
   COUNT_MAX: 'the width of a field; higher counts are shown as this',
-  TEXT_BYTES_MAX: 'the width of a field; texts are cut before',
+  TEXT_BYTES_MAX: 'the width of a field; longer texts are truncated first',
   TIMER_PART_MS_MAX: 'longer times are divided into several timers',
   READERS_OPEN_MAX: 'further files are closed',
   READS_MAX: 'further reads wait',

@@ -25,7 +25,8 @@ function* cutAt(bytes: Uint8Array, cuts: readonly number[]): Iterable<Uint8Array
   yield bytes.subarray(from)
 }
 
-// The fields are compared one by one, and where the frame is: copies and deep comparisons would take most of the time.
+// The fields are compared one by one, and the payload is compared in place: copies and deep comparisons would take most
+// of the time.
 function expectSameFrames(chunks: Iterable<Uint8Array>): void {
   let count = 0
   const decoder = new FrameDecoder((opcode, flags, channel, correlation, bytes, start, end) => {
@@ -280,7 +281,8 @@ describe('the preface', () => {
     }
   })
 
-  // A peer that speaks another version of the protocol is answered in that version; a peer of another protocol gets no answer.
+  // A peer that speaks another version of the protocol is answered with PROTOCOL_VERSION; a peer that speaks another
+  // protocol gets no answer.
   test('the decoder recognises a Sluice peer by the magic bytes, even after an error', () => {
     const ours = (bytes: Uint8Array, step: number): boolean => {
       const { decoder } = counting(undefined, true)

@@ -1,6 +1,6 @@
 /**
  * The golden vectors: bytes written by hand from docs/PROTOCOL.md, never by our own encoder. In `hex`, bytes are
- * separated by spaces. The tests of this folder use them.
+ * separated by spaces. The tests of this folder use the vectors.
  */
 import { readFileSync } from 'node:fs'
 import { FrameDecoder } from '@sluice/protocol'

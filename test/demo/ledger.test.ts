@@ -68,11 +68,11 @@ test('finds first deliveries out of order, on one connection only', () => {
   expect(judge(ledger)).toEqual({ lost: 0, outOfOrder: 1, problems: [matching(/1 first deliveries/)] })
 })
 
-test('finds a record at another offset than that of its receipt', () => {
+test('finds a record that is delivered at an offset other than the one in its receipt', () => {
   const ledger = confirmedLedger()
   for (const record of [0, 1, 2]) handle(ledger, record)
   handle(ledger, 3, 1, false, 7)
-  expect(judge(ledger).problems).toEqual([matching(/1 records were delivered at another offset/)])
+  expect(judge(ledger).problems).toEqual([matching(/1 records were delivered at an offset other than/)])
 })
 
 function matching(pattern: RegExp): string {

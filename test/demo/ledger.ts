@@ -130,7 +130,7 @@ export class Ledger {
     }
     expect(
       misplaced === 0,
-      `${misplaced} records were delivered at another offset than that of their receipt.`,
+      `${misplaced} records were delivered at an offset other than the one in their receipt.`,
     )
     expect(this.delays.equals(truth), 'The delays that the workers summed differ from those of the file.')
     return problems

@@ -12,7 +12,7 @@ export function standBy(): void {
   process.on('disconnect', () => process.exit(1))
 }
 
-/** Sends a report. Resolves once it has left this process, so that a SIGKILL cannot lose it. */
+/** Sends a report. Resolves once the report has left this process, so that a SIGKILL cannot lose the report. */
 export function tell(report: object): Promise<void> {
   return new Promise((resolve, reject) => {
     if (process.send === undefined)

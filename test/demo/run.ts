@@ -2,8 +2,8 @@
  * The demo: sends 20,000 flight records through a broker that is killed while it runs, and prints the result.
  *
  * Option: `--records <n>` sends only the first n records. Exit code: 0 for success, 1 for failure, 2 for wrong options.
- * The demo leaves no processes. It removes its files, except after a failure: then it keeps the directory with the logs
- * and prints its path.
+ * The demo leaves no processes behind. It removes its files, except after a failure: then it keeps the directory with
+ * the logs and prints its path.
  */
 import { parseArgs } from 'node:util'
 import { Delays } from './delays.js'

@@ -1,6 +1,6 @@
 /**
- * The course of the demo: two producers and three workers use one queue. Half-way a worker is killed and restarted,
- * then the broker, while producers publish. The clients reconnect without help.
+ * The course of the demo: two producers and three workers use one queue. Half-way through, a worker is killed and
+ * restarted, and then the broker, while producers publish. The clients reconnect without help.
  *
  * Producers may only run a limited number of records ahead of the workers; otherwise they would end before the first
  * kill.
@@ -23,9 +23,7 @@ const WORKERS = 3
 const LEAD_SHARE = 0.25
 /** The share of acknowledged records at which the worker is killed. */
 const WORKER_KILL_SHARE = 0.5
-/**
- * The broker is killed no earlier than when that worker is back at work, or this share of the records is acknowledged.
- */
+/** The broker is not killed until that worker is back at work or this share of the records is acknowledged. */
 const BROKER_KILL_SHARE = 0.6
 /** Minimum number of unanswered publishes when the broker is killed. */
 const UNANSWERED_AT_KILL_MIN = 200

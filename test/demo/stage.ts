@@ -1,8 +1,8 @@
 /**
  * Runs a demo: owns its directory, its processes, its time limit and the handling of Ctrl-C.
  *
- * A demo leaves no processes, however it ends. It removes its directory, except after a failure: then the directory
- * with the logs is kept, and its path is printed.
+ * A demo leaves no processes behind, however it ends. It removes its directory, except after a failure: then the
+ * directory with the logs is kept, and its path is printed.
  */
 import { constants } from 'node:os'
 import { Processes } from '../rig/program.js'

@@ -49,7 +49,7 @@ await tell({ kind: 'ready' } satisfies WorkerReport)
 let records: Handled[] = []
 let sent: Promise<void> | undefined
 
-// One report has all records that were handled in one turn of the event loop.
+// One report contains all records that were handled in one turn of the event loop.
 function report(record: Handled): Promise<void> {
   records.push(record)
   sent ??= new Promise((resolve, reject) => {

@@ -102,7 +102,7 @@ export function helpOf(command: readonly string[]): Promise<string> {
   })
 }
 
-/** Makes the processes that a program starts find the packages. */
+/** Lets the processes that a program starts find the packages. */
 export function enterPrograms(): () => void {
   const before = process.cwd()
   process.chdir(directory)

@@ -11,7 +11,7 @@ import { until } from '../rig/wait.js'
 const FILES_MAX = 80
 
 test.runIf(process.platform === 'linux')(
-  'a broker accepts as many connections as the limit of open files allows, and with all of them open delivers messages from disk',
+  'a broker accepts as many connections as the limit of open files allows, and delivers messages from disk while all of them are open',
   async () => {
     const scratch = await scratchDirectory('files')
     const broker = new BrokerProcess(

@@ -24,8 +24,8 @@ export interface KillOptions {
   /** Mean time under load before a kill. */
   readonly meanLifeMs?: number
   /**
-   * Bytes that are published before the first kill and consumed at the end. Each start of the broker recovers these
-   * messages. By default there are 100 messages.
+   * Total size of the messages that are published before the first kill and consumed at the end; by default there are
+   * 100 of them. Each start of the broker recovers these messages.
    */
   readonly backlogBytes?: number
   readonly say?: (line: string) => void

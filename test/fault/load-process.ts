@@ -13,7 +13,10 @@ import { crc32 } from 'node:zlib'
 import type { HistoryEvent, SettleEvent } from '../checker/history.js'
 import { Random } from './random.js'
 
-/** `sentUs`: the time of the request of a settle; `atUs`: the time of its answer. */
+/**
+ * `atUs`: the time of the event, which for a settle is the time of its answer; `sentUs`: the time of the request of a
+ * settle.
+ */
 export type TimedEvent = HistoryEvent & { readonly atUs: number; readonly sentUs?: number }
 
 export interface LoadArguments {
@@ -116,7 +119,7 @@ function count(error: unknown): void {
   progress.failures[code] = (progress.failures[code] ?? 0) + 1
 }
 
-/** A client, which is used until a reconnect takes longer than its patience. */
+/** A client that is used until a reconnect takes longer than its patience. */
 class Client {
   readonly sluice: Sluice
   #isRetired = false

@@ -1,6 +1,6 @@
 /**
  * Two brokers never serve one directory on one machine, whatever their host names are and however the first one ended.
- * Tests with their own host names and network namespaces, as in containers, need root; without root they are skipped.
+ * Tests with separate host names and network namespaces, as in containers, need root; without root they are skipped.
  */
 import { spawnSync } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'

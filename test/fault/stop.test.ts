@@ -1,6 +1,6 @@
 /**
- * The broker or a client is suspended (SIGSTOP) for longer than the heartbeats allow and then continues. By then other
- * consumers may have its messages; no message has two owners at once.
+ * The broker or a client is suspended (SIGSTOP) for longer than the heartbeats allow and then continues. Meanwhile the
+ * messages of a suspended consumer may go to other consumers, but no message has two owners at once.
  */
 import { connect } from '@sluice/client'
 import { join } from 'node:path'

@@ -103,7 +103,7 @@ describe.concurrent('usage', () => {
       /--single is "1"/,
       /\S/,
     ],
-    ['another host than this one', ['serve', '--host', '0.0.0.0'], /no authentication/, /127\.0\.0\.1/],
+    ['a host other than this one', ['serve', '--host', '0.0.0.0'], /no authentication/, /127\.0\.0\.1/],
     [
       'messages larger than segments',
       ['serve', '--data-dir', 'x', '--segment-bytes', '1MiB'],

@@ -1,6 +1,7 @@
 /**
  * Peers that break the protocol, by accident or on purpose. Each receives the right error code and a sentence with the
- * value and the limit, loses only what the scope of the error names, and does not affect another client.
+ * value and the limit, and loses no more than the scope of the error: one request, one channel or the connection. No
+ * other client is affected.
  */
 import { connect, type Sluice, type Worker } from '@sluice/client'
 import {
@@ -66,7 +67,10 @@ let honest: Honest
 const events: Event[] = []
 const peers = new Set<Peer>()
 
-/** A client that, during each attack, publishes a message, consumes it and waits for both confirms, in rounds. */
+/**
+ * A client that works in rounds during each attack: it publishes a message, consumes it, and waits until the publish
+ * and the ack are confirmed.
+ */
 class Honest {
   rounds = 0
   readonly troubles: string[] = []

@@ -511,7 +511,7 @@ describe('connections and restarts', () => {
   })
 })
 
-/** A proxy in front of the broker that can cut its connections. */
+/** A proxy in front of the broker; the test can cut the proxy's connections. */
 async function breakable(
   target: number,
 ): Promise<{ port: number; break(): void; broken(): number; cut(): Promise<void> }> {

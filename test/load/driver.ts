@@ -10,8 +10,8 @@ export interface Session {
   /** Publishes the same message to all these queues; resolves when all copies are confirmed. Not every broker can do this. */
   publishToAll?(queues: readonly string[], body: Body): Promise<unknown>
   /**
-   * For every message calls `each`, which calls `ack` once and does not wait for it. Resolves when consuming has
-   * started.
+   * Calls `each` for every message; `each` calls `ack` once and does not wait for its result. Resolves when consuming
+   * has started.
    */
   consume(queue: string, held: number, each: (body: Body, ack: () => void) => void): Promise<void>
   close(): Promise<void>

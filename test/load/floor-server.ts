@@ -1,7 +1,7 @@
 /**
  * The floor: what this machine, disk and runtime allow at this hour. It is a bare loop and a matching client: bytes in;
- * one write and one sync for everything that arrived in the meantime; a confirm and the records out. It has no queue, no
- * redelivery and no recovery. The results of brokers are reported as a share of its results.
+ * one write and one sync for everything that arrived in the meantime; a confirm and the records out. It has no queue,
+ * no redelivery and no recovery. The results of brokers are reported as shares of the floor's results.
  */
 import { open, type FileHandle } from 'node:fs/promises'
 import { createServer, type Socket } from 'node:net'

@@ -61,7 +61,7 @@ describe('confirmed and consumed messages', () => {
     const consumers = [new Seen(), new Seen()]
     for (let i = 0; i < 300; i++) {
       const body = bodies.next(0)
-      // One copy of one message is lost, and one copy of another message arrived twice.
+      // One copy of one message does not arrive, and one copy of another message arrives twice.
       for (let copy = 0; copy < 3; copy++) if (i !== 7 || copy !== 1) consumers[copy % 2]!.take(body, copy, 3)
       if (i === 9) consumers[1]!.take(body, 2, 3)
     }

@@ -171,7 +171,7 @@ export function markdownOf(results: Results): string {
   const { machine, peers, missing, rounds, commit, atMs } = results
   const out = [
     `Measured on ${new Date(atMs).toISOString().slice(0, 10)}, commit ${commit}: ${machine.cpu}, ${machine.cores} cores, ` +
-      `${machine.memoryGib} GiB, Linux ${machine.kernel}, Node ${machine.node}. Medians of ${rounds}, drivers in turns.`,
+      `${machine.memoryGib} GiB, Linux ${machine.kernel}, Node ${machine.node}. Medians of ${rounds}; the drivers took turns.`,
     '',
     '| driver | version | settings |',
     '| --- | --- | --- |',

@@ -1,5 +1,5 @@
 /**
- * The load harness: runs scenarios alternately on the broker, on the bare loop that is the machine's floor, and on the
+ * The load harness: runs scenarios in turn on the broker, on the bare loop that is the machine's floor, and on the
  * installed peers.
  *
  * node test/dist/load/run.js [--scenarios FILE] [--only NAME]… [--driver NAME]… [--rounds 3] [--out DIRECTORY]

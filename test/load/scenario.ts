@@ -16,7 +16,7 @@ export interface Scenario {
   readonly consumers: number
   /** Number of queues; each producer publishes to them in turn. */
   readonly queues: number
-  /** Distance between the queues of consecutive messages, in the order in which the queues were created. */
+  /** Distance between the queues of consecutive messages, counted in queues in the order of their creation. */
   readonly stride: number
   /** Whether each message goes to every queue, with one confirm for all copies. */
   readonly fanOut: boolean

@@ -129,11 +129,11 @@ export const OPERATOR = { label: 'an operator', isOpen: true }
 
 /** Maximum number of deadlines that are met one by one while time passes; after that, time jumps to the end. */
 const STEPS_MAX = 24
-/** Number of rounds of turns after which an answer counts as missing. */
+/** Number of times that turns are run until none is left before an answer counts as missing. */
 const WAIT_ROUNDS_MAX = 100
 /**
- * Number of messages beyond lowered limits that one turn evicts. The number is low, so that even a short backlog takes
- * several turns.
+ * Number of messages beyond lowered limits that one turn evicts. The number is low, so that evicting even a small
+ * excess takes several turns.
  */
 const EXCESS_MAX = 4
 /** Number of due messages that one turn makes ready. It is low for the same reason. */

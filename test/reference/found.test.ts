@@ -97,7 +97,7 @@ const MENDED: Readonly<Record<string, Script>> = {
       settle(bench, await consume(bench, 'dead'), 'ack')
       publish(bench, 'dead', { id: 'i' })
     },
-  'an expired message that is rescheduled to now after an attempt is swept': async () => {
+  'an expired message is swept if it is rescheduled to now after an attempt': async () => {
     const bench = await opened()
     bench.ensure('q', { retryInitialMs: 60_000 })
     publish(bench, 'q', { ttlMs: 1_000 })

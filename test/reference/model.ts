@@ -2,7 +2,7 @@
  * The model of a broker, with an exact state: it uses lists that are searched from end to end and Maps of strings, but
  * no bytes and no disk. The rules are those of test/rules; the model shares no code with the server.
  *
- * The caller moves the time and reports each delivery, which the model checks; everything else follows from the
+ * The caller advances the time and reports each delivery, which the model checks; everything else follows from the
  * requests. Where the product may choose (which consumer, when expired messages are swept, the order in which dead
  * messages are routed), the model adopts the product's choice and checks that it is allowed.
  */
@@ -325,7 +325,7 @@ export class Model {
     })
   }
 
-  /** `done` are the messages that the same step acknowledges: they count in no limit, and their ids are free. */
+  /** `done` are the messages that the same step acknowledges: they count towards no limit, and their ids are free. */
   #publishAll(
     batches: readonly ModelBatch[],
     done: readonly ModelMessage[],
@@ -573,7 +573,7 @@ export class Model {
     if (!this.#hasRoom(subscription))
       throw new Difference(`${what} was delivered to a subscription without room: ${shownOf(subscription)}`)
     const message = this.#liveHead(queue)
-    if (message === undefined) throw new Difference(`${what} was delivered, and none is eligible`)
+    if (message === undefined) throw new Difference(`${what} was delivered, but no message is eligible`)
     if (message.offset !== offset) {
       const other = queue.messages.find((one) => one.offset === offset)
       throw new Difference(
@@ -930,7 +930,7 @@ export class Model {
     )
     const page = all.filter(({ offset }) => next === null || offset < next)
     if (page.length > limit)
-      throw new Difference(`the page has ${page.length} messages, and its limit is ${limit}`)
+      throw new Difference(`the page has ${page.length} messages, but its limit is ${limit}`)
     return page
   }
 
@@ -1075,7 +1075,7 @@ interface Plan {
   readonly duplicates: ReadonlyMap<number, number>
   readonly replaced: readonly ModelMessage[]
   readonly victims: readonly ModelMessage[]
-  /** Number of victims that only reduce a queue which was already over its limits. */
+  /** Number of victims that are evicted only because the queue was already over its limits. */
   readonly excess: number
 }
 

@@ -116,7 +116,7 @@ async function replayPage(
     const origin = Number(content.headers[ORIGIN_HEADERS.offset])
     const original = known.get(origin)
     if (original === undefined || content.headers[ORIGIN_HEADERS.queue] !== name)
-      throw new Difference(`message ${origin} of ${name} was replayed and never acknowledged`)
+      throw new Difference(`message ${origin} of ${name} was replayed but never acknowledged`)
     const { key, id, priority, body } = original.content
     same(
       `replayed message ${origin} of ${name}`,

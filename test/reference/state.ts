@@ -76,7 +76,7 @@ export interface ModelQueue {
   paused: boolean
   /** All messages that are not gone, by offset. */
   messages: ModelMessage[]
-  /** Acknowledged messages. Only these can be replayed, if they are retained. */
+  /** Acknowledged messages. Only acknowledged messages can be replayed, and only if they are retained. */
   readonly done: { readonly message: ModelMessage; readonly atMs: number; readonly isRetained: boolean }[]
   /** Events of each message, by offset, oldest first. */
   readonly history: Map<number, ModelEvent[]>

@@ -15,7 +15,7 @@ export type BrokerLine =
   | { readonly is: 'fatal'; readonly code: string; readonly text: string }
   | { readonly is: 'event'; readonly event: string; readonly details: Readonly<Record<string, unknown>> }
 
-/** The exit code after a failure of the log, which a service manager can recognise. */
+/** The exit code after a failure of the log; a service manager can recognise it. */
 export const EXIT_LOG_FAILED = 70
 
 function say(line: BrokerLine): void {

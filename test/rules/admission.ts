@@ -90,9 +90,9 @@ export interface RoomPlan<O extends Occupant> {
 }
 
 /**
- * Decides which messages are evicted for new ones of these sizes. `occupants` are the messages that count in the limits:
- * neither dead messages nor those that leave in the same step. A leased message cannot be evicted. A queue that is
- * already over its limits loses as many messages as it gets, and at most `excessMax` more.
+ * Decides which messages are evicted for new ones of these sizes. `occupants` are the messages that count towards the
+ * limits: neither dead messages nor those that leave in the same step. A leased message cannot be evicted. A queue that
+ * is already over its limits loses as many messages as it gets, and at most `excessMax` more.
  */
 export function planRoom<O extends Occupant>(
   occupants: readonly O[],

@@ -10,8 +10,8 @@ interface Accepted {
 }
 
 /**
- * Ids that are forgotten in the order of acceptance. After a clock was set back, some ids are therefore remembered for
- * longer than the window.
+ * Ids that are forgotten in the order of acceptance. So after the clock is set back, some ids are remembered for longer
+ * than the window.
  */
 export class RememberedIds {
   #list: Accepted[] = []

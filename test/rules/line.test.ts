@@ -1,6 +1,6 @@
 /**
- * Tests of single rules of the line, and random histories that compare the line with a plain search: after each step it
- * looks for the eligible messages among all messages.
+ * Tests of single rules of the line, and random histories: after each step, the line is compared with a plain search
+ * for the eligible messages among all messages.
  */
 import { expect, test } from 'vitest'
 import { Chance } from '../simulation/chance.js'

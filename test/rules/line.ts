@@ -1,9 +1,9 @@
 /**
- * The order in which the messages of a queue are delivered: by priority, then by the time at which they became eligible,
- * then by offset. Only the head of a key's line is eligible, and only while the key is free.
+ * The order in which the messages of a queue are delivered: by priority, then by the time at which they became
+ * eligible, then by offset. Only the head of a key's line is eligible, and only while the key is free.
  *
  * A message is in the line while it is `ready` or `scheduled`. The line sets these two states, and sets `leased` when a
- * message leaves it. The line uses plain arrays, searched from end to end; it shares no code with the server.
+ * message is delivered. The line uses plain arrays, searched from end to end; it shares no code with the server.
  */
 import type { Message } from './message.js'
 
@@ -199,7 +199,7 @@ export class Line<M extends LineMessage> {
     return isOther ? other : plain
   }
 
-  /** The messages that hold back the key of this message; undefined if the message has no key. */
+  /** Number of messages that hold back the key of this message; undefined if the message has no key. */
   keyOf(message: M): { readonly leased: number; readonly retrying: number } | undefined {
     return this.#keyOf(message)
   }

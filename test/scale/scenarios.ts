@@ -105,7 +105,8 @@ const fair: Scenario = async (messages) => {
 const CLOCK_MS = 2
 
 /**
- * Delayed messages over several minutes with a kill in between; measures how late a sample of these messages arrives.
+ * Delayed messages that become due over several minutes, after a kill of the broker; measures how late a sample of
+ * these messages arrives.
  */
 const delayed: Scenario = async (messages, duePerSecond) => {
   const bench = await Bench.start()

@@ -1,7 +1,7 @@
 /**
  * The crash matrix of atomic steps: each of 500 steps (1,300 in the long mode) acknowledges an input and publishes its
- * outputs to one or two queues. The broker loses its power at every write to the log, and within the write at every
- * sector. After each loss the client reconnects, sends every unanswered step again, and repeats refused steps as new
+ * outputs to one or two queues. The broker loses power at every write to the log, and at every sector within each
+ * write. After each loss the client reconnects, sends every unanswered step again, and repeats refused steps as new
  * ones. No input may be acknowledged without its outputs, and no output may be published without the ack, or twice.
  */
 import {

@@ -27,8 +27,8 @@ describe('a broker whose process is stopped from time to time', () => {
       expect(total.get('broker stalled')).toBeGreaterThan(3 * seeds.length)
       expect(total.get('retried')).toBeGreaterThan(8 * seeds.length)
       expect(total.get('order')).toBeGreaterThan(200 * seeds.length)
-      // Rarely the world holds back a peer's packets for two heartbeats, and the broker closes the session. The world
-      // checks each such close: the peer must have been silent for that long while the broker was awake.
+      // In rare cases the world holds back a peer's packets for two heartbeats, and the broker closes the session. The
+      // world checks each such close: the peer must have been silent for that long while the broker was awake.
       expect(total.get('session closed: HEARTBEAT_TIMEOUT') ?? 0).toBeLessThanOrEqual(
         Math.ceil(seeds.length / 10),
       )

@@ -116,7 +116,7 @@ export class Consuming {
       const what = `the claim of ${lease} on offset ${claim.offset} of ${queue.name}`
       // Invariant 7: no consumer holds the message, and no other consumer has received it since the claimed lease.
       if (claim.queueNumber !== queue.id || message === undefined)
-        throw new Violation(7, `${what} is granted, and the message does not exist`)
+        throw new Violation(7, `${what} is granted, but the message does not exist`)
       if (message.state === 'leased' || message.state === 'dead')
         throw new Violation(7, `${what} is granted while the message is ${message.state}`)
       const holder = this.#holders.get(messageKey(queue.id, claim.offset))
@@ -160,8 +160,8 @@ export class Consuming {
   }
 
   /**
-   * Called when a lease has left the broker. From now on its consumer has the message, and the previous holder has lost
-   * it.
+   * Called when the frame that grants a lease has left the broker. From now on the lease's consumer has the message,
+   * and the previous holder has lost it.
    */
   sent(subscriptionId: number, tag: number): void {
     const { boot } = this.#state
@@ -169,7 +169,7 @@ export class Consuming {
     const granted = subscription?.granted.get(tag)
     if (subscription === undefined || granted === undefined) return
     const { queue } = subscription
-    // The values are taken at the delivery, because the frame can wait for the disk, and the attempt can end before the
+    // The values are those at delivery, because the frame can wait for the disk, and the attempt can end before the
     // frame is sent.
     const { offset, attempt, order } = granted
     const key = messageKey(queue.id, offset)
@@ -234,7 +234,7 @@ export class Consuming {
       const message = queue.live.get(offset)
       this.#state.counts.dispatched++
       // Invariant 2: a delivered message was published to this queue, byte for byte.
-      if (message === undefined) throw new Violation(2, `${what} is delivered and does not exist`)
+      if (message === undefined) throw new Violation(2, `${what} is delivered but does not exist`)
       if (!sameBytes(message.record, parts[i]!))
         throw new Violation(2, `${what} is delivered with other bytes`)
       if (run.publishedAtMs !== message.publishedMs)
@@ -243,12 +243,12 @@ export class Consuming {
       if (message.state === 'leased')
         throw new Violation(7, `${what} is delivered while another consumer holds it`)
       if (message.state === 'scheduled')
-        throw new Violation(11, `${what} is delivered at ${nowMs} and is due at ${message.lineMs}`)
-      if (message.state === 'dead') throw new Violation(6, `${what} is delivered and is dead`)
+        throw new Violation(11, `${what} is delivered at ${nowMs} but is due at ${message.lineMs}`)
+      if (message.state === 'dead') throw new Violation(6, `${what} is delivered but is dead`)
       if (isExpired(message, nowMs))
         throw new Violation(
           'time to live',
-          `${what} is delivered at ${nowMs} and expired at ${message.expiresMs}`,
+          `${what} is delivered at ${nowMs} but expired at ${message.expiresMs}`,
         )
       this.#judgeOrder(queue, message, run.sinceMs, what)
       // Invariant 10: the number of the attempt is one more than the number of charged attempts.
@@ -353,7 +353,7 @@ export class Consuming {
         if (message === undefined) {
           expectedStale++
           if (!staleTags.has(tag))
-            throw new Violation(7, `tag ${tag} of subscription ${subscription.id} is stale and was settled`)
+            throw new Violation(7, `tag ${tag} of subscription ${subscription.id} is stale but was settled`)
           continue
         }
         if (staleTags.has(tag) && !named.has(tag)) {
@@ -363,7 +363,7 @@ export class Consuming {
           if (!again)
             throw new Violation(
               7,
-              `tag ${tag} of subscription ${subscription.id} is held and was reported as stale`,
+              `tag ${tag} of subscription ${subscription.id} is held but was reported as stale`,
             )
         }
         named.add(tag)
@@ -374,7 +374,7 @@ export class Consuming {
     this.#state.counts.stale += expectedStale
     const reported = stale.reduce((sum, { count }) => sum + count, 0)
     if (reported !== expectedStale)
-      throw new Violation(7, `${reported} tags are reported as stale; ${expectedStale} are`)
+      throw new Violation(7, `${reported} tags are reported as stale; ${expectedStale} tags are stale`)
   }
 
   #settle(
@@ -466,7 +466,7 @@ export class Consuming {
         const tag = (firstTag + i) >>> 0
         const message = subscription.held.get(tag)
         const what = `tag ${tag} of subscription ${subscription.id}`
-        if (message === undefined) throw new Violation(7, `${what} is reported as lost and was not held`)
+        if (message === undefined) throw new Violation(7, `${what} is reported as lost but was not held`)
         if (this.#purged !== undefined) {
           const purged = this.#purged.get(subscription) ?? new Set()
           this.#purged.set(subscription, purged.add(tag))
@@ -536,7 +536,7 @@ export class Consuming {
   drained(key: object): void {
     const subscription = this.#subscription(key)
     if (!subscription.draining)
-      throw new Violation(16, `subscription ${subscription.id} is drained and did not ask for it`)
+      throw new Violation(16, `subscription ${subscription.id} is drained but did not ask for it`)
     const waiting = this.nextFor(subscription)
     if (waiting !== undefined)
       throw new Violation(
@@ -585,7 +585,7 @@ export class Consuming {
       if (subscription.held.size !== (notified.get(subscription)?.size ?? 0))
         throw new Violation(
           'purge',
-          `subscription ${subscription.id} holds ${subscription.held.size} messages that are purged, and is notified of ${notified.get(subscription)?.size ?? 0}`,
+          `subscription ${subscription.id} holds ${subscription.held.size} messages that are purged, but is notified of ${notified.get(subscription)?.size ?? 0}`,
         )
       subscription.held.clear()
       subscription.started.clear()

@@ -1,6 +1,6 @@
 /**
- * Crash points. When a run uses its disk, one possible image after a loss of power or a kill is taken. A new broker
- * recovers from the image, and its state is compared with the log. The run itself is not affected.
+ * Crash points. When a run uses its disk, one of the images that a loss of power or a kill could leave is taken. A new
+ * broker recovers from the image, and the broker's state is compared with the log. The run itself is not affected.
  */
 import { OUTCOME, SluiceError, decodeAtomic, type QueueName } from '@sluice/protocol'
 import { Broker } from '../../packages/server/src/broker/broker.js'
@@ -109,7 +109,7 @@ export class CrashPoints {
   readonly #chance: Chance
   readonly #share: number
 
-  /** `share` of the disk uses are checked. */
+  /** Checks this `share` of the disk uses. */
   constructor(seed: number, counts: CrashCounts, share: number) {
     this.#chance = new Chance(seed ^ 0x0c4a_5e)
     this.counts = counts
@@ -218,7 +218,10 @@ export class CrashPoints {
     // The log ends with entry `base`, or with the next entry, which is the boot mark of the interrupted recovery.
     const base = reported === undefined ? Math.min(last, ledger.written.lsn) : reported.nextLsn - 1
     if (last < base || last > base + 1)
-      throw new Violation(17, `recovery was interrupted behind entry ${base}; the next one finds ${last}`)
+      throw new Violation(
+        17,
+        `recovery was interrupted after entry ${base}; the next recovery finds entry ${last}`,
+      )
     const state = ledger.allows(base)
     this.#compare(world, recovered, state, last > base || !state.closed)
   }

@@ -16,7 +16,10 @@ export interface Defect {
   /** Changes a broker before its first use. */
   readonly broker?: (broker: Broker) => void
   readonly session?: (session: Session) => void
-  /** Changes all brokers of this process, where there is nothing to wrap; returns a function that undoes the change. */
+  /**
+   * Changes all brokers of this process, for a bug in code that cannot be wrapped; returns a function that undoes the
+   * change.
+   */
   readonly install?: () => () => void
   /** Changes the disk before a broker starts on it. */
   readonly beforeOpen?: (disk: SimulatedDisk) => Promise<void>

@@ -3,8 +3,9 @@
  * what is on stable storage. The difference is a list of writes, of which a power cut keeps any part. The disk is
  * deterministic: the same seed and the same calls give the same images, byte for byte.
  *
- * Sectors of 512 bytes are written whole or not at all. A write to a file that was opened durable is stable when it
- * resolves. Other writes are stable after `sync`; creations, renames and removals are stable after `syncDirectory`.
+ * Sectors of 512 bytes are written whole or not at all. A write to a file that was opened for durable writes is stable
+ * when it resolves. Other writes are stable after `sync`; creations, renames and removals are stable after
+ * `syncDirectory`.
  */
 import type { Disk, DiskFile } from '../../packages/server/src/log/log.js'
 
@@ -40,7 +41,7 @@ export interface Operation {
 /**
  * A fault of an operation. `error`: the operation rejects; the bytes that a failed write leaves behind are undefined,
  * and no later sync makes them stable. `short`: only this many bytes are written, then the operation rejects. `lie`:
- * the operation resolves and nothing becomes stable. `slow`: the operation completes after all operations that are not
+ * the operation resolves, but nothing becomes stable. `slow`: the operation completes after all operations that are not
  * slow.
  */
 export interface Fault {
@@ -70,7 +71,7 @@ interface PendingWrite {
   landed: boolean
   /** Whether the write rejected, or the disk lied about it. A sync ignores such a write. */
   unreliable: boolean
-  /** Sectors of this write that became stable with a later one. */
+  /** Sectors of this write that became stable through another write, which was durable. */
   readonly settled: Set<number>
 }
 

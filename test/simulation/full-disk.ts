@@ -289,7 +289,7 @@ export class FullDisk {
         if (settled === 'confirmed')
           throw new Violation('full disk', `message ${offset} is back after its settle`)
       } else if (fate === 'confirmed' && settled === undefined)
-        throw new Violation('full disk', `message ${offset} was confirmed and is lost`)
+        throw new Violation('full disk', `message ${offset} was confirmed but is lost`)
     }
     for (const offset of there)
       if (!this.#published.has(offset))

@@ -369,7 +369,7 @@ export class LedgerState {
   #arrived(queue: LedgerQueue, records: readonly Uint8Array[]): void {
     const leaving = this.#together.leaving.shift()
     if (leaving === undefined)
-      throw new Violation(9, `a message arrived in ${queue.name} and left no other queue`)
+      throw new Violation(9, `a message arrived in ${queue.name} but left no other queue`)
     if (leaving.target !== queue.name || records.length !== 1)
       throw new Violation(9, `a message left for ${leaving.target} and arrived in ${queue.name}`)
     if (!sameBytes(records[0]!, leaving.record))
@@ -564,7 +564,7 @@ export class LedgerState {
         )
           throw new Violation(
             10,
-            `offset ${offset} of ${queue.name} had ${message.attempts} attempts and has ${fact.attempts}`,
+            `offset ${offset} of ${queue.name} had ${message.attempts} attempts and now has ${fact.attempts}`,
           )
         message.attempts = fact.attempts
         message.dueMs = timeMs
@@ -714,7 +714,7 @@ export class LedgerState {
     const message = queue.live.get(offset)
     // Invariant 6: a message that leaves must exist.
     if (message === undefined || message.dead !== undefined)
-      throw new Violation(6, `offset ${offset} of ${queue.name} ${what} and was gone or dead`)
+      throw new Violation(6, `offset ${offset} of ${queue.name} ${what} but was gone or dead`)
     return message
   }
 
@@ -725,7 +725,7 @@ export class LedgerState {
   ): { readonly message: LedgerMessage; readonly dead: LedgerDead } {
     const message = queue.live.get(offset)
     if (message?.dead === undefined)
-      throw new Violation(6, `offset ${offset} of ${queue.name} ${what} and was not dead`)
+      throw new Violation(6, `offset ${offset} of ${queue.name} ${what} but was not dead`)
     return { message, dead: message.dead }
   }
 

@@ -170,7 +170,7 @@ export class Link implements Transport {
   }
 }
 
-// Returns all available bytes in most cases, or else a part, sometimes a single byte.
+// The number of bytes to move: in most cases all available bytes, otherwise some of them, sometimes only one.
 function cut(chance: Chance, available: number): number {
   if (chance.hit(0.6)) return available
   if (chance.hit(0.1)) return 1

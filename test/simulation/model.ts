@@ -93,7 +93,8 @@ export class Model {
         subscriptions: new Set(),
         expiring: new Set(),
       }
-      if (this.state.queues.has(id)) throw new Violation(5, `queue ${info.name} has the id ${id} of another`)
+      if (this.state.queues.has(id))
+        throw new Violation(5, `queue ${info.name} has the id ${id} of another queue`)
       this.state.add(queue)
     } else if (JSON.stringify(known.options) !== JSON.stringify(info.options))
       throw new Violation(6, `${info.name} has other options than the model`)
@@ -282,16 +283,16 @@ export class Model {
   #deadAt(queue: ModelQueue, offset: number, what: string): ModelMessage {
     const message = queue.live.get(offset)
     if (message?.state !== 'dead')
-      throw new Violation(6, `offset ${offset} of ${queue.name} is ${what} and was not dead`)
+      throw new Violation(6, `offset ${offset} of ${queue.name} is ${what} but was not dead`)
     return message
   }
 
-  /** Called when the broker has noticed the time, so that due messages become ready. */
+  /** Called when the broker has noticed that time has passed, so that due messages become ready. */
   looked(id: number, nowMs: number): void {
     this.#arrive(this.state.numbered(id), nowMs)
   }
 
-  /** Called when the broker has noticed the time for the whole queue, so that expired messages are gone. */
+  /** Called when the broker has noticed that time has passed for the whole queue, so that expired messages are gone. */
   settledTime(id: number, nowMs: number): void {
     const queue = this.state.numbered(id)
     if (queue.options.unique === 'window') this.#forgetIds(queue, nowMs)
@@ -299,7 +300,7 @@ export class Model {
       if (message.state === 'ready' && isExpired(message, nowMs))
         throw new Violation(
           'time to live',
-          `offset ${message.offset} of ${queue.name} expired at ${message.expiresMs} and is still there at ${nowMs}`,
+          `offset ${message.offset} of ${queue.name} expired at ${message.expiresMs} but is still there at ${nowMs}`,
         )
     }
   }
@@ -325,7 +326,7 @@ export class Model {
     if (message === undefined || message.state === 'dead')
       throw new Violation(6, `${what} expires although it was gone or dead`)
     if (!isExpired(message, nowMs))
-      throw new Violation('time to live', `${what} expires at ${nowMs} and not at ${message.expiresMs}`)
+      throw new Violation('time to live', `${what} expires at ${nowMs}, not at ${message.expiresMs}`)
     if (message.state === 'leased') {
       queue.expiring.add(offset)
       return
@@ -358,13 +359,13 @@ export class Model {
         }
       }
       for (const { state, lineMs, offset, dead } of queue.live.values()) {
-        // Invariant 11: due messages become ready in time.
+        // Invariant 11: each scheduled message becomes ready soon after it is due.
         if (state === 'scheduled' && lineMs < nowMs - TIMER_SLACK_MS)
           throw new Violation(11, `offset ${offset} of ${queue.name} was due at ${lineMs}; it is ${nowMs}`)
         if (hasRoom && dead?.isMoving === true && this.state.names.has(queue.options.deadLetter))
           throw new Violation(
             16,
-            `offset ${offset} of ${queue.name} is dead and not in ${queue.options.deadLetter}`,
+            `offset ${offset} of ${queue.name} is dead but not in ${queue.options.deadLetter}`,
           )
       }
       if (queue.expiring.size > 0)

@@ -21,7 +21,10 @@ export interface ModelAck {
   readonly count: number
 }
 
-/** Offsets that an atomic step acknowledges: they count in no limit, and their ids are free. */
+/**
+ * Offsets of the messages that an atomic step acknowledges: these messages count towards no limit, and their ids are
+ * free.
+ */
 type Freed = ReadonlySet<number>
 
 const NOTHING_FREED: Freed = new Set()

@@ -3,8 +3,9 @@
  * loses power during pages and between them.
  *
  * The rule: the answered pages together copy each acknowledged message of the range exactly once, byte for byte, and no
- * crash removes a copy that an answer reported. A page that a crash interrupts has copied the beginning of what the same
- * page copies when it is requested again. A page that a full disk cuts short reports what it has copied.
+ * crash removes a copy that an answer reported. Two requests for the same page copy the same messages in the same
+ * order; a request that a crash interrupts may copy only the first of them. A page that a full disk cuts short reports
+ * what it has copied.
  */
 import { OUTCOME, SluiceError, queueName, type QueueOptions } from '@sluice/protocol'
 import { expect, test } from 'vitest'

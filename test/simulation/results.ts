@@ -89,14 +89,14 @@ export class Results {
         return false
       }
       if (refused !== undefined && !isOld)
-        throw new Violation(3, `${what} is accepted and was refused with ${refused}`)
+        throw new Violation(3, `${what} is accepted but was refused with ${refused}`)
       if (isOld) throw new Violation(3, `${what} is accepted although it is older than its window`)
       if (deserved.length > 0)
-        throw new Violation(21, `${what} is accepted and must be refused with ${deserved.join()}`)
-      if (isBehind) throw new Violation('order', `${what} is accepted and follows a batch that was refused`)
+        throw new Violation(21, `${what} is accepted but must be refused with ${deserved.join()}`)
+      if (isBehind) throw new Violation('order', `${what} is accepted but follows a batch that was refused`)
       const refusal = refusalOf()
       if (refusal === 'LEASE_LOST' || (refusal !== undefined && !this.#isUnsure(attempts)))
-        throw new Violation('limits', `${what} is accepted and must be refused with ${refusal}`)
+        throw new Violation('limits', `${what} is accepted but must be refused with ${refusal}`)
       producer.open.delete(number)
       return true
     }
@@ -109,7 +109,7 @@ export class Results {
       else if (!isOld)
         throw new Violation(
           3,
-          `${what} is refused with ${code} and was accepted at ${placesText(known.places)}`,
+          `${what} is refused with ${code} but was accepted at ${placesText(known.places)}`,
         )
     } else if (refused !== undefined) {
       allowed.push(refused)

@@ -29,7 +29,7 @@ export interface ModelMessage extends LineMessage {
 }
 
 export interface FormerLease {
-  /** Bytes that the lease counts in the credit. */
+  /** Number of bytes that the lease counts towards the credit. */
   readonly bytes: number
   readonly lease: string
   readonly deadlineMs: number
@@ -82,7 +82,7 @@ export interface ModelSubscription {
   readonly started: Map<number, number>
   /** Tags of claimed leases whose attempt was already charged. */
   readonly precharged: Set<number>
-  /** Bytes that each claimed lease counts in the credit, by tag; other leases count their record. */
+  /** Number of bytes that each claimed lease counts towards the credit, by tag; other leases count their record. */
   readonly sizes: Map<number, number>
   /** Every tag that was ever granted, with the offset and attempt of its message; late frames can name such tags. */
   readonly granted: Map<number, { readonly offset: number; readonly attempt: number; readonly order: number }>

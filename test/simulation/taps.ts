@@ -267,7 +267,7 @@ export class Taps implements Observer {
   ensured({ id, name }: Queue, info: QueueInfo): void {
     this.#tell((model, nowMs) => model.ensured(id, info, nowMs))
     this.#promise(({ durable }) =>
-      durable.lastQueueId < id ? `queue ${name} is reported as created and is not on disk` : undefined,
+      durable.lastQueueId < id ? `queue ${name} is reported as created but is not on disk` : undefined,
     )
   }
 
@@ -283,7 +283,7 @@ export class Taps implements Observer {
     this.#tell((model) => model.deleted(name, messages))
     this.#to?.removed(name)
     this.#promise(({ durable }) =>
-      durable.queues.has(id) ? `queue ${name} is reported as deleted and is on disk` : undefined,
+      durable.queues.has(id) ? `queue ${name} is reported as deleted but is on disk` : undefined,
     )
   }
 
@@ -301,7 +301,7 @@ export class Taps implements Observer {
       const saved = durable.queues.get(id)
       for (const { offset } of alive)
         if (saved?.live.has(offset) === true)
-          return `offset ${offset} of ${name} is reported as purged and is on disk`
+          return `offset ${offset} of ${name} is reported as purged but is on disk`
       return undefined
     })
   }
@@ -316,7 +316,7 @@ export class Taps implements Observer {
     const { id } = this.#broker.catalog.queue(ref.name)
     this.#promise(({ durable }) =>
       durable.queues.get(id)?.live.has(answer.offset) === true
-        ? `offset ${answer.offset} of ${ref.name} is reported as cancelled and is on disk`
+        ? `offset ${answer.offset} of ${ref.name} is reported as cancelled but is on disk`
         : undefined,
     )
   }

@@ -144,11 +144,11 @@ export class Witness {
     this.counts.confirmed++
     const accepted = this.#ledger.durable.producers.get(identity)?.accepted.get(number)
     if (accepted === undefined)
-      throw new Violation(1, `batch ${number} of ${identity} is confirmed and not on disk`)
+      throw new Violation(1, `batch ${number} of ${identity} is confirmed but not on disk`)
     const is = JSON.stringify(places.map(({ baseOffset, duplicates }) => [baseOffset, ...(duplicates ?? [])]))
     const must = JSON.stringify(accepted.places.map(({ base, duplicates }) => [base, ...duplicates]))
     if (is !== must)
-      throw new Violation(3, `batch ${number} of ${identity} is confirmed at ${is} and is at ${must}`)
+      throw new Violation(3, `batch ${number} of ${identity} is confirmed at ${is} but is at ${must}`)
   }
 
   // Invariants 8 and 9: the messages that the step acknowledged are gone from the disk.
@@ -158,12 +158,12 @@ export class Witness {
       if (this.#ledger.durable.queues.get(queueId)?.live.has(offset) === true)
         throw new Violation(
           8,
-          `step ${number} of ${identity} is confirmed and its ack of ${ack} is not on disk`,
+          `step ${number} of ${identity} is confirmed, but its ack of ${ack} is not on disk`,
         )
     }
   }
 
-  // Invariant 2: a message that is shown was published to that queue.
+  // Invariant 2: every message that a peek shows was published to the peeked queue.
   #peeked(
     conversation: Conversation,
     correlation: number,
@@ -212,19 +212,19 @@ export class Witness {
         if (subscription === undefined || offset === undefined)
           throw new Violation(
             7,
-            `tag ${tag} of subscription ${subscriptionId} is settled and was never granted`,
+            `tag ${tag} of subscription ${subscriptionId} is settled but was never granted`,
           )
         const message = this.#ledger.durable.queues.get(subscription.queue.id)?.live.get(offset)
         const what = `offset ${offset} of ${subscription.queue.name}`
         if (message !== undefined && outcome === OUTCOME.ack)
-          throw new Violation(8, `the ack of ${what} is confirmed and not on disk`)
+          throw new Violation(8, `the ack of ${what} is confirmed but not on disk`)
         // A dead message may have been redriven since.
         if (message === undefined || message.dead !== undefined || message.earlier !== undefined) continue
         if (outcome === OUTCOME.deadLetter)
-          throw new Violation(8, `${what} is confirmed as dead and is not dead on disk`)
+          throw new Violation(8, `${what} is confirmed as dead but is not dead on disk`)
         const charged = subscription.charged.get(tag) ?? 0
         if (outcome === OUTCOME.retry && message.attempts < charged)
-          throw new Violation(8, `the retry of ${what} is confirmed and not on disk`)
+          throw new Violation(8, `the retry of ${what} is confirmed but not on disk`)
       }
     }
   }
@@ -256,7 +256,7 @@ export class Witness {
         saved === undefined
           ? this.#ledger.durable.queues.size > 0 || this.#model.state.queues.get(queue.id) === undefined
           : saved.next > offset
-      if (!isOnDisk) throw new Violation(2, `offset ${offset} of ${queue.name} is delivered and not on disk`)
+      if (!isOnDisk) throw new Violation(2, `offset ${offset} of ${queue.name} is delivered but not on disk`)
       const message = queue.live.get(offset)
       if (message !== undefined) message.left = true
       this.#model.consuming.sent(subscriptionId, tag)

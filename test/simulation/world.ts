@@ -107,7 +107,7 @@ export class World implements Surroundings, Listening, LogListening {
   /** What fits in a segment, or less in every fourth world. */
   readonly entryBytesMax: number
   readonly messageBytesMax: number
-  /** The bound is low, so that even a short backlog is evicted over several turns. */
+  /** Like EXCESS_MAX, but low, so that even a small excess over a lowered limit is evicted over several turns. */
   readonly excessMax = 4
   readonly batchBytesMax: number
   readonly heartbeatMs: number
@@ -399,7 +399,7 @@ export class World implements Surroundings, Listening, LogListening {
       if (wasOpen && link.session!.isOpen && heard.silentMs > this.heartbeatMs * 2 + SLACK_MS) {
         throw new Violation(
           'heartbeat',
-          `${link.address} was silent for ${heard.silentMs} ms and is still connected`,
+          `${link.address} was silent for ${heard.silentMs} ms but is still connected`,
         )
       }
       if (link.ended && this.nowMs - heard.lastMs > LINGER_MS + this.heartbeatMs * 2) this.#sever(link)
@@ -728,7 +728,7 @@ export class World implements Surroundings, Listening, LogListening {
     this.count(`end ${how}`)
     if (how === 'fault') await this.#failDisk()
     else if (how === 'close') await this.#stop()
-    // After a failed write of its directory a file system stops, so the machine must be restarted.
+    // A file system stops after a failed write of its directory, so the machine must be restarted.
     const isPowerLost =
       how === 'power' ||
       this.#directoryFailed ||
@@ -791,7 +791,7 @@ export class World implements Surroundings, Listening, LogListening {
     await this.#drive(broker.close())
     if (!this.ledger.durable.closed && this.#fatal === undefined && !isFull) {
       // An empty entry may follow the mark of the stop; it changes nothing.
-      throw new Violation(22, 'the broker has stopped and the log has no mark of the stop')
+      throw new Violation(22, 'the broker has stopped, but the log has no mark of the stop')
     }
   }
 
@@ -844,7 +844,8 @@ export class World implements Surroundings, Listening, LogListening {
     this.trace.note('calm')
     broker.turn.tick()
     await this.#rest()
-    // An entry can wait for a segment for which the disk has no space, and a delivery for a read that is repeated.
+    // An entry can wait for a segment for which the disk has no space, and a delivery can wait for a read that is
+    // repeated.
     const isWaiting = (): boolean =>
       this.#fatal !== undefined ||
       this.#fullUntilMs > 0 ||
@@ -947,7 +948,7 @@ export class World implements Surroundings, Listening, LogListening {
     await this.#calm()
   }
 
-  // After a clock was set back, scheduled messages are due later than healing can wait.
+  // If the clock was set back, scheduled messages can become due later than healing can wait.
   #leap(): void {
     const queues = this.broker?.catalog.list('', Infinity).queues ?? []
     // A ready message can be behind a retry of its key.

@@ -9,7 +9,7 @@ import { appendFileSync, existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 export interface Entry {
-  /** The id of an order, in most cases. */
+  /** The id of an order; in the book `new cards`, the name of a customer. */
   readonly id: string
   /** The process that wrote the line. */
   readonly by: string

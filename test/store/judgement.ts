@@ -85,7 +85,10 @@ export function judge(evidence: Evidence): Check[] {
   )
 
   const duplicates = reports.filter((report) => report.kind === 'placed' && report.duplicate).length
-  check(duplicates === 1, `${duplicates} order sent twice by the shop, and its receipt said so`)
+  check(
+    duplicates === 1,
+    `${duplicates} order sent twice by the shop, and reported as a duplicate by its receipt`,
+  )
 
   const recovered = charges.filter(({ order, attempt }) => declined.includes(order) && attempt === 2).length
   check(

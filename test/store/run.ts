@@ -4,8 +4,8 @@
  * every order was paid, picked and mailed once.
  *
  * Option: `--flood <n>`, the minimum number of orders in the flood. Exit code: 0 for success, 1 for failure, 2 for
- * wrong options. The run leaves no processes. It removes its files, except after a failure: then it keeps the directory
- * with the logs and the books, and prints its path.
+ * wrong options. The run leaves no processes behind. It removes its files, except after a failure: then it keeps the
+ * directory with the logs and the books, and prints its path.
  */
 import { parseArgs } from 'node:util'
 import { perform } from '../demo/stage.js'

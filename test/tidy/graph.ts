@@ -64,10 +64,10 @@ const FLOORS: readonly (readonly string[])[] = [
   // server.ts, which assembles the parts, and the files with which the server measures its own process.
   ['packages/server/src'],
   ['packages/server/src/cli'],
-  // The tools of tests.
+  // Tools for tests.
   ['packages/server/src/testing', 'packages/client/src/testing'],
 ]
-/** The SDK. Of the layers above it, only the folders in `USES_CLIENT` may import it. */
+/** The SDK. Of the layers above the SDK, only the folders in `USES_CLIENT` may import it. */
 const CLIENT = 'packages/client/src'
 const USES_CLIENT = ['packages/server/src/cli', 'packages/client/src/testing']
 
