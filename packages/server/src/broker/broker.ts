@@ -237,7 +237,7 @@ export class Broker {
     )
     const records = new Records(this.#blocks, cold)
     const writer = new Writer(log, this.#tail, turn)
-    this.intake = new Intake(state, writer, turn, options)
+    this.intake = new Intake(state, cold, writer, turn, options)
     const moves = new Moves(state, this.intake, records, turn, observer)
     const requests = new DiskRequests(turn)
     this.#writer = writer

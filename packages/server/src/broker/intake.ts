@@ -22,6 +22,7 @@ import {
   type Placed,
 } from '@sluice/protocol'
 import { Admission, FactBuffer, type AdmittedBatch, type Queue, type Subscription } from '../queue/index.js'
+import type { ColdChunks } from '../state/cold-chunks.js'
 import { answeredDuplicates, type Producer } from '../state/producers.js'
 import { queueNotFound, type State } from '../state/state.js'
 import { hasDeliveryOptions, checkTraits, readTraits, type BatchTraits } from '../state/traits.js'
@@ -102,6 +103,7 @@ export interface IntakeOptions {
 
 export class Intake {
   readonly #state: State
+  readonly #cold: ColdChunks
   readonly #writer: Writer
   readonly #messageBytesMax: number
   readonly #turn: Turn
@@ -111,14 +113,25 @@ export class Intake {
   /** Number of excess messages that this turn may still evict, from all queues together. */
   #excessLeft: number
 
-  constructor(state: State, writer: Writer, turn: Turn, options: IntakeOptions) {
+  constructor(state: State, cold: ColdChunks, writer: Writer, turn: Turn, options: IntakeOptions) {
     this.#state = state
+    this.#cold = cold
     this.#writer = writer
     this.#turn = turn
     this.#messageBytesMax = options.messageBytesMax
     this.#observer = options.observer
     this.#excessMax = options.excessMax ?? EXCESS_MAX
     this.#excessLeft = this.#excessMax
+  }
+
+  // If the oldest message is in a cold chunk, it stays until the chunk was read: the limit was set when the queue had cold
+  // chunks already, and is exceeded for so long.
+  #makeRoom(queue: Queue, admission: Admission): void {
+    this.#excessLeft -= admission.makeRoom(this.#turn.nowMs, this.#excessLeft)
+    if (queue.coldToDrop === -1) return
+    // An error is reported when the chunk is needed for a delivery.
+    this.#cold.load(queue, queue.coldToDrop).catch(() => {})
+    queue.coldToDrop = -1
   }
 
   /** Called at the end of each turn. */
@@ -214,7 +227,7 @@ export class Intake {
     if (arrival !== 'moved') writer.checkMemory()
     if (producer?.id === 0) this.#declare(producer)
     const cancelled = admitted.replaced === undefined ? undefined : this.#replace(queue, admission)
-    this.#excessLeft -= admission.makeRoom(this.#turn.nowMs, this.#excessLeft)
+    this.#makeRoom(queue, admission)
     // The facts about messages that were dropped to make room are written before those of the batch.
     if (cancelled !== undefined) writer.writeFacts(queue.id, queue.facts)
     if (before !== undefined) writer.writeFacts(before.queue.id, before.queue.facts)
@@ -308,7 +321,7 @@ export class Intake {
     for (const admission of admissions.values()) admission.replace(nowMs)
     const cancelled = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
     for (const [queue, admission] of admissions) {
-      this.#excessLeft -= admission.makeRoom(nowMs, this.#excessLeft)
+      this.#makeRoom(queue, admission)
       writer.writeFacts(queue.id, queue.facts)
     }
     const ahead = batches.map((batch) => {

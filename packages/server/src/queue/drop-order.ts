@@ -21,6 +21,9 @@ export class DropOrder {
    */
   readonly #behind: (TimeQueue | undefined)[] = []
 
+  /** Offset of the first message to drop, if its chunk is cold and has to be read first; otherwise -1. Set by `first`. */
+  coldOffset = NONE
+
   constructor(chunks: Chunks) {
     this.#chunks = chunks
   }
@@ -36,10 +39,11 @@ export class DropOrder {
 
   /** Offset of the first message to drop in a line that ends at `end`; -1 if the line is empty. */
   first(end: number): number {
+    this.coldOffset = NONE
     for (let priority = 0; priority < PRIORITIES; priority++) {
       const behind = this.#firstBehind(priority)
       const offset = behind === NONE ? this.#advance(priority, end) : behind
-      if (offset !== NONE) return offset
+      if (offset !== NONE || this.coldOffset !== NONE) return offset
     }
     return NONE
   }
@@ -54,6 +58,10 @@ export class DropOrder {
     let offset = Math.max(this.#cursors[priority]!, this.#chunks.firstOffset)
     for (; offset < end; offset = Math.min(chunkEndAfter(offset), end)) {
       const chunk = this.#chunks.at(offset)
+      if (chunk === undefined && priority === 0 && this.#chunks.isCold(offset)) {
+        this.coldOffset = this.#cursors[priority] = offset
+        return NONE
+      }
       if (chunk === undefined || ((chunk.priorityMask >>> priority) & 1) === 0) continue
       for (let index = offset - chunk.base; index < chunk.count; index++) {
         index = chunk.firstLive(index)

@@ -56,7 +56,7 @@ export class Line {
   #keyLines: KeyLines | undefined
   #cursors = ZEROS
   #returned: ReturnedMessages | undefined
-  #dropOrder: DropOrder | undefined
+  dropOrder: DropOrder | undefined
   /** Offset that the last call of `#head` found. */
   #headOffset = 0
   /** Offset of the next message to deliver, if its chunk is cold and has to be read first; otherwise -1. Set by `next`. */
@@ -302,7 +302,7 @@ export class Line {
     const index = offset - chunk.base
     const priority = chunk.priorityAt(index)
     this.#mark(chunk, index)
-    this.#dropOrder?.returned(chunk, index)
+    this.dropOrder?.returned(chunk, index)
     if (sinceMs === FROM_PLAIN_LINE) {
       chunk.marks.delete(MARK.out, index, index + 1)
       if (offset < this.#cursorOf(priority))
@@ -334,7 +334,7 @@ export class Line {
 
   /** Adds a message that is not in the line, due at `dueMs`. The chunk already has this time. */
   enter(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
-    this.#dropOrder?.returned(chunk, index)
+    this.dropOrder?.returned(chunk, index)
     const slot = chunk.keyAt(index)
     if (dueMs <= nowMs) {
       takeOut(chunk, index, index + 1)
@@ -405,8 +405,8 @@ export class Line {
 
   /** Offset of the message that is dropped first to make room; -1 if the line is empty. See `DropOrder`. */
   firstToDrop(): number {
-    this.#dropOrder ??= new DropOrder(this.#chunks)
-    return this.#dropOrder.first(this.#end)
+    this.dropOrder ??= new DropOrder(this.#chunks)
+    return this.dropOrder.first(this.#end)
   }
 
   /** Called when every message that was in the line or leased is gone. */
@@ -433,7 +433,7 @@ export class Line {
         const offset = chunk.base + index
         const priority = chunk.priorityAt(index)
         if (offset >= this.#end) differs(`offset ${offset} is in the line, but the line ends at ${this.#end}`)
-        if (this.#dropOrder?.finds(chunk, index) === false)
+        if (this.dropOrder?.finds(chunk, index) === false)
           differs(`offset ${offset} of priority ${priority} is missing from the drop order`)
         if (!chunk.isWaiting(index)) {
           plain[priority]!++

@@ -73,6 +73,8 @@ export class Queue extends Contents implements Follower {
   #deliveredBelow = 0
   #sweptMs = 0
   observer: QueueObserver | undefined
+  /** Offset of the message that `evictOldest` could not drop because its chunk is cold; otherwise -1. */
+  coldToDrop = -1
 
   /** The dead messages that wait to be moved. Created when first read, because most queues have none. */
   get moving(): Moving {
@@ -533,12 +535,10 @@ export class Queue extends Contents implements Follower {
     this.dirty = true
   }
 
-  /**
-   * Removes the first message in drop order from the line, or makes it dead, as the `overflow` option says. Returns false
-   * if the line is empty.
-   */
+  /** Drops the first message in drop order, or makes it dead. Returns false if there is none, or if it is `coldToDrop`. */
   evictOldest(nowMs: number): boolean {
     const offset = this.#line.firstToDrop()
+    this.coldToDrop = this.#line.dropOrder!.coldOffset
     if (offset === -1) return false
     const chunk = this.chunkAt(offset)!
     this.#line.leave(chunk, offset - chunk.base, nowMs)

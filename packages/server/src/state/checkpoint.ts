@@ -21,7 +21,7 @@ import {
   type PageKind,
   type Queue,
 } from '../queue/index.js'
-import type { ColdChunks } from './cold-chunks.js'
+import type { ChunkOf, ColdChunks } from './cold-chunks.js'
 import type { Producer } from './producers.js'
 import { encodeDirectory } from './directory.js'
 import { NODE_PAGE, encodeNode, type PageEntry } from './page-tree.js'
@@ -63,7 +63,7 @@ export class Checkpoints {
   #startedAtNewBytes = 0
   #running: Generator<boolean, void> | undefined
   /** Chunks that this checkpoint has written. When it is durable, they can leave memory. */
-  #chunks: { readonly queue: Queue; readonly chunk: Chunk }[] = []
+  #chunks: ChunkOf[] = []
   /** Bytes of pages and directories written since the broker started. */
   #writtenBytes = 0
   #finished: Finished | undefined
@@ -120,12 +120,10 @@ export class Checkpoints {
     const result = this.#running.next()
     if (result.done !== true) return result.value
     this.#running = undefined
-    {
-      // The pages of ten thousand busy queues take half an interval, so the interval grows with their size. Otherwise
-      // the broker would mostly write checkpoints. A restart then reads up to three intervals.
-      const checkpointBytes = this.#writtenBytes - this.#startedAtWritten
-      this.#dueBytes = Math.max(this.#intervalBytes, Math.min(checkpointBytes * 8, this.#intervalBytes * 3))
-    }
+    // The pages of ten thousand busy queues take half an interval, so the interval grows with their size. Otherwise
+    // the broker would mostly write checkpoints. A restart then reads up to three intervals.
+    const checkpointBytes = this.#writtenBytes - this.#startedAtWritten
+    this.#dueBytes = Math.max(this.#intervalBytes, Math.min(checkpointBytes * 8, this.#intervalBytes * 3))
     return true
   }
 
@@ -315,7 +313,7 @@ export class Checkpoints {
     const page = encodeChunkPage(chunk, queue.keys)
     chunk.pagePosition = this.#write(PAGE.chunk, queue.id, chunk.number, page, nowMs, summary)
     chunk.dirty = false
-    if (summary !== undefined) this.#chunks.push({ queue, chunk })
+    if (summary !== undefined) this.#chunks.push({ queue, number: chunk.number })
   }
 
   #writeIds(queue: Queue, page: number, nowMs: number): void {

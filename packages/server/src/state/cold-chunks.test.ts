@@ -160,6 +160,22 @@ describe('cold chunks', () => {
     expect((await bench.drain()).at(0)).toBe(5_000)
   })
 
+  it('are dropped in their order when the queue gets a limit', async () => {
+    const bench = await filled()
+    await bench.publish(repeated(10, { bodyBytes: 20, priority: 3 }))
+    bench.ensure({ maxMessages: 2_000, overflow: 'drop-oldest' })
+    for (let i = 0; i < 30; i++) {
+      await bench.publish(repeated(10, { bodyBytes: 20 }))
+      bench.broker.audit()
+    }
+    expect(bench.info().ready).toBe(2_000)
+    // Messages with a higher priority are not dropped.
+    const last = COUNT + 310
+    const kept = [...upTo(COUNT + 10, COUNT), ...upTo(last, COUNT + 10)]
+    const oldest = last - 2_000
+    expect((await drainedOf(bench)).sort((a, b) => a - b)).toEqual([...upTo(COUNT, oldest), ...kept])
+  })
+
   it('end the consumers of their queue if they cannot be read, and nothing else', async () => {
     const bench = await filled()
     const other = queueName('other')

@@ -14,16 +14,17 @@ const WARM_MAX = 256
 /** Number of chunks at the head of a queue that stay in memory: they are delivered next. */
 export const HEAD_CHUNKS = 4
 
-interface Warm {
+/** Names a chunk without keeping it in memory. */
+export interface ChunkOf {
   readonly queue: Queue
-  readonly chunk: Chunk
+  readonly number: number
 }
 
 export class ColdChunks {
   readonly #blocks: Blocks
   readonly #tree: PageTree
   /** Chunks that were taken back, oldest first. */
-  #warm: Warm[] = []
+  readonly #warm: ChunkOf[] = []
 
   constructor(blocks: Blocks, tree: PageTree) {
     this.#blocks = blocks
@@ -45,7 +46,7 @@ export class ColdChunks {
     if (block === undefined) return false
     const chunk = decodePage(block.bytes, position - block.position, position, queue, offset)
     queue.makeWarm(chunk)
-    this.#warm.push({ queue, chunk })
+    this.#warm.push({ queue, number: chunk.number })
     if (this.#warm.length >= 2 * WARM_MAX) this.#cool()
     return true
   }
@@ -68,8 +69,9 @@ export class ColdChunks {
   }
 
   /** Leaves the chunk out of memory, if it can be cold and is not near the head of its queue. */
-  leave({ queue, chunk }: Warm): void {
-    if (chunk.number >= queue.chunks.firstNumber + HEAD_CHUNKS) queue.makeCold(chunk)
+  leave({ queue, number }: ChunkOf): void {
+    const chunk = queue.chunkAt(number * CHUNK_MESSAGES)
+    if (chunk !== undefined && number >= queue.chunks.firstNumber + HEAD_CHUNKS) queue.makeCold(chunk)
   }
 
   #cool(): void {

@@ -158,12 +158,8 @@ export class Relocation {
         this.#finish()
         return
       }
-      for (let needed = this.#coldIn(result.value); needed !== undefined;) {
-        await this.#cold.load(needed.queue, needed.offset)
-        if (this.#stopped) return
-        needed = this.#coldIn(result.value)
-      }
-      this.#copy(result.value, nowMs)
+      await this.#copy(result.value, nowMs)
+      if (this.#stopped) return
       left -= result.value.bytes.length
     }
   }
@@ -230,34 +226,35 @@ export class Relocation {
     this.#entries = undefined
   }
 
-  // The first cold chunk with messages of the entry. A chunk must be in memory before its batches are copied.
-  #coldIn(entry: LogEntry): { readonly queue: Queue; readonly offset: number } | undefined {
+  // Copies the live batches of the entry. Waits only for cold chunks: a chunk must be in memory when a batch of it is copied.
+  async #copy(entry: LogEntry, nowMs: number): Promise<void> {
     for (const at of entryBatches(entry.bytes, 0)) {
       if (batchType(entry.bytes, at) !== BATCH_TYPE.messages) continue
       const { queueId, baseOffset, count } = readBatchHeader(entry.bytes, at)
       const queue = this.#state.queuesById.get(queueId)
-      if (queue === undefined || queue.chunks.coldCount === 0) continue
-      for (let offset = baseOffset; offset < baseOffset + count; offset = chunkEndAfter(offset))
-        if (queue.chunks.isCold(offset)) return { queue, offset }
+      if (queue === undefined) continue
+      for (
+        let cold = coldIn(queue, baseOffset, count);
+        cold !== -1;
+        cold = coldIn(queue, baseOffset, count)
+      ) {
+        await this.#cold.load(queue, cold)
+        if (this.#stopped) return
+      }
+      if (this.#state.has(queue)) this.#copyBatch(queue, entry, at, nowMs)
     }
-    return undefined
   }
 
-  #copy(entry: LogEntry, nowMs: number): void {
-    for (const at of entryBatches(entry.bytes, 0)) {
-      if (batchType(entry.bytes, at) !== BATCH_TYPE.messages) continue
-      const header = readBatchHeader(entry.bytes, at)
-      const queue = this.#state.queuesById.get(header.queueId)
-      if (queue === undefined) continue
-      if (queue.chunks.liveAt(header.baseOffset, header.count, entry.position + at) === 0) continue
-      const to = this.#tail.reserve(header.length, nowMs)
-      this.#tail.bytes.set(entry.bytes.subarray(at, at + header.length), to)
-      writeBatchAttributes(this.#tail.bytes, to, header.attributes | BATCH_ATTRIBUTE.relocated)
-      const position = this.#tail.add(header.length)
-      queue.relocateFact(header.baseOffset, header.count, position)
-      this.#allowance -= header.length
-      this.#tail.upkeepBytes += header.length
-    }
+  #copyBatch(queue: Queue, entry: LogEntry, at: number, nowMs: number): void {
+    const header = readBatchHeader(entry.bytes, at)
+    if (queue.chunks.liveAt(header.baseOffset, header.count, entry.position + at) === 0) return
+    const to = this.#tail.reserve(header.length, nowMs)
+    this.#tail.bytes.set(entry.bytes.subarray(at, at + header.length), to)
+    writeBatchAttributes(this.#tail.bytes, to, header.attributes | BATCH_ATTRIBUTE.relocated)
+    const position = this.#tail.add(header.length)
+    queue.relocateFact(header.baseOffset, header.count, position)
+    this.#allowance -= header.length
+    this.#tail.upkeepBytes += header.length
   }
 
   #refill(nowMs: number): void {
@@ -268,4 +265,12 @@ export class Relocation {
     const most = this.#log.segmentBytes
     this.#allowance = Math.min(most, this.#allowance + appended * SHARE + passedMs * IDLE_BYTES_PER_MS)
   }
+}
+
+// Offset of the first message of the batch whose chunk is cold; -1 if none is.
+function coldIn({ chunks }: Queue, baseOffset: number, count: number): number {
+  if (chunks.coldCount === 0) return -1
+  for (let offset = baseOffset; offset < baseOffset + count; offset = chunkEndAfter(offset))
+    if (chunks.isCold(offset)) return offset
+  return -1
 }
