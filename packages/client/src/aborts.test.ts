@@ -59,7 +59,7 @@ describe('one signal for many calls', () => {
     ['messages', (sluice, signal) => sluice.messages('q', { signal }).next()],
   ]
   for (const [name, call] of calls) {
-    it(`has one listener for fifty of ${name}, and none when they have ended`, async () => {
+    it(`has one listener for fifty calls of ${name}, and none after they have ended`, async () => {
       const peer = new Peer()
       const sluice = await peer.connect()
       const controller = new AbortController()

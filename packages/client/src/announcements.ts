@@ -1,6 +1,6 @@
 /**
- * Tells the broker which messages of one subscription start: STARTING and STARTED. After a crash of this process the
- * broker suspects only these messages, if there are any, and it runs the processing timeout only for them.
+ * Tells the broker, with STARTING and STARTED, which messages of one subscription start. After a crash of this process
+ * the broker suspects only these messages, if there are any, and it runs the processing timeout only for them.
  *
  * There are two ways from the buffer to a handler. `SingleWorker`, the stream and `pull` announce messages and then take
  * them: `announce`, `Subscription.take`, and `nameStarted` if more messages were announced than were certain to start.
@@ -24,7 +24,7 @@ export interface Announced {
 }
 
 export class Announcements {
-  /** Whether the next message waits for its isolation. `wake` is called when the message may start. */
+  /** Whether the isolation does not admit the next message yet. `wake` is called when the message may start. */
   blocked = false
   /** Number of messages that are held: taken, and not started. */
   held = 0
@@ -99,10 +99,11 @@ export class Announcements {
   }
 
   /**
-   * Sends STARTED for the messages that were announced as starting, were taken, and are not settled, and withdraws the
-   * announcement of all others. So the broker runs the processing timeout only for messages that are being handled.
-   * Sends nothing if all started messages are settled. Returns whether some announced messages were not taken, because
-   * the burst was too long.
+   * Sends STARTED for the messages that were announced as starting and were taken, and withdraws the announcement of
+   * all others. The settles of messages that have already ended are sent first, so the broker ignores the tags of
+   * those messages, and runs the processing timeout only for messages that are being handled. Sends nothing if all
+   * announced messages are taken and settled. Returns whether some announced messages were not taken, because the
+   * burst was too long.
    */
   nameStarted(): boolean {
     const starting = this.#starting
@@ -110,7 +111,7 @@ export class Announcements {
     this.#starting = NO_RANGES
     const { announced } = this.#buffer
     if (this.#isOver || (announced === 0 && this.#subscription.beingHandled === 0)) return false
-    // STARTED names unsettled messages only, so the settles are sent first.
+    // STARTED may name settled messages. The broker ignores their tags only once it has their settles.
     this.#session.turn.settleNow(this.#settles)
     const { firstTag } = this.#buffer
     const taken = announced === 0 || firstTag === undefined ? starting : upTo(starting, firstTag)
@@ -119,7 +120,7 @@ export class Announcements {
     return announced > 0
   }
 
-  /** Called when a message was taken and no handler gets it yet. */
+  /** Called when a message was taken but is not given to a handler yet. */
   hold(message: DeliveredMessage): void {
     this.held++
     this.heldBytes += message.recordBytes

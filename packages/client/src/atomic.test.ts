@@ -20,7 +20,7 @@ afterEach(async () => {
   await sluice.close({ timeout: 1 }).catch(() => {})
 })
 
-/** Pulls messages with these bodies, which the broker delivers. */
+/** Lets the broker deliver messages with these bodies, and pulls them. */
 async function pulled(...bodies: string[]): Promise<{ messages: Message[]; channel: number; tag: number }> {
   const pulling = sluice.pull('q', { max: bodies.length, wait: '5s' })
   const channel = await peer.subscribed()
@@ -192,7 +192,7 @@ describe('an atomic step that is refused', () => {
     expect(seen).not.toContain('e')
   })
 
-  it('reports the lost lease when that message is settled', async () => {
+  it('reports a lost lease when the message with that lease is settled', async () => {
     const { messages, channel, tag } = await pulled('a', 'b')
     const step = codeOf(
       sluice.atomic((tx) => {
@@ -208,7 +208,7 @@ describe('an atomic step that is refused', () => {
     expect(peer.link.settles).toMatchObject([{ firstTag: tag + 1, count: 1 }])
   })
 
-  it('lets its message be delivered again when the handler throws or did not await the step', async () => {
+  it('lets its message be delivered again when the handler throws or does not await the step', async () => {
     sluice.consume('q', { concurrency: 2 }, async (message) => {
       const step = sluice.atomic((tx) => tx.ack(message))
       if (message.body === 'waits') await step
@@ -276,7 +276,7 @@ describe('an atomic step that is not sent', () => {
     expect(peer.link.named('ATOMIC')).toEqual([])
   })
 
-  it('has no effect when a part of it was refused, caught or not', async () => {
+  it('has no effect when a part of it is refused, even if the error is caught', async () => {
     const { messages } = await pulled('a', 'b')
     await messages[1]!.ack()
     const other = new Peer()
@@ -443,7 +443,7 @@ describe('an atomic step without an answer', () => {
     expect(await step).toEqual([{ offset: 0, duplicate: false }])
   })
 
-  it('is not confirmed as a batch, nor a batch as a step', async () => {
+  it('is not confirmed by the answer to a batch, and its own answer must match it', async () => {
     const lost: string[] = []
     sluice.on('disconnected', ({ error }) => lost.push(error.code))
     const step = sluice.atomic((tx) => tx.publish('x', 'one'))

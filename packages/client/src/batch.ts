@@ -26,7 +26,10 @@ export const ENVELOPE_BYTES =
 export interface Lane {
   readonly queue: string
   openBatch: Batch | undefined
-  /** Number of the batch that the next batch of this queue follows. Meaningless once that batch is answered. */
+  /**
+   * The leader: number of the batch that the next batch of this queue follows. Meaningless once the leader is
+   * answered.
+   */
   leader: number
 }
 

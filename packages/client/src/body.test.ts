@@ -224,7 +224,7 @@ describe('decoding', () => {
       [0xd6, 0x69, 0, 0, 0, 1],
       [0xd6, 0x70, 0, 0, 0, 1],
       [0xd4, 0x72, 0x40],
-      // These are a map whose key is a map, and two values.
+      // These are a map whose key is a map, and two values in one body.
       [0x81, 0x80, 0x01],
       [0x01, 0x02],
       Array.from({ length: 10_000 }, () => 0x91),

@@ -183,7 +183,7 @@ function bodyFault(what: string, path: readonly Step[], cause?: unknown): Sluice
   return error
 }
 
-/** Number of steps that are shown at the beginning and at the end of a long path. */
+/** Number of steps that are shown at each end of a long path. */
 const PATH_STEPS_SHOWN = 4
 
 function shownPath(path: readonly Step[]): string {

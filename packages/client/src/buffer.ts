@@ -17,8 +17,8 @@ import { partOf, recordsBytes, type Run } from './run.js'
 export const STARTED_RANGES_MAX = 4_096
 
 /**
- * Maximum size of a part of several messages (see `keep`). With the padding that `recordsCopy` may put before it, a
- * part is no larger than a shared buffer of bodies.
+ * Maximum size of a part that contains several messages, in bytes (see `keep`). With the padding that `recordsCopy`
+ * may put before it, a part is no larger than a shared buffer of bodies.
  */
 const PART_BYTES = SHARED_BYTES - 8
 

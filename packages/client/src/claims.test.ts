@@ -218,7 +218,7 @@ describe('the handlers of a worker', () => {
     for (const { end } of runs) end()
   })
 
-  it('lose the leases that exceed one SUBSCRIBE', async () => {
+  it('lose the leases for which one SUBSCRIBE has no room', async () => {
     const count = LIMITS.claimsMax + 1
     const runs = consumed({ concurrency: count, prefetch: count })
     peer.link.deliver(await peer.subscribed(), 101, texts(count))
@@ -393,7 +393,7 @@ describe('a message whose consumer has ended', () => {
     await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
   })
 
-  it('is claimed when its iterator is left without a connection, or before the answer', async () => {
+  it('is claimed when its iterator is left while there is no connection, or before SUBSCRIBE is answered', async () => {
     for (const leavesOffline of [true, false]) {
       const messages = sluice.messages('q')
       const next = messages.next()
@@ -467,7 +467,7 @@ describe('a pulled message', () => {
     expect(losses).toEqual([])
   })
 
-  it('stays claimed when the answer takes longer than an idle subscription is kept', async () => {
+  it('stays claimed when SUBSCRIBE is answered later than an idle subscription ends', async () => {
     const message = await pulledOne()
     const answer = peer.replies[OP.SUBSCRIBE]!
     peer.replies[OP.SUBSCRIBE] = undefined
@@ -479,7 +479,7 @@ describe('a pulled message', () => {
     expect([losses, message.signal.aborted]).toEqual([[], false])
   })
 
-  it('stays claimed when a pull with another processing timeout precedes the answer', async () => {
+  it('stays claimed when a pull with another processing timeout is made before SUBSCRIBE is answered', async () => {
     const message = await pulledOne()
     const answer = peer.replies[OP.SUBSCRIBE]!
     peer.replies[OP.SUBSCRIBE] = undefined
@@ -492,7 +492,7 @@ describe('a pulled message', () => {
   })
 })
 
-it('closing returns messages that are delivered for a pull to their queue before it waits for handlers', async () => {
+it('closing the client releases the messages that were delivered for a pull, before it waits for handlers', async () => {
   const runs = consumed({ concurrency: 1 })
   peer.link.deliver(await peer.subscribed(), 101, texts(1), { tag: 30 })
   await until(() => runs.length === 1)

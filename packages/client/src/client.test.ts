@@ -118,7 +118,7 @@ describe('connecting', () => {
     await expect(peer.connect({ signal: AbortSignal.abort() })).rejects.toMatchObject({ code: 'ABORTED' })
   })
 
-  it('refuses addresses and options that it does not have', async () => {
+  it('refuses invalid addresses and unknown options', async () => {
     const wrong: [string, object, string][] = [
       ['http://localhost', {}, 'INVALID_URL'],
       ['sluice://h/path', {}, 'INVALID_URL'],
@@ -160,7 +160,7 @@ describe('a client without a connection', () => {
     await worker.close()
   })
 
-  it('can be awaited with a timeout and a signal, and continues after that', async () => {
+  it('can be awaited with a timeout and a signal, and continues to dial after that', async () => {
     peer.refusals = 1000
     sluice = peer.create()
     await expect(soon(sluice.ready({ timeout: 20 }))).rejects.toMatchObject({ code: 'UNREACHABLE' })
@@ -201,7 +201,7 @@ describe('a client without a connection', () => {
     expect(await ready).toMatchObject({ code: 'CLOSED' })
   })
 
-  it('refuses addresses and options that it does not have, at once', () => {
+  it('refuses invalid addresses and unknown options at once', () => {
     expect(() => createClient('http://localhost')).toThrow(SluiceError)
     expect(() => createClient({ connectTimeout: 5 } as never)).toThrow('connectTimeout')
   })
@@ -557,7 +557,7 @@ describe('events and closing', () => {
     await closed
   })
 
-  it('can be closed by a listener of the lost connection', async () => {
+  it('can be closed by a listener for `disconnected`', async () => {
     sluice = await peer.connect()
     const heard: string[] = []
     let closed: Promise<void> | undefined
@@ -573,7 +573,7 @@ describe('events and closing', () => {
     expect([heard, sluice.connected, peer.links.length]).toEqual([[], false, 1])
   })
 
-  it('refuses events, listeners and options that it does not have', async () => {
+  it('refuses unknown events and options, and invalid listeners', async () => {
     sluice = await peer.connect()
     const invalid = { code: 'INVALID_ARGUMENT' }
     const wrong = [

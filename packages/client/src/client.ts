@@ -1,6 +1,6 @@
 /**
- * The client: publishes, consumes and requests over one link to the broker. On a new connection, the producer sends its
- * unanswered batches first (see `Link`), and then the consumers subscribe.
+ * The client publishes messages, consumes messages and sends requests over one link to the broker. On a new
+ * connection, the producer sends its unanswered batches first (see `Link`), and then the consumers subscribe.
  */
 import { durationText, SluiceError, Timer } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -166,9 +166,9 @@ export class Sluice {
   }
 
   /**
-   * Calls `listener` for each event of this name, until the returned function is called. If `waiting`, `handlerError`,
-   * `leaseLost` or `error` has no listener, Node prints a warning. Emitting an event never throws, even if a listener
-   * fails.
+   * Calls `listener` for each event of this name, until the returned function is called. If one of the events
+   * `waiting`, `handlerError`, `leaseLost` and `error` is emitted without a listener, Node prints a warning. Emitting
+   * an event never throws, even if a listener fails.
    *
    * @throws SluiceError INVALID_ARGUMENT for an unknown event
    */
@@ -375,10 +375,10 @@ export class Sluice {
    * If the queue has a schema, the body is the output of the schema. A message whose body does not match becomes a dead
    * letter, and no handler gets it.
    *
-   * @param options `concurrency`, default 1; `prefetch`, default twice the messages that all handlers can have;
-   * `prefetchBytes`, default 16 MiB; `processingTimeout`; `ordering: 'key'`; `batch`; `missing`; `signal` closes the
-   * worker. If the queue does not exist or is deleted, the worker emits `waiting` and waits for the queue; with
-   * `missing: 'fail'` the worker ends, and `worker.closed` rejects.
+   * @param options `concurrency`, default 1; `prefetch`, default twice the number of messages that all handlers can
+   * have at once; `prefetchBytes`, default 16 MiB; `processingTimeout`; `ordering: 'key'`; `batch`; `missing`;
+   * `signal` closes the worker. If the queue does not exist or is deleted, the client emits `waiting` and the worker
+   * waits for the queue; with `missing: 'fail'` the worker ends, and `worker.closed` rejects.
    * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, OPTION_CONFLICT, CLOSED
    * @example
    * const worker = sluice.consume('orders', { concurrency: 16 }, async (message) => ship(message.body))
@@ -613,7 +613,7 @@ export class Sluice {
     }
   }
 
-  // Serves everything that waited for a connection.
+  // Attaches everything that waited for a connection.
   #opened(connection: Connection): void {
     for (const leases of this.#retired) leases.attach(connection)
     for (const consumer of this.#consumers) consumer.attach(connection)

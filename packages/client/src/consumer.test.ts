@@ -55,7 +55,7 @@ describe('a worker', () => {
     expect(seen).toEqual(texts(10).flatMap((body, i) => [body, 5 + i]))
   })
 
-  it('gathers acknowledgements without a waiting caller, and sends others at once', async () => {
+  it('gathers acknowledgements that no caller waits for, and sends the others at once', async () => {
     let wait = false
     const waited: Promise<void>[] = []
     sluice.consume('q', { concurrency: 100 }, (message) => {
@@ -162,8 +162,8 @@ describe('a worker', () => {
     expect(begun.length).toBe(1501)
     const burst = peer.link.starting.at(-1)!
     expect(burst.firstTag + burst.count).toBeGreaterThan(tag + 1501)
-    // STARTED names the messages of the burst up to the one whose handler hangs. The settles of the others are sent
-    // before STARTED.
+    // STARTED names the messages of the burst up to and including the one whose handler hangs. The settles of the
+    // earlier messages are sent before STARTED.
     const names = peer.link.frames.map(({ name }) => name)
     expect(peer.link.started.at(-1)).toEqual({
       firstTag: burst.firstTag,
@@ -420,7 +420,7 @@ describe('a refused subscription', () => {
     return events
   }
 
-  it('is repeated until the queue exists, and after it was deleted, with one event each', async () => {
+  it('is repeated until the queue exists, and again when the queue is deleted, with one event each time', async () => {
     const events = waits()
     refuse(3, 'QUEUE_NOT_FOUND')
     const bodies: unknown[] = []
@@ -647,7 +647,8 @@ describe('closing a worker', () => {
     await until(() => link.settles.reduce((sum, { count }) => sum + count, 0) === 50)
     await until(() => link.named('CREDIT').length > 0)
     const { length } = link.frames
-    // The handler ends and DRAINED arrives in the same turn. STARTED then names what has started of the burst.
+    // The handler ends and DRAINED arrives in the same turn. STARTED then names the messages of the burst that have
+    // started.
     setImmediate(end)
     link.send(OP.DRAINED, channel, 0, encodeDrained(101, 0))
     await closed
@@ -798,7 +799,7 @@ describe('losing the connection', () => {
   })
 })
 
-/** Pulls messages with these bodies, which the broker delivers. */
+/** Lets the broker deliver messages with these bodies, and pulls them. */
 async function pulled(bodies: string[], options = {}): Promise<Message[]> {
   const messages = sluice.pull('q', { max: bodies.length, wait: '5s' })
   peer.link.deliver(await peer.subscribed(), 101, bodies, options)

@@ -144,7 +144,7 @@ export class DeadLetters {
 
   /**
    * Redrives dead letters, to their own queue or to another one. In its own queue, a message keeps its offset and
-   * starts again with attempt 1. In another queue, it becomes a new message with an `origin`.
+   * starts again at attempt 1. In another queue, it becomes a new message with an `origin`.
    *
    * The call works page by page. An error or the signal can end it early. Messages that were redriven before that stay
    * redriven: the error has `outcome: 'partial'`, and `progress` has the counts. A second call continues with the

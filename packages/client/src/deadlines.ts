@@ -22,7 +22,7 @@ export class Deadlines {
     if (deadlineMs >= this.#armedMs || this.#stopped) return
     this.#armedMs = deadlineMs
     this.#timer?.cancel()
-    // A call that waits also has a socket or a reconnect timer, which keeps the process alive.
+    // While a call waits, a socket or a reconnect timer keeps the process alive.
     this.#timer = new Timer(
       () => this.#fire(),
       Math.max(1, Math.ceil(deadlineMs - performance.now())),

@@ -1,5 +1,5 @@
 /**
- * The events of a client: their listeners, and the warnings of the process for problems that have no listener. Without
+ * The events of a client: their listeners, and the warnings that Node prints for events without a listener. Without
  * the warnings, a typo in a queue's name, or a handler that always throws, would look like a program that has nothing
  * to do.
  *
@@ -20,7 +20,10 @@ export interface SluiceEvents {
   notice: Notice
   /** A failure that no call reports, such as the end of a worker. */
   error: SluiceError
-  /** A handler threw a value other than `Retry` or `DeadLetter`. The broker delivers the message again. */
+  /**
+   * A handler threw a value other than `Retry` or `DeadLetter`. The attempt counts as failed, so the message is
+   * delivered again or becomes a dead letter.
+   */
   handlerError: HandlerFailure
   /** A handler lost the lease on its message: what the handler does with the message no longer counts. */
   leaseLost: LeaseLoss
@@ -108,7 +111,7 @@ export class Events {
       const others = losses === 1 ? '' : `, and ${losses - 1} other leases since the last warning`
       warn(
         `The lease on message ${offset} of ${queue} was lost (${reason})${others}. What its handler did does not count, and the message may be delivered again.`,
-        { code: 'LEASE_LOST', detail: "Listen to 'leaseLost' for each of them." },
+        { code: 'LEASE_LOST', detail: "Listen to 'leaseLost' to get every loss." },
       )
     }
   }

@@ -132,7 +132,7 @@ describe('an error that comes later', () => {
       expect(error).toMatchObject({ code: 'CLOSED', outcome: 'unknown', queue: 'q' })
   })
 
-  it('names the message of a settle, and rejects once when it fails twice', async () => {
+  it('names the message of a settle, and a settle that fails twice rejects once', async () => {
     peer.replies[OP.SETTLE] = undefined
     const [message] = await (async () => {
       const pulled = sluice.pull('q', { wait: '20s' })

@@ -62,7 +62,7 @@ describe('publishing all', () => {
     expect(progress.map(({ published, duplicates }) => published + duplicates)).toEqual([1000, 2000, 2500])
   })
 
-  it('of nothing resolves at once', async () => {
+  it('resolves at once if there is nothing to publish', async () => {
     expect(await feed(accept).run([])).toEqual({ published: 0, duplicates: 0 })
   })
 
@@ -173,7 +173,7 @@ describe('publishing all', () => {
     expect(add).toHaveBeenCalledOnce()
   })
 
-  it('ends when its signal is aborted, even while its source waits or it pauses', async () => {
+  it('ends when its signal is aborted, even while it pauses or waits for its source', async () => {
     const cases: [AsyncIterable<number> | Iterable<number>, (message: number) => Promise<Receipt>][] = [
       [{ [Symbol.asyncIterator]: () => ({ next: () => new Promise(() => {}) }) }, accept],
       [numbers(5), () => Promise.reject(new SluiceError('QUEUE_FULL', 'full', { retryAfterMs: 60_000 }))],
@@ -231,7 +231,7 @@ describe('a client', () => {
     await sluice.close({ timeout: 1 })
   })
 
-  it('frees publishes whose callers gave up without a broker', async () => {
+  it('frees the memory of publishes whose callers gave up while there was no connection', async () => {
     const peer = new Peer()
     const sluice = await peer.connect({ maxWaitingBytes: 2048 })
     delete peer.replies[OP.HELLO]

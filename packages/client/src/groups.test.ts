@@ -90,7 +90,7 @@ describe('a worker of batches', () => {
     await until(() => settled() === 18)
   })
 
-  it('has one outcome for all messages that it did not settle itself', async () => {
+  it('applies one outcome to all messages of a batch that the handler did not settle itself', async () => {
     const failures: unknown[] = []
     sluice.on('handlerError', ({ offset, messages }) => failures.push([offset, messages]))
     sluice.consume('q', { prefetch: 20, batch: { size: 3 } }, async (messages) => {
@@ -146,7 +146,7 @@ describe('a worker of batches', () => {
     expect(batches).toEqual([['a', 'b'], ['suspect'], ['c', 'd', 'e', 'f']])
   })
 
-  it('aborts its signal when one of its leases is lost, and keeps the others', async () => {
+  it('aborts the signal of a batch when one of its leases is lost, and keeps the other leases', async () => {
     let signal!: AbortSignal
     let late!: AbortSignal
     let batch: Message[] = []
@@ -310,7 +310,7 @@ describe('a worker that keeps keys in order', () => {
     await until(() => settled() === 6)
   })
 
-  it('does not let a key with a long line starve the others, nor messages without a key', async () => {
+  it('does not let a key with a long line starve other keys, or messages without a key', async () => {
     const runs = running({ concurrency: 2, prefetch: 100 })
     const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, texts(50), { options: { key: 'busy' } })

@@ -141,7 +141,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
 
   unfollowed(): void {}
 
-  /** Called when the handler of `group` has ended after its call had returned. */
+  /** Called when the promise of the handler of `group` is settled. */
   #handled(group: Group, succeeded: boolean, error: unknown): void {
     this.#end(group, succeeded, error)
     this.#more()

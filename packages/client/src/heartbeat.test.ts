@@ -12,7 +12,7 @@ it('pings before half the interval passes without sending', () => {
   expect(heartbeat.tick(1000)).toBe('ping')
 })
 
-it('suspects a peer after twice the interval of silence, and clears it when bytes arrive', () => {
+it('suspects a peer after a silence of twice the interval, and clears it when bytes arrive', () => {
   const heartbeat = new Heartbeat(1000, 0)
   for (let at = 250; at < 2000; at += 250) expect(heartbeat.tick(at)).not.toBe('suspect')
   expect(heartbeat.tick(2000)).toBe('suspect')

@@ -2,8 +2,8 @@
  * Decides when to ping, and when a silent peer is dead. This class is pure: the connection passes the time as an
  * argument and owns the timer.
  *
- * A late tick means that this process was stalled, not the peer: bytes may be unread in the socket. So a stall does not
- * count as silence of the peer, and only `judge` declares it dead, after one more poll of the socket.
+ * A late tick means that this process was stalled, not the peer: bytes may be unread in the socket. So a stall does
+ * not count as silence of the peer, and only `judge` declares the peer dead, after one more poll of the socket.
  */
 export type Tick = 'quiet' | 'ping' | 'suspect'
 

@@ -100,8 +100,8 @@ export class InFlight {
   }
 
   /**
-   * Distance from `number` down to the lowest unanswered number, which is the correlation of its frame. The broker may
-   * forget all numbers below that one.
+   * Distance from `number` down to the lowest unanswered number: the correlation of the frame with this number. The
+   * broker may forget all numbers below the lowest unanswered one.
    */
   unansweredBelow(number: number): number {
     const { lowest } = this.#sent
@@ -173,8 +173,9 @@ export class InFlight {
     }
   }
 
-  // Refused sendings stay in the window until the rest is answered. If the window of this connection is smaller, they
-  // can fill it. In that case the sendings that could not be sent again are given up. Returns whether that happened.
+  // Refused sendings stay in the window until the rest is answered. If the window of this connection is smaller, the
+  // refused sendings can fill it. In that case the sendings that could not be sent again are given up. Returns whether
+  // any were given up.
   #giveUpAgain(): boolean {
     const again = this.#again.filter(({ number }) => this.#sent.get(number) !== undefined)
     const unanswered = again.filter(({ goesAgain }) => goesAgain === undefined)
@@ -216,7 +217,7 @@ export class InFlight {
     return sent
   }
 
-  /** Makes numbers start again at 1, for another producer. */
+  /** Makes numbers start again at 1, for a new producer identity. */
   restart(): void {
     this.#lastNumber = 0
     this.#acceptedNumber = 0

@@ -29,7 +29,7 @@ export class Isolation {
       return this.#handled === 0
     }
     if (!this.#alone && this.#suspects.size === 0) return true
-    // The suspect that this subscription waited with is no longer its next message.
+    // This subscription may have waited for a suspect, which is no longer its next message.
     this.#suspects.delete(wake)
     if (!this.#alone && (this.#suspects.size === 0 || this.#othersAreNext)) return true
     this.#others.add(wake)

@@ -12,8 +12,8 @@ export interface LeaseKeeper {
   /** Whether a message that was delivered with this tag, and is not settled, still belongs to the consumer. */
   isLeased(tag: number): boolean
   /**
-   * Removes the tag from the lost tags. Called once the message itself has recorded the loss of its lease; it does not
-   * ask again.
+   * Removes the tag from the lost tags. Called once the message itself has recorded the loss of its lease; the message
+   * does not ask again.
    */
   forget(tag: number): void
   settle(

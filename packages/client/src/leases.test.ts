@@ -24,7 +24,7 @@ afterEach(async () => {
   await sluice.close({ timeout: 1 }).catch(() => {})
 })
 
-/** Pulls messages with these bodies, which the broker delivers. */
+/** Lets the broker deliver messages with these bodies, and pulls them. */
 async function pulled(bodies: string[]): Promise<{ messages: Message[]; channel: number; tag: number }> {
   const pulling = sluice.pull('q', { max: bodies.length, wait: '5s' })
   const channel = await peer.subscribed()
@@ -90,7 +90,7 @@ describe('a processing timeout', () => {
     expect(await pull).toEqual([])
   })
 
-  it('gives a pull its own subscription, and the earlier one remains until its messages are settled', async () => {
+  it('gives a pull a subscription of its own; the earlier subscription remains until its messages are settled', async () => {
     const { messages } = await pulled(texts(1))
     expect(await sluice.pull('q', { processingTimeout: '1m' })).toEqual([])
     expect(await sluice.pull('q', { processingTimeout: '1m' })).toEqual([])

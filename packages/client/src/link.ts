@@ -246,8 +246,8 @@ export class Link {
   }
 
   /**
-   * Stops dialling; from now on `connection` is undefined. Returns a function that ends the last connection and rejects
-   * the calls that wait for a connection. The owner calls that function as soon as none of its parts uses the
+   * Stops dialling; from now on `connection` is undefined. Returns a function that ends the last connection and
+   * rejects the calls that wait for a connection. The owner calls that function once no part of the client uses the
    * connection.
    */
   stop(): (error: SluiceError) => void {

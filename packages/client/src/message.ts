@@ -1,6 +1,6 @@
 /**
- * A delivered message, and what its consumer does with it. Body, options, times and signal are decoded when they are first
- * read; until then a message is a few positions in the bytes of its run.
+ * A delivered message, and the methods with which its consumer settles it. Body, options, times and signal are decoded
+ * when they are first read; until then a message is a few positions in the bytes of its run.
  */
 import {
   clipText,
@@ -72,8 +72,8 @@ export interface Message<Body = unknown> {
   /** Acknowledges the message: it is done and leaves the queue. */
   ack(): Promise<void>
   /**
-   * Reports a failed attempt: the message is delivered again later. Throws INVALID_DELAY, and INVALID_ARGUMENT for a
-   * reason that is not text.
+   * Reports a failed attempt: the message is delivered again later, or becomes a dead letter after its last attempt.
+   * Throws INVALID_DELAY, and INVALID_ARGUMENT for a reason that is not text.
    */
   retry(options?: RetryOptions): Promise<void>
   /**

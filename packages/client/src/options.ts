@@ -226,8 +226,8 @@ export interface MessageOptions {
   /** Time to live, which starts when the message is due; at least 1 ms. Default: the queue's `ttl`. */
   readonly ttl?: Duration
   /**
-   * Headers: at most 64 names with values, and at most 16 KiB. Takes an object, or a Map, Headers or URLSearchParams
-   * without repeated names.
+   * Headers: at most 64 names with values, and at most 16 KiB in total. Takes an object, or a Map, Headers or
+   * URLSearchParams without repeated names.
    */
   readonly headers?: Readonly<Record<string, string>> | HeaderEntries
 }
@@ -399,8 +399,8 @@ export interface ConsumeOptions {
   readonly ordering?: 'key'
   readonly batch?: undefined
   /**
-   * What happens when the queue does not exist or is deleted. `'wait'`: the worker emits `waiting`, and waits until the
-   * queue exists. `'fail'`: the worker ends. Default `'wait'`.
+   * What happens when the queue does not exist or is deleted. `'wait'`: the client emits `waiting`, and the worker
+   * waits until the queue exists. `'fail'`: the worker ends. Default `'wait'`.
    */
   readonly missing?: 'wait' | 'fail'
   /** Closes the worker. */
@@ -432,8 +432,8 @@ export interface MessagesOptions {
   /** How long a message may be handled before its lease is lost, from 100 ms. Default: the queue's `processingTimeout`. */
   readonly processingTimeout?: Duration
   /**
-   * What happens when the queue does not exist or is deleted. `'wait'`: the iterator emits `waiting`, and waits until
-   * the queue exists. `'fail'`: the iteration ends with an error. Default `'wait'`.
+   * What happens when the queue does not exist or is deleted. `'wait'`: the client emits `waiting`, and the iterator
+   * waits until the queue exists. `'fail'`: the iteration ends with an error. Default `'wait'`.
    */
   readonly missing?: 'wait' | 'fail'
   /** Ends the iteration with ABORTED. */

@@ -25,12 +25,12 @@ export interface Origin {
   readonly queue: string
   readonly offset: number | undefined
   readonly publishedAt: Date | undefined
-  /** Reason for which the message was dead in that queue; undefined if it was not dead. */
+  /** Reason for which the message was dead in the queue of origin; undefined if it was not dead. */
   readonly reason: DeathName | undefined
-  /** Error of the message in that queue, as text. */
+  /** Error of the message in the queue of origin, as text. */
   readonly error: string | undefined
   readonly diedAt: Date | undefined
-  /** Number of attempts in that queue. */
+  /** Number of attempts in the queue of origin. */
   readonly attempts: number | undefined
   /** Number of times that the message was redriven. */
   readonly redrives: number | undefined

@@ -204,7 +204,7 @@ describe('batching', () => {
 })
 
 describe('the window', () => {
-  it('holds publishes beyond maxInFlight back, and sends them in order as answers arrive', async () => {
+  it('holds back publishes beyond maxInFlight, and sends them in order as answers arrive', async () => {
     sluice = await peer.connect({ maxInFlight: 2 })
     const results = [0, 1, 2, 3, 4].map((i) => sluice.publish('a', `${i}`))
     await turns()

@@ -41,7 +41,7 @@ import { Waiters } from './waiters.js'
 const AHEAD_BYTES = 48 * 1024
 /** Memory of a waiting caller besides the bytes of its message: a promise, its functions, its deadline. */
 const CALLER_BYTES = 512
-/** Up to this number of lanes are kept while nothing is published to them. */
+/** Maximum number of lanes that are kept while nothing is published to them. */
 const QUEUES_KEPT = 16_384
 
 // The promise executor of every publish. All publishes share it, so that no closure is made per message.

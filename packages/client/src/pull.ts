@@ -343,7 +343,10 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
 /** Maximum time for which a subscription without a pull is kept, and maximum number of these subscriptions. */
 export const IDLE = { ms: 1_000, subscriptionsMax: 256 } as const
 
-/** The pullers of a client, by queue. An idle subscription is ended, because a connection has a limited number of them. */
+/**
+ * The pullers of a client, by queue. Idle subscriptions are ended, because a connection can have only a limited number
+ * of subscriptions.
+ */
 export class Pullers implements Consumer {
   readonly #session: Session
   readonly #pullers = new Map<string, Puller>()

@@ -55,7 +55,7 @@ const pages = (...pages: PeekPage[]): void => {
 }
 
 describe('options of queues', () => {
-  it('are sent in the names and units of the broker, and returned in those of the SDK', async () => {
+  it('are sent with the names and units of the wire, and returned with those of the SDK', async () => {
     const options = {
       maxDeliveries: 5,
       retryInitialMs: 1000,
@@ -115,7 +115,7 @@ describe('options of queues', () => {
     })
   })
 
-  it('have null without a dead-letter queue, and are not sent unless set', async () => {
+  it('have `deadLetter` null without a dead-letter queue, and are sent only if they are set', async () => {
     answer(OP.ENSURE, {
       created: false,
       queue: { name: 'q', options: QUEUE_OPTION_DEFAULTS, createdAtMs: 0 },
@@ -125,7 +125,7 @@ describe('options of queues', () => {
     expect(queue.options).toMatchObject({ deadLetter: null, single: false, retain: { age: 0, bytes: 0 } })
   })
 
-  it('are refused by name', async () => {
+  it('are named in the error when they are refused', async () => {
     const refused: [object, string, string][] = [
       [{ maxDeliverys: 3 }, 'INVALID_OPTION', 'maxDeliverys'],
       [{ retryInitialMs: 3 }, 'INVALID_OPTION', 'retryInitialMs'],

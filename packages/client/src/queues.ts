@@ -45,11 +45,14 @@ export interface QueueOptions {
   readonly ttl?: Duration
   /** Maximum number of messages of one key that are leased at the same time, 1 to 65,535. Default 1. */
   readonly keyConcurrency?: number
-  /** Whether a failed message blocks its key until it is done, or later messages of the key pass it. Default `'block'`. */
+  /**
+   * Whether a failed message blocks its key until the message is done (`'block'`), or later messages of the key pass
+   * it (`'skip'`). Default `'block'`.
+   */
   readonly onFail?: 'block' | 'skip'
   /**
-   * How long an `id` is remembered: for `dedupWindow`, or as long as its message is scheduled, ready, leased or waiting for
-   * a retry. Cannot be changed once the queue exists. Default `'window'`.
+   * How long an `id` is remembered. `'window'`: for `dedupWindow`. `'pending'`: as long as its message is scheduled,
+   * ready, leased or waiting for a retry. Cannot be changed once the queue exists. Default `'window'`.
    */
   readonly unique?: 'window' | 'pending'
   /** How long an id is remembered after its message was accepted; 0 means not at all. Default 10 min. */
@@ -107,7 +110,8 @@ export interface QueueSettings {
 }
 
 /**
- * The state of a queue at the time of the call. Counts are numbers of messages; fields that end in `Ms` are durations.
+ * The state of a queue at the time of the call. Counts are numbers of messages, except `consumers`; fields that end in
+ * `Ms` are durations.
  */
 export interface QueueInfo extends Omit<WireQueueInfo, 'options' | 'createdAtMs'> {
   readonly options: QueueSettings
@@ -193,8 +197,8 @@ export class Queues {
   /**
    * Creates the queue if it does not exist. If it exists, only the options that are set are compared with its options.
    *
-   * @throws SluiceError QUEUE_CONFLICT when it exists with other options and `update` is not true; INVALID_OPTION
-   * naming the option; OPTION_CONFLICT, OPTION_FIXED, DEAD_LETTER_CYCLE, QUEUE_NOT_FOUND of the `deadLetter` queue,
+   * @throws SluiceError QUEUE_CONFLICT when the queue exists with other options and `update` is not true; INVALID_OPTION naming
+   * the option; OPTION_CONFLICT, OPTION_FIXED, DEAD_LETTER_CYCLE, QUEUE_NOT_FOUND of the `deadLetter` queue,
    * TOO_MANY_QUEUES
    * @example
    * await sluice.queues.ensure('orders', { maxDeliveries: 5, retry: { initial: '1s', max: '1m' }, deadLetter: 'failed' })
@@ -235,7 +239,7 @@ export class Queues {
   }
 
   /**
-   * Deletes the queue and all its messages, including dead ones. Resolves with their number.
+   * Deletes the queue and all its messages, including dead ones. Resolves with the number of deleted messages.
    * @throws SluiceError QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
    */
   delete(queue: QueueRef, call?: CallOptions): Promise<{ readonly messages: number }> {
@@ -243,7 +247,8 @@ export class Queues {
   }
 
   /**
-   * Removes all messages that are scheduled, ready or leased, but not dead ones. Resolves with their number.
+   * Removes all messages that are scheduled, ready or leased, but not dead ones. Resolves with the number of removed
+   * messages.
    * @throws SluiceError QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
    */
   purge(queue: QueueRef, call?: CallOptions): Promise<{ readonly messages: number }> {
@@ -315,8 +320,8 @@ export class Queues {
    *
    * @param ref The `offset`, or the `id`. An `id` is known if the message is delayed, if the queue has `unique: 'pending'`, or
    * as long as `dedupWindow` remembers it.
-   * @throws SluiceError MESSAGE_LEASED when a consumer has it; MESSAGE_NOT_FOUND when it is gone, dead or unknown;
-   * QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
+   * @throws SluiceError MESSAGE_LEASED when a consumer has the message; MESSAGE_NOT_FOUND when the message is gone, dead or
+   * unknown; QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
    * @example
    * await sluice.queues.cancel('reminders', { id: 'invoice-7' })
    */

@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest'
 import { failuresAfterLoss, RECONNECT, reconnectDelayMs } from './reconnect.js'
 
-it('doubles the pause up to its bound, and half of it is random', () => {
+it('doubles the pause up to its bound; half of each pause is random', () => {
   expect([1, 2, 3, 4].map((failures) => reconnectDelayMs(failures, 0))).toEqual([25, 50, 100, 200])
   expect([1, 2, 3, 4].map((failures) => reconnectDelayMs(failures, 0.999_999))).toEqual([50, 100, 200, 400])
   expect(reconnectDelayMs(8, 0.999_999)).toBe(RECONNECT.delayMsMax)

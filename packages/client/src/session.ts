@@ -18,8 +18,8 @@ export interface Session {
   readonly orphans: Orphans
   /**
    * Leases of consumers that have ended. The client attaches them before all other consumers: otherwise another
-   * consumer of the queue could get their messages. With `single`, only the first consumer that subscribes is granted
-   * its claims.
+   * consumer of the queue could get the messages of these leases. With `single`, only the first consumer that
+   * subscribes is granted its claims.
    */
   readonly retired: Set<Consumer>
   /** Whether the client is closed: there is no further connection. */
@@ -56,7 +56,10 @@ export interface ConsumerWaiting {
   readonly error: SluiceError
 }
 
-/** A handler threw a value other than `Retry` or `DeadLetter`. The broker delivers the message again. */
+/**
+ * A handler threw a value other than `Retry` or `DeadLetter`. The attempt counts as failed, so the message is
+ * delivered again or becomes a dead letter.
+ */
 export interface HandlerFailure {
   readonly queue: string
   /** Offset of the message, or of the first message of a batch. */

@@ -305,8 +305,8 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
   }
 
   /**
-   * Called when the broker has ended leases and freed their credit. Messages in the buffer are dropped. Taken messages
-   * have their signal aborted, and their settle rejects. Messages that are settled here already are not affected.
+   * Called when the broker has ended leases and freed their credit. Messages in the buffer are dropped. The signals of
+   * taken messages are aborted, and their settles reject. Messages that are already settled here are not affected.
    * @throws SluiceError MALFORMED_FRAME
    */
   leasesLost(bytes: Uint8Array, start: number, end: number): void {
@@ -341,11 +341,11 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
       this.#session.isolation.leave(lost.size)
       this.#watchers.abort(lost, leaseLost())
     }
-    // Each of these messages had a handler. If the settle of the message is under way, it comes too late.
+    // Each of these messages had a handler. If a settle of one of them is under way, it comes too late.
     for (const offset of offsets.values())
       this.#session.leaseLost({ queue: this.queue, offset, reason: lossReason(why) })
     this.#notifyEmptied()
-    // The message that waited for its isolation may be among the lost messages.
+    // The lost messages may include the one that the isolation did not admit yet.
     this.#session.isolation.withdraw(this.#wake)
     if (this.live && this.buffered + this.announcements.held > 0) this.#owner.mayStart()
   }
@@ -605,12 +605,14 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
     this.#settles.end(reason)
     this.#drained.notify()
     this.#emptied.notify()
-    // Handlers of unanswered claims are not aborted, because their messages are claimed again.
+    // This does not abort the handlers of unanswered claims. Their watchers are in `#claims`, because the next
+    // subscription may claim their messages again.
     this.#watchers.abortAll(reason)
   }
 }
 
 /**
- * The list of taken messages is cleaned when it is this much longer than twice the number of unsettled ones in it.
+ * The list of taken messages is cleaned when its length exceeds twice the number of unsettled messages in it by more
+ * than this number.
  */
 const TRACKED_SLACK = 64

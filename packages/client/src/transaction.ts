@@ -13,7 +13,7 @@ import type { Session } from './session.js'
 export interface Transaction {
   /**
    * Acknowledges a message. From now on the message cannot be settled in another way, unless the step has no effect.
-   * @throws SluiceError ALREADY_SETTLED; LEASE_LOST when it no longer belongs to a consumer of this client
+   * @throws SluiceError ALREADY_SETTLED; LEASE_LOST when the message no longer belongs to a consumer of this client
    */
   ack(message: Message): void
   /**

@@ -20,8 +20,9 @@ import type { Starting } from './turn.js'
 import { Waiters } from './waiters.js'
 
 /**
- * Handles one message. When it returns or resolves, the message is acknowledged. When it throws `DeadLetter`, the
- * message becomes a dead letter. When it throws `Retry` or anything else, the message is delivered again. If the
+ * Handles one message. When the handler returns or resolves, the message is acknowledged. When the handler throws
+ * `DeadLetter`, the message becomes a dead letter. When the handler throws `Retry` or anything else, the attempt
+ * counts as failed, and the message is delivered again or, after its last attempt, becomes a dead letter. If the
  * handler settles the message itself, the end of the handler has no effect.
  */
 export type Handler<Body = unknown> = (message: Message<Body>, context: HandlerContext) => unknown

@@ -33,7 +33,7 @@ function refusal(code: string, message: string): unknown {
 }
 
 describe('seal, stamp and read', () => {
-  test('the CRC is the one of zlib', () => {
+  test('the CRC is the CRC-32 of zlib', () => {
     // This is the check value that every description of CRC-32 gives.
     expect(crc32(new TextEncoder().encode('123456789'))).toBe(0xcbf4_3926)
   })
@@ -98,10 +98,14 @@ describe('checkBatch', () => {
     [
       'a length above what arrived',
       (b) => writeU32(b, 0, 69),
-      refusal('BATCH_MALFORMED', 'gives 69 bytes; 68 arrived'),
+      refusal('BATCH_MALFORMED', 'gives a length of 69 bytes; 68 arrived'),
     ],
-    ['a length below what arrived', (b) => writeU32(b, 0, 67), refusal('BATCH_MALFORMED', 'gives 67 bytes')],
-    ['length 0', (b) => writeU32(b, 0, 0), refusal('BATCH_MALFORMED', 'gives 0 bytes')],
+    [
+      'a length below what arrived',
+      (b) => writeU32(b, 0, 67),
+      refusal('BATCH_MALFORMED', 'gives a length of 67 bytes'),
+    ],
+    ['length 0', (b) => writeU32(b, 0, 0), refusal('BATCH_MALFORMED', 'gives a length of 0 bytes')],
     ['the largest length', (b) => writeU32(b, 0, 0xffff_ffff), refusal('BATCH_MALFORMED', '4294967295')],
     ['type 0', (b) => (b[4] = 0), refusal('BATCH_MALFORMED', 'batch type 0')],
     ['the type of facts', (b) => (b[4] = BATCH_TYPE.facts), refusal('BATCH_MALFORMED', 'batch type 2')],

@@ -195,7 +195,7 @@ function cutOff(got: number): SluiceError {
 }
 
 function otherLength(length: number, got: number): SluiceError {
-  return malformed(`The header of a batch gives ${length} bytes; ${got} arrived.`)
+  return malformed(`The header of a batch gives a length of ${length} bytes; ${got} arrived.`)
 }
 
 function otherType(type: number): SluiceError {

@@ -112,7 +112,7 @@ const { isWellFormed: wellFormed, toWellFormed } = String.prototype as {
   readonly toWellFormed?: () => string
 }
 
-/** Whether UTF-8 can represent the text, which then has no unpaired surrogate. */
+/** Whether the text has no unpaired surrogate, so that UTF-8 can represent it. */
 export function isWellFormed(text: string): boolean {
   return wellFormed!.call(text)
 }

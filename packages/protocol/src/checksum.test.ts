@@ -7,7 +7,7 @@ test('the CRC of the digits 1 to 9 is the published check value', () => {
   expect(crc32(new TextEncoder().encode('123456789'), 0, 9)).toBe(0xcbf4_3926)
 })
 
-test('the CRC of any part equals the CRC of zlib, in one piece and in two', () => {
+test('the CRC of any part, computed in one piece or in two, equals the CRC of zlib', () => {
   fc.assert(
     fc.property(
       fc.uint8Array({ maxLength: 700, size: 'max' }),

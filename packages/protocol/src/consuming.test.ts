@@ -60,7 +60,7 @@ describe('CREDIT', () => {
     PLAIN,
   )
 
-  test('any is decoded as it was encoded', () => {
+  test('any credit is decoded as it was encoded', () => {
     fc.assert(
       fc.property(anyCredit, (credit) => {
         const bytes = encodeCredit(credit)
@@ -232,7 +232,7 @@ describe('SETTLE', () => {
     expect(decodeSettle(bytes, 0, bytes.length).items).toStrictEqual([{ ...item, reason: undefined }])
   })
 
-  test('bounds the items of one frame', () => {
+  test('limits the number of items in one frame', () => {
     expect(settled(repeated(ack, LIMITS.rangesMax))).toHaveLength(LIMITS.rangesMax)
     const bytes = encodeSettle(9, repeated(ack, LIMITS.rangesMax + 1))
     expect(bytes.length).toBe(4 + SETTLE_ITEM_BYTES * (LIMITS.rangesMax + 1))
@@ -240,7 +240,7 @@ describe('SETTLE', () => {
   })
 
   // Without this bound, 330 KB of items could make a broker walk a billion tags.
-  test('bounds the tags of all items together', () => {
+  test('limits the number of tags in all items together', () => {
     expect(settled([{ ...ack, count: RANGES_ALL_MAX - 1 }, ack])).toHaveLength(2)
     const items = [{ ...ack, count: RANGES_ALL_MAX }, ack]
     expect(() => settled(items)).toThrow(malformed('SETTLE names 65536 tags; at most 65535 are allowed'))
@@ -250,7 +250,7 @@ describe('SETTLE', () => {
 describe('EXTEND', () => {
   const extend: Extend = { subscriptionId: 9, firstTag: 0xffff_ffff, count: 2, durationMs: 60_000 }
 
-  test('has its bytes, and any is decoded as it was encoded', () => {
+  test('has the specified bytes, and any EXTEND is decoded as it was encoded', () => {
     expect(Array.from(encodeExtend(extend))).toStrictEqual([
       ...[9, 0, 0, 0, 255, 255, 255, 255, 2, 0, 0, 0, 0x60, 0xea, 0, 0, 0, 0, 0, 0],
     ])
@@ -273,7 +273,7 @@ describe('EXTEND', () => {
     )
   })
 
-  test('values at the limit and one beyond', () => {
+  test('accepts durations at the limits, and refuses durations beyond them', () => {
     const decoded = (change: Partial<Extend>): Extend => {
       const bytes = encodeExtend({ ...extend, ...change })
       return decodeExtend(bytes, 0, bytes.length)
@@ -290,7 +290,7 @@ describe('EXTEND', () => {
       expect(() => decoded({ count })).toThrow(malformed(`EXTEND has a range of ${count} tags`))
   })
 
-  test('truncated at every byte, and one byte too long', () => {
+  test('refuses a frame that is truncated at any byte, or one byte too long', () => {
     const bytes = new Uint8Array([...encodeExtend(extend), 0])
     let refused = 0
     for (let end = 0; end <= bytes.length; end++) {
@@ -325,7 +325,7 @@ describe('STARTED, STARTING and SETTLE_OK', () => {
     expect(decoded([])).toStrictEqual([])
   })
 
-  test('bounds the ranges, the tags of each, and the tags of all together', () => {
+  test('limits the number of ranges, the tags of each range, and the tags of all ranges together', () => {
     expect(decoded(repeated(one, RANGES_ALL_MAX))).toHaveLength(RANGES_ALL_MAX)
     expect(() => decoded(repeated(one, RANGES_ALL_MAX + 1))).toThrow(malformed('more than 65535 ranges'))
     expect(decoded([{ firstTag: 0, count: RANGES_ALL_MAX }])).toHaveLength(1)
@@ -338,7 +338,7 @@ describe('STARTED, STARTING and SETTLE_OK', () => {
     )
   })
 
-  test('refuses half ranges by name', () => {
+  test('refuses a partial range, with the name of the frame in the error', () => {
     const bytes = encodeRanges(9, [one, one])
     let refused = 0
     for (let end = 0; end < bytes.length; end++) {
@@ -363,7 +363,7 @@ describe('LEASES_LOST', () => {
     }
   })
 
-  test('refuses half ranges, ranges of no tags, and more tags than the largest credit', () => {
+  test('refuses partial ranges, ranges of no tags, and more tags than the largest credit', () => {
     const bytes = encodeLeasesLost({ subscriptionId: 9, reason: 1, ranges: [one] })
     let refused = 0
     for (let end = 0; end < bytes.length; end++) {

@@ -1,5 +1,5 @@
 /**
- * The payloads of the frames between a subscription and its consumer.
+ * The payloads of the frames that open, use and end a subscription.
  *
  * SUBSCRIBE_OK: u32 subscription id · u32 queue number · granted claims, of u32 index · u32 tag · u16 attempt · u16 0.
  * UNSUBSCRIBE: u32 subscription id.
@@ -20,7 +20,7 @@
  * DRAINED: u32 subscription id · u64 deliveries of this subscription so far.
  *
  * Tags wrap around at 2^32: the range (first, count) means first, first + 1, … modulo 2^32. All ranges of one frame
- * together name at most as many tags as the largest credit has.
+ * together name at most LIMITS.creditMessagesMax tags.
  */
 import { durationText } from './units.js'
 import {
@@ -57,7 +57,10 @@ export interface Credit {
   readonly messages: number
   /** Maximum size of the records of unsettled messages, in bytes; a larger message is delivered alone. */
   readonly bytes: number
-  /** Number of deliveries after which the subscription stops, counted from its start; undefined means no limit. */
+  /**
+   * Maximum number of messages that are ever delivered, counted from the start of the subscription; undefined means no
+   * limit.
+   */
   readonly limit: number | undefined
   /** Whether the broker answers DRAINED and stops deliveries once no further message can be delivered at the moment. */
   readonly drain: boolean
@@ -321,7 +324,7 @@ export function decodeRanges(
   if (rangesBytes % RANGE_BYTES !== 0)
     throw new SluiceError(
       'MALFORMED_FRAME',
-      `The ranges of ${frame} have ${rangesBytes} bytes; they must be a multiple of 8.`,
+      `The ranges of ${frame} have ${rangesBytes} bytes; the size must be a multiple of 8.`,
     )
   // Each range has at least one tag. One item of SETTLE can be stale in many ranges, so a smaller limit is not
   // possible.
@@ -378,7 +381,7 @@ export function decodeLeasesLost(bytes: Uint8Array, start: number, end: number):
   if (rangesBytes % LOST_RANGE_BYTES !== 0)
     throw new SluiceError(
       'MALFORMED_FRAME',
-      `The ranges of LEASES_LOST have ${rangesBytes} bytes; they must be a multiple of ${LOST_RANGE_BYTES}.`,
+      `The ranges of LEASES_LOST have ${rangesBytes} bytes; the size must be a multiple of ${LOST_RANGE_BYTES}.`,
     )
   const ranges: LostRange[] = []
   let tags = 0
@@ -410,7 +413,7 @@ function checkRange(frame: string, count: number, tags: number): void {
 /** A lease of an earlier connection, for a message that the client still handles. */
 export interface Claim {
   readonly offset: number
-  /** Number of the queue, from the SUBSCRIBE_OK of that lease. */
+  /** Number of the queue, from the SUBSCRIBE_OK of the subscription that had the lease. */
   readonly queueNumber: number
   readonly boot: number
   readonly subscriptionId: number
@@ -445,7 +448,7 @@ export function decodeClaims(bytes: Uint8Array): Claim[] {
   if (length % CLAIM_BYTES !== 0)
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `\`claims\` has ${length} bytes; it must be a multiple of ${CLAIM_BYTES}.`,
+      `\`claims\` has ${length} bytes; the size must be a multiple of ${CLAIM_BYTES}.`,
     )
   if (length > claimsMax * CLAIM_BYTES)
     throw new SluiceError(
@@ -515,7 +518,7 @@ export function decodeSubscribed(bytes: Uint8Array, start: number, end: number):
   if (grantedBytes % GRANTED_BYTES !== 0 || grantedBytes > LIMITS.claimsMax * GRANTED_BYTES)
     throw new SluiceError(
       'MALFORMED_FRAME',
-      `The grants of SUBSCRIBE_OK have ${grantedBytes} bytes; they must be a multiple of ${GRANTED_BYTES}, and at most ${LIMITS.claimsMax * GRANTED_BYTES}.`,
+      `The grants of SUBSCRIBE_OK have ${grantedBytes} bytes; the size must be a multiple of ${GRANTED_BYTES}, and at most ${LIMITS.claimsMax * GRANTED_BYTES}.`,
     )
   const granted: Granted[] = []
   for (let at = start + SUBSCRIBED_HEAD_BYTES; at < end; at += GRANTED_BYTES) {

@@ -113,7 +113,7 @@ describe('plain data', () => {
     )
   })
 
-  test('every form of every kind of value', () => {
+  test('decodes every form of every kind of value', () => {
     const forms: readonly [string, unknown][] = [
       ['00', 0],
       ['7f', 127],

@@ -23,8 +23,8 @@ export type Plain =
 // `skipValues` is missing from the types of msgpackr 2.1.
 const packing: object = { useRecords: false, variableMapSize: true, skipValues: [undefined] }
 const packr = new Packr(packing)
-// The value 'auto' is missing from the types of msgpackr 2.1. It means a number if the number is exact, and otherwise a
-// bigint.
+// The value 'auto' is missing from the types of msgpackr 2.1. With it, an integer is decoded as a number if the number
+// is exact, and otherwise as a bigint.
 const decoding: object = {
   useRecords: false,
   mapsAsObjects: false,

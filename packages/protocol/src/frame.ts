@@ -48,7 +48,7 @@ export type FrameSink = (
   end: number,
 ) => void
 
-/** Writes a frame header for a payload of `payloadBytes`. Returns the position after it. */
+/** Writes a frame header for a payload of `payloadBytes`. Returns the position after the header. */
 export function writeFrameHeader(
   bytes: Uint8Array,
   at: number,

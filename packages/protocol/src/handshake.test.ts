@@ -80,7 +80,7 @@ function malformed(message: string): Error {
 }
 
 describe('HELLO', () => {
-  test('any is decoded as it was encoded, even with bytes of a later version after it', () => {
+  test('any HELLO is decoded as it was encoded, even with bytes of a later version after it', () => {
     fc.assert(
       fc.property(anyHello, fc.nat(9), (hello, extra) => {
         expect(inside(encodeHello(hello), decodeHello, extra)).toStrictEqual(hello)
@@ -133,7 +133,7 @@ describe('HELLO', () => {
 })
 
 describe('HELLO_OK', () => {
-  test('any is decoded as it was encoded, even with bytes of a later version after it', () => {
+  test('any HELLO_OK is decoded as it was encoded, even with bytes of a later version after it', () => {
     fc.assert(
       fc.property(anyHelloOk, fc.nat(9), (ok, extra) => {
         expect(inside(encodeHelloOk(ok), decodeHelloOk, extra)).toStrictEqual(ok)
@@ -154,7 +154,7 @@ describe('HELLO_OK', () => {
 })
 
 describe('AUTH', () => {
-  test('any is decoded as it was encoded', () => {
+  test('any AUTH is decoded as it was encoded', () => {
     fc.assert(
       fc.property(
         fc.record({ mechanism: u8, identity: shortText, secret: fc.uint8Array({ maxLength: 1024 }) }, PLAIN),
@@ -176,7 +176,7 @@ describe('AUTH', () => {
     }
   })
 
-  test('identity and secret at their limits and one over, on both sides', () => {
+  test('accepts an identity and a secret at their limits, and refuses one byte more, on both sides', () => {
     const most = {
       mechanism: 0,
       identity: 'i'.repeat(255),
@@ -225,7 +225,7 @@ describe('ERROR', () => {
     )
   })
 
-  test('every code', () => {
+  test('every code is decoded as it was encoded', () => {
     for (const [code, { number, scope, retryable }] of Object.entries(ERRORS)) {
       const fault = { code: code as ErrorCode, scope, retryable, retryAfterMs: 0, message: code }
       const bytes = encodeFault(fault)
@@ -292,7 +292,7 @@ describe('ERROR', () => {
 })
 
 describe('GOODBYE', () => {
-  test('any is decoded as it was encoded, with its text truncated to the limit', () => {
+  test('any GOODBYE is decoded as it was encoded, with its text truncated to the limit', () => {
     fc.assert(
       fc.property(u8, fc.string({ unit: 'grapheme', maxLength: 100 }), (reason, text) => {
         expect(inside(encodeGoodbye(reason, text), decodeGoodbye)).toStrictEqual({ reason, text })

@@ -160,13 +160,13 @@ export function encodeAuth(auth: Auth): Uint8Array {
   if (identityBytes > 255) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `The identity takes ${identityBytes} bytes; it must take at most 255.`,
+      `The identity has ${identityBytes} bytes; at most 255 are allowed.`,
     )
   }
   if (auth.secret.length > LIMITS.credentialBytesMax) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `The secret takes ${auth.secret.length} bytes; it must take at most ${LIMITS.credentialBytesMax}.`,
+      `The secret has ${auth.secret.length} bytes; at most ${LIMITS.credentialBytesMax} are allowed.`,
     )
   }
   const bytes = new Uint8Array(4 + identityBytes + auth.secret.length)

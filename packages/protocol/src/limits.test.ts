@@ -51,20 +51,20 @@ const RELATIONS: readonly (readonly [string, number, number])[] = [
     FRAME_HEADER_BYTES + SETTLE_HEAD_BYTES + LIMITS.rangesMax * SETTLE_ITEM_BYTES,
     LIMITS.frameBytesDefault,
   ],
-  // Every agreed frame has room for the largest batch, so anything of at most `batchBytesMax` bytes fits every agreed
-  // frame.
+  // The broker refuses a client whose frames have no room for the largest batch (PROTOCOL.md, What is agreed). So
+  // anything of at most `batchBytesMax` bytes fits a frame to any client.
   [
-    'the ranges of the largest credit fit every agreed frame',
+    'the ranges of the largest credit fit a frame to any client',
     FRAME_HEADER_BYTES + RANGES_HEAD_BYTES + LIMITS.creditMessagesMax * RANGE_BYTES,
     LIMITS.batchBytesMax,
   ],
   [
-    'the duplicates of a batch fit every agreed frame',
+    'the duplicates of a batch fit a frame to any client',
     FRAME_HEADER_BYTES + PUBLISH_OK_ITEM_BYTES + LIMITS.batchCountMax * DUPLICATE_BYTES,
     LIMITS.batchBytesMax,
   ],
   [
-    'the places and duplicates of an atomic step fit every agreed frame',
+    'the places and duplicates of an atomic step fit a frame to any client',
     FRAME_HEADER_BYTES +
       ATOMIC_OK_HEAD_BYTES +
       LIMITS.atomicBatchesMax * PLACE_BYTES +

@@ -232,7 +232,7 @@ describe('requests', () => {
     },
   )
 
-  test('limits at the limit and one beyond', () => {
+  test('accepts numbers at their bounds, and refuses numbers one beyond', () => {
     const cases: readonly [(body: Body) => unknown, Body, string, number, number][] = [
       [peekRequest, { name: 'q' }, 'limit', 1, 1_000],
       [redriveRequest, { name: 'q' }, 'limit', 1, 1_000],
@@ -424,7 +424,7 @@ describe('filters', () => {
     expect(error.message.length).toBeLessThan(250)
   })
 
-  test('the maximum number of headers of a message, and one more', () => {
+  test('accepts as many headers as a message may have, and refuses one more', () => {
     const headers = (count: number): Body =>
       Object.fromEntries(Array.from({ length: count }, (_, i) => [`h${i}`, '']))
     expect(filter({ headers: headers(64) })).toMatchObject({ headers: headers(64) })
@@ -477,7 +477,7 @@ const dead: PeekedMessage = {
 describe('MESSAGES', () => {
   const page = encodeMessages({ messages: [ready, dead], next: 2 ** 33 })
 
-  test('has its bytes', () => {
+  test('has the specified bytes', () => {
     expect(Array.from(page)).toStrictEqual([
       ...[1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0],
       ...[1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0],
@@ -536,7 +536,7 @@ describe('MESSAGES', () => {
     )
   })
 
-  test('truncated at every byte, and one byte too long', () => {
+  test('refuses a page that is truncated at any byte, or one byte too long', () => {
     let refused = 0
     for (let end = 0; end < page.length; end++) {
       expect(() => decodeMessages(page, 0, end)).toThrow(refusal('MALFORMED_FRAME', 'MESSAGES'))

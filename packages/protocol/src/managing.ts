@@ -84,7 +84,7 @@ export interface MessageFilter {
   readonly id?: string | undefined
   /** Header names and the values that they must have. */
   readonly headers?: Readonly<Record<string, string>> | undefined
-  /** At least this many attempts since the last redrive. */
+  /** Minimum number of attempts since the last redrive. */
   readonly minAttempts?: number | undefined
   /** Minimum time since the message died, or, if the message is not dead, since it was published. */
   readonly olderThanMs?: number | undefined
@@ -135,7 +135,7 @@ function headersOf(value: unknown): Readonly<Record<string, string>> {
   if (entries.length > LIMITS.headersMax) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `\`headers\` names ${entries.length} headers; at most ${LIMITS.headersMax} can be on a message.`,
+      `\`headers\` names ${entries.length} headers; at most ${LIMITS.headersMax} are allowed.`,
     )
   }
   const headers = Object.create(null) as Record<string, string>

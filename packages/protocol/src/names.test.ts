@@ -59,7 +59,7 @@ describe('queueName', () => {
     expect(refused).toBe(29)
   })
 
-  test('every character of ASCII, at the start and later', () => {
+  test('accepts only the allowed ASCII characters, at the start and later', () => {
     let first = 0
     let later = 0
     for (let code = 0; code < 128; code++) {

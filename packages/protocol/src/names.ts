@@ -10,7 +10,8 @@ import { LIMITS } from './limits.js'
 export type QueueName = string & { readonly __brand: 'QueueName' }
 
 /**
- * Letters, digits and `. _ - : /` of ASCII, 1 to 255 bytes; it begins with a letter, a digit or `_`.
+ * Checks a queue name: 1 to 255 bytes of ASCII letters, digits and `. _ - : /`, beginning with a letter, a digit or
+ * `_`.
  * @throws SluiceError INVALID_NAME
  */
 export function queueName(name: unknown): QueueName {

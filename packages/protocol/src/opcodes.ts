@@ -3,7 +3,7 @@
  * Numbers are never reused.
  */
 
-/** `both`: either side may send it. */
+/** `both`: either side may send the frame. */
 export type Sender = 'client' | 'server' | 'both'
 /** `handshake`: before HELLO_OK; `open`: after HELLO_OK; `any`: at both stages. */
 export type Stage = 'handshake' | 'open' | 'any'

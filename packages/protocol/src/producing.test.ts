@@ -77,7 +77,7 @@ describe('PUBLISH_OK', () => {
     )
   })
 
-  test('has its bytes', () => {
+  test('has the specified bytes', () => {
     const bytes = encode([
       { batchNumber: 2 ** 32 + 1, baseOffset: 7, duplicates: [] },
       { batchNumber: 3, baseOffset: 8, duplicates: [[2, 2 ** 40 + 5]] },
@@ -183,7 +183,7 @@ describe('ATOMIC', () => {
   const step = encodeAtomic(5, [ack, { ...ack, channel: 65_535, firstTag: 0xffff_ffff }], batches)
   // Positions: head 0..15, ranges 16..31 and 32..47, name 48..51, batch 52..107, name 108..109, batch 110..173.
 
-  test('has its bytes', () => {
+  test('has the specified bytes', () => {
     expect(step.length).toBe(174)
     expect(Array.from(step.subarray(0, 8))).toStrictEqual([5, 0, 0, 0, 0, 0, 0, 0])
     expect(Array.from(step.subarray(12, 52))).toStrictEqual([
@@ -200,7 +200,7 @@ describe('ATOMIC', () => {
     ])
   })
 
-  test('any is decoded as it was encoded, even after other bytes', () => {
+  test('any ATOMIC is decoded as it was encoded, even after other bytes', () => {
     const anyAck = fc.record(
       {
         channel: fc.nat(0xffff),
@@ -233,7 +233,7 @@ describe('ATOMIC', () => {
     )
   })
 
-  test('truncated at every byte, with its checksum corrected or not, and with one more byte', () => {
+  test('refuses a step that is truncated at any byte, even if its checksum is corrected, or one byte too long', () => {
     let refused = 0
     for (let end = 0; end < step.length; end++) {
       const code = end < 16 ? 'MALFORMED_FRAME' : 'BATCH_CORRUPT'
@@ -303,10 +303,20 @@ describe('ATOMIC', () => {
       'a batch of 47 bytes',
       (b) => writeU32(b, 52, 47),
       'MALFORMED_FRAME',
-      'The header of batch 0 of ATOMIC gives 47 bytes',
+      'The header of batch 0 of ATOMIC gives a length of 47 bytes',
     ],
-    ['a batch of 0 bytes', (b) => writeU32(b, 52, 0), 'MALFORMED_FRAME', 'gives 0 bytes; 122 are left'],
-    ['a batch past the end', (b) => writeU32(b, 110, 65), 'MALFORMED_FRAME', 'gives 65 bytes; 64 are left'],
+    [
+      'a batch of 0 bytes',
+      (b) => writeU32(b, 52, 0),
+      'MALFORMED_FRAME',
+      'gives a length of 0 bytes; 122 are left',
+    ],
+    [
+      'a batch past the end',
+      (b) => writeU32(b, 110, 65),
+      'MALFORMED_FRAME',
+      'gives a length of 65 bytes; 64 are left',
+    ],
     ['the longest batch', (b) => writeU32(b, 110, 0xffff_ffff), 'MALFORMED_FRAME', '4294967295 bytes'],
     [
       'more messages than allowed, by the counts of the batches',
@@ -329,7 +339,7 @@ describe('ATOMIC', () => {
     ).toStrictEqual(ack)
   })
 
-  test('values at each limit and one beyond, in the encoder and the decoder', () => {
+  test('accepts values at each limit and refuses values one beyond, in the encoder and the decoder', () => {
     const one = { ...ack, count: 1 }
     const acks = Array.from({ length: LIMITS.atomicAcksMax }, () => one)
     const most = encodeAtomic(1, acks, [])
@@ -370,7 +380,7 @@ describe('ATOMIC_OK', () => {
   ]
   const ok = encodeAtomicOk(5, places)
 
-  test('has its bytes', () => {
+  test('has the specified bytes', () => {
     expect(Array.from(ok)).toStrictEqual([
       ...[5, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0],
       ...[7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
@@ -380,7 +390,7 @@ describe('ATOMIC_OK', () => {
     expect(decodeAtomicOk(ok, 0, ok.length)).toStrictEqual({ number: 5, places })
   })
 
-  test('any is decoded as it was encoded', () => {
+  test('any ATOMIC_OK is decoded as it was encoded', () => {
     const anyPlace = fc.record(
       {
         baseOffset: u64,
@@ -402,7 +412,7 @@ describe('ATOMIC_OK', () => {
     )
   })
 
-  test('truncated at every byte, one byte too long, impossible counts, and 2^53', () => {
+  test('refuses truncation at any byte, one byte too many, impossible counts, and 2^53', () => {
     let refused = 0
     for (let end = 0; end <= ok.length + 1; end++) {
       if (end === ok.length) continue

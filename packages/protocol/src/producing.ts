@@ -299,7 +299,7 @@ export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Ato
     if (length < BATCH_HEADER_BYTES || length > end - batchAt) {
       throw new SluiceError(
         'MALFORMED_FRAME',
-        `The header of batch ${i} of ATOMIC gives ${length} bytes; ${end - batchAt} are left.`,
+        `The header of batch ${i} of ATOMIC gives a length of ${length} bytes; ${end - batchAt} are left.`,
       )
     }
     if (batchNumber(bytes, batchAt) !== number) {

@@ -55,7 +55,7 @@ describe('queueOptions', () => {
     expect(queueOptions({})).toStrictEqual({})
   })
 
-  test('each number at its bounds and one beyond', () => {
+  test('accepts each number at its bounds, and refuses numbers one beyond', () => {
     let checked = 0
     for (const [name, option] of Object.entries(QUEUE_OPTIONS)) {
       if (option.kind !== 'number') continue
@@ -76,7 +76,7 @@ describe('queueOptions', () => {
     expect(checked).toBe(12)
   })
 
-  test('each choice, flag and name, and invalid values', () => {
+  test('accepts each choice, flag and name, and refuses invalid values', () => {
     let checked = 0
     const refused = (name: string, value: unknown, code: string, message: string): void => {
       expect(() => queueOptions({ [name]: value })).toThrow(refusal(code, message))
@@ -129,7 +129,7 @@ describe('queueOptions', () => {
     expect(refused).toBe((HOSTILE.length * 17 - 2) * 2)
   })
 
-  test('options that are not a map', () => {
+  test('refuses options that are not a map', () => {
     const others = [null, 5, 'x', true, [], [1], new Uint8Array(0), new Uint8Array(2)]
     for (const options of others) {
       expect(() => queueOptions(options)).toThrow(refusal('INVALID_ARGUMENT', '`options` must be a map'))
@@ -137,7 +137,7 @@ describe('queueOptions', () => {
     expect(others).toHaveLength(8)
   })
 
-  test('unknown names', () => {
+  test('refuses unknown names', () => {
     const unknown = [
       'maxdeliveries',
       '',

@@ -105,14 +105,14 @@ export const QUEUE_OPTIONS = {
     choices: ['window', 'pending'],
     default: 'window',
     meaning:
-      'How long an id counts: for `dedupWindowMs`, or while its message is pending. Fixed at creation.',
+      'How long an id is remembered: for `dedupWindowMs`, or while its message is pending. Fixed at creation.',
   },
   dedupWindowMs: {
     kind: 'number',
     default: 600_000,
     min: 0,
     max: LIMITS.delayMsMax,
-    meaning: 'How long an id is remembered after it was first accepted; 0: not at all.',
+    meaning: 'How long an id is remembered after its message was accepted; 0: not at all.',
   },
   dedupMaxIds: {
     kind: 'number',
@@ -211,7 +211,7 @@ export function queueOptions(named: unknown): Partial<QueueOptions> {
   if (known.unique === 'pending' && known.dedupWindowMs !== undefined) {
     throw new SluiceError(
       'OPTION_CONFLICT',
-      '`dedupWindowMs` has no effect with `unique` of "pending": an id counts while its message is pending.',
+      '`dedupWindowMs` has no effect with `unique` of "pending": an id is remembered while its message is pending.',
     )
   }
   return known

@@ -289,7 +289,7 @@ describe('the parts of a record', () => {
     expect(headersSeen).toBeGreaterThan(100)
   })
 
-  test('a copy has key, id, priority and payload, other headers, and nothing else', () => {
+  test('a copy has the key, id, priority and payload of the record, the new headers, and nothing else', () => {
     fc.assert(
       fc.property(anyOptions, anyPayload, anyType, headerList, (options, payload, type, list) => {
         const record = encode({ ...options, replaces: options.id !== undefined }, payload, type)
@@ -388,7 +388,7 @@ describe('checkRecords refuses', () => {
     return checkRecords(bytes, 0, bytes.length, 1, LARGE)
   }
 
-  test('not the valid record', () => {
+  test('no valid record', () => {
     expect(whole.length).toBe(40)
     expect(damaged(() => {})).toBe(RECORD_FLAG.delay | 4 | 8 | 16 | 32)
   })
@@ -463,7 +463,7 @@ describe('checkRecords refuses', () => {
     })
   })
 
-  test('a message above the limit, and not one of exactly the limit', () => {
+  test('a message above the limit, but not a message of exactly the limit', () => {
     const bytes = encode(undefined, new Uint8Array(100))
     expect(checkRecords(bytes, 0, bytes.length, 1, 100)).toBe(0)
     expect(checkRecords(bytes, 0, bytes.length, 1, 99)).toMatchObject({

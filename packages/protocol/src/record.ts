@@ -141,8 +141,8 @@ function writeHeader(bytes: Uint8Array, at: number, name: string, value: string)
 
 function writeShortText(bytes: Uint8Array, at: number, text: string): number {
   const length = writeText(bytes, at + 1, text)
-  // The length of a longer text would overflow its byte, and readers could not find the end of the record. The caller
-  // has checked the length.
+  // The length of a text of more than 255 bytes would overflow its byte, and readers could not find the end of the
+  // record. The caller has checked the length.
   if (length > 255) throw new Error(`a text of ${length} bytes does not fit the u8 before it`)
   bytes[at] = length
   return at + 1 + length

@@ -18,7 +18,7 @@ describe('opcodes', () => {
     expect(opcodeName(-1)).toBe(undefined)
   })
 
-  test('a frame that a client sends is legal at one stage', () => {
+  test('every frame that a client sends is legal at only one stage', () => {
     const sent = Object.values(OPCODES).filter(({ sender }) => sender !== 'server')
     expect(sent).toHaveLength(30)
     expect(sent.map(({ stage }) => stage)).not.toContain('any')
@@ -52,7 +52,7 @@ describe('errors', () => {
     expect(Object.keys(ERRORS).length).toBeGreaterThanOrEqual(62)
   })
 
-  test('numbers are of 16 bits, and unknown ones have no code', () => {
+  test('numbers have 16 bits, and unknown numbers have no code', () => {
     const numbers = Object.values(ERRORS).map(({ number }) => number)
     expect(numbers.every((number) => Number.isInteger(number) && number > 0 && number <= 0xffff)).toBe(true)
     for (const number of [0, 999, 65_535, 1e9]) expect(errorCode(number)).toBe(undefined)

@@ -32,8 +32,8 @@ export class Timer {
     if (!this.#keepsAlive) this.#handle.unref()
   }
 
-  // A wait in one part ends when `setTimeout` fires, without a look at the clock: the clock of `setTimeout` differs
-  // from this one by fractions of a millisecond.
+  // A wait in one part ends when `setTimeout` fires. It does not read `performance.now()`, which differs from the
+  // clock of `setTimeout` by fractions of a millisecond.
   readonly #passed = (): void => {
     const leftMs = this.#waitMs <= TIMER_PART_MS_MAX ? 0 : this.#dueMs - performance.now()
     if (leftMs > 0) this.#arm(leftMs)
