@@ -4,6 +4,7 @@ import { frame } from '../rig/frames.js'
 import { Peer } from '../rig/peer.js'
 import { keys, later, waiting } from './backlogs.js'
 import { connections, steady } from './long.js'
+import { queues } from './many.js'
 import { Bench, BODY, drain, fill, median, percentile } from './measures.js'
 import { peakMib } from './proc.js'
 import { fixed, whole, type Scenario } from './scenario.js'
@@ -338,6 +339,7 @@ export const SCENARIOS: Readonly<Record<string, Scenario>> = {
   waiting,
   later,
   keys,
+  queues,
   connections,
   steady,
 }
