@@ -4,7 +4,7 @@
  */
 import { TIMER_PART_MS_MAX } from '@sluice/protocol'
 
-/** The turn of a broker, as its alarm sees it. */
+/** The part of a broker's turn that the alarm uses. */
 export interface Deadlines {
   /** Time of the next deadline in milliseconds since the epoch; Infinity when there is no deadline. */
   readonly nextDeadline: number
@@ -26,15 +26,14 @@ export class Alarm {
     this.arm()
   }
 
-  /** Sets the timer for the next deadline. Has no effect before `start` and after `stop`. */
+  /** Sets the timer for the next deadline. Has no effect before `start` or after `stop`. */
   arm(): void {
     const deadlines = this.#deadlines
     if (deadlines === undefined || deadlines.nextDeadline === this.#armedFor) return
     this.#armedFor = deadlines.nextDeadline
     clearTimeout(this.#timer)
     if (this.#armedFor === Infinity) return
-    // Long waits are split: the timer fires after at most one part, and the clock is read again, because it may have
-    // been changed.
+    // A long wait is split into parts. The clock is read again after each part, because it may have been changed.
     const waitMs = Math.min(Math.max(0, this.#armedFor - this.#now()), TIMER_PART_MS_MAX)
     this.#timer = setTimeout(() => {
       this.#armedFor = Infinity

@@ -59,7 +59,7 @@ describe('a gauge of 1,000 MiB', () => {
     expect(one.look(20_050)).toBe(false)
     expect(one.look(21_000)).toBe(true)
     expect(one.isFull).toBe(false)
-    // Shortly after a collection the share of garbage is unknown, so memory is full only above the whole budget.
+    // Shortly after a collection the share of garbage is unknown, so memory counts as full only above the whole budget.
     heap.garbage = 900
     expect(one.look(21_050)).toBe(false)
     heap.garbage = 1_000

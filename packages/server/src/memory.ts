@@ -12,7 +12,7 @@ import type { BlocksOptions } from './log/blocks.js'
 /** Minimum budget in bytes; a broker with all its parts needs this much memory. */
 export const MEMORY_BYTES_MIN = 192 << 20
 
-/** Half of the machine's memory, or of the container's limit if that is lower. */
+/** Half of the machine's memory, or of the container's limit if that is lower; at least `MEMORY_BYTES_MIN`. */
 export function defaultMemoryBytes(): number {
   const allowed = process.constrainedMemory()
   const bytes = totalmem()
@@ -31,8 +31,8 @@ export interface MemoryShares {
 }
 
 /**
- * Divides the budget. From a budget of 512 MiB on, the shares of the log and of waiting writes no longer grow,
- * because larger shares would not make the broker faster.
+ * Divides the budget. Above a budget of 512 MiB, the shares of the log and of waiting writes do not grow, because
+ * larger shares would not make the broker faster.
  */
 export function sharesOf(budgetBytes: number): MemoryShares {
   const share = (part: number, bytesMax: number): number => Math.floor(Math.min(budgetBytes / part, bytesMax))

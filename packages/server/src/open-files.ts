@@ -9,7 +9,7 @@ import { readFileSync } from 'node:fs'
 const FILES_RESERVED = 256
 
 /**
- * Returns the limit of open files of this process, which Node has raised to its maximum. Returns undefined if the
+ * Returns the limit of open files of this process, which Node has raised to the hard limit. Returns undefined if the
  * system does not report the limit.
  */
 export function openFilesMax(): number | undefined {

@@ -40,11 +40,11 @@ export interface ServerOptions {
   /** Port to listen on. With 0 the system chooses a port. Default: 7420. */
   readonly port?: number
   /**
-   * Size of a segment of the log. Default: 64 MiB. A message may take at most a quarter of a segment. At least 132 KiB,
-   * so that each page of the state fits in an entry. An existing log keeps its size.
+   * Size of a segment of the log, in bytes; at least 132 KiB, so that each page of the state fits in an entry. Default:
+   * 64 MiB. An existing log keeps its size. A message may take at most a quarter of a segment.
    */
   readonly segmentBytes?: number
-  /** Maximum size of a message. Default: 1 MiB. */
+  /** Maximum size of a message, in bytes. Default: 1 MiB. */
   readonly messageBytesMax?: number
   /** Maximum number of connections; at most the limit of open files minus 256 is used. Default: 10,000. */
   readonly connectionsMax?: number
@@ -54,8 +54,8 @@ export interface ServerOptions {
    */
   readonly memoryBytes?: number
   /**
-   * Free space below which publishes are refused. Default: 5 % of the disk or 1 GiB, whichever is more, but at most a
-   * tenth of the disk and at most 16 GiB.
+   * Free space below which publishes are refused, in bytes. Default: 5 % of the disk or 1 GiB, whichever is more, but
+   * at most a tenth of the disk and at most 16 GiB.
    */
   readonly lowFreeBytes?: number
   readonly session?: Partial<SessionSettings>
@@ -84,7 +84,7 @@ export interface RunningServer {
 /** Use of memory, in bytes. */
 export interface MemoryReport {
   readonly budgetBytes: number
-  /** Memory of the runtime, objects and buffers. It includes the three parts below. */
+  /** Memory of the runtime, objects and buffers. It includes `logBytes`, `receiveBytes` and `outboundBytes`. */
   readonly usedBytes: number
   /** Whether publishes are refused. */
   readonly isFull: boolean

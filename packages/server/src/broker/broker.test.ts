@@ -287,7 +287,7 @@ describe('a log with a temporary read failure', () => {
 })
 
 describe('damage at rest to the header of a batch', () => {
-  // What is damaged: the name of a field, a byte of the header, and the bit of this byte that is flipped.
+  // The damaged field, the index of its damaged byte in the header, and the mask of the flipped bits.
   const flips: readonly (readonly [string, number, number])[] = [
     ['length', 3, 0x10],
     ['queue', 8, 1],

@@ -44,7 +44,7 @@ export interface BrokerOptions {
   readonly continueFrom?: (timeMs: number) => void
   /** Returns a number in [0, 1), for jitter and, at the first boot, the seed of hashes. */
   readonly random: () => number
-  /** Runs the end of a turn after all input of the turn was handled. */
+  /** Runs `endTurn` after all input of the turn has been handled. */
   readonly defer: (endTurn: () => void) => void
   /** Called when the broker has failed. After that, nothing may be confirmed, and the process must end. */
   readonly onFatal: (error: unknown) => void
@@ -56,7 +56,7 @@ export interface BrokerOptions {
   /** Maximum number of producers that are remembered; default: `PRODUCERS_MAX`. */
   readonly producersMax?: number
   readonly blocks?: Partial<BlocksOptions>
-  /** Connections are not read while more bytes than this wait for the disk. Default: 32 MiB. */
+  /** Connections are not read while more than this number of bytes wait for the disk. Default: 32 MiB. */
   readonly pendingBytesMax?: number
   /** Bytes of log between two checkpoints. Default: half a segment. */
   readonly checkpointBytes?: number
@@ -413,7 +413,8 @@ export class Broker {
       this.fail(error)
       return
     }
-    // An empty entry after the last one lets recovery tell damage to that one from an unfinished write (STORAGE.md).
+    // An empty entry follows the last entry with content, so that recovery can tell damage to the last entry with
+    // content from an unfinished write (STORAGE.md).
     if (!this.#tail.isIdle) {
       this.#endedAtMs = this.turn.nowMs
       this.#lastEntryIsEmpty = false

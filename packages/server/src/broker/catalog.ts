@@ -59,7 +59,7 @@ export class Catalog {
   readonly #leases: Leases
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
-  /** Sorted names of all queues; undefined until a list is requested. */
+  /** Sorted names of all queues, for `list`; undefined while they must be sorted again. */
   #names: string[] | undefined
 
   constructor(

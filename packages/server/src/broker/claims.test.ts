@@ -97,7 +97,7 @@ describe('a claim within one boot', () => {
     expect(next.got.at(-1)).toMatchObject({ offset: 1, alone: true })
   })
 
-  it('is refused once the message was leased, changed or removed', async () => {
+  it('is refused once the message has been leased, changed or removed', async () => {
     const spoil: Readonly<Record<string, (bench: Bench) => void | Promise<void>>> = {
       'it is leased': async (bench) => {
         bench.consume()

@@ -1,6 +1,6 @@
 /**
- * Requests that read from disk and therefore take several turns. A few run at a time, because each keeps its results
- * in memory until it is answered. The other requests wait, and requests beyond a limit are refused. Used by
+ * Requests that read from disk and therefore take several turns. Only a few requests run at a time, because each keeps
+ * its results in memory until it is answered. The other requests wait, and requests beyond a limit are refused. Used by
  * `operator.ts`, `replays.ts` and `history.ts`.
  *
  * Invariant: after each wait a request calls `resume` before it reads any state, because other commands were handled

@@ -1,7 +1,7 @@
 /**
  * Delivery: takes runs from the line of a queue and delivers them to its subscriptions in turn, within their credit.
  * For deliveries, this is the only place that joins offsets, which the queue knows, with bytes, which are in blocks of
- * the log; `Records` does it for single messages.
+ * the log; `Records` does the same for single messages.
  *
  * Called at the end of a turn for each queue that may have something to deliver. If a block is not in memory, it is
  * loaded and the queue is served again. If the block cannot be read, the subscriptions of the queue end; no message
@@ -251,11 +251,11 @@ export class Dispatcher {
     if (count === 0) return false
     if (!block.isFollowed) this.#loadNext(queue, block)
     if (run.alone) subscription.holdsSuspect = true
-    // A message of the plain line requires only that its batch is on disk: no fact put it there (a release has none). A
-    // due or keyed message is in its place because of facts, which may not be durable yet.
+    // A message of the plain line requires only that its batch is on disk: no fact put the message in that line (a
+    // release has no fact). A due or keyed message is in its place because of facts, which may not be durable yet.
     run.ungated = run.sinceMs === FROM_PLAIN_LINE && run.batchPosition < this.#blocks.durablePosition
-    // While leases of the queue can be claimed after a restart, a redelivery requires one more fact on disk: the one by
-    // which the previous consumer can no longer claim this message.
+    // While leases of the queue can be claimed after a restart, a redelivery requires one more fact on disk: the fact
+    // after which the previous consumer can no longer claim the message.
     if (run.redelivered && queue.former.isWatched) run.ungated = false
     queue.lease(run, count, nowMs, subscription.consumer.label)
     progress.index += count

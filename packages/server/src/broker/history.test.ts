@@ -48,7 +48,7 @@ describe('history', () => {
       cursor = page.cursor
       if (page.cursor !== null) cursors.push(page.cursor)
     }
-    // Both cursors name the same entry, and the number of events of the entry that are in earlier pages.
+    // Both cursors name the same entry. Each also has the number of the entry's events that are in earlier pages.
     expect(cursors).toHaveLength(2)
     expect(new Set(cursors.map((cursor) => cursor.slice(0, cursor.lastIndexOf(':')))).size).toBe(1)
     expect(found.map(({ event }) => event)).toEqual([

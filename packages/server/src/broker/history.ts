@@ -35,10 +35,10 @@ export interface HistoryResult {
   readonly cursor: string | null
 }
 
-/** The state of the message according to the entries before the next one. */
+/** The state of the message after the entries that have been read. */
 interface Known {
   complete: boolean
-  /** Whether the message is neither gone nor dead, so that a purge removes it. */
+  /** Whether the message is neither gone nor dead, so that a purge would remove it. */
   isPending: boolean
 }
 
@@ -62,7 +62,7 @@ export class History {
   }
 }
 
-// Reads the page of the request. Calls `resume` for each entry; `resume` throws when the request must end.
+// Reads the requested page. Calls `resume` for each entry; `resume` throws when the request must end.
 async function read(
   queue: Queue,
   request: HistoryRequest,

@@ -1,4 +1,4 @@
-/** Batches without a producer. `publish` is the reference for messages that arrive as new ones. */
+/** Batches without a producer. New messages in such a batch must have the same results as with `publish`. */
 import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
@@ -64,7 +64,7 @@ function contentsOf(bench: Bench, lsn: number): string[] {
   return found
 }
 
-/** A fact about a message of another queue, as the caller of a move writes it. */
+/** Returns the fact that message 0 has left `queue`, as a caller of `take` would write it. */
 function moveFrom(queue: Queue): FactsBefore {
   const facts = new FactBuffer()
   facts.move('move', 0, Q)
@@ -87,7 +87,7 @@ describe('a batch without a producer', () => {
     expect(await bench.order()).toEqual([0, 1])
   })
 
-  it('is not answered to a producer, before or after a restart', async () => {
+  it('does not change the answers to a producer, before or after a restart', async () => {
     const bench = await opened({ dedupWindowMs: SECOND_MS })
     take(bench, [{ id: 'a' }, { id: 'a' }])
     const bytes = batchOf([{ id: 'a' }, { id: 'b' }], 1)
@@ -165,7 +165,7 @@ describe('new messages', () => {
   ])('that are refused leave nothing behind: %s', async (code, options, messages, prepare) => {
     const bench = await opened(options)
     bench.ensure({}, OTHER)
-    // The clock is later than the times that a message may have at most.
+    // After this time, `atMs: 1` is too far in the past.
     await bench.pass(LIMITS.atPastMsMax)
     await bench.publish([{}])
     const before = moveFrom(bench.broker.catalog.queue(OTHER))
@@ -262,20 +262,23 @@ describe('new messages', () => {
 })
 
 describe('messages that were accepted before', () => {
-  it.each(['replayed', 'moved'] as const)('are exempt from sizes, limits and ids: %s', async (arrival) => {
-    const options = { maxMessages: 1, overflow: 'drop-oldest', dedupWindowMs: SECOND_MS, dedupMaxIds: 1 }
-    const bench = await opened(options as Partial<QueueOptions>)
-    await bench.publish([{ id: 'a' }])
-    expect(take(bench, [{ id: 'a', bodyBytes: 2_000 }, { id: 'b' }], arrival)).toMatchObject({
-      baseOffset: 1,
-      duplicates: undefined,
-    })
-    await bench.settle()
-    expect(await bench.order()).toEqual([0, 1, 2])
-    await bench.crash()
-    expect(await bench.order()).toEqual([0, 1, 2])
-    bench.broker.audit()
-  })
+  it.each(['replayed', 'moved'] as const)(
+    'are not checked for sizes, limits and ids: %s',
+    async (arrival) => {
+      const options = { maxMessages: 1, overflow: 'drop-oldest', dedupWindowMs: SECOND_MS, dedupMaxIds: 1 }
+      const bench = await opened(options as Partial<QueueOptions>)
+      await bench.publish([{ id: 'a' }])
+      expect(take(bench, [{ id: 'a', bodyBytes: 2_000 }, { id: 'b' }], arrival)).toMatchObject({
+        baseOffset: 1,
+        duplicates: undefined,
+      })
+      await bench.settle()
+      expect(await bench.order()).toEqual([0, 1, 2])
+      await bench.crash()
+      expect(await bench.order()).toEqual([0, 1, 2])
+      bench.broker.audit()
+    },
+  )
 
   it.each(['replayed', 'moved'] as const)('have the time to live of the queue: %s', async (arrival) => {
     const bench = await opened({ ttlMs: SECOND_MS })

@@ -40,7 +40,10 @@ interface CheckedBatch {
   readonly count: number
   /** Offset of the first message of the batch. */
   readonly base: number
-  /** Whether each record is read: a message has options, or the queue has a time to live or a limit in bytes. */
+  /**
+   * Whether each record must be read, because a message has options or the queue has a time to live or a limit in
+   * bytes.
+   */
   readonly readsRecords: boolean
   /** Options of the messages of the batch. The value is valid until the next batch is checked. */
   readonly traits: BatchTraits | undefined
@@ -49,7 +52,7 @@ interface CheckedBatch {
 }
 
 /**
- * The result for a batch that its queue does not check: a plain batch, whose messages are only counted, and a batch that
+ * The result for a batch that its queue does not check: a plain batch, whose messages are only counted, or a batch that
  * is exempt from limits and ids.
  */
 const UNCHECKED: AdmittedBatch = {
@@ -64,7 +67,9 @@ const UNCHECKED: AdmittedBatch = {
 const ACK_FACT_BYTES = 16
 /** Size of the fact about one duplicate, in bytes. */
 const DUPLICATE_FACT_BYTES = 24
-/** Size of the two facts about a replacement, in bytes: one message replaces another, and the other is gone. */
+/**
+ * Size of the two facts about a replacement, in bytes: one message replaces another, and the replaced message is gone.
+ */
 const REPLACE_FACTS_BYTES = 24 + 16
 /**
  * Maximum number of messages beyond lowered limits that the publishes of one turn evict, besides the messages evicted
@@ -172,7 +177,7 @@ export class Intake {
     checkBatch(bytes, at, end)
     const number = batchNumber(bytes, at)
     const crc = batchRecordsCrc(bytes, at)
-    // A number has a place for each of its batches: one for a batch, several for an atomic step.
+    // A number has one place for each of its batches. Only an atomic step can have several batches.
     const known = producer.resultOf(number, crc, unanswered)?.[0]
     if (known !== undefined) return known
     let placed: Placed
@@ -228,7 +233,7 @@ export class Intake {
     if (producer?.id === 0) this.#declare(producer)
     const cancelled = admitted.replaced === undefined ? undefined : this.#replace(queue, admission)
     this.#makeRoom(queue, admission)
-    // The facts about messages that were dropped to make room are written before those of the batch.
+    // The facts about messages that were dropped to make room are written before the facts of the batch.
     if (cancelled !== undefined) writer.writeFacts(queue.id, queue.facts)
     if (before !== undefined) writer.writeFacts(before.queue.id, before.queue.facts)
     this.#factsAhead(batch)
@@ -353,7 +358,7 @@ export class Intake {
     return places
   }
 
-  // Returns one admission per queue. It includes the room that the acknowledgements make in the queue.
+  // Returns one admission per queue. Each includes the room that the acknowledgements make in its queue.
   // @throws SluiceError LEASE_LOST
   #checkLeases(acks: readonly AckRange[]): Map<Queue, Admission> {
     const admissions = new Map<Queue, Admission>()
@@ -421,8 +426,8 @@ export class Intake {
     const count = batchCount(bytes, at)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
-    // With small entries the limit of a batch is lower than the limit of the protocol, because facts about each message
-    // must fit in the entry beside the batch.
+    // With small entries the maximum size of a batch is lower than in the protocol, because facts about each message must
+    // also fit in the entry.
     const most = this.#writer.limits.batchBytesMax
     if (end - at > most) {
       throw new SluiceError(

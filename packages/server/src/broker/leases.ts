@@ -85,7 +85,7 @@ export class Leases {
     this.#random = random
     this.#observer = observer
     this.#reasonBytesMax = Math.floor(writer.limits.reasonsBytesMax / CHUNK_MESSAGES)
-    // The id of a subscription is used again after 4,096 boots, or after a million subscriptions in one boot.
+    // The id of a subscription can be reused after 4,096 boots, or after a million subscriptions in one boot.
     this.#nextSubscription = ((state.boot % 4096) << 20) >>> 0
   }
 
@@ -126,9 +126,9 @@ export class Leases {
   /**
    * Ends the subscriptions of a lost connection. If one message was being handled, one of its attempts failed. If
    * several messages were being handled, in any of the subscriptions, each becomes a suspect, and suspects are
-   * delivered one at a time. If no message was being handled, and the only held message had been delivered alone, one of
-   * its attempts failed. All other held messages become suspects after enough such losses. `isStopping`: see
-   * `unsubscribe`.
+   * delivered one at a time. If no message was being handled, and the only held message had been delivered alone, one
+   * of its attempts failed. In any other case without a message being handled, all held messages become suspects after
+   * enough such losses. `isStopping`: see `unsubscribe`.
    */
   disconnect(subscriptions: Iterable<Subscription>, isStopping = false): void {
     const all = [...subscriptions]

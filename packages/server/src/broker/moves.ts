@@ -25,11 +25,11 @@ export class Moves {
   readonly #records: Records
   readonly #turn: Turn
   readonly #observer: Observer | undefined
-  /** Timer for the next try, which is armed while the log has no room. */
+  /** Timer for the next try; armed while the log has no room. */
   readonly #retry: Timer
   /** Queues with messages to move. */
   readonly #queues = new Set<Queue>()
-  /** Queues with messages to move that have no existing dead-letter queue. */
+  /** Queues that have messages to move, but whose dead-letter queue does not exist. */
   readonly #stranded = new Set<Queue>()
   /** Queues whose next message to move is being read from disk. */
   readonly #loading = new Set<Queue>()

@@ -84,7 +84,7 @@ export class Operator {
   }
 
   /**
-   * `bytesMax` is the maximum payload of the answer.
+   * `bytesMax` is the maximum size of the answer's payload.
    * @throws SluiceError QUEUE_NOT_FOUND, CORRUPT, TOO_MANY_REQUESTS
    */
   peek(request: PeekRequest, caller: Caller, bytesMax = Infinity): Promise<PeekPage> {

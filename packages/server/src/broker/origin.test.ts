@@ -1,4 +1,4 @@
-/** The parts of a record that a move keeps, for any bytes, and the parts that a move adds. */
+/** The parts of a record that a move keeps, whatever bytes they contain, and the parts that a move adds. */
 import {
   BATCH_HEADER_BYTES,
   DEATH,

@@ -3,8 +3,8 @@
  * added to a copy of the record; everything else is copied as bytes, because keys, ids and headers need not be valid
  * text.
  *
- * A moved record is at most `ORIGIN_BYTES_MAX` larger than a published one. If the frames of a connection are too
- * small for a moved record, the record is delivered with fewer origin headers.
+ * A moved record is at most `ORIGIN_BYTES_MAX` bytes larger than the published record. If the frames of a connection
+ * are too small for a moved record, the record is delivered with fewer origin headers.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -77,8 +77,8 @@ export function fittedRecord(record: Uint8Array, bytesMax: number): Uint8Array {
 }
 
 /**
- * Returns a copy of the record, preceded by `gap` free bytes. Its origin headers are replaced by `headers`, as many as fit
- * in the limits of headers and in `bytesMax`, from the first one on. The text of an error is truncated to fit.
+ * Returns a copy of the record, preceded by `gap` free bytes. Its origin headers are replaced by the first of
+ * `headers`, as many as fit in the limits of headers and in `bytesMax`. The text of an error is truncated to fit.
  */
 function withOrigin(
   record: Uint8Array,

@@ -1,10 +1,9 @@
 /**
- * Producers as their connections see them: attaches a connection to the producer of its identity, and detaches it.
- * Called by sessions.
+ * Attaches a connection to the producer of its identity, and detaches it when the connection ends. Called by sessions.
  *
  * Invariant: a producer without connections stays in the table, together with the results that its client may request
- * again, until it was idle for 7 days (see state/checkpoint.ts). In a full table the producer that has been disconnected longest
- * is evicted.
+ * again, until it has been idle for 7 days (see state/checkpoint.ts). In a full table the producer that has been
+ * disconnected longest is evicted.
  */
 import { SluiceError } from '@sluice/protocol'
 import { PRODUCERS_MAX } from '../state/directory.js'

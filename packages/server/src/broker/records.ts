@@ -119,7 +119,7 @@ export function matchesRecord({ key, id, headers }: MessageFilter, record: Uint8
   })
 }
 
-// Whether `record[start, end)` is equal to `text`. If the record does not have the option, `end` is less than
+// Whether `record[start, end)` is equal to `text`. For an option that the record does not have, `end` is less than
 // `start`.
 function isText(record: Uint8Array, start: number, end: number, text: string): boolean {
   return start <= end && viewBuffer(record, start, end).equals(Buffer.from(text))

@@ -207,7 +207,7 @@ describe('replay', () => {
     const caller = { label: '', isOpen: true }
     const pages = []
     for (let i = 0; i < 8; i++) pages.push(await bench.broker.replays.page(all, caller))
-    // Unfinished replays keep their place until they are idle.
+    // Unfinished replays count towards the limit until they are idle.
     await expect(bench.broker.replays.page(all, CALLER)).rejects.toMatchObject({ code: 'TOO_MANY_REQUESTS' })
     expect(await bench.broker.replays.page({ ...all, cursor: pages[0]!.cursor! }, caller)).toMatchObject({
       matched: 5,

@@ -2,11 +2,11 @@
  * Replays: publishes again the acknowledged messages that are still in the log, in log order. A replay ends where the
  * log ended when its first page was requested.
  *
- * Only facts that follow a message in the log say whether the message was acknowledged. So a replay works on windows
- * of offsets. For each window, it first reads the facts of the whole log into a set of bits, and then it reads the
- * messages. Each of the two steps can take several pages. A page needs only its cursor, because the set of bits is a
- * cache of the log. The set is dropped after the last page, when the connection of its client ends, and when the
- * replay is idle and another replay needs its place. A page that finds no set reads the facts again.
+ * Only facts that follow a message in the log say whether the message was acknowledged. So a replay works on windows of
+ * offsets. For each window, it first reads the facts of the whole log into a set of bits, and then it reads the
+ * messages. Each of the two steps can take several pages. A page needs only its cursor, because the set of bits can be
+ * rebuilt from the log. The set is dropped after the last page, when the client's connection ends, and when the replay
+ * is idle and another replay needs its place. A page that finds no set reads the facts again.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -171,8 +171,8 @@ export class Replays {
     })
   }
 
-  // Starts a turn for each message, because time advances within a page, and looks up the target again, because it can
-  // be deleted between pages.
+  // Starts a turn for each message, because time advances within a page. Looks up the target again, because the target
+  // can be deleted between pages.
   #publish(message: Settled, queue: Queue, request: ReplayRequest, caller: Caller): void {
     this.#requests.resume(caller)
     const { record, offset, publishedMs } = message
@@ -267,7 +267,7 @@ class Page {
     return this.#position >= this.#cursor.end
   }
 
-  /** Returns the progress of the page, also after an error. */
+  /** Returns the progress of the page, even after an error. */
   get result(): ReplayResult {
     return { matched: this.matched, replayed: this.matched, cursor: this.#next() }
   }

@@ -22,7 +22,7 @@ describe('a queue', () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure()
     await bench.fill(200_000)
-    // The queue was idle since the log was opened, so only the pause makes its page dirty.
+    // The queue has been idle since the log was opened, so only the pause makes its page dirty.
     expect(await bench.crash()).toBe(true)
     await bench.fill(200_000)
     expect(await bench.crash()).toBe(true)
@@ -85,7 +85,7 @@ describe('a queue', () => {
   it('removes at once expired messages whose facts are larger than one segment', async () => {
     const bench = await new Bench({ segmentBytes: 128 * 1024 }).open()
     bench.ensure({ ttlMs: 1_000 })
-    // Every other message expires, because consecutive messages would share one fact.
+    // Only every other message expires, because consecutive expired messages would share one fact.
     const batch = Array.from({ length: 1_000 }, (_, i) => ({
       bodyBytes: 1,
       ...(i % 2 === 0 ? {} : { ttlMs: HOUR }),

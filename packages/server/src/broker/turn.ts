@@ -1,7 +1,8 @@
 /**
  * One turn of the event loop: its time, the queues that may have something to deliver, and the deadlines at which a
  * turn is due even if nothing arrives. Sessions and the listener begin a turn, and the broker ends it. A change of a
- * queue that may cause facts, moves, a deadline or deliveries is followed by `changed`, or by the part of it that applies.
+ * queue that may cause facts, moves, a deadline or deliveries is followed by a call of `changed`, or of the parts of
+ * `changed` that apply.
  *
  * Invariant: `nextDeadline` is never later than the deadline of any queue or timer.
  */
@@ -89,7 +90,7 @@ export class Turn {
     this.begin()
   }
 
-  /** Resolves when all input that has arrived was served. The caller then calls `beginAgain`. */
+  /** Resolves when all input that had arrived has been served. The caller then calls `beginAgain`. */
   pass(): Promise<void> {
     return new Promise((resolve) => this.#options.defer(resolve))
   }

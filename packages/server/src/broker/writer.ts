@@ -43,7 +43,7 @@ export class Writer {
   recordBytes = 0
   /** Use of memory while publishes are refused because the process is out of memory; otherwise undefined. */
   memoryFull: MemoryUse | undefined
-  /** Maximum size of a checkpoint in bytes. Room for one checkpoint is always kept. */
+  /** Maximum size of a checkpoint in bytes. Room for one checkpoint is always kept free. */
   checkpointBytesMax = 0
   /** Number of pages while the directory of a checkpoint has no room for more pages; otherwise undefined. */
   pagesFull: PagesFull | undefined

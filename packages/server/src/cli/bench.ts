@@ -69,7 +69,7 @@ class Interrupted extends Error {
   }
 }
 
-/** Latencies are recorded in microseconds. */
+/** The load processes of one side and their results. Latencies are recorded in microseconds. */
 interface Side {
   readonly name: 'publish' | 'consume'
   readonly loads: ChildProcess[]

@@ -9,7 +9,7 @@ const CLOSE_TIMEOUT_MS = 3_000
 /** Delay before a notice that the command is waiting for the broker. */
 const WAITING_NOTICE_MS = 700
 
-/** Runs `work` with a connection, then closes it. @throws the error of `work`; SluiceError like `connect` */
+/** Runs `work` with a connection, then closes the connection. @throws the errors of `work` and of `connect` */
 export async function withBroker<Result>(
   options: GlobalOptions,
   label: string,
@@ -37,7 +37,7 @@ async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Slu
   try {
     const sluice = await connect(url, {
       name: `sluice ${label}`,
-      // With 0, an unreachable broker is reported at once and not dialled again. A user is waiting for the command.
+      // With 0, an unreachable broker is reported at once instead of being dialled again, because a user is waiting.
       connectTimeout: 0,
       ...(timeout === undefined ? {} : { timeout: durationMs(timeout, '--timeout', 1) }),
     })

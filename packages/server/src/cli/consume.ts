@@ -53,7 +53,7 @@ export const consume = command<ConsumeOptions>({
         'Text is printed as is, data as JSON, bytes raw; with --json bytes are base64. Ctrl-C releases messages that were ' +
           'not printed. A message that cannot be decoded is retried later, and the exit code is then 1. ' +
           'Output written to a pipe counts as printed: prefer --count 1 to `| head -1`. ' +
-          'Additional exit codes: 4 when --wait passed before --count messages had arrived, 130 after ' +
+          'Additional exit codes: 4 when --wait ended before --count messages had arrived, 130 after ' +
           'SIGINT (Ctrl-C), 143 after SIGTERM.',
       ),
   handler: async (options) => {
@@ -162,8 +162,8 @@ function checkAll(printer: Printer, unreadable: number, queue: string): void {
 const WAIT_MS_MIN = 100
 
 /**
- * The timer of --wait. It starts after the broker has accepted the subscription. The answer to `get` proves this,
- * because requests are answered in order. It does not expire while stdout is blocked.
+ * The timer of --wait. It starts after the broker has accepted the subscription. The answer to `get` shows that the
+ * broker has, because requests are answered in order. The timer does not expire while stdout is blocked.
  */
 async function idleTimer(
   sluice: Sluice,
@@ -245,7 +245,7 @@ class Printer {
     while (this.isFull && this.#open > 0) await this.#change()
   }
 
-  /** Resolves when each message has been written and acknowledged, or when this has failed. */
+  /** Resolves when each message has been written and acknowledged, or the attempt has failed. */
   async done(): Promise<void> {
     while (this.#open > 0) await this.#change()
   }

@@ -128,7 +128,7 @@ const redrive = command<RedriveFlags>({
         describe: `Include messages already redriven ${LIMITS.redrivesMax} times`,
       })
       .epilogue(
-        'Redriven messages start again with attempt 1. Without a filter all dead messages match: try --dry-run first.',
+        'Redriven messages start again at attempt 1. Without a filter all dead messages match: try --dry-run first.',
       ),
   handler: async (options) => {
     const queue = queueName(options.queue)
@@ -187,9 +187,12 @@ function redriveNotices(
     )
   }
   if (barred > 0) {
-    const stay = barred === 1 ? '1 stays dead: its id is' : `${grouped(barred)} stay dead: their ids are`
+    const stay =
+      barred === 1
+        ? '1 stays dead: its id is in use by a pending message'
+        : `${grouped(barred)} stay dead: their ids are in use by pending messages`
     notice(
-      `Of the matching messages, ${stay} in use by another pending message, and the queue has --unique pending. Redrive such messages when their id is no longer in use, or to another queue with --to.`,
+      `Of the matching messages, ${stay}, and the queue has --unique pending. Redrive such messages when their ids are no longer in use, or to another queue with --to.`,
     )
   }
 }

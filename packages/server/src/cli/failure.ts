@@ -117,7 +117,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   BATCH_MALFORMED: DEFECT,
   BATCH_CORRUPT: {
     exit: EXIT.failure,
-    advice: 'Send the batch again. If the error recurs, test memory and network.',
+    advice: 'Send the batch again. If the error recurs, test the memory and the network of both machines.',
   },
   QUEUE_FULL: {
     exit: EXIT.failure,
@@ -129,7 +129,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   },
   OPTION_CONFLICT: { exit: EXIT.usage, advice: 'Omit one of the two options, or give compatible values.' },
   DEAD_LETTER_CYCLE: { exit: EXIT.usage, advice: 'Name a queue whose own dead letters go elsewhere.' },
-  OPTION_FIXED: { exit: EXIT.usage, advice: 'Create another queue with this option, and move to it.' },
+  OPTION_FIXED: { exit: EXIT.usage, advice: 'Create another queue with this option, and use it instead.' },
   MESSAGE_NOT_FOUND: {
     exit: EXIT.notFound,
     advice: 'List messages with `sluice peek QUEUE`, or dead ones with `sluice dead list QUEUE`.',

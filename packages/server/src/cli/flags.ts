@@ -106,7 +106,7 @@ function refuse(text: string, flag: string, must: string, advice: string): never
   throw new UsageError(`${flag} is ${JSON.stringify(text.slice(0, 60))}; it must be ${must}.`, advice)
 }
 
-/** Drops the fields that are undefined, because an option of the client may be missing but not undefined. */
+/** Drops the fields that are undefined, because the client's options may be missing, but must not be undefined. */
 export function given<Fields extends object>(
   fields: Fields,
 ): { [Name in keyof Fields]?: NonNullable<Fields[Name]> } {

@@ -79,7 +79,7 @@ export async function printMessages(
     notice(`There are more: continue with --from ${step.value}, or show more at a time with --limit.`)
 }
 
-/** A terminal of unknown width reports 0 columns. */
+/** The width of the terminal; Infinity without a terminal, or if it reports 0 columns because its width is unknown. */
 function widthMax(): number {
   return process.stdout.isTTY && process.stdout.columns > 0 ? process.stdout.columns : Infinity
 }

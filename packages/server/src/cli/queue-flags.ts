@@ -1,6 +1,6 @@
 /**
- * Options of a queue as flags and as text, derived from the table `QUEUE_OPTIONS`. A flag is the name of the option in
- * words, without its unit; `--no-NAME` resets an option whose default value is none.
+ * Options of a queue as flags and as text, derived from the table `QUEUE_OPTIONS`. A flag is the name of the option as
+ * words joined by dashes, without the unit; `--no-NAME` resets an option whose default value is none.
  */
 import type { QueueInfo, QueueOptions } from '@sluice/client'
 import {

@@ -91,7 +91,7 @@ export const history = command<{ readonly queue: string; readonly offset: string
       .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
       .positional('offset', { type: 'string', demandOption: true, describe: 'Offset of the message' })
       .epilogue(
-        'The history reaches back as far as the log; a queue with --retain-age or --retain-bytes keeps more.',
+        'The history reaches back as far as the log, which is further for a queue with --retain-age or --retain-bytes.',
       ),
   handler: async (options) => {
     const queue = queueName(options.queue)

@@ -5,7 +5,7 @@ import type { Argv } from 'yargs'
 import { choiceFlag, countFlag, durationMs, given, headersFlag, numberFlag } from './flags.js'
 import { UsageError } from './failure.js'
 
-/** Filters on the options and the time with which a message was published. */
+/** Filters on the options with which a message was published, and on the time at which it was published or died. */
 export interface RecordFilterOptions {
   readonly key: string | undefined
   readonly id: string | undefined

@@ -85,7 +85,7 @@ export const SETTINGS = {
     },
   ),
   heartbeat: setting(
-    'Maximum silence of a healthy connection; after twice this time it is closed',
+    'Maximum silence of a healthy connection; after twice this time, a silent connection is closed',
     `${LIMITS.heartbeatMsDefault / 1000}s`,
     `a duration from ${durationText(LIMITS.heartbeatMsMin)} to ${durationText(LIMITS.heartbeatMsMax)}`,
     (text) => {

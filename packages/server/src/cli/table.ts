@@ -1,4 +1,7 @@
-/** Formats tables and lists as aligned text without borders. Numbers are right-aligned. A pipe gets the same text as a terminal. */
+/**
+ * Formats tables and lists as aligned text without borders. Numbers are right-aligned. Pipes and terminals get the same
+ * format.
+ */
 import { printable } from './output.js'
 
 export interface Column<Row> {

@@ -136,7 +136,7 @@ describe('a log that is ahead of the wall clock', () => {
     expect(clock.now() - START_MS - HOUR_MS).toBeLessThanOrEqual(54_000 + 1)
   })
 
-  test('moves the time even if it is ahead by a few milliseconds only, and never moves it back', () => {
+  test('moves the time even if the log is only a few milliseconds ahead, and never moves the time back', () => {
     const clock = new Clock()
     expect(clock.continueFrom(START_MS + 20)).toBe(20)
     expect(clock.now()).toBe(START_MS + 20)

@@ -129,8 +129,8 @@ export class Consuming implements Consumer {
     this.#unread.wrote(end - start)
     if (end - start > this.#recordBytesMax) {
       // A frame of the agreed size has room for the largest message and for the largest batch of several messages (see
-      // `Handshake.takeHello`), so this is a single message. Only the origin headers of a moved message can make it
-      // larger than that.
+      // `Handshake.takeHello`), so this is a single message. Only origin headers, which a move adds, can make a message
+      // too large.
       const record = fittedRecord(copyBytes(bytes, start, end), this.#recordBytesMax)
       this.#deliveries.write(outbox, subscription, {
         ...delivery,

@@ -1,7 +1,7 @@
 /**
  * Writes DELIVER frames. A long run of messages with consecutive offsets gets its own frame. Shorter runs are written
- * as scattered messages, which share a frame while no other frame comes between them. This is faster, because a frame
- * takes the receiver several times as long as a message.
+ * as scattered messages, which share a frame while no other frame comes between them. Sharing is faster, because a
+ * frame takes the receiver several times as long as a message.
  */
 import {
   DELIVER_FLAG,

@@ -62,7 +62,7 @@ class Peer {
     const decoder = new FrameDecoder((opcode, _flags, channel, _correlation, bytes, start, end) => {
       this.frames.push({ opcode, channel, payload: bytes.slice(start, end) })
     })
-    // The decoder throws if a frame is longer.
+    // The decoder throws if a frame is longer than this.
     decoder.frameBytesMax = frameBytesMax
     this.#session = new Session(
       this.broker,

@@ -4,13 +4,14 @@ import { describe, expect, test } from 'vitest'
 import { Outbox } from './outbox.js'
 import { expectSame } from '../../../../test/same.js'
 
-test('a frame is not extended on a later buffer, even if the later buffer reuses the same bytes', () => {
+test('a frame is not extended in a later buffer, even if the later buffer reuses the same array', () => {
   const sent: Uint8Array[] = []
   const transport = { write: (bytes: Uint8Array) => void sent.push(Uint8Array.from(bytes)) }
   const outbox = new Outbox(transport, () => {})
   outbox.begin(OP.PUBLISH_OK, 0, 0, 20)
   const { bytes, bufferNumber } = outbox
-  // The buffer becomes too small; then its replacement is full.
+  // RESULT is copied to a larger buffer together with the first frame, and fills it. SETTLE_OK then starts another
+  // buffer, which reuses the array of the first.
   outbox.frame(OP.RESULT, 0, 0, new Uint8Array((1 << 20) - 32 - FRAME_HEADER_BYTES))
   outbox.frame(OP.SETTLE_OK, 0, 0, new Uint8Array(4))
   outbox.frame(OP.SETTLE_OK, 0, 0, new Uint8Array(4))

@@ -45,7 +45,7 @@ export class Reading {
   waitForDisk(): void {
     if (!this.#backlog.isBehind) return
     this.#pause()
-    // Takes effect when the disk is no longer behind.
+    // Reading resumes when the disk is no longer behind.
     this.#resume()
   }
 

@@ -84,7 +84,7 @@ describe('while the disk is stalled', () => {
     disk = new Promise((resolve) => (answer = resolve))
   })
 
-  test('a paused connection registers once for the disk, and is read again afterwards', async () => {
+  test('a paused connection waits for the disk only once, and is read again afterwards', async () => {
     const waits = vi.spyOn(broker, 'whenNotBehind')
     const producer = broker.producers.attach('1'.repeat(32), 0)
     for (let i = 1; i <= 40; i++)
@@ -372,7 +372,7 @@ test('a client that sends PING and never reads is closed', () => {
   session.receive(GREETING, nowMs)
   const pings = Buffer.concat(Array.from({ length: 1000 }, () => frame(OP.PING)))
   for (let i = 0; i < 9; i++) session.receive(pings, nowMs)
-  // HELLO_OK is unread too, so the limit is reached with one PING less.
+  // HELLO_OK is unread too, so the limit is reached one PING earlier.
   session.receive(pings.subarray(frame(OP.PING).length), nowMs)
   expect(closed).toEqual([])
   session.receive(frame(OP.PING), nowMs)

@@ -172,7 +172,7 @@ export interface BenchOptions {
   readonly pagesMax?: number
   readonly producersMax?: number
   readonly replayWindowOffsets?: number
-  /** Whether the bench keeps a copy of the log from before each entry, as the next process would find it. */
+  /** Whether the bench keeps a copy of the log from before each entry, as the next broker would find it. */
   readonly keepsSnapshots?: boolean
   /**
    * Number of segments that fit on the disk, and number of bytes that are reserved for facts that must not be
@@ -266,14 +266,13 @@ export class Bench {
   }
 
   /**
-   * Crashes the process and starts another process on the durable log. Returns whether the new process found a
-   * checkpoint.
+   * Simulates a crash: starts another broker on the durable part of the log. Returns whether the log has a checkpoint.
    */
   async crash(): Promise<boolean> {
     return this.restart(this.log.reopened())
   }
 
-  /** Starts another process on `log`. Returns whether the new process found a checkpoint. */
+  /** Starts another broker on `log`, in place of the current broker. Returns whether the log has a checkpoint. */
   async restart(log: MemoryLog): Promise<boolean> {
     this.log = log
     this.#turns = []
