@@ -6,7 +6,10 @@
  * known. A producer names each message, and a name is used only once in a history.
  */
 
-/** The result of an operation for its caller. Without an answer it is `unknown`: it may or may not have taken effect. */
+/**
+ * The result of an operation for its caller. Without an answer the result is `unknown`: the operation may or may not
+ * have taken effect.
+ */
 export type OperationOutcome = 'ok' | 'fail' | 'unknown'
 
 /** A producer started to publish a message. */
@@ -32,7 +35,7 @@ export interface AttemptEvent {
 
 /**
  * The answer to an attempt. An attempt without an answer has an unknown outcome; the last answer counts. `duplicate`:
- * another message has the id, so this one must not be delivered.
+ * another message has the same id, so this message must not be delivered.
  */
 export interface OutcomeEvent {
   readonly kind: 'outcome'

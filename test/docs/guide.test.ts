@@ -79,7 +79,7 @@ function optionTypes(): string[] {
   )
 }
 
-/** The options that are in no table of these pages, as types that must be `never`. */
+/** Types that must be `never`: for each options type of the client, the options that no table of these pages lists. */
 function missingTypes(): string[] {
   // The options of a batch handler are those of `consume` plus `batch`.
   const types = new Set(Object.values(OPTION_TYPES))

@@ -109,7 +109,7 @@ export function enterPrograms(): () => void {
   return () => process.chdir(before)
 }
 
-/** Runs the program of a page until it has printed what the page says, then closes what it opened. */
+/** Runs the program of a page until it has printed what the page says, then closes what the program opened. */
 export async function runProgram(page: Page): Promise<void> {
   Object.assign(globalThis, { guideLog })
   const program = (await import(programOf(page))) as { readonly close?: () => Promise<void> }

@@ -92,7 +92,7 @@ test.skipIf(missing !== undefined)(
       expect(full).toBeGreaterThan(1_000)
       expect(full).toBe(events.filter((event) => event.kind === 'outcome' && event.outcome === 'ok').length)
 
-      // 2. Settles still work: a part of the messages is consumed, and the acks are confirmed.
+      // 2. Settles still work: some of the messages are consumed, and their acks are confirmed.
       let settled = 0
       const take = async (wanted: number): Promise<void> => {
         while (wanted > 0) {

@@ -2,9 +2,9 @@
  * Reads a trace of a broker by strace: the durable writes, the frames that the broker sent, and their order.
  *
  * The order is that of the lines. strace prints one line when a call starts and another when it ends, or a single line
- * if no other event of the process came in between. So a call whose end is on an earlier line than the start of a
- * socket write had completed before that write. The layout of log entries is repeated here, so that a mistake in the
- * broker's own reader cannot hide.
+ * if no other event of the process came in between. So if the line on which a call ends precedes the line on which a
+ * socket write starts, the call had completed before that write. The layout of log entries is repeated here, so that a
+ * mistake in the broker's own reader cannot hide.
  */
 import {
   BATCH_HEADER_BYTES,

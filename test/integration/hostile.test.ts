@@ -310,7 +310,7 @@ describe('before the handshake is done', () => {
       code: 'PROTOCOL_VERSION',
       names: [2, 7, 1],
     },
-    'a frame size that fits no message': {
+    'a frame size that is too small for the largest batch': {
       sends: () => [encodePreface(), helloFrame({ frameBytesMax: 65_536 }), authFrame()],
       code: 'INVALID_ARGUMENT',
       scope: 'connection',

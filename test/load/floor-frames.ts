@@ -7,7 +7,7 @@ import type { Socket } from 'node:net'
 export const FLOOR = { publish: 1, confirm: 2, credit: 3, deliver: 4, ack: 5 } as const
 export const FLOOR_HEADER_BYTES = 9
 
-/** Calls `each` for every frame that arrives, and `ended` after the frames of one chunk. */
+/** Calls `each` for every frame that arrives, and `ended` after the frames of each chunk. */
 export function onFloorFrames(
   socket: Socket,
   each: (type: number, count: number, payload: Buffer) => void,

@@ -28,7 +28,7 @@ class Floor {
   readonly #pieces: Piece[] = []
   #keptFrom = 0
   #keptBytes = 0
-  /** The only consumer, its credit, and its position: index of the piece and byte in it. */
+  /** The only consumer, its credit, and its position: the index of the piece, and the byte in that piece. */
   #consumer: Socket | undefined
   #credit = 0
   #piece = 0
@@ -62,7 +62,8 @@ class Floor {
     })
   }
 
-  // One write and one sync for everything that has arrived; what arrives during the sync waits for the next one.
+  // Writes and syncs everything that has arrived, with one write and one sync; what arrives during the sync waits for
+  // the next sync.
   async #sync(): Promise<void> {
     if (this.#isSyncing) return
     this.#isSyncing = true

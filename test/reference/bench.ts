@@ -136,7 +136,10 @@ const WAIT_ROUNDS_MAX = 100
  * excess takes several turns.
  */
 const EXCESS_MAX = 4
-/** Number of due messages that one turn makes ready. It is low for the same reason. */
+/**
+ * Number of due messages that one turn makes ready. The number is low, so that making even a few messages ready takes
+ * several turns.
+ */
 const DUE_MAX = 2
 
 const UNKNOWN: Pick<Pair, 'number'> = { number: -1 }

@@ -64,7 +64,8 @@ export function planIds(
 }
 
 /**
- * Whether the message at this index is accepted: no other message has its id, or it replaces the message with its id.
+ * Whether the message at this index is accepted: either no other message has its id, or it replaces the message that
+ * has this id.
  */
 export function isAccepted({ duplicates }: Pick<IdPlan, 'duplicates'>, next: number, index: number): boolean {
   return (duplicates.get(index) ?? next + index) === next + index

@@ -13,7 +13,10 @@ export function deadlineAfterStarted(deadlineMs: Deadline, nowMs: number, timeou
   return deadlineMs === undefined || deadlineMs === Infinity ? nowMs + timeoutMs : deadlineMs
 }
 
-/** Deadline after a STARTING that names the message. Its handling is announced unless it has already started. */
+/**
+ * Deadline after a STARTING that names the message. The handling of the message is announced unless it has already
+ * started.
+ */
 export function deadlineAfterStarting(deadlineMs: Deadline): number {
   return deadlineMs ?? Infinity
 }

@@ -149,7 +149,7 @@ class Peer {
 
 const NAME = 'q' as QueueName
 
-test('a confirm does not join a frame of an earlier turn whose page is used again', async () => {
+test('a confirm does not join a frame of an earlier turn after the page of that frame is used again', async () => {
   const bench = await new Bench().open()
   const peer = new Peer(bench)
   peer.send(OP.ENSURE, 1, encodeControl({ name: NAME }))
@@ -229,7 +229,7 @@ test('more settles in one turn than one segment can hold are written in parts', 
   expect(next.broker.catalog.info(NAME).ready).toBe(2000)
 })
 
-test('a connection that is not read because of the disk does not count as silent', async () => {
+test('a connection that is not read while its publishes wait for the disk does not count as silent', async () => {
   const disk = new SimulatedDisk({ mode: 'queued' })
   const bench = new Bench(disk)
   await disk.run(bench.open())

@@ -235,7 +235,8 @@ export class LedgerState {
   onDeparture: ((departure: Departure) => void) | undefined
   summary: EntrySummary = { acked: new Set(), atomics: [] }
   /**
-   * Called with the messages that producers sent, in the order of the log. It is set for only one of the two states.
+   * Called with the messages that producers sent, in the order of the log. Like `onDeparture`, it is set for only one
+   * of the two states.
    */
   onAccepted: ((queueId: number, records: readonly Uint8Array[]) => void) | undefined
   #together: Together = { ahead: undefined, cancelled: new Map(), leaving: [], steps: [] }
@@ -310,8 +311,8 @@ export class LedgerState {
     this.closed = type === TYPE.close
   }
 
-  // Invariant 12: a batch is not older than the ones before it, even if the machine's clock was set back. A copy has the
-  // time of its original, and a state page has the time of its checkpoint.
+  // For invariant 12, which orders messages by time, no batch may be older than those before it, even if the machine's
+  // clock was set back. A copy has the time of its original, and a state page has the time of its checkpoint.
   #checkTime(bytes: Uint8Array, at: number): void {
     const type = bytes[at + 4]!
     if (type === TYPE.page || type === TYPE.directory) return

@@ -40,8 +40,8 @@ export function recoverQueue(
     if (afterCrash ? saved.counts[name] > had : saved.counts[name] !== had)
       throw new Violation(6, `${saved.name} has ${saved.counts[name]} ${name} messages; it counted ${had}`)
   }
-  // Whether an id beyond its window is still known is uncertain, because a broker with a later clock may have forgotten
-  // it before the restart.
+  // It is uncertain whether an id is still known after its window, because a broker with a later clock may have
+  // forgotten the id before the restart.
   queue.remembered.forgetUntil(nowMs - options.dedupWindowMs)
   for (const { id, timeMs } of queue.remembered.entries())
     if (timeMs <= latestMs - options.dedupWindowMs) queue.unsure.add(id)

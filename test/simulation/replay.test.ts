@@ -392,8 +392,8 @@ function checkPrefix(seed: number, before: readonly number[], after: readonly nu
   )
 }
 
-/** Minimum number of occurrences of each event in SEEN_IN runs. */
 const SEEN_IN = 60
+/** Minimum number of occurrences of each event in SEEN_IN runs. */
 const SEEN: Readonly<Record<string, number>> = {
   crashes: 400,
   'pages interrupted': 200,

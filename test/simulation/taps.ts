@@ -32,7 +32,7 @@ import type { Model } from './model.js'
 import { Violation } from './trace.js'
 import type { Conversation } from './witness.js'
 
-/** The receiver of the observations. `guard` keeps the errors of its checks out of the broker. */
+/** The receiver of the observations. `guard` keeps errors of the receiver's checks out of the broker. */
 export interface Listening {
   readonly model: Model
   readonly attempts: Attempts

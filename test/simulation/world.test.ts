@@ -10,11 +10,11 @@ import { runWorld } from './world.js'
 const FILE = 'test/simulation/world.test.ts'
 const SEEDS = seedsFrom(1, 25, 3_000)
 
+const MUST_HAPPEN_IN = 60
 /**
  * Minimum number of occurrences of each event in MUST_HAPPEN_IN runs: if an event is rarer, the runs test less than they
  * seem to.
  */
-const MUST_HAPPEN_IN = 60
 const MUST_HAPPEN: Readonly<Record<string, number>> = {
   // The log.
   'segments begun': 850,

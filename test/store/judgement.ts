@@ -14,7 +14,7 @@ export interface Overtaking {
   readonly waiting: readonly string[]
 }
 
-/** A worker was killed after it charged an order and before it acknowledged it. */
+/** A worker was killed after it charged an order and before it acknowledged that order. */
 export interface Crash {
   readonly order: string
   readonly worker: string

@@ -6,7 +6,7 @@ export interface Place {
   readonly orders: readonly Order[]
 }
 
-/** A step of the work, which is also the name of the book in which it is entered. */
+/** A step of the work; also the name of the book in which the step is entered. */
 export type Step = 'charged' | 'picked' | 'mailed' | 'reminded'
 
 /** One completed call of a handler. */

@@ -204,7 +204,7 @@ export class Store {
     return { order: order.id, waiting }
   }
 
-  /** Kills a worker that has charged a card and not acknowledged the order yet. */
+  /** Kills a worker that has charged a card but not yet acknowledged the order. */
   async #crash(sluice: Sluice): Promise<Crash> {
     const { lines } = this.#settings
     const order = this.#order('Emil', { express: true, card: 'slow' })
