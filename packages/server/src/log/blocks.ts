@@ -23,7 +23,7 @@ export interface Block {
   /** Number of valid bytes. */
   used: number
   /**
-   * For a cold block: position of the batch that was checked last, by its checksum; -1 while the block is unused. For a
+   * For a cold block: position of the batch whose checksum was verified last; -1 while the block is unused. For a
    * recent block: RECENT.
    */
   checkedPosition: number
@@ -31,7 +31,7 @@ export interface Block {
   readonly arrivedAtBytes: number
   /**
    * Whether a read-ahead of the block after this one was considered. True from the start if that block should not be
-   * read.
+   * read ahead.
    */
   isFollowed: boolean
   /** Waypoints of long batches, by the index of the batch's first byte in the block; see `recordAt`. */
@@ -326,7 +326,10 @@ export function holdsBatch(block: Block, position: number): boolean {
   return at >= 0 && at + BATCH_HEADER_BYTES <= block.used && at + batchLength(block.bytes, at) <= block.used
 }
 
-/** Number of records from one waypoint to the next. A waypoint takes less than a hundredth of their memory. */
+/**
+ * Number of records from one waypoint to the next. A waypoint takes less than a hundredth of the memory of these
+ * records.
+ */
 export const WAYPOINT_RECORDS = 64
 
 /**

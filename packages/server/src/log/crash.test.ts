@@ -24,7 +24,7 @@ const checked = { images: 0, entries: 0, torn: 0, partial: 0, tails: new Set<str
 
 /**
  * Opens a log on the image, compares its entries with the history, and closes the log. Returns the number of entries.
- * From now on they are promised.
+ * These entries count as promised from then on.
  */
 async function checkImage(disk: SimulatedDisk, history: History, what: string): Promise<number> {
   const { begun, promised, truncating, truncated } = history

@@ -1,6 +1,7 @@
 /**
  * The decision tables of the log scan: one table for the state of a log's directory, and one for the state of its tail.
- * This file has only data and a look-up: `directory-scan.ts` and `tail-scan.ts` collect the facts and act on the row.
+ * This file has only data and a look-up: `directory-scan.ts` and `tail-scan.ts` collect the facts and act on the
+ * matching row.
  *
  * Invariant: every combination of facts fits exactly one row, and docs/STORAGE.md has the same rows in the same order.
  */

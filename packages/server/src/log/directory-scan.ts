@@ -103,7 +103,10 @@ const REFUSALS: Readonly<Record<RefusedRow, (contents: Contents, misfits: Misfit
   'head-lost': ({ first }) => corrupt(segmentName(first), 0, 'the headers of all segments are damaged'),
 }
 
-/** Fills `files`, and sets `rows.directory` before it acts on the row. @throws SluiceError LOG_CORRUPT, LOG_FAILED, NOT_SUPPORTED */
+/**
+ * Fills `files`, and sets `rows.directory` before acting on the row. @throws SluiceError LOG_CORRUPT, LOG_FAILED,
+ * NOT_SUPPORTED
+ */
 export async function scanDirectory(
   options: ScanOptions,
   files: OpenFiles,

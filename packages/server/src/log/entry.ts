@@ -133,7 +133,7 @@ export function sealEntry(bytes: Uint8Array, at: number, length: number, seal: E
   return crc
 }
 
-/** Reads the header at `at` without a check. */
+/** Reads the header at `at` without checking it. */
 export function readEntryHeader(bytes: Uint8Array, at: number): EntryHeader {
   return {
     length: readU32(bytes, at + LENGTH_AT),

@@ -3,8 +3,8 @@
  * before the next one starts.
  *
  * Invariant: `open` finds the entries whose append resolved, in order, and at most one more entry, whose append was in
- * progress. Any other content is refused with file and position, and never repaired by guessing. The first failed write
- * or sync ends the log, and no other write follows it. docs/STORAGE.md has the decision tables.
+ * progress. Any other content is refused with an error that names file and position, and never repaired by guessing.
+ * The first failed write or sync ends the log, and no other write follows it. docs/STORAGE.md has the decision tables.
  */
 import {
   ENTRY_HEADER_BYTES,

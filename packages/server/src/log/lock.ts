@@ -4,8 +4,8 @@
  * although they share no host name, process ids or network namespace. The file `lock` next to it names the owner.
  *
  * Brokers under other kernels cannot reach the socket. On a local file system there are no such brokers: a file that
- * names another kernel remains from an earlier boot. On any other file system the owner touches the file regularly, and
- * a recently touched file is respected. ADR 0022 has the reasons.
+ * names another kernel is left over from an earlier boot. On any other file system the owner touches the file
+ * regularly, and a recently touched file is respected. ADR 0022 has the reasons.
  *
  * Invariant: every candidate listens under a visible name before it looks for others. So at least one of two candidates
  * sees the other and gives way.
@@ -140,7 +140,8 @@ class LockSocket {
     try {
       socket = new LockSocket(await listen(`${near}/${name}`), join(directory, name), descriptor)
     } catch {
-      // The file system does not support sockets, or is full. A broker must start on a full disk to drain it.
+      // The file system does not support sockets, or is full. A broker must be able to start on a full disk, so that
+      // its queues can be drained.
     }
     try {
       if (socket === undefined) {

@@ -107,7 +107,7 @@ export interface DiskFile {
 /** One directory of files. Names have no path. */
 export interface Disk {
   list(): Promise<string[]>
-  /** `create`: creates an empty file that must not exist. `durable`: each write waits for stable storage. */
+  /** `create`: creates an empty file, and fails if the file exists. `durable`: each write waits for stable storage. */
   open(name: string, options: { readonly create?: boolean; readonly durable?: boolean }): Promise<DiskFile>
   rename(from: string, to: string): Promise<void>
   remove(name: string): Promise<void>

@@ -48,13 +48,13 @@ export class MemoryLog implements Log {
   readonly #salt: number
   readonly #stored: Stored
   #checkpoint: number | undefined
-  /** Position of the next entry. While an entry is being appended, it is the end of that entry. */
+  /** Position of the next entry. While an entry is being appended, this is the end of that entry. */
   #writePosition: number
   #writtenBytes = 0
   #appending = false
   #failure: SluiceError | undefined
   #closed = false
-  /** Resolves the promises that `stuck` has returned. */
+  /** Resolve functions of the promises that `stuck` has returned. */
   readonly #onStuck: (() => void)[] = []
   /** Resumes the append that waits for a segment. */
   #resume: (() => void) | undefined

@@ -51,8 +51,8 @@ export class Readers {
   }
 
   /**
-   * The file is opened at the first `read`, which rejects with LOG_CORRUPT if the size of the file is not
-   * `segmentBytes`.
+   * Returns a reader of segment `number`. Its first `read` opens the file, and rejects with LOG_CORRUPT if the size of
+   * the file is not `segmentBytes`.
    */
   acquire(number: number, segmentBytes: number): Reader {
     let reader = this.#open.get(number)

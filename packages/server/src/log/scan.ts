@@ -9,7 +9,8 @@ import { scanTail } from './tail-scan.js'
 import type { LogEnd } from './tail-scan.js'
 
 /**
- * Sets each field of `rows` as soon as that row is picked. If the scan rejects, no file stays open.
+ * Runs both halves of the scan. Sets each field of `rows` as soon as its row is picked. If the scan rejects, no file
+ * stays open.
  * @throws SluiceError LOG_CORRUPT, LOG_FAILED, NOT_SUPPORTED
  */
 export async function scanLog(options: ScanOptions, rows: ScanRows): Promise<LogEnd> {

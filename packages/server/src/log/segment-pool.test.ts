@@ -130,7 +130,7 @@ describe('a full disk', () => {
       if (!log.hasRoomFor(4 * 512, nowMs)) break
       await writer.append(sectors(4))
     }
-    // Seven segments of 24 sectors, minus the reserve of two.
+    // There is room for seven segments of 24 sectors, minus a reserve of two segments.
     expect(published).toBeGreaterThanOrEqual(4 * 5)
     expect(published).toBeLessThan(6 * 7)
     // Entries other than publishes are not refused, and use the reserve.
@@ -306,7 +306,7 @@ describe('a full disk', () => {
       const { log, writer } = await openLog(disk)
       for (let turns = 0; turns < 10; turns++) await tick()
       for (let n = 0; n < 8; n++) await writer.append(sectors(3))
-      // Operations are counted by kind, so only the draft of the first segment succeeded.
+      // Only the draft of the first segment, whose operations have index 0, succeeded.
       expect(disk.names()).not.toContain(segmentName(2))
       disk.fault = undefined
       for (let n = 0; n < 8; n++) await writer.append(sectors(5))

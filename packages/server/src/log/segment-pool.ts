@@ -151,7 +151,7 @@ export class SegmentPool {
     for (const wake of this.#waiting.splice(0)) wake()
   }
 
-  /** Prepares a segment in the background if there are too few; one at a time. */
+  /** Prepares a segment in the background if there are too few spares; one at a time. */
   #prepareAhead(): void {
     if (this.#preparing !== undefined || this.#spares.length >= SPARES_WANTED || this.#failStop.stopped)
       return
@@ -219,7 +219,7 @@ export class SegmentPool {
 
   // ----------------------------------------------------------------------------------------------------- freeing
 
-  /** Frees the oldest segment while `isFree` is true for it. */
+  /** Frees segments, the oldest first, until `isFree` returns false for one. */
   freeWhile(isFree: (number: number) => boolean): Promise<void> {
     return this.#inDirectory(async () => {
       while (isFree(this.#first)) {

@@ -106,19 +106,22 @@ test('a damaged or shortened header is not accepted', () => {
 test.each([
   [1, 'Drain its queues'],
   [3, 'Start a version'],
-])('format %i is refused by number and not as damage, with what to do', (version, advice) => {
-  const block = new Uint8Array(SEGMENT_HEADER_BYTES)
-  writeSegmentHeader(block, HEADER)
-  const meta = encodeLogMeta({ salt: 1, segmentBytes: 1024 * 1024, createdMs: 2 })
-  for (const bytes of [block, meta]) {
-    bytes[4] = version
-    new DataView(bytes.buffer).setUint32(60, crc32(bytes.subarray(0, 60)), true)
-  }
-  for (const read of [() => readSegmentHeader(block), () => decodeLogMeta(meta)]) {
-    expect(read).toThrow(SluiceError)
-    expect(read).toThrow(`The log has format ${version}; this broker reads format 2. ${advice}`)
-  }
-})
+])(
+  'format %i is refused by its number and not as damage, and the error says what to do',
+  (version, advice) => {
+    const block = new Uint8Array(SEGMENT_HEADER_BYTES)
+    writeSegmentHeader(block, HEADER)
+    const meta = encodeLogMeta({ salt: 1, segmentBytes: 1024 * 1024, createdMs: 2 })
+    for (const bytes of [block, meta]) {
+      bytes[4] = version
+      new DataView(bytes.buffer).setUint32(60, crc32(bytes.subarray(0, 60)), true)
+    }
+    for (const read of [() => readSegmentHeader(block), () => decodeLogMeta(meta)]) {
+      expect(read).toThrow(SluiceError)
+      expect(read).toThrow(`The log has format ${version}; this broker reads format 2. ${advice}`)
+    }
+  },
+)
 
 const START = 12 * 8 * 1024 * 1024
 const SALT = 99
@@ -185,7 +188,7 @@ test('a later entry is found only if it is whole, at its own position, and has a
   expect(await findLaterEntry(file, from, size, START, SALT, 101)).toEqual({ at: last, lsn: 102 })
   expect(await findLaterEntry(file, from, size, START, SALT, 102)).toBe(undefined)
   expect(await findLaterEntry(file, from, size, START, SALT + 1, 99)).toBe(undefined)
-  // For another start position these bytes count as left over from an earlier use of the file, so nothing is found.
+  // With another start position these bytes count as left over from an earlier use of the file, so nothing is found.
   expect(await findLaterEntry(file, from, size, START + size, SALT, 99)).toBe(undefined)
   await file.write(last + 20, new Uint8Array(100))
   expect(await findLaterEntry(file, from, size, START, SALT, 101)).toBe(undefined)

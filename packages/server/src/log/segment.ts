@@ -1,7 +1,7 @@
 /**
  * The files of a log: their names, the header of a segment, `log.meta`, the zeros of an unused segment, and how entries
- * are found in a segment. A segment is in use if its header has the number of its file name. The log scan decides what
- * to do with each file.
+ * are found in a segment. A segment is in use if its header has the number that is in its file name. The log scan
+ * decides what to do with each file.
  */
 import {
   SluiceError,

@@ -40,7 +40,7 @@ export interface LogEnd {
   readonly active: OpenSegment
   /** Whether the active segment has a header. It is written with the first entry. */
   readonly headerWritten: boolean
-  /** Unused segments, numbered without a gap from the active one. */
+  /** Unused segments. Their numbers follow that of the active segment without a gap. */
   readonly spares: readonly OpenSegment[]
   /** First byte after the last entry in the active segment. */
   readonly at: number
@@ -77,7 +77,7 @@ interface Ending {
   readonly later: (LaterEntry & { readonly name: string }) | undefined
 }
 
-/** Sets `rows.tail` before it acts on that row. @throws SluiceError LOG_CORRUPT, LOG_FAILED, NOT_SUPPORTED */
+/** Sets `rows.tail` before acting on that row. @throws SluiceError LOG_CORRUPT, LOG_FAILED, NOT_SUPPORTED */
 export async function scanTail(
   newest: NewestSegment,
   files: OpenFiles,

@@ -23,7 +23,7 @@ interface Sealed {
   readonly bytes: Uint8Array
 }
 
-/** An entry starts in a new block when less than this is left in the current one. */
+/** An entry starts in a new block when fewer bytes than this are left in the current one. */
 const BLOCK_REST_BYTES = 256 << 10
 
 export class Tail {

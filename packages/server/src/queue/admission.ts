@@ -1,10 +1,11 @@
 /**
  * An admission collects what arrives at a queue in one step: a batch, or the acknowledgements and batches of an atomic
- * step. It decides whether the queue accepts the step, by the limits of the queue and the ids that the queue knows.
+ * step. It decides whether the queue accepts the step, based on the limits of the queue and the ids that the queue
+ * knows.
  *
- * Order of calls, after `catchUp`: `look` at each batch, `check` all together, then `replace` and `makeRoom`, which
- * change the queue. Then the batches can be appended. Nothing changes before `check` has passed. A batch whose messages have
- * no options needs no admission, unless the options of its queue require one (`looksAtMessages`).
+ * Order of the calls, after `catchUp`: `look` for each batch, `check` once for the whole step, `replace`, `makeRoom`.
+ * Then the batches can be appended. Only `replace` and `makeRoom` change the queue. A batch whose messages have no
+ * options needs no admission, unless the options of its queue require one (`looksAtMessages`).
  */
 import { SluiceError } from '@sluice/protocol'
 import type { Traits } from './chunk.js'
@@ -40,7 +41,7 @@ interface First {
 
 export class Admission {
   readonly #queue: Queue
-  /** The batches, in order. */
+  /** The batches, in the order of the calls of `look`. */
   readonly batches: AdmittedBatch[] = []
   /** Number of offsets that the batches take. */
   taken = 0
@@ -49,7 +50,7 @@ export class Admission {
   #bytesLeaving = 0
   /** Offsets of the messages that are acknowledged in the same step; undefined if there are none. */
   #leaving: Set<number> | undefined
-  /** The message of each id in the batches; undefined while no message has an id. */
+  /** For each id in the batches, the message to which the id belongs; undefined while no message has an id. */
   #firsts: Map<string, First> | undefined
   /** The entries of `#firsts` that replace a waiting message. */
   #replacing: First[] | undefined
@@ -199,7 +200,8 @@ export class Admission {
     }
     if (moreMessages === 0) return
     bytes = Math.round(bytes)
-    // The messages that cannot be dropped: all of them if the queue rejects, otherwise those that stay leased.
+    // Number of messages that cannot be dropped: all messages if `overflow` is `reject`, otherwise those that stay
+    // leased.
     const firmMessages = overflow === 'reject' ? messages : queue.leased - this.#messagesLeaving
     let firmBytes = bytes
     if (overflow !== 'reject') {
@@ -229,8 +231,8 @@ export class Admission {
 
   /**
    * Drops messages until the step fits. If the queue already exceeds its limits because they were lowered, the step
-   * makes room for itself, and at most `excessMax` more messages are dropped. Returns the number of these additional
-   * messages.
+   * makes room only for itself, and at most `excessMax` more messages are dropped. Returns the number of these
+   * additional messages.
    */
   makeRoom(nowMs: number, excessMax: number): number {
     const queue = this.#queue

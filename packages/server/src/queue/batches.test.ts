@@ -44,7 +44,7 @@ it('returns the pushed batches, however far apart they are, and also after a pag
         const table = new BatchTable()
         const plain: Batch[] = []
         let first = 3
-        // Positions and times are ascending, as a log writes them, or in any order.
+        // Positions and times either ascend, as in a log, or are in any order.
         const before = { position, timeMs }
         for (const [messages, positionAbove, timeAbove, bytes] of steps) {
           const batch = {

@@ -69,8 +69,8 @@ export class BatchTable {
 
   /**
    * Removes the batches that hold none of the messages at `indexes`, which are in ascending order. The batch before a
-   * removed one takes over its indexes. The first and the last batch are kept, because they may reach into the
-   * neighbouring chunks, which look for them here.
+   * removed one takes over its indexes. The first and the last batch are always kept: each may reach into a
+   * neighbouring chunk, and then it must be found in both chunks.
    */
   keep(indexes: readonly number[]): void {
     const last = this.count - 1
@@ -160,7 +160,7 @@ export class BatchTable {
     return end
   }
 
-  /** Reads what `encode` wrote for `count` batches into an empty table. Returns the end. */
+  /** Fills an empty table with the `count` batches that `encode` wrote. Returns the end. */
   decode(bytes: Uint8Array, at: number, count: number, isNarrow: boolean): number {
     this.#width = isNarrow ? NARROW : WIDE
     this.count = count

@@ -52,14 +52,14 @@ const BATCHES_KEPT = 32
  * these chunks are soon empty.
  */
 const DRAINED_MAX = 4
-/** Columns whose contents must be released when a message is gone: its key, its id, its share of the bytes. */
+/** Columns whose contents must be released when a message is gone: its key, its id and its size. */
 const RESOURCES = (1 << COLUMN.key) | (1 << COLUMN.id) | (1 << COLUMN.size)
 const PRIORITY_BITS = 5
 export const PRIORITIES = 2 ** PRIORITY_BITS
 const PRIORITY_MASK = PRIORITIES - 1
 
 export class Chunk {
-  // Fields that each append reads are declared first. For most chunks an append reads no other fields.
+  // Fields that each append reads are declared first. Most appends read no other fields.
   /** Offset of index 0. */
   readonly base: number
   /** Index after the last appended message. */
@@ -69,7 +69,7 @@ export class Chunk {
   bytes = 0
   /** The batches of the messages. Code outside this folder does not use this table; see `Location`. */
   readonly batches = new BatchTable()
-  /** One bit for each priority, which is set if some message was appended with that priority. */
+  /** One bit per priority, set if a message with that priority was appended. */
   priorityMask = 0
   /** Whether the state differs from its newest page in the log, whose position is `pagePosition` (-1 if there is none). */
   dirty = true
@@ -192,7 +192,10 @@ export class Chunk {
     return this.isInLine(index) ? 'ready' : 'leased'
   }
 
-  /** The state that the message has at `nowMs`, even if its due or expiry time was not noticed yet. Changes nothing. */
+  /**
+   * The state that the message has at `nowMs`, even if its due or expiry time has not been noticed yet. Changes
+   * nothing.
+   */
   stateAt(index: number, nowMs: number): MessageState | undefined {
     const state = this.stateOf(index)
     if (state !== 'ready' && state !== 'scheduled') return state
@@ -200,12 +203,12 @@ export class Chunk {
     return this.isExpired(index, nowMs) ? undefined : 'ready'
   }
 
-  /** Whether the message is in the line, so neither leased nor dead. The message must not be gone. */
+  /** Whether the message is in the line, that is, neither leased nor dead. The message must not be gone. */
   isInLine(index: number): boolean {
     return !this.has(MARK.out, index) || this.isWaiting(index)
   }
 
-  /** Index of the first live message from `index` on; `count` if no live message follows. */
+  /** Index of the first live message at or after `index`; `count` if there is none. */
   firstLive(index: number): number {
     return this.marks.firstLive(index, this.count)
   }
@@ -265,7 +268,7 @@ export class Chunk {
     return live === 0 ? 0 : Math.max(0, this.bytes - this.#sizedBytes) / live
   }
 
-  /** Called before a live message is gone: subtracts its size from the totals of known sizes. */
+  /** Called before a live message is removed: subtracts its size from the totals of known sizes. */
   forgetSize(index: number): void {
     const size = this.sizeAt(index)
     if (size === 0) return
@@ -458,8 +461,8 @@ export class Chunk {
   }
 
   /**
-   * Called when messages before `end` have gone. If few live messages are left, shrinks each table that is three quarters
-   * unused. This renumbers batches.
+   * Called when messages before `end` were removed. If few live messages are left, shrinks each table that is three
+   * quarters unused. This renumbers batches.
    */
   pack(end: number): void {
     const { live, full } = this
@@ -482,7 +485,7 @@ export class Chunk {
     if (isLoose && !columns.pack(this.liveIndexes())) this.#columns = undefined
   }
 
-  /** Recounts the messages and compares them with the counters. @throws Error with the difference */
+  /** Recounts the messages and compares the results with the counters. @throws Error with the difference */
   invariants(): void {
     const { batches, count, live } = this
     for (let batch = 1; batch < batches.count; batch++)
@@ -506,7 +509,7 @@ export class Chunk {
       const expiryMs = isOut && !isWaiting ? 0 : this.expiryAt(index)
       const lookAtMs = isWaiting ? Math.max(expiryMs, this.dueAt(index)) : expiryMs
       if (expiryMs !== 0 && lookAtMs < this.earliestExpiryMs)
-        this.#differs(`${index} expires at ${lookAtMs}, before the earliest at ${this.earliestExpiryMs}`)
+        this.#differs(`${index} expires at ${lookAtMs}, before earliestExpiryMs ${this.earliestExpiryMs}`)
       const size = this.sizeAt(index)
       if (size > 0) sizedLive++
       sizedBytes += size

@@ -1,7 +1,7 @@
 /**
- * The chunks of one queue, by offset. A chunk that is full and has no live message is dropped. A full chunk whose page is
- * all that there is to know may be cold, which means not in memory (see cold.ts). All messages of a chunk that is neither
- * here nor cold are gone.
+ * The chunks of one queue, by offset. A chunk that is full and has no live message is dropped. A full chunk may be
+ * cold, that is, not in memory, if its page contains all of its state (see cold.ts). All messages of a chunk that is
+ * neither in memory nor cold are gone.
  */
 import { LIMITS } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
@@ -65,14 +65,14 @@ export class Chunks {
     return this.#cold
   }
 
-  /** Makes a place for a cold chunk. The chunk is not here, or it is clean and untouched and no message of it is leased. */
+  /** Records that a chunk is cold. The chunk must be absent, or clean and untouched with no leased message. */
   setCold(number: number): void {
     this.#put(number, undefined)
     if (this.#cold === NO_NUMBERS) this.#cold = new Set()
     this.#cold.add(number)
   }
 
-  /** Number of the chunk with the lowest offset that is here or cold. */
+  /** Number of the first chunk that is in memory or cold. */
   get firstNumber(): number {
     let at = 0
     while (at < this.#list.length && this.#list[at] === undefined && !this.#cold.has(this.#first + at)) at++
@@ -95,7 +95,7 @@ export class Chunks {
     const base = chunkEndAfter(offset) - CHUNK_MESSAGES
     const chunk = new Chunk(base)
     if (offset > base) {
-      // Messages before `offset` in this chunk are gone, because recovery found no page of the chunk.
+      // Recovery found no page of this chunk, so its messages before `offset` are gone.
       chunk.marks.add(MARK.gone, 0, offset - base)
       chunk.count = offset - base
     }
@@ -195,8 +195,8 @@ export class Chunks {
   }
 
   /**
-   * Position of the first batch that has a live message and is `wanted`, starting with the batch of the message at
-   * `offset`. -1 if the search reaches a chunk that is not in memory first.
+   * Searches for the first batch that has a live message and is `wanted`, from the batch of the message at `offset` on.
+   * Returns the position of that batch; -1 if the search reaches a chunk that is not in memory before it finds one.
    */
   liveBatchFrom(offset: number, wanted: (position: number) => boolean): number {
     let chunk = this.at(offset)
@@ -212,7 +212,10 @@ export class Chunks {
     return -1
   }
 
-  /** Offset of the next cold chunk, if all chunks from that of `offset` to it are in memory; -1 otherwise. */
+  /**
+   * Searches for the first chunk that is not in memory, from the chunk of `offset` on. Returns an offset in that chunk
+   * if the chunk is cold; -1 otherwise.
+   */
   coldAfter(offset: number): number {
     if (this.#cold.size === 0) return -1
     let next = offset
@@ -248,7 +251,7 @@ export class Chunks {
     return !isLast || !chunk.full || !this.#isLiveFrom(chunk.base, CHUNK_MESSAGES, position)
   }
 
-  /** Counts the batches of the cold chunk `number`, which was dropped, as gone. */
+  /** Removes the batches of the cold chunk `number`, which was dropped, from `use`. */
   removeUses(number: number, summary: ChunkSummary, use: LogUse): void {
     for (const [position, bytes] of summary.uses) use.remove(position, bytes)
     // A batch that reaches into another chunk may still be live there.

@@ -1,11 +1,11 @@
 /**
- * Cold chunks: full chunks that are not in memory, because their page is all that there is to know. Every message of a
- * cold chunk is ready and has no state of its own, so the page is only the table of batches. The summary of the page is
- * kept with the position of the page: it answers everything except where a single message is stored.
+ * Cold chunks: full chunks that are not in memory, because their pages contain all of their state. Every message of a
+ * cold chunk is ready and has no state of its own, so its page is only the table of batches. A summary of each page is
+ * kept in memory with the position of the page. It answers every question except where a single message is stored.
  */
 import type { Chunk } from './chunk.js'
 
-/** Maximum number of segments with batches of a chunk that is left out of memory. */
+/** A chunk stays in memory if its batches are in more segments than this. */
 export const SUMMARY_SEGMENTS_MAX = 4
 
 export interface ChunkSummary {
@@ -13,20 +13,20 @@ export interface ChunkSummary {
   readonly bytes: number
   /** Publish time of the first message. */
   readonly firstMs: number
-  /** Position and size of the first batch, which can begin in the chunk before. */
+  /** Position and size of the first batch, which can begin in the previous chunk. */
   readonly firstPosition: number
   readonly firstBytes: number
   /** Position and size of the last batch, which can end in a later chunk. */
   readonly lastPosition: number
   readonly lastBytes: number
   /**
-   * Bytes of the batches by segment, headers included, in order of first occurrence: the position of one batch in the
-   * segment, and the total. The first position is that of the first batch.
+   * For each segment that holds batches of the chunk, in order of first occurrence: the position of one of these
+   * batches, and their total size, headers included. The first position is that of the first batch.
    */
   readonly uses: readonly (readonly [position: number, bytes: number])[]
 }
 
-/** The summary of a chunk that can be left out of memory; undefined if the chunk has to stay. */
+/** The summary of a chunk that may be cold; undefined if the chunk must stay in memory. */
 export function summaryOf(chunk: Chunk, segmentOf: (position: number) => number): ChunkSummary | undefined {
   if (!chunk.isUntouched) return undefined
   const { batches } = chunk

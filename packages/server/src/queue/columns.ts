@@ -1,6 +1,6 @@
 /**
- * The state of single messages of one chunk, except what the batch table has. Each message that needs this state has a
- * row of 32-bit words. A column exists only if some message needs it. The table is dense if most messages from some
+ * The state of single messages of one chunk, except what is in the batch table. Each message that needs this state has
+ * a row of 32-bit words. A column exists only if some message needs it. The table is dense if most messages from some
  * index on have a row: then each column is an array, and one access finds a word. Otherwise it is sparse: the rows are
  * in one array, in the order of their indexes, and the first word of each row is its index. A message without a row has
  * 0 in all columns.
@@ -52,7 +52,9 @@ const NO_WORDS = new Uint32Array(0)
 const NO_ARRAYS: readonly Uint32Array[] = Array.from({ length: COLUMNS }, () => NO_WORDS)
 const ID_MASK = (2 ** ID_WORDS - 1) << COLUMN.id
 
-/** The columns of a table, and their places in a sparse row. There is one object for each combination in use. */
+/**
+ * The columns of a table, and their places in a sparse row. There is one object for each combination of columns in use.
+ */
 interface Layout {
   readonly mask: number
   readonly columns: readonly number[]
@@ -164,7 +166,7 @@ export class Columns {
     if (this.#rows === 0 && count > this.#room) this.#resize(powerOf2(count))
   }
 
-  /** Reuses the room of all messages below `index`, which are gone. */
+  /** Empties the table and reuses its room, because all messages below `index` are gone. */
   restart(index: number): void {
     if (this.#isSparse) this.#rebuild([], false, index, this.#room)
     for (const column of this.#layout.columns) this.#arrays[column]!.fill(0, 0, this.#rows)

@@ -86,7 +86,7 @@ const NO_FOLLOWER: Follower = {
 
 /** Maximum number of messages of one queue in the ring of arrivals. Applying 1,024 batches takes 0.2 ms. */
 const ARRIVED_MAX = CHUNK_MESSAGES
-/** Settle time of a message that was never available to a consumer. It is not retained. */
+/** Settle time of a message that was never available to a consumer. Such a message is not retained. */
 const NEVER = -1
 const NEVER_REDRIVEN: RedriveHistory = { redrives: 0, attempts: 0 }
 
@@ -112,7 +112,7 @@ export class Contents implements Arriving {
   #follower = NO_FOLLOWER
   /** The chunk that was filled last, unless it was dropped. This saves the look-up in the list. */
   #newest: Chunk | undefined
-  /** The chunks without the arrivals. Only a follower that is notified of arrivals reads them directly. */
+  /** The chunks without the arrivals. Only a follower that is notified of arrivals reads this field directly. */
   protected readonly appliedChunks: Chunks
   readonly keys = new Keys()
   readonly createdAtMs: number
@@ -134,7 +134,7 @@ export class Contents implements Arriving {
     released: 0,
     redelivered: 0,
   }
-  /** The counters that cannot be computed from other facts, with their newest values in the log. */
+  /** The counters that only `tally` facts record, with the values of the newest such fact. */
   readonly tallied = { released: 0, redelivered: 0 }
   deadCount = 0
   /** Total record bytes of the dead messages. */
@@ -228,8 +228,8 @@ export class Contents implements Arriving {
   // --- arrivals: in service ---
 
   /**
-   * Like `appendFact`, for the next batch, if its messages have no options. The batch is only counted here. Its chunk and the
-   * line are updated when the chunks are next read.
+   * Accepts the next batch, whose messages have no options. Unlike `appendFact`, this only counts the batch. The chunks
+   * and the line are updated when the chunks are next read.
    */
   protected arrive(count: number, position: number, timeMs: number, recordsBytes: number): void {
     this.#arrivals.add(this, count, position, timeMs, recordsBytes)
@@ -268,8 +268,8 @@ export class Contents implements Arriving {
   // --- facts: the same in service and in recovery ---
 
   /**
-   * The messages of a batch, which is at `position` in the log, were accepted. In service its first offset is `next`. `traits`
-   * are the options of its messages, if any has one. `duplicates` are gone at once.
+   * The messages of a batch, which is at `position` in the log, were accepted. In service the batch starts at offset
+   * `next`. `traits` are the options of its messages, if any message has options. `duplicates` are gone at once.
    */
   appendFact(batch: AppendedBatch, position: number, traits?: Traits, duplicates?: Duplicates): void {
     this.applyArrivals()
@@ -278,7 +278,7 @@ export class Contents implements Arriving {
     const recordsBytes = length - BATCH_HEADER_BYTES
     for (let from = base; from < end;) {
       const to = Math.min(end, chunkEndAfter(from))
-      // The page of a cold chunk is newer than its batches.
+      // The page of a cold chunk is newer than all batches of the chunk, so the chunk already has these messages.
       if (this.chunks.isCold(from)) {
         from = to
         continue
@@ -505,8 +505,8 @@ export class Contents implements Arriving {
   }
 
   /**
-   * Leaves a chunk out of memory if possible: it is clean, its page has a summary, and no message of it has a volatile mark
-   * or a remembered id. Returns whether it is cold now.
+   * Makes a chunk cold if it is clean, its page has a summary, and no message of the chunk has a volatile mark or a
+   * remembered id. Returns whether it is cold now.
    */
   makeCold(chunk: Chunk): boolean {
     const { number } = chunk
@@ -519,8 +519,8 @@ export class Contents implements Arriving {
   }
 
   /**
-   * Whether the options and ids of the queue allow the chunk to be cold. Messages that are evicted, replaced or cancelled
-   * without a wait must be in memory.
+   * Whether the options and ids of the queue allow the chunk to be cold. Evicting, replacing or cancelling a message
+   * cannot wait until its chunk is read.
    */
   mayBeCold(number: number): boolean {
     const { overflow, maxMessages, maxBytes } = this.#options
@@ -529,7 +529,7 @@ export class Contents implements Arriving {
     return ids === undefined || ids.size === 0 || (number + 1) * CHUNK_MESSAGES <= ids.oldestOffset
   }
 
-  /** Takes back a cold chunk, which was decoded from its page. */
+  /** Puts a cold chunk, which was decoded from its page, back into memory. */
   makeWarm(chunk: Chunk): void {
     this.chunks.place(chunk)
   }
@@ -661,7 +661,7 @@ export class Contents implements Arriving {
     return bytes
   }
 
-  // A cold chunk is gone as a whole, without being read.
+  // Removes all messages of a cold chunk without reading its page.
   #purgeCold(number: number, timeMs: number): void {
     const summary = this.chunks.summaryAt(number * CHUNK_MESSAGES)
     this.chunks.dropNumber(number)
@@ -677,7 +677,7 @@ export class Contents implements Arriving {
       this.use.retain(this.id, position, (summary.bytes * bytes) / total, timeMs)
   }
 
-  // A checkpoint looks only at the chunks of queues that are marked.
+  // Marks the queue too, because a checkpoint looks only at the chunks of dirty queues.
   #changed(chunk: Chunk): void {
     chunk.dirty = true
     this.dirty = true

@@ -12,7 +12,7 @@ export interface Dead {
   readonly reason: string
   /** Whether the message will be moved to the dead-letter queue. */
   readonly isMoving: boolean
-  /** Size of the record; if it was not known at the death of the message, the mean size in its chunk. */
+  /** Size of the record; if it was not known when the message died, the mean size in its chunk. */
   readonly bytes: number
 }
 

@@ -1,4 +1,7 @@
-/** The search for expired messages in the chunks of a queue. `Queue` calls it at most once a second, and before decisions. */
+/**
+ * The search for expired messages in the chunks of a queue. `Queue` runs it at most once a second, and before each
+ * decision that depends on the contents.
+ */
 import type { Chunk } from './chunk.js'
 import type { Timed } from './key-lines.js'
 

@@ -56,8 +56,8 @@ export const FACT = {
   /** Precedes the batch of the message. The message replaced an earlier one, which was cancelled; `time` is the offset of the earlier one. */
   replace: 19,
   /**
-   * Totals so far: `offset` is the number of releases, `time` the number of redeliveries. Written with the queue's next
-   * fact, and at a graceful stop.
+   * Totals so far: `offset` is the number of releases, `time` the number of redeliveries. Written together with the
+   * next other fact of the queue, and at a graceful stop.
    */
   tally: 20,
   /** The subscription with id `offset` ended and returned messages: none of its leases can be claimed after a restart. */
@@ -93,7 +93,10 @@ export const MOVING = 128
 
 export type GoneFact = 'ack' | 'expire' | 'drop' | 'cancel' | 'discard'
 
-/** The facts of one queue until they are written to the open entry. Consecutive messages of one kind share an item. */
+/**
+ * The facts of one queue until they are written to the open entry. Facts of one kind about consecutive messages share
+ * an item.
+ */
 export class FactBuffer {
   #bytes: Uint8Array = NO_BYTES
   length = 0
@@ -107,7 +110,7 @@ export class FactBuffer {
     return this.length === 0
   }
 
-  /** The items; valid until the next call. */
+  /** The items; valid until the next method call. */
   get bytes(): Uint8Array {
     return this.#bytes.subarray(0, this.length)
   }

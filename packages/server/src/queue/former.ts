@@ -2,9 +2,9 @@
  * Former leases: leases that ended before their messages were settled. A client that still handles such a message can
  * claim its lease when it subscribes again, until the message is leased again.
  *
- * After a restart only the durable part counts: the subscriptions that ended while the broker ran. Other consumers may
- * have received their messages since, so none of their leases can be claimed. The ended subscriptions are kept for one
- * boot, as facts and in the page of the queue.
+ * After a restart only the durable part counts: the subscriptions that ended while the broker ran. The messages of such
+ * a subscription may have been delivered to other consumers since, so none of its leases can be claimed. The ended
+ * subscriptions are kept for one boot, as facts and in the page of the queue.
  *
  * Bounds: the newest `FORMER_LEASES_MAX` leases are kept. A forgotten lease cannot be claimed, so its message is delivered
  * again. Up to `ENDED_MAX` ended subscriptions are kept; beyond that, all subscriptions count as ended.
@@ -37,7 +37,7 @@ export interface Reclaimed {
   /** Deadline of the handling; Infinity if the handling time starts again. */
   readonly deadlineMs: number
   readonly isCharged: boolean
-  /** Size of the record. After a restart this is the size that the queue counts. */
+  /** Size of the record. After a restart this is the size that the chunk knows or estimates. */
   readonly bytes: number
 }
 
@@ -111,7 +111,9 @@ export class FormerLeases {
     this.#ended = ended.length === 0 ? NONE_ENDED : new Set(ended)
   }
 
-  /** Used in recovery, at the start of each boot in the log. Subscriptions that ended before it no longer matter. */
+  /**
+   * Used in recovery, at the start of each boot in the log. Subscriptions that ended before that boot no longer matter.
+   */
   bootBegan(): void {
     this.#ended = NONE_ENDED
   }

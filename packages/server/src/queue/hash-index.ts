@@ -3,11 +3,11 @@
  * meaning. The subclass also keeps the hashes. The index uses open addressing with linear probing and without tombstones, and
  * takes about 21 bytes per ref.
  *
- * It grows by one segment at a time (linear hashing; Litwin, 1980). A table that doubles its size needs three times its room
- * for a moment, and with eight million refs it blocked the broker for 1.4 s.
+ * The index grows by one segment at a time (linear hashing; Litwin, 1980). A table that doubles its size needs three
+ * times its room for a moment, and doubling a table of eight million refs blocked the broker for 1.4 s.
  *
- * No two refs have the same hash, because a search among n such refs would take n steps. A subclass with several items of one
- * hash adds the first item and links the others to it.
+ * No two refs have the same hash, because a search among n such refs would take n steps. A subclass in which several
+ * items have the same hash adds the first item and links the others to it.
  *
  * Invariants: a ref is in the segment of its hash. In this segment, no place between the home place of the ref and its actual
  * place is empty.
@@ -35,7 +35,7 @@ export abstract class HashIndex {
   protected abstract wordOf(ref: number): number
   protected abstract isHashOf(ref: number, h0: number, h1: number, h2: number, h3: number): boolean
 
-  /** Number of places, used or not, of 8 bytes each. */
+  /** Number of places, used or not. Each takes 8 bytes. */
   get places(): number {
     return this.#segments.reduce((places, segment) => places + segment.length, 0)
   }
@@ -83,7 +83,7 @@ export abstract class HashIndex {
     const mask = refs.length - 1
     let hole = this.wordOf(ref) & mask
     while (refs[hole] !== ref) hole = (hole + 1) & mask
-    // Fills the hole: refs after the hole move up, except refs that would move before their home place.
+    // Fills the hole: refs after it move back, except refs that would end up before their home place.
     for (let place = (hole + 1) & mask; ; place = (place + 1) & mask) {
       const other = refs[place]!
       if (other === EMPTY) break

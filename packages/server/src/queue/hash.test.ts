@@ -31,7 +31,7 @@ describe('HalfSipHash-2-4', () => {
     expect(id).toEqual(halves)
   })
 
-  it('reads only its range', () => {
+  it('reads no bytes outside the range', () => {
     const out = new Uint32Array(4)
     const bytes = Uint8Array.from({ length: 40 }, (_, i) => i * 7)
     hashKey(bytes, 3, 20, [1, 2], out, 0)

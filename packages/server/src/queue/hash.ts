@@ -1,17 +1,17 @@
 /**
  * Keyed hashes of the ids and keys of messages: HalfSipHash-2-4 with a result of 64 bits, in 32-bit arithmetic. All
- * queues of a log share one seed. A client that does not know it cannot choose strings that collide. (Aumasson and Bernstein, "SipHash: a fast
- * short-input PRF", 2012, and its reference implementation for 32-bit machines.)
+ * queues of a log share one seed. A client that does not know the seed cannot choose strings that collide. (Aumasson
+ * and Bernstein, "SipHash: a fast short-input PRF", 2012, and its reference implementation for 32-bit machines.)
  *
  * All words are 0 for a message without an id, or without a key. So the hash of an id or of a key is never all 0.
  */
 
 import { readU32, writeU32 } from '@sluice/protocol'
 
-/** Number of words of the hash of an id, which consists of two hashes with different keys. */
+/** Number of words of the hash of an id, which consists of two hashes made with different words of the seed. */
 export const ID_WORDS = 4
 
-/** The key of all hashes of one log: four words. */
+/** The secret key from which all hashes of one log are computed: four words. */
 export type Seed = readonly number[]
 const SEED_WORDS = 4
 /** Size of a seed in the log. */
@@ -30,7 +30,7 @@ export function writeSeed(bytes: Uint8Array, at: number, seed: Seed): void {
   for (const [word, value] of seed.entries()) writeU32(bytes, at + word * 4, value)
 }
 
-/** Writes the hash of the key in `bytes[start, end)` into two words of `out` from `at`. */
+/** Writes the hash of the key in `bytes[start, end)` into two words of `out`, starting at `at`. */
 export function hashKey(
   bytes: Uint8Array,
   start: number,
@@ -45,7 +45,7 @@ export function hashKey(
   if ((low | high) === 0) out[at] = 1
 }
 
-/** Writes the hash of the id in `bytes[start, end)` into four words of `out` from `at`. */
+/** Writes the hash of the id in `bytes[start, end)` into four words of `out`, starting at `at`. */
 export function hashId(
   bytes: Uint8Array,
   start: number,

@@ -24,7 +24,7 @@ export class TimeHeap {
     return this.#offsets[0]!
   }
 
-  /** Offsets of up to `count` early entries. */
+  /** Offsets of up to `count` entries near the front, in no particular order. */
   early(count: number): Float64Array {
     return this.#offsets.subarray(0, Math.min(count, this.size))
   }
@@ -66,12 +66,13 @@ export class TimeHeap {
   pop(): void {
     const last = --this.size
     if (last === 0 && this.#times.length > HEAP_KEPT) return this.clear()
-    // The last entry usually belongs near the end again: the hole moves to the bottom, and the entry rises from there.
+    // The last entry usually belongs near the bottom, so the hole moves down to the bottom first, and the entry rises
+    // from there.
     const hole = this.#descend(0)
     this.#rise(hole, 0, this.#times[last]!, this.#offsets[last]!)
   }
 
-  // Puts an entry into the hole or above it, but not above `top`, so that no later entry is above it.
+  // Moves the hole up, at most to `top`, past each parent that is later than the entry. Then puts the entry into it.
   #rise(hole: number, top: number, timeMs: number, offset: number): void {
     const times = this.#times
     const offsets = this.#offsets
@@ -87,7 +88,8 @@ export class TimeHeap {
     offsets[hole] = offset
   }
 
-  // Moves the hole down to the bottom, each time swapping it with its first child. Returns its place.
+  // Moves the hole down to the bottom, each time swapping it with its earliest child. Returns the new place of the
+  // hole.
   #descend(hole: number): number {
     const times = this.#times
     const offsets = this.#offsets

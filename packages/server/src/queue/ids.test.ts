@@ -96,7 +96,7 @@ describe('HashIndex', () => {
     expect(compared).toBe(4_100)
   })
 
-  it('grows and shrinks by one segment at a time, and finds every entry meanwhile', () => {
+  it('grows and shrinks by one segment at a time, and finds every entry at each size', () => {
     const COUNT = 60_000
     const index = new Spread()
     let least = Infinity
@@ -117,7 +117,7 @@ describe('HashIndex', () => {
     const refs = Array.from({ length: COUNT }, (_, ref) => ref)
     expect(refs.filter((ref) => index.find(ref) !== ref)).toEqual([])
     let wrong = 0
-    // In a different order from the one in which they were added.
+    // Entries are removed in a different order from the one in which they were added.
     for (let step = 0; step < COUNT; step++) {
       const ref = (step * 7_919) % COUNT
       change(() => index.drop(ref))
@@ -193,7 +193,7 @@ describe('PendingIds', () => {
     const looks = vi.spyOn(chunks, 'at')
     for (let offset = 0; offset < COUNT; offset++) pending.add(offset)
     expect(pending.count).toBe(1)
-    // In a different order from the one in which they were added.
+    // Entries are removed in a different order from the one in which they were added.
     for (let step = 0; step < COUNT; step++) pending.done((step * 7_919) % COUNT)
     expect(pending.count).toBe(0)
     expect(pending.places).toBeLessThanOrEqual(16)
@@ -224,7 +224,7 @@ describe('Keys', () => {
     expect([keys.low(slot), keys.high(slot)]).toEqual([9, 9])
   })
 
-  it('keeps the values of each key, whichever are added and removed, and releases unused pages', () => {
+  it('keeps the values of each key, whichever keys are added and removed, and releases unused pages', () => {
     let most = 0
     fc.assert(
       fc.property(fc.array(fc.nat(6), { minLength: 10, maxLength: 20 }), (list) => {
@@ -334,7 +334,7 @@ describe('IdWindow', () => {
               window.pageWritten(page)
             }
             const restored = new IdWindow(pages)
-            // Pages are read in the order of their positions.
+            // Recovery passes pages in the order of their positions, which need not be the order of their numbers.
             for (const bytes of [...pages.written.values()].reverse())
               restored.restorePage(bytes, 0, bytes.length, ++position)
             restored.restored()

@@ -3,8 +3,8 @@
  * same hash, and a client cannot construct two such ids.
  *
  * `IdWindow` remembers ids for a time after they were first accepted, in the order of acceptance. `PendingIds` knows the ids
- * of pending messages: those that are neither gone nor dead. Both keep every id until its time, because callers check the
- * limit before they add one.
+ * of pending messages: those that are neither gone nor dead. Neither forgets an id early to make room, because callers
+ * check the limit before they add an id.
  */
 import { readU32, readU64, writeU32, writeU64 } from '@sluice/protocol'
 import type { Chunks } from './chunks.js'
@@ -133,7 +133,7 @@ export class IdWindow extends HashIndex {
     this.#forgot()
   }
 
-  /** Forgets ids that were accepted below `offset`. */
+  /** Forgets the ids of messages below `offset`. */
   forgetBelow(offset: number): void {
     while (this.#first < this.#next && this.oldestOffset < offset) this.#forgetFirst()
     this.#forgot()
@@ -204,12 +204,12 @@ export class IdWindow extends HashIndex {
     return bytes
   }
 
-  /** Called when the page was appended with all its current entries. */
+  /** Called after the page was appended to the log with all its current entries. */
   pageWritten(page: number): void {
     this.#cleanUntil = Math.max(this.#cleanUntil, Math.min((page + 1) * PAGE_IDS, this.#next))
   }
 
-  /** Numbers of the state pages that exist or will be written, as the first one and the one after the last. */
+  /** Number of the first state page that exists or will be written, and the number after that of the last. */
   get pageNumbers(): readonly [number, number] {
     return [this.#heldFrom, this.#heldFrom + this.#held.length]
   }
@@ -221,19 +221,23 @@ export class IdWindow extends HashIndex {
     this.restoredUntil = Math.max(this.restoredUntil, position)
   }
 
-  /** Used in recovery, after all pages were passed to `restorePage`, in any order. */
+  /**
+   * Used in recovery: adds the ids of all pages that were passed to `restorePage`. The order of these calls does not
+   * matter.
+   */
   restored(): void {
     if (this.#read === undefined) return
     const read = this.#read.toSorted((a, b) => readU64(a, 0) - readU64(b, 0))
     this.#read = undefined
     const words = new Uint32Array(ID_WORDS)
     const pages = this.#pages
-    // The pages are not new.
+    // The restored pages are not new, so their creation is not reported.
     this.#pages = { ...NO_PAGES, removed: (kind, id, number) => pages.removed(kind, id, number) }
     for (const bytes of read) {
       const first = readU64(bytes, 0)
       const count = readU32(bytes, 8)
-      // Pages were forgotten while the checkpoint that lists these pages was written, so the older ones were too.
+      // If pages before this one are missing, they were forgotten while the checkpoint was being written. So all older
+      // pages were forgotten too.
       if (this.#first < this.#next && first > this.#next) this.forgetBelow(Infinity)
       if (this.#first === this.#next) this.#first = this.#next = first
       let at = PAGE_HEAD_BYTES
@@ -249,10 +253,10 @@ export class IdWindow extends HashIndex {
 }
 
 /**
- * Ids of pending messages. The hashes are in the chunks. Several messages can have the same id if the window
- * of the id is over, if ids are not checked, or if one of the messages came from another queue. These messages form a
- * list in the order in which they became pending, and the index holds the first of them. Lists are doubly linked
- * through the chunks. The link back from the first message leads to the last.
+ * Ids of pending messages. The hashes are in the chunks. Several messages can have the same id if the deduplication
+ * window has passed, if ids are not checked, or if one of the messages came from another queue. These messages form a
+ * list in the order in which they became pending, and the index holds the first message of each list. Lists are doubly
+ * linked through the chunks. The link back from the first message leads to the last.
  */
 export class PendingIds extends HashIndex {
   readonly #chunks: Chunks
@@ -297,7 +301,7 @@ export class PendingIds extends HashIndex {
     this.#setPrevious(first, offset)
   }
 
-  /** No message is pending any more. */
+  /** Called when no message is pending any more. */
   clear(): void {
     this.removeAll()
   }

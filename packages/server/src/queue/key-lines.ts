@@ -1,6 +1,7 @@
 /**
  * The lines of keys: the order of the messages of each key, and whether the head of a key may be delivered (invariant 13).
- * They are a part of the line. `Keys` holds the numbers of each key, and the chunks hold the links.
+ * They are a part of the line. `Keys` holds the counts of each key and the two ends of its line, and the chunks hold
+ * the links.
  *
  * Invariant: the head of a key is on offer if and only if the key is free. No other message of a key is on offer.
  */
@@ -9,7 +10,7 @@ import type { Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
 import { NONE, type Keys } from './keys.js'
 
-/** Options of a queue that concern keys. With `onFail` of `block`, a message that waits for a retry blocks its key. */
+/** Options of a queue that concern keys. If `onFail` is `block`, a message that waits for a retry blocks its key. */
 export type KeyRules = Pick<QueueOptions, 'keyConcurrency' | 'onFail'>
 
 /** A message, and the time that orders it. */
@@ -50,7 +51,7 @@ export class KeyLines {
     this.#offered = offered
   }
 
-  /** Builds the lines from these messages, and puts their heads on offer. The lines must be empty before. */
+  /** Builds the lines from these messages, and puts the head of each line on offer. The lines must be empty before. */
   rebuild(messages: Timed[]): void {
     const rank = ({ chunk, index }: Timed): number => this.#rank(chunk, index)
     // The messages are sorted, so that each is appended at the end of its line.
@@ -68,8 +69,8 @@ export class KeyLines {
 
   /**
    * Publish or due time of the oldest message in the lines; Infinity if they are empty. `end` is the end of the queue's line.
-   * Searches the messages by offset, from the lowest possible one. The search ends at a message that was published after the
-   * oldest time found so far, because no later message can be older.
+   * Searches the messages by offset, from the lowest offset that can be in a line. The search ends at a message that
+   * was published after the oldest time found so far, because no later message can be older.
    */
   oldestSince(end: number): number {
     let oldest = Infinity
@@ -145,15 +146,16 @@ export class KeyLines {
     return this.#keys.leasedOf(slot) < this.rules.keyConcurrency
   }
 
-  // If failed messages block their key, they precede the messages that were not tried.
+  // If failed messages block their key, they precede the messages that have not been tried.
   #rank(chunk: Chunk, index: number): number {
     return this.rules.onFail === 'block' && chunk.attemptsAt(index) > 0 ? 0 : 1
   }
 
   /**
    * After a change at `timeMs`: puts the head of the key on offer if the key is free, and otherwise withdraws the offer. The
-   * message at `arrived` became eligible at `arrivedSinceMs`. Any other head became eligible at `timeMs`, or at its own time
-   * or at the time of the previous offer, if one of these is later. Changes may be reported out of order.
+   * message at `arrived` became eligible at `arrivedSinceMs`. Any other head became eligible at `timeMs`, its own
+   * publish or due time, or the time of the previous offer, whichever is latest, because changes may be reported out of
+   * order.
    */
   offer(slot: number, timeMs: number, arrived: number, arrivedSinceMs: number): void {
     const keys = this.#keys
@@ -172,7 +174,8 @@ export class KeyLines {
     this.#offered(chunk.priorityAt(head - chunk.base), sinceMs, head)
   }
 
-  // Offers the head after a rebuild: the time at which it became eligible is unknown, so its own time counts.
+  // Offers the head after a rebuild: the time at which it became eligible is unknown, so its publish or due time
+  // counts.
   #offerHead(slot: number): void {
     const head = this.#keys.headOf(slot)
     if (head === NONE) return

@@ -2,9 +2,9 @@
  * The keys of the messages of a queue. Each key has the line in which its messages wait, the number of its leased
  * messages, the number of its messages that wait for a retry, and the message that is on offer.
  *
- * A key is identified by a 64-bit hash. Two keys with the same hash share a line, which only delays them. A key has a
- * slot while one of its messages is in the queue. Lines are doubly linked through the chunks, so a message leaves from
- * the middle in constant time, and a million messages behind a blocked head cost nothing.
+ * A key is identified by a 64-bit hash. Two keys with the same hash share a line. This only delays their messages. A
+ * key has a slot while one of its messages is in the queue. Lines are doubly linked through the chunks, so removing a
+ * message from the middle takes constant time, and a million messages behind a blocked head cost nothing.
  *
  * Invariants: `refs` counts the messages of a key that are not gone. If a message is on offer, it is the head.
  */
@@ -54,7 +54,7 @@ class KeyPage {
     return this.numbers.length / NUMBERS
   }
 
-  /** Takes an empty slot and returns its number in the page. The caller has checked that an empty slot exists. */
+  /** Takes a free slot and returns its number in the page. The caller has checked that there is a free slot. */
   take(): number {
     let slot = this.#free - 1
     if (slot !== NONE) this.#free = this.words[slot * WORDS + NEXT_FREE]!
@@ -130,7 +130,7 @@ export class Keys extends HashIndex {
     this.#setNumber(slot, TAIL, offset)
   }
 
-  /** The head that may be delivered; NONE if the key is not free or has no line. */
+  /** The head that may be delivered; NONE if the key is not free or its line is empty. */
   offeredOf(slot: number): number {
     return this.#number(slot, OFFERED)
   }
@@ -186,7 +186,7 @@ export class Keys extends HashIndex {
     while (this.#pages.length > 0 && this.#pages.at(-1) === undefined) this.#pages.pop()
   }
 
-  /** Iterates all slots that are in use. */
+  /** Iterates over all slots that are in use. */
   *slots(): IterableIterator<number> {
     for (const [number, page] of this.#pages.entries()) {
       if (page === undefined) continue
@@ -228,7 +228,7 @@ export class Keys extends HashIndex {
     const pages = this.#pages
     const current = pages[this.#filling]
     if (current !== undefined && current.used < PAGE_SLOTS) return current
-    // If more than an eighth of all slots are free, a search for a page with a free slot passes about eight pages.
+    // If more than an eighth of all slots are free, a search for a page with a free slot visits about eight pages.
     if (this.size * 8 < pages.length * PAGE_SLOTS * 7) {
       do this.#filling = (this.#filling + 1) % pages.length
       while (pages[this.#filling]?.used === PAGE_SLOTS)

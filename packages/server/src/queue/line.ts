@@ -3,13 +3,14 @@
  * time at which they became eligible, then by offset (invariant 12). The line is volatile: recovery builds it from the
  * chunks.
  *
- * A message without key and delay that has not been tried yet is in the plain line of its priority. That line has a cursor:
- * it consists of the messages from the cursor on, and of those that returned below the cursor. A message whose due time is in
- * the future is scheduled. A message that is due is in the line of its key or, without a key, in the due queue of its priority.
- * The head of each free key is in that due queue too, from the time at which it became eligible, so keys take turns
- * (invariant 13).
+ * A message without a key or a delay that has not been tried yet is in the plain line of its priority. That line has a
+ * cursor: it consists of the messages from the cursor on, and of those that returned below the cursor. A message whose
+ * due time is in the future is scheduled. A message that is due is in the line of its key or, without a key, in the due
+ * queue of its priority. The head of each free key is in that due queue too, from the time at which it became eligible,
+ * so keys take turns (invariant 13).
  *
- * A due queue can hold stale entries. An entry is checked when it is the first, and all are when there are too many.
+ * A due queue can hold stale entries. An entry is checked when it reaches the front. When the queue has grown too much,
+ * all of its entries are checked.
  */
 import { LIMITS } from '@sluice/protocol'
 import { PRIORITIES, type Chunk } from './chunk.js'
@@ -30,7 +31,7 @@ import { TimeQueue } from './time-queue.js'
  * number.
  */
 const STALE_SLACK = 1024
-/** Shared by all lines that have used no priority but 0, which is most of them. Never changed. */
+/** Shared by all lines that have used only priority 0, as most lines have. Never changed. */
 const ZEROS: Float64Array = new Float64Array(PRIORITIES)
 /** Result of the last call of `Chunk.locate` in this module. */
 const LOCATION = emptyLocation()
@@ -39,11 +40,11 @@ export class Line {
   // The fields that are read when a plain message is added are declared first, so that they share cache lines, as in `Contents`.
   /** Offset after the newest message. */
   #end = 0
-  /** One bit for each priority, which is set if its plain line is not empty. */
+  /** One bit per priority, set if the plain line of the priority is not empty. */
   #plainMask = 0
   /**
-   * Number of messages in the plain line of priority 0, which is often the only one in use, and its cursor. `#plainCounts`
-   * and `#cursors` have the numbers of the other priorities.
+   * Length and cursor of the plain line of priority 0, often the only line in use. `#plainCounts` and `#cursors` have
+   * those of the other priorities.
    */
   #ordinary = 0
   #ordinaryCursor = 0
@@ -51,8 +52,8 @@ export class Line {
   #redeliveredBelow = 0
   readonly #chunks: Chunks
   readonly #keys: Keys
-  // The parts from here to `#schedule` are created when they are first needed. With 100,000 queues, most of which need
-  // none of them, they would take most of the memory and of the time of a restart.
+  // The parts from here to `#schedule` are created when they are first needed. Otherwise, with 100,000 queues, they
+  // would take most of the memory and most of the time of a restart, although few queues need them.
   #keyLines: KeyLines | undefined
   #cursors = ZEROS
   #returned: ReturnedMessages | undefined
@@ -64,7 +65,7 @@ export class Line {
   #plainCounts = ZEROS
   #due: (TimeQueue | undefined)[] | undefined
   #schedule: Schedule | undefined
-  /** One bit for each priority, which is set if its due queue is not empty. */
+  /** One bit per priority, set if the due queue of the priority is not empty. */
   #dueMask = 0
   readonly #suspects: Suspects
   /** The options that concern keys. */
@@ -152,7 +153,8 @@ export class Line {
     this.advance(nowMs)
   }
 
-  // Adds the messages without due time of a chunk without keys. If no message of the chunk has a due time, adds whole runs.
+  // Adds those messages of a chunk without keys that have no due time. If no message of the chunk has a due time, adds
+  // whole runs.
   #placePlain(chunk: Chunk): void {
     if (!chunk.hasDues) {
       for (let index = 0; index < chunk.count;) {
@@ -234,7 +236,10 @@ export class Line {
     return Math.min(oldest, this.#keyLines?.oldestSince(this.#end) ?? Infinity)
   }
 
-  /** Fills `run` with the next messages, at most `max`. Returns false if none is ready, or if the next is cold; see `coldOffset`. */
+  /**
+   * Fills `run` with the next messages, at most `max`. Returns false if no message is ready, or if the next one is in a
+   * cold chunk; see `coldOffset`.
+   */
   next(max: number, nowMs: number, run: Run): boolean {
     this.coldOffset = -1
     for (let mask = this.#plainMask | this.#dueMask; mask !== 0; mask = this.#plainMask | this.#dueMask) {
@@ -388,8 +393,8 @@ export class Line {
   }
 
   /**
-   * Called when the leased messages `[offset, offset + count)` are acknowledged, dead or expired. They left the line at
-   * their lease. Now their keys are free for the next message, and the messages are no longer suspects.
+   * Called when the leased messages `[offset, offset + count)` are acknowledged, dead or expired. They left the line
+   * when they were leased. Now their keys are free for the next message, and the messages are no longer suspects.
    */
   settled(offset: number, count: number, nowMs: number): void {
     this.#suspects.clear(offset, count)
@@ -422,7 +427,7 @@ export class Line {
     this.#keys.clear()
   }
 
-  /** Recounts the line and compares it with the counters. @throws Error with the difference */
+  /** Recounts the messages of the line and compares the results with the counters. @throws Error with the difference */
   invariants(): void {
     const plain = new Float64Array(PRIORITIES)
     plain[0] = this.#chunks.coldMessages
@@ -547,7 +552,7 @@ export class Line {
   }
 
   // Sets `#headOffset` to the first plain message of the priority and returns its chunk; undefined if there is no such
-  // message, or if its chunk is cold. Then `coldOffset` is set.
+  // message, or if its chunk is cold. In the latter case, sets `coldOffset`.
   #head(priority: number): Chunk | undefined {
     this.coldOffset = -1
     if ((this.#plainMask & (1 << priority)) === 0) return undefined

@@ -21,7 +21,7 @@ function headerOf(queueId: number, base: number, count: number): Uint8Array {
   return bytes
 }
 
-test('a location has the batch of its message, and the header of that batch gives the index in it', () => {
+test('a location gives the batch of its message, and the header of that batch gives the index of the message', () => {
   const definition = { name: 'q', options: QUEUE_OPTION_DEFAULTS, createdAtMs: 0, paused: false, idsFrom: 0 }
   const queue = new Queue(1, definition, new CountedUse(), new Arrivals(4))
   queue.open(1)

@@ -1,7 +1,7 @@
 import type { Pages } from './pages.js'
 
 /**
- * Counts, by place in the log, the bytes of batches that have live messages. The counts show which segments are still
+ * Counts the bytes of batches that have live messages, by segment of the log. The counts show which segments are still
  * needed, and the cost of copying their batches. A batch counts in full until its last message is gone.
  */
 export interface LogUse {

@@ -20,7 +20,7 @@ export const MARK = {
   gone: 0,
   /** The message is leased, scheduled, due or dead: it is not in the plain line. This mark and all that follow are volatile. */
   out: 1,
-  /** The message is scheduled or due: it is in a queue by time or in the line of a key. */
+  /** The message is scheduled or due: it is in a time queue or in the line of a key. */
   waiting: 2,
   /** The message is in `waiting` and is due. */
   due: 3,
@@ -97,19 +97,19 @@ export class Marks {
     return this.#words === undefined ? 0 : countRange(this.#words, from, to)
   }
 
-  /** First index in `[from, to)` that is neither gone nor out, or `to`. */
+  /** First index in `[from, to)` that is neither gone nor out; `to` if there is none. */
   firstFree(from: number, to: number): number {
     return this.#list === undefined
       ? this.#firstClear(OUT_WORDS, from, to)
       : this.#firstLive(OUT_FLAG, from, to)
   }
 
-  /** First index in `[from, to)` that is not gone, or `to`. */
+  /** First index in `[from, to)` that is not gone; `to` if there is none. */
   firstLive(from: number, to: number): number {
     return this.#list === undefined ? this.#firstClear(0, from, to) : this.#firstLive(0, from, to)
   }
 
-  /** First index in `[from, to)` that is gone or out, or `to`. */
+  /** First index in `[from, to)` that is gone or out; `to` if there is none. */
   firstTaken(from: number, to: number): number {
     const list = this.#list
     const words = this.#words
@@ -131,7 +131,10 @@ export class Marks {
     return to
   }
 
-  /** First index in `[from, to)` whose mark `seen` is `isSeen`, or `to`. All messages in the range must be live. */
+  /**
+   * First index in `[from, to)` whose mark `seen` is `isSeen`; `to` if there is none. All messages in the range must be
+   * live.
+   */
   firstSeen(isSeen: boolean, from: number, to: number): number {
     const list = this.#list
     const words = this.#words

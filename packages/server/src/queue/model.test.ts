@@ -68,7 +68,7 @@ class Model {
     return message.expiry !== 0 && message.expiry <= this.now
   }
 
-  /** Removes expired messages that could be delivered. */
+  /** Removes the ready messages that have expired. */
   sweep(): void {
     for (const message of this.messages) {
       if (message.state === 'ready' && this.isExpired(message)) message.state = 'gone'

@@ -54,7 +54,7 @@ export class Moving {
     else this.list()
   }
 
-  /** Makes the list again: searches all chunks for messages that wait to be moved. */
+  /** Rebuilds the list: searches all chunks for messages that wait to be moved. */
   list(): void {
     this.clear()
     for (const chunk of this.#chunks)

@@ -68,7 +68,7 @@ const COUNTERS = Object.keys(PLACES) as QueueCounter[]
 
 const HEAD_BYTES = 32
 const NUMBER_BYTES = 8
-/** Written instead of the number of ended subscriptions: all of them have ended. */
+/** Written instead of the number of ended subscriptions: all subscriptions count as ended. */
 const ALL = 0xffff
 const NONE_RETAINED: RetainedSegments = []
 

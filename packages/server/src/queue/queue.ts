@@ -3,8 +3,9 @@
  * subscriptions. Pure: times and random numbers are arguments, and a queue knows where a batch is in the log but not its
  * bytes.
  *
- * A method decides, adds its decision to `facts` and applies it to the contents at once. The broker writes the facts into
- * the open entry. As `Follower` of its contents, the queue updates its volatile state with each change.
+ * A method that changes the queue adds its decision to `facts` and applies it to the contents at once. The broker
+ * writes the facts into the open entry. As `Follower` of its contents, the queue updates its volatile state with each
+ * change.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -53,7 +54,10 @@ export class Queue extends Contents implements Follower {
   readonly suspects = new Suspects()
   readonly #appliedLine = new Line(this.appliedChunks, this.keys, this.suspects, this.options)
   leased = 0
-  /** Whether some due messages are not ready yet, so nothing is delivered yet; see `Turn.continueDue`. */
+  /**
+   * Whether some due messages have not been made ready yet. Until they are, the queue delivers nothing; see
+   * `Turn.continueDue`.
+   */
   hasMoreDue = false
   /** Facts that are applied here and not yet written to the open entry. */
   readonly facts = new FactBuffer()
@@ -171,7 +175,7 @@ export class Queue extends Contents implements Follower {
   }
 
   idDone(offset: number): void {
-    // A purge has already emptied the index: removing each id separately would be most of the cost of the purge.
+    // After a purge the index is already empty: removing each id separately would be most of the cost of the purge.
     if (this.#pending !== undefined && this.#pending.count > 0) this.#pending.done(offset)
   }
 
@@ -235,7 +239,8 @@ export class Queue extends Contents implements Follower {
 
   /**
    * Called before a decision that depends on the contents. Like `advance`, but removes all expired messages and forgets old
-   * ids. While `hasMoreDue` is set, it makes no message ready, because only deliveries depend on that.
+   * ids. While `hasMoreDue` is set, it makes no message ready, because only deliveries depend on which messages are
+   * ready.
    */
   catchUp(nowMs: number, max = Infinity): number {
     const count = this.hasMoreDue ? 0 : this.#advanceLine(nowMs, max)
@@ -340,8 +345,8 @@ export class Queue extends Contents implements Follower {
 
   /**
    * Record bytes of the message that a claim names, for the credit. The size is the one that the former lease counted
-   * or, if this boot has no such lease, the one that the queue counts. A size from the client could falsify the count.
-   * 0 means that there is no such message.
+   * or, if this boot has no such lease, the one that the queue counts. A size from the client could make the credit
+   * wrong. 0 means that there is no such message.
    */
   claimBytes(offset: number): number {
     const former = this.former.get(offset)
@@ -551,7 +556,7 @@ export class Queue extends Contents implements Follower {
 
   // --- inspection ---
 
-  /** Offset of the message with this id, if the id is still known and the message is here; -1 otherwise. */
+  /** Offset of the message with this id, if the id is still known and the message still exists; -1 otherwise. */
   offsetOf(id: Uint32Array): number {
     // If several messages have the id, one that is not leased is preferred, because it can be changed.
     const unleased = this.pending.find(id, 0, (offset) => this.stateOf(offset) !== 'leased')
@@ -620,7 +625,7 @@ export class Queue extends Contents implements Follower {
     }
   }
 
-  /** Recounts every message and compares with the counters. @throws Error with both counts */
+  /** Recounts the messages and compares the results with the counters. @throws Error with both counts */
   audit(): void {
     const cold = this.chunks.coldMessages
     let live = cold

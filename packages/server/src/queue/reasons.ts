@@ -7,7 +7,7 @@
  */
 import { clipText } from '@sluice/protocol'
 
-/** Number of bytes that are always kept of a reason. */
+/** Number of bytes of a reason that are always kept. */
 export const REASON_HEAD_BYTES = 64
 /** Maximum total cost of the long reasons. */
 export const REASONS_BYTES_MAX = 16 << 20

@@ -11,7 +11,7 @@ import { MARK } from './marks.js'
 import { TimeQueue } from './time-queue.js'
 
 export class ReturnedMessages {
-  /** One bit for each priority, which is set if a message of that priority may be here. */
+  /** One bit per priority, set if a message of that priority may be here. */
   mask = 0
   readonly #chunks: Chunks
   /** The messages, by priority. Some of these messages may have left the line again. */

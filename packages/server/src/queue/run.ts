@@ -1,6 +1,6 @@
 /**
  * A run: consecutive messages of one batch that are delivered together. They have the same priority, attempt and
- * redelivery mark. The line fills one, and the dispatch of the broker delivers it.
+ * redelivery mark. The line fills a run, and the dispatch of the broker delivers it.
  */
 import { emptyLocation, type Location } from './location.js'
 
@@ -11,11 +11,11 @@ export interface Run extends Location {
   count: number
   attempt: number
   redelivered: boolean
-  /** Whether the run is a suspect: its consumer gets no other message until this one is settled. */
+  /** Whether the run is one suspect: its consumer gets no other message until this one is settled. */
   alone: boolean
   /** Time from which the messages have been eligible, or FROM_PLAIN_LINE. */
   sinceMs: number
-  /** Whether the time to live is over. Then the run is one message, which must not be delivered. */
+  /** Whether the time to live has passed. In that case the run is one message, which must not be delivered. */
   expired: boolean
   /**
    * Whether the delivery need not wait at the gate, because everything on which it depends is already on disk. The

@@ -1,11 +1,11 @@
 /**
- * Scheduled messages. The messages that are due first are in a queue by time. There can be millions of other scheduled
+ * Scheduled messages. The messages that are due first are in a time queue. There can be millions of other scheduled
  * messages, so their due times are stored only in their chunks, and each chunk has a lower bound of these times. The
- * horizon divides the two groups. It moves forward when the queue is used up, and back when the queue grows too large.
- * So ten million messages scattered over a year take 8 bytes each instead of 24.
+ * horizon divides the two groups. It moves forward when the time queue is empty, and back when the time queue grows too
+ * large. So ten million messages scattered over a year take 8 bytes each instead of 24.
  *
- * Invariant: a scheduled message that is due before the horizon is in the queue by time. For each other scheduled
- * message, `laterMs` of its chunk is at or before its due time.
+ * Invariant: a scheduled message that is due before the horizon is in the time queue. For each other scheduled message,
+ * `laterMs` of its chunk is at or before its due time.
  */
 import type { Chunk } from './chunk.js'
 import type { Chunks } from './chunks.js'
@@ -13,7 +13,8 @@ import { NONE } from './keys.js'
 import { TimeQueue } from './time-queue.js'
 
 /**
- * Stale entries are removed when the queue by time exceeds twice the number of scheduled messages, plus this number.
+ * Stale entries are removed when the size of the time queue exceeds twice the number of scheduled messages, plus this
+ * number.
  */
 const STALE_SLACK = 1_024
 /** Maximum number of due times, and of chunks, that are sampled to choose a horizon. */
@@ -21,7 +22,7 @@ const SAMPLE_TIMES = 4_096
 const SAMPLE_CHUNKS = 64
 
 export class Schedule {
-  /** Maximum number of messages in the queue by time, which then takes 16 MiB. Tests set a smaller number. */
+  /** Maximum number of messages in the time queue. With this many, it takes 16 MiB. Tests set a smaller number. */
   static nearMax = 1 << 20
   /** Number of scheduled messages. */
   size = 0
@@ -125,7 +126,7 @@ export class Schedule {
     )
   }
 
-  // Moves the horizon back, so that about half of the queue by time is beyond it.
+  // Moves the horizon back, so that about half of the time queue is beyond it.
   #spill(): void {
     const stride = Math.max(1, Math.floor(this.#near.size / SAMPLE_TIMES))
     const sample: number[] = []
@@ -145,7 +146,7 @@ export class Schedule {
     this.#horizonMs = horizonMs
   }
 
-  // Moves the horizon forward, and adds the messages that are due before it to the queue by time.
+  // Moves the horizon forward, and adds the messages that are due before it to the time queue.
   #refill(): void {
     const horizonMs = this.#nextHorizon()
     let isLeft = false

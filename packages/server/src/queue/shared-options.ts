@@ -1,10 +1,13 @@
 /**
- * Options of queues by their JSON text. Queues with the same options share one object: 100,000 copies would take 20 MiB,
- * and most of the time of a restart would pass with reading the same text again.
+ * Options of queues by their JSON text. Queues with the same options share one object: 100,000 copies would take 20
+ * MiB, and parsing the same text again and again would take most of the time of a restart.
  */
 import type { QueueOptions } from '@sluice/protocol'
 
-/** Number of different texts that are kept. Beyond it, all are forgotten, and kept again when they are next used. */
+/**
+ * Number of different texts that are kept. When one more would be kept, all texts are forgotten, and each is kept again
+ * when it is next used.
+ */
 const TEXTS_KEPT = 1_024
 
 export class SharedOptions {

@@ -3,8 +3,8 @@
  *
  * Invariants: a slot is held from grant to settle. Its index is the tag modulo the size of the ring. The ring has at least
  * twice as many slots as are held, so a free slot is always found. The ring grows with the held slots, and not with the
- * credit, which a client can set to any value. `unsettled` counts the held slots, and never exceeds the credit at the time of
- * their grants (invariant 14).
+ * credit, which a client can set to any value. `unsettled` counts the held slots. A grant never raises it above the
+ * credit (invariant 14).
  */
 import type { Loss, LostRange, SluiceError, TagRange } from '@sluice/protocol'
 import { FROM_PLAIN_LINE, type Run } from './run.js'
@@ -29,7 +29,10 @@ export interface Lease {
   started: boolean
   /** Whether the message was a suspect, delivered alone. */
   alone: boolean
-  /** Whether the attempt was charged earlier, when the client lost the connection from which it claimed this lease. */
+  /**
+   * Whether the attempt is charged already: the client claimed this lease after it had lost a connection, and the
+   * attempt was charged when that connection was lost.
+   */
   isCharged: boolean
   /** Deadline of the handling; Infinity if the handling has no deadline. Only `takeAll` sets it. */
   deadlineMs: number
@@ -89,7 +92,7 @@ export class SubscriptionOf<Q extends Acknowledging> {
   creditBytes = 0
   /** Number of deliveries after which the subscription stops; Infinity if there is no limit. */
   limit = Infinity
-  /** Whether the client asked for a drain that is not answered yet. */
+  /** Whether the client asked for a drain that has not been answered yet. */
   draining = false
   unsettled = 0
   unsettledBytes = 0
@@ -260,7 +263,10 @@ export class SubscriptionOf<Q extends Acknowledging> {
     if (deadlineMs < this.earliestDeadlineMs) this.earliestDeadlineMs = deadlineMs
   }
 
-  /** Notes that the consumer will handle the messages of these tags in order. The consumer reports only those that take long. */
+  /**
+   * Notes that the consumer will handle the messages of these tags in order. After this, the consumer reports only the
+   * messages that take long.
+   */
   announce(ranges: readonly TagRange[]): void {
     this.endAnnouncement()
     this.#starting = ranges
@@ -286,8 +292,8 @@ export class SubscriptionOf<Q extends Acknowledging> {
   }
 
   /**
-   * Sets the deadline of the message of `tag`. Returns false if the tag is stale. A message that is not being handled has
-   * no deadline to set.
+   * Sets the deadline of the message of `tag`. Returns false if the tag is stale. A message that is not being handled
+   * has no deadline, so this only checks its tag.
    */
   extend(tag: number, deadlineMs: number): boolean {
     const slot = tag & this.#mask
@@ -318,7 +324,7 @@ export class SubscriptionOf<Q extends Acknowledging> {
     return tags
   }
 
-  /** Iterates every held tag and its message. */
+  /** Iterates over every held tag and its message. */
   *held(): IterableIterator<{ readonly tag: number; readonly offset: number; readonly leasedAtMs: number }> {
     for (let slot = 0; slot < this.#states.length; slot++) {
       if (this.#states[slot] === FREE) continue

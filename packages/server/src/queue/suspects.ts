@@ -1,11 +1,10 @@
 /**
  * Suspects: messages that may have crashed their consumer. Each is delivered alone until it is settled. A message
- * becomes a suspect if a connection died while its consumer handled this message and others. It also becomes a suspect
- * if several consumers died while they held it and had not started any message, because then no single message explains
- * the death.
+ * becomes a suspect if its consumer died while handling this message and others. It also becomes a suspect if several
+ * consumers died while they held it and had not started any message, because then no single message explains the death.
  *
  * The suspects are volatile, and are kept by offset. The line looks for suspects in each run, and a settle clears the
- * messages that it settles. Both first check whether there are any suspects, because usually there are none.
+ * messages that it settles. Both operations first check whether there are any suspects, because usually there are none.
  */
 
 /** A message is a suspect after this many unattributed deaths of its consumers. */
@@ -16,7 +15,7 @@ export class Suspects {
   size = 0
   /** Whether there are no suspects and no counted deaths. */
   #isEmpty = true
-  // Both are created when they are first needed, because most queues never have a suspect.
+  // The next two fields are set when they are first needed, because most queues never have a suspect.
   #offsets: Set<number> | undefined
   /** Messages that are not suspects, with the number of consumers that died while they held the message and had not started any. */
   #deaths: Map<number, number> | undefined

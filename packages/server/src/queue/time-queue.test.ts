@@ -9,7 +9,7 @@ type Entry = readonly [timeMs: number, offset: number]
 const entry = fc.tuple(fc.integer({ min: 0, max: 8 }), fc.integer({ min: 0, max: 40 }))
 const step = fc.oneof(
   { weight: 20, arbitrary: fc.record({ push: entry }) },
-  // Consecutive offsets have one time, as when a batch adds them.
+  // Consecutive offsets have the same time, as when a batch adds them.
   {
     weight: 10,
     arbitrary: fc.record({ run: fc.tuple(entry, fc.integer({ min: 1, max: 30 })) }),

@@ -1,7 +1,7 @@
 /**
- * Messages by time, then by offset. Entries that arrive in this order go into a ring, where adding and removing is cheap. Most
- * entries do, for example with a constant delay, or when keys become free one after another. The others go into a heap. An
- * entry takes 16 bytes in either.
+ * Messages by time, then by offset. Entries that arrive in this order go into a ring, where adding and removing is
+ * cheap. Most entries arrive in order, for example with a constant delay, or when keys become free one after another.
+ * All other entries go into a heap. An entry takes 16 bytes in either.
  */
 import { TimeHeap } from './heap.js'
 
@@ -52,7 +52,7 @@ export class TimeQueue {
     return count
   }
 
-  /** Calls `each` with offsets of early entries, up to `count` from the ring and as many from the heap. */
+  /** Calls `each` with offsets of early entries, up to `count` from the ring and up to `count` from the heap. */
   early(count: number, each: (offset: number) => void): void {
     const mask = this.#times.length - 1
     for (let i = 0; i < count && i < this.#length; i++) each(this.#offsets[(this.#at + i) & mask]!)

@@ -1,7 +1,7 @@
 /**
- * Checkpoints: the state that changed since the last checkpoint is appended as pages, one slice per turn. The nodes of
- * the page tree that changed with them follow, and a directory with the root of the tree. `Space` calls `step` once per
- * turn.
+ * Checkpoints: the state that changed since the last checkpoint is appended as pages, one slice per turn. They are
+ * followed by the nodes of the page tree that changed with them, and by a directory with the root of the tree. `Space`
+ * calls `step` once per turn.
  *
  * Invariant: a directory takes effect when the next segment begins, because recovery finds its position in the header
  * of the newest segment. The pages and facts that it replaces may be truncated only then.
@@ -30,8 +30,8 @@ import type { State } from './state.js'
 /** Maximum size of the pages that one turn appends, in bytes. With small segments it is a sixteenth of a segment. */
 const SLICE_BYTES = 256 << 10
 /**
- * A checkpoint is due only if this share of the appended bytes is new data: state pages alone never make another
- * checkpoint due.
+ * A checkpoint is due only if at least this share of the appended bytes is new data: state pages alone never make
+ * another checkpoint due.
  */
 const NEW_SHARE = 1 / 16
 /**
@@ -121,7 +121,7 @@ export class Checkpoints {
     if (result.done !== true) return result.value
     this.#running = undefined
     // The pages of ten thousand busy queues take half an interval, so the interval grows with their size. Otherwise
-    // the broker would mostly write checkpoints. A restart then reads up to three intervals.
+    // the broker would mostly write checkpoints. So a restart may have to read three intervals of the log.
     const checkpointBytes = this.#writtenBytes - this.#startedAtWritten
     this.#dueBytes = Math.max(this.#intervalBytes, Math.min(checkpointBytes * 8, this.#intervalBytes * 3))
     return true
@@ -232,7 +232,7 @@ export class Checkpoints {
    */
   *#pages(nowMs: number): Generator<boolean, void> {
     const { tree, queues, producers } = this.#state
-    // Pages that only move come first, so that the page of a queue that changes still follows the pages of its chunks.
+    // Pages that are only moved come first, so that the page of a changed queue still follows the pages of its chunks.
     let moved = tree.nextBefore(this.evacuateBefore)
     for (; moved !== undefined; moved = tree.nextBefore(this.evacuateBefore, moved)) {
       if (!(yield* this.#isReadable(moved))) continue
@@ -277,8 +277,8 @@ export class Checkpoints {
     }
   }
 
-  // Waits until the chunk of the page is in memory. Returns false if there is nothing to write: the chunk is gone, or its
-  // page cannot be read. Then the page stays where it is.
+  // Waits until the chunk of the page is in memory. Returns false if there is nothing to write: the chunk is gone, or
+  // its page cannot be read. A page that cannot be read stays where it is.
   *#isReadable({ kind, id, number }: PageEntry): Generator<boolean, boolean> {
     const queue = this.#state.queuesById.get(id)
     const offset = number * CHUNK_MESSAGES

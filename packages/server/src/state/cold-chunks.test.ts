@@ -54,7 +54,7 @@ describe('cold chunks', () => {
     expect(bench.info()).toMatchObject({ ready: 0, acked: COUNT, bytes: 0 })
   })
 
-  it('stay cold through a restart, and keep what happened to the others', async () => {
+  it('stay cold across a restart, which also keeps the changes to other chunks', async () => {
     const bench = await filled()
     const worker = bench.consume(1500)
     await bench.settle()
@@ -109,7 +109,7 @@ describe('cold chunks', () => {
     expect(await drained(bench)).toEqual(upTo(COUNT))
   })
 
-  it('are read before a message of theirs is cancelled or gets another time', async () => {
+  it('are read before one of their messages is cancelled or rescheduled', async () => {
     const bench = await filled()
     const { operator } = bench.broker
     const cancelled = { name: Q, offset: 6 * CHUNK_MESSAGES + 5, id: undefined }
@@ -136,7 +136,7 @@ describe('cold chunks', () => {
 
   it('are copied forward when their segment is needed', async () => {
     const bench = await filled()
-    // Later messages go, so that the first segments are copied.
+    // The messages of another queue are published and settled, so that the first segments are copied.
     const other = queueName('other')
     bench.ensure({}, other)
     for (let round = 0; round < 60; round++) {
@@ -151,7 +151,7 @@ describe('cold chunks', () => {
     expect(await drained(bench)).toEqual(upTo(COUNT))
   })
 
-  it('are not made in a queue that drops its oldest messages', async () => {
+  it('do not occur in a queue that drops its oldest messages', async () => {
     const bench = await new Bench(OPTIONS).open()
     bench.ensure({ maxMessages: 5_000, overflow: 'drop-oldest' })
     for (let i = 0; i < 100; i++) await bench.publish(repeated(100, { bodyBytes: 20 }))
@@ -160,7 +160,7 @@ describe('cold chunks', () => {
     expect((await bench.drain()).at(0)).toBe(5_000)
   })
 
-  it('are dropped in their order when the queue gets a limit', async () => {
+  it('are dropped in order when the queue gets a limit', async () => {
     const bench = await filled()
     await bench.publish(repeated(10, { bodyBytes: 20, priority: 3 }))
     bench.ensure({ maxMessages: 2_000, overflow: 'drop-oldest' })
@@ -176,7 +176,7 @@ describe('cold chunks', () => {
     expect((await drainedOf(bench)).sort((a, b) => a - b)).toEqual([...upTo(COUNT, oldest), ...kept])
   })
 
-  it('end the consumers of their queue if they cannot be read, and nothing else', async () => {
+  it('end only the consumers of their queue if they cannot be read', async () => {
     const bench = await filled()
     const other = queueName('other')
     bench.ensure({}, other)
@@ -210,13 +210,13 @@ describe('cold chunks', () => {
     bench.broker.audit()
     expect(await bench.drain(other)).toEqual([0, 1])
     isDamaged = false
-    // The block with the damage is still in memory.
+    // The damaged block is still in memory, so other messages evict it.
     for (let i = 0; i < 40; i++) await bench.publish(repeated(100, { bodyBytes: 1000 }), other)
     await bench.crash()
     expect(await drainedOf(bench)).toEqual(upTo(COUNT))
   })
 
-  it('make no difference at any entry of the log at which the process is killed', async () => {
+  it('do not change what is recovered, whichever entry of the log was the last before a kill', async () => {
     const bench = await filled(500, { ...OPTIONS, keepsSnapshots: true })
     const worker = bench.consume(700)
     for (let i = 0; i < 6; i++) {

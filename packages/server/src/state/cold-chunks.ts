@@ -1,6 +1,5 @@
 /**
- * Takes cold chunks back into memory, and leaves chunks out of memory again. A page is read through the blocks, like the
- * messages that follow it.
+ * Takes cold chunks back into memory, and makes chunks cold again. Pages are read through `Blocks`, like messages.
  *
  * Called by deliveries, by requests about single messages, by relocation, and by checkpoints.
  */
@@ -52,7 +51,7 @@ export class ColdChunks {
   }
 
   /**
-   * Takes back the cold chunk of `offset`, if it is cold, from disk if necessary.
+   * Takes back the chunk of `offset` if it is cold. Reads its page from disk if necessary.
    * @throws SluiceError CORRUPT; errors of the log's `readRange`
    */
   async load(queue: Queue, offset: number): Promise<void> {
@@ -68,7 +67,7 @@ export class ColdChunks {
     }
   }
 
-  /** Leaves the chunk out of memory, if it can be cold and is not near the head of its queue. */
+  /** Makes the chunk cold, if it can be cold and is not near the head of its queue. */
   leave({ queue, number }: ChunkOf): void {
     const chunk = queue.chunkAt(number * CHUNK_MESSAGES)
     if (chunk !== undefined && number >= queue.chunks.firstNumber + HEAD_CHUNKS) queue.makeCold(chunk)
@@ -80,7 +79,7 @@ export class ColdChunks {
   }
 }
 
-/** Decodes the page of a chunk, whose checksum was verified. @throws SluiceError CORRUPT when it is another page */
+/** Decodes the page of a chunk, whose checksum was verified. @throws SluiceError CORRUPT if it is another page */
 export function decodePage(
   bytes: Uint8Array,
   at: number,

@@ -123,7 +123,7 @@ it('lists the pages that a plain map lists, through splits, joins, checkpoints a
           restored.audit()
           const now = listed(tree)
           const found = listed(restored)
-          // What was removed in the meantime can still be listed, and nothing else.
+          // Pages that were removed in the meantime can still be listed, but no other pages.
           for (const [key, position] of now) expectSame(found.get(key), position)
           for (const [key, position] of found) expectSame(atStart.get(key), position)
           expect(restored.root.lowestNow).toBeGreaterThanOrEqual(before)
@@ -158,7 +158,7 @@ it('lists the pages that a plain map lists, through splits, joins, checkpoints a
   expect(deepest).toBeGreaterThan(0)
 })
 
-it('writes one leaf and its parents for one page among a million, and nothing for none', () => {
+it('writes one leaf and its parents when one page in a million has changed, and nothing when none has', () => {
   const disk = new Disk()
   const tree = new PageTree()
   for (let id = 1; id <= 100_000; id++) {

@@ -1,11 +1,11 @@
 /**
  * The pages of the state and where the newest copy of each is in the log: a B+ tree whose nodes are themselves pages of
- * the log. A checkpoint writes the nodes that changed and a root, so its size follows the changes and not the number of
- * pages that exist (copy on write, as in LMDB: a written node is never changed in place).
+ * the log. A checkpoint writes the nodes that changed and a root, so the size of a checkpoint depends on the changes
+ * and not on the number of pages that exist (copy on write, as in LMDB: a written node is never changed in place).
  *
  * Invariant: keys are unique and in ascending order across the leaves; every node except an empty root has an entry.
- * Between `beginWriting` and the last node that is written nothing is added; removing a page is always allowed. A node
- * that was written before the removal still lists the page, which does no harm: the facts by which the page went follow
+ * While the nodes from `nodesToWrite` are being written, no page is added; removing a page is always allowed. A node
+ * that was written before the removal still lists the page, which does no harm: the facts that removed the page follow
  * the start of the checkpoint, so recovery applies them again.
  */
 import {
@@ -55,7 +55,7 @@ export interface PageEntry {
   readonly kind: PageKind
   /** Id of the queue or producer. */
   readonly id: number
-  /** Which of several pages of that kind, for example the number of the chunk. */
+  /** Distinguishes the pages of one kind and id: for example, the number of a chunk. */
   readonly number: number
   readonly position: number
   /** Size in the log, header included. */
@@ -75,14 +75,14 @@ export class PageNode {
   dirty = true
   position = -1
   bytes = 0
-  /** No copy of a node or page below this node is before this position, as the newest copy of the node lists them. */
+  /** Lower bound for the positions of the nodes and pages below this node, as listed in its newest copy in the log. */
   lowest = 0
 
   constructor(level: number) {
     this.level = level
   }
 
-  /** Number of entries whose key is less than the given one, or also equal to it with `orEqual`. */
+  /** Number of entries whose key is less than the given key or, with `orEqual`, equal to it. */
   search(owner: number, number: number, orEqual: boolean): number {
     const { fields } = this
     let low = 0
@@ -178,7 +178,7 @@ export class PageNode {
     this.fields[index * FIELDS + BYTES] = bytes
   }
 
-  /** The page or, in an inner node, the child. */
+  /** The entry at `index`: a page or, in an inner node, a child. */
   entry(index: number): PageEntry {
     const at = index * FIELDS
     const owner = this.fields[at + OWNER]!
@@ -192,7 +192,7 @@ export class PageNode {
     }
   }
 
-  /** The lowest position of a page or node below this node, as it would be written now; Infinity if it is empty. */
+  /** The current lowest position of a page or node below this node; Infinity if the node is empty. */
   get lowestNow(): number {
     let lowest = Infinity
     for (let index = 0; index < this.count; index++) {
@@ -281,7 +281,7 @@ export class PageTree implements Pages {
     return this.#root
   }
 
-  /** A page came into existence, which the next checkpoint will write. */
+  /** Called when a page came into existence. The next checkpoint will write it. */
   created(): void {
     this.#unwritten++
   }
@@ -352,7 +352,7 @@ export class PageTree implements Pages {
     }
     if (node.count < NODE_ENTRIES_MAX) return undefined
     this.nodes++
-    // Pages are often added in ascending order. Then the left node stays full.
+    // Pages are often added in ascending order. In that case the left node stays full.
     return node.split(index + 2 === node.count ? node.count - 1 : node.count >>> 1)
   }
 
@@ -364,7 +364,7 @@ export class PageTree implements Pages {
     this.#summaryBytes += node.summaryBytes(index)
   }
 
-  /** The page does not exist any more. */
+  /** Called when the page does not exist any more. */
   removed(kind: PageKind, id: number, number: number): void {
     const owner = ownerOf(kind, id)
     const bytes = this.#remove(this.#root, owner, number)
@@ -485,7 +485,7 @@ export class PageTree implements Pages {
 
   // --- recovery ---
 
-  /** Takes over the tree below `root`, whose nodes were all read. */
+  /** Takes over the tree below `root`, all of whose nodes were read. */
   restore(root: PageNode): void {
     this.#root = root
     this.#unwritten = 0
@@ -499,7 +499,7 @@ export class PageTree implements Pages {
     }
   }
 
-  /** Recounts everything and compares. @throws Error with the difference */
+  /** Recounts pages and nodes and compares the results with the counters. @throws Error with the difference */
   audit(): void {
     let size = 0
     let total = 0

@@ -32,12 +32,13 @@ const IDLE_BYTES_PER_MS = 4096
 /** Maximum size of the entries that one step reads, in bytes. */
 const STEP_BYTES = 256 << 10
 /**
- * Another pass starts only after the bytes of this many segments have changed, or half as many while room is scarce.
+ * Another pass starts only after the bytes of this many segments have changed, or half as many bytes while room is
+ * scarce.
  */
 const CHANGED_SEGMENTS = 1
 /**
- * In addition, this share of the bytes that the last pass wrote must change. The share exceeds the padding of the
- * entries of a pass.
+ * Another pass also requires that this share of the bytes that the last pass wrote has changed. The share exceeds the
+ * padding of the entries of a pass.
  */
 const CHANGED_SHARE = 1 / 32
 /**

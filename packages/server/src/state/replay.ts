@@ -42,8 +42,9 @@ import { readTraits } from './traits.js'
 
 export class Replay {
   /**
-   * Number of chunks at the head of a queue that are restored. They hold as many messages as one consumer can have
-   * unsettled, so that leases can be claimed after a restart. Tests set another number.
+   * Number of chunks at the head of a queue that are read into memory even if they could be cold. They hold as many
+   * messages as one consumer can have unsettled, so that leases can be claimed after a restart. Tests set another
+   * number.
    */
   static headChunks = 64
   readonly #state: State
@@ -132,8 +133,8 @@ export class Replay {
   }
 
   /**
-   * Leaves a chunk out of memory if its page has a summary and it is not near the head of its queue. Called for the pages
-   * of chunks in the order of their offsets. Returns whether the page need not be read.
+   * Leaves a chunk out of memory if its page has a summary and the chunk is not near the head of its queue. Called for
+   * the pages of chunks in the order of their offsets. Returns whether the page need not be read.
    */
   leavesCold({ kind, id, number }: PageEntry): boolean {
     if (kind !== PAGE.chunk) return false
@@ -147,7 +148,9 @@ export class Replay {
     return true
   }
 
-  /** The pages of the cold chunks that the batch at `bytes[at]`, whose position in the log is `position`, changes. */
+  /**
+   * The pages of the cold chunks that are changed by the batch at `bytes[at]`. Its position in the log is `position`.
+   */
   coldIn(bytes: Uint8Array, at: number, position: number): PageEntry[] {
     const header = readBatchHeader(bytes, at)
     const queue = this.#state.queuesById.get(header.queueId)
@@ -353,7 +356,7 @@ export class Replay {
   }
 }
 
-/** Facts about a range of messages, and facts about one message, which change the chunks of these messages. */
+/** Kinds of facts that change the chunks of their messages: facts about a range of messages, and facts about one. */
 const RANGES: ReadonlySet<number> = new Set([
   FACT.ack,
   FACT.expire,

@@ -16,7 +16,7 @@ function benchWithRandom(): Bench {
   })
 }
 
-/** Publishes ids and keys that the broker already knows. All of them have another hash under another seed. */
+/** Publishes ids and keys that the broker already knows. With another seed, all of them would have other hashes. */
 async function expectKnown(bench: Bench): Promise<void> {
   for (const queue of [WINDOW, PENDING]) {
     expect((await bench.publish([{ id: 'a' }], queue)).duplicates).toEqual(new Map([[0, 0]]))

@@ -3,8 +3,8 @@
  * retain. Live batches are counted as the queues report changes; the counts of retained messages are stored in the
  * queues' pages.
  *
- * Invariant 6: the live bytes of a segment are the whole batches in it, headers included, that have a live message.
- * This is what copying the segment would copy.
+ * Invariant 6: the live bytes of a segment are the bytes of those batches in it that have a live message, headers
+ * included. Copying the segment would copy exactly these bytes.
  */
 import { DIRECTORY_BYTES } from './directory.js'
 import type { LogUse, Queue } from '../queue/index.js'

@@ -176,7 +176,7 @@ describe('a disk that is full of retained messages', () => {
 })
 
 describe('more pages than the limit', () => {
-  it('are refused before, with the number of pages in the error; a segment need not have room for the list', async () => {
+  it('are refused in advance, with the number of pages in the error; the list need not fit in one segment', async () => {
     const pagesMax = 3_000
     const bench = await new Bench({
       segmentBytes: SEGMENT / 4,
@@ -198,7 +198,7 @@ describe('more pages than the limit', () => {
     expect(refusal).toBeInstanceOf(SluiceError)
     expect(String(refusal)).toMatch(/takes 30\d\d pages; at most 3000 are allowed/)
     expect(queues).toBeGreaterThanOrEqual(pagesMax / 4)
-    // The existing queues continue, and a checkpoint lists all of them.
+    // The existing queues continue to work, and a checkpoint lists all of them.
     await rest(bench, 120_000)
     expect(await bench.crash()).toBe(true)
     expect(bench.broker.status.queues).toBeGreaterThanOrEqual(pagesMax / 4)

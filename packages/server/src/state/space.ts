@@ -34,8 +34,8 @@ export interface Holder {
  */
 const PATIENCE_MS = 5_000
 /**
- * Interval at which space is checked. A check comes earlier once CHECK_SEGMENTS of a segment was appended, so that
- * settles cannot use up the remaining room unnoticed.
+ * Interval at which space is checked. A check comes earlier once the fraction CHECK_SEGMENTS of a segment has been
+ * appended, so that settles cannot use up the remaining room unnoticed.
  */
 const CHECK_MS = 20
 const CHECK_SEGMENTS = 1 / 4
@@ -95,7 +95,7 @@ export class Space {
     this.#wake = wake
   }
 
-  /** Must be called when every applied fact is in the open entry. */
+  /** Must be called only while every applied fact is in the open entry. */
   step(nowMs: number): void {
     if (this.#checkpoints.step(nowMs)) this.#wake()
     if (this.#relocation.isRunning) this.#relocation.step(nowMs)

@@ -75,7 +75,7 @@ export class State {
     return this.queuesById.get(queue.id) === queue
   }
 
-  /** `hasPages`: the pages of its definition and counters are in the tree. */
+  /** `hasPages` means that the pages of the queue's definition and counters are in the tree. */
   addQueue(id: number, definition: QueueDefinition, hasPages = false): Queue {
     const queue = new Queue(id, definition, this.segments, this.#arrivals, this.#reasons)
     queue.observer = this.#queueObserver
@@ -109,7 +109,10 @@ export class State {
     return new Producer(id, identity, this.limits)
   }
 
-  /** A producer with id 0 has not published yet and is not in the log. `hasPage`: its page is in the tree. */
+  /**
+   * A producer with id 0 has not published yet and is not in the log. `hasPage` means that the page of the producer is
+   * in the tree.
+   */
   addProducer(producer: Producer, hasPage = false): void {
     this.producers.set(producer.identity, producer)
     if (producer.id === 0) return
@@ -124,7 +127,7 @@ export class State {
     this.addProducer(producer)
   }
 
-  /** Moves the producer to the end of the list, after those that were used before it. */
+  /** Moves the producer to the end of the list, which is in the order of last use. */
   used(producer: Producer): void {
     this.producers.delete(producer.identity)
     this.producers.set(producer.identity, producer)
@@ -135,7 +138,10 @@ export class State {
     if (this.producersById.delete(producer.id)) this.tree.removed(PAGE.producer, producer.id, 0)
   }
 
-  /** Recounts live batches and pages and compares them with the counters (invariant 6). @throws Error with the difference */
+  /**
+   * Recounts live batches and pages and compares the results with the counters (invariant 6). @throws Error with the
+   * difference
+   */
   audit(): void {
     this.segments.audit(this.queues.values())
     this.tree.audit()

@@ -29,7 +29,7 @@ export function hasDeliveryOptions(flagsSeen: number): boolean {
   return (flagsSeen & ANY_TRAIT) !== 0
 }
 
-/** The options of a queue that its messages' options depend on. */
+/** The options of a queue on which the options of its messages depend. */
 export interface TraitRules {
   /** Time to live of messages without their own; 0: unlimited. */
   readonly ttlMs: number
