@@ -12,7 +12,7 @@ import { SEGMENT_HEADER_BYTES } from './segment.js'
 interface History {
   /** Every entry whose append was started and that was not cut off, in the order of LSNs from 1 on. */
   readonly begun: MadeEntry[]
-  /** Number of promised entries: their append resolved, or an `open` reported them. */
+  /** Number of promised entries: those whose append resolved, or that an `open` reported. */
   promised: number
   /** Position up to which truncation was requested. */
   truncating: number
@@ -83,7 +83,7 @@ function recordSizes(random: Random): number[] {
 /** Runs a log on a queued disk. The run ends during an append or just after it. */
 async function run(disk: SimulatedDisk, history: History, random: Random, what: string): Promise<void> {
   const log = fileLog(disk)
-  /** Runs the disk until `work` is done, and simulates a crash at this share of the steps. */
+  /** Runs the disk until `work` is done, and simulates a crash after the given share of its steps. */
   const drive = async <T>(work: Promise<T>, share: number): Promise<T> => {
     let settled = false
     const mark = (): void => {

@@ -1,7 +1,8 @@
 /**
  * One broker per data directory. The lock is a Unix socket in the directory, on which its owner listens. The kernel
  * closes the socket however the process ends, and the socket can be reached from all containers under that kernel,
- * although they share no host name, process ids or network namespace. The file `lock` next to it names the owner.
+ * although they share no host name, process ids or network namespace. The file `lock` in the same directory names the
+ * owner.
  *
  * Brokers under other kernels cannot reach the socket. On a local file system there are no such brokers: a file that
  * names another kernel is left over from an earlier boot. On any other file system the owner touches the file
@@ -368,7 +369,7 @@ async function readHolder(file: string): Promise<Holder | undefined> {
       return { host, boot, pid }
     }
   } catch {
-    // A crash interrupted the write; its process did nothing after that.
+    // A crash interrupted the write, so the process that wrote the file no longer exists.
   }
   return undefined
 }

@@ -54,7 +54,7 @@ export interface Log {
   read(position: number): AsyncIterable<LogEntry>
   /**
    * Whether the log has room for `bytes` besides the reserve for settles, state pages and relocation. `bytes` is the
-   * total of everything that is accepted and not appended yet.
+   * total size of everything that has been accepted but not appended yet.
    */
   hasRoomFor(bytes: number, nowMs: number): boolean
   /**

@@ -281,7 +281,7 @@ export class SegmentPool {
     const creatable = this.#prepareFailed
       ? 0
       : Math.max(0, Math.floor((this.#freeBytes - this.#lowFreeBytes) / this.#segmentBytes))
-    // If segment `number` is not prepared yet and the current append waits for it, the difference is -1.
+    // If segment `number` is not prepared yet and the current append waits for it, `#newest - number` is -1.
     const segments = this.#newest - number + creatable
     const room = (bytes <= left ? left : 0) + segments * (this.#segmentBytes - SEGMENT_HEADER_BYTES)
     return bytes + this.#reserveBytes * (this.#refuses ? LOW_CLEARS_AT : 1) <= room

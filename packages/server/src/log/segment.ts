@@ -260,7 +260,7 @@ export class EntryWalker {
 }
 
 export interface LaterEntry {
-  /** Byte in the file. */
+  /** Byte in the file at which the entry starts. */
   readonly at: number
   readonly lsn: number
 }

@@ -120,7 +120,7 @@ export class Chunk {
     return this.priorityMask === 1 << priority
   }
 
-  /** Number of attempts that were charged so far. */
+  /** Number of attempts that have been charged so far. */
   attemptsAt(index: number): number {
     return this.#columns === undefined ? 0 : this.#columns.get(COLUMN.charge, index) >>> PRIORITY_BITS
   }

@@ -1,7 +1,8 @@
 /**
  * Cold chunks: full chunks that are not in memory, because their pages contain all of their state. Every message of a
  * cold chunk is ready and has no state of its own, so its page is only the table of batches. A summary of each page is
- * kept in memory with the position of the page. It answers every question except where a single message is stored.
+ * kept in memory with the position of the page. The summary answers every question except where a single message is
+ * stored.
  */
 import type { Chunk } from './chunk.js'
 

@@ -209,7 +209,7 @@ export class Contents implements Arriving {
     return this.#options.retainAgeMs > 0 || this.#options.retainBytes > 0
   }
 
-  /** Number of attempts of the message that were charged so far. */
+  /** Number of attempts of the message that have been charged so far. */
   attemptsOf(offset: number): number {
     const chunk = this.chunkAt(offset)
     return chunk === undefined ? 0 : chunk.attemptsAt(offset - chunk.base)

@@ -3,7 +3,8 @@
  * queues of a log share one seed. A client that does not know the seed cannot choose strings that collide. (Aumasson
  * and Bernstein, "SipHash: a fast short-input PRF", 2012, and its reference implementation for 32-bit machines.)
  *
- * All words are 0 for a message without an id, or without a key. So the hash of an id or of a key is never all 0.
+ * All words are 0 if a message has no id, or no key. So a hash of an id or of a key that would be all 0 is changed to
+ * 1.
  */
 
 import { readU32, writeU32 } from '@sluice/protocol'

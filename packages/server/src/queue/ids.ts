@@ -2,9 +2,9 @@
  * Known ids, for deduplication. Each id is kept as a keyed 128-bit hash (see hash.ts). In practice two ids never have the
  * same hash, and a client cannot construct two such ids.
  *
- * `IdWindow` remembers ids for a time after they were first accepted, in the order of acceptance. `PendingIds` knows the ids
- * of pending messages: those that are neither gone nor dead. Neither forgets an id early to make room, because callers
- * check the limit before they add an id.
+ * `IdWindow` remembers ids for a time after they were first accepted, in the order of acceptance. `PendingIds` knows
+ * the ids of pending messages, that is, of messages that are neither gone nor dead. Neither forgets an id early to make
+ * room, because callers check the limit before they add an id.
  */
 import { readU32, readU64, writeU32, writeU64 } from '@sluice/protocol'
 import type { Chunks } from './chunks.js'
@@ -309,7 +309,7 @@ export class PendingIds extends HashIndex {
   /** Removes the message at `offset`, which is no longer pending but still in its chunk. */
   done(offset: number): void {
     const previous = this.#previous(offset)
-    // In a list of several messages each has a previous one, so this message is alone.
+    // Each message in a list of several has a previous message, so no other message has this id.
     if (previous === NONE) {
       this.remove(offset)
       return

@@ -3,14 +3,14 @@
  * time at which they became eligible, then by offset (invariant 12). The line is volatile: recovery builds it from the
  * chunks.
  *
- * A message without a key or a delay that has not been tried yet is in the plain line of its priority. That line has a
- * cursor: it consists of the messages from the cursor on, and of those that returned below the cursor. A message whose
- * due time is in the future is scheduled. A message that is due is in the line of its key or, without a key, in the due
- * queue of its priority. The head of each free key is in that due queue too, from the time at which it became eligible,
- * so keys take turns (invariant 13).
+ * A message that has no key and no delay, and has not been tried yet, is in the plain line of its priority. That line
+ * has a cursor: it consists of the messages from the cursor on, and of those that returned below the cursor. A message
+ * whose due time is in the future is scheduled. A due message with a key is in the line of its key. A due message
+ * without a key is in the due queue of its priority. The head of each free key is also in the due queue of its
+ * priority, from the time at which it became eligible, so keys take turns (invariant 13).
  *
- * A due queue can hold stale entries. An entry is checked when it reaches the front. When the queue has grown too much,
- * all of its entries are checked.
+ * A due queue can hold stale entries. An entry is checked when it reaches the front. When a due queue has grown too
+ * much, all of its entries are checked.
  */
 import { LIMITS } from '@sluice/protocol'
 import { PRIORITIES, type Chunk } from './chunk.js'

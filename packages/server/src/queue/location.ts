@@ -1,7 +1,7 @@
 /**
- * A location: the place of a message in the log. `Contents.locate` and `Chunk.locate` fill one, and nothing else maps an
- * offset to a place: readers of the log do not use batch tables. The index of the message in its batch follows from the
- * header of the stored batch, because the first message of a batch can be in a chunk that is gone.
+ * A location: the place of a message in the log. Only `Contents.locate` and `Chunk.locate` map an offset to a place, by
+ * filling in a location: readers of the log do not use batch tables. The index of the message in its batch is computed
+ * from the header of the stored batch, because the chunk with the first message of the batch may be gone.
  */
 import { SluiceError, batchBaseOffset, batchCount, batchQueueId } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'

@@ -46,7 +46,7 @@ const OUT_FLAG = flagOf(MARK.out)
 export class Marks {
   /** The sets, one after another; undefined while nothing is marked, or when the live messages are listed. */
   #words: Uint32Array | undefined
-  /** The list, with an entry for each live message, by index. */
+  /** The list: an entry for each live message, in the order of indexes. */
   #list: number[] | undefined
 
   /** Whether no message was ever marked. */

@@ -1,5 +1,5 @@
 /**
- * Checkpoints: the state that changed since the last checkpoint is appended as pages, one slice per turn. They are
+ * Checkpoints: the state that changed since the last checkpoint is appended as pages, one slice per turn. The pages are
  * followed by the nodes of the page tree that changed with them, and by a directory with the root of the tree. `Space`
  * calls `step` once per turn.
  *

@@ -311,7 +311,10 @@ export class PageTree implements Pages {
     return index < node.count && node.isAt(index, owner, number) ? { node, index } : undefined
   }
 
-  /** The newest copy of the page is at `position` and takes `bytes`. `summary` is that of a chunk that can be cold. */
+  /**
+   * The newest copy of the page is at `position` and takes `bytes` bytes. `summary` is that of a chunk that can be
+   * cold.
+   */
   written(
     kind: PageKind,
     id: number,
