@@ -7,10 +7,13 @@ import { SEGMENT_BYTES_DEFAULT, SEGMENT_HEADER_BYTES } from './segment.js'
 
 const KIB = 1 << 10
 const FACT_WITH_TIME_BYTES = 24
-/** A page or another single batch, besides its payload. */
+/** Size of an entry with one batch, such as a page, without the payload of the batch. */
 const ALONE_BYTES = ENTRY_HEADER_BYTES + BATCH_HEADER_BYTES
 
-/** Headers of the batches of facts with `bytes` of facts: each two successive batches are larger than one may be. */
+/**
+ * Total size of the headers of the batches that hold `bytes` bytes of facts. Any two successive batches together exceed
+ * `factsBytesMax`.
+ */
 const headersOf = (bytes: number, factsBytesMax: number): number =>
   BATCH_HEADER_BYTES * Math.max(1, Math.ceil((2 * bytes) / factsBytesMax))
 
@@ -31,11 +34,11 @@ describe.each([ENTRY_BYTES_MIN, 256 * KIB, 1024 * KIB, SEGMENT_BYTES_DEFAULT - S
       expect(batchBytesMax).toBeGreaterThanOrEqual(LIMITS.batchBytesTarget)
     })
 
-    it('has room for an atomic step with what is not counted', () => {
+    it('has room for an atomic step, including the bytes that are not counted', () => {
       // Per batch: the header of its facts, its time to live, and its item in the result.
       const notCounted = BATCH_HEADER_BYTES + FACT_WITH_TIME_BYTES + '[4294967295,9007199254740991],'.length
       const counted = BATCH_HEADER_BYTES + RECORD_HEADER_BYTES
-      // Per replaced message, one more header if each is in a queue of its own.
+      // Per replaced message: one more header, if each message is in a different queue.
       const share = Math.max(notCounted / counted, BATCH_HEADER_BYTES / (FACT_WITH_TIME_BYTES + 16))
       expect(share).toBeLessThan(2)
       const facts = headersOf(stepBytesMax, factsBytesMax)
@@ -74,7 +77,7 @@ describe.each([ENTRY_BYTES_MIN, 256 * KIB, 1024 * KIB, SEGMENT_BYTES_DEFAULT - S
   },
 )
 
-it('an entry of a segment of 1 MiB does not limit the batches in flight', () => {
+it('a log with segments of 1 MiB does not limit the batches in flight', () => {
   const { producerNumbersMax } = entryLimits((1 << 20) - SEGMENT_HEADER_BYTES)
   expect(producerNumbersMax).toBe(LIMITS.inFlightBatchesMax)
 })

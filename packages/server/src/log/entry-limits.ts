@@ -1,5 +1,5 @@
 /**
- * The limits that follow from `Log.entryBytesMax`. Whatever a crash must keep or lose as a whole is written to one
+ * The limits that follow from `Log.entryBytesMax`. Data that a crash must keep or lose as a whole is written in one
  * entry: a batch with the facts that precede it, an atomic step, a moved message, a state page. Each limit is checked
  * where its data is accepted or remembered (`intake.ts`, `leases.ts`, `producers.ts`, the handshake), before anything
  * changes.
@@ -10,8 +10,8 @@
 import { LIMITS } from '@sluice/protocol'
 
 /**
- * Smallest `entryBytesMax` of a server. The largest page that does not depend on these limits is that of a chunk, with
- * 80 KiB besides its reasons. Tests use less where their pages are small.
+ * Smallest `entryBytesMax` of a server. The largest page that these limits do not bound is that of a chunk: up to 80
+ * KiB without its reasons. Tests with small pages use a smaller value.
  */
 export const ENTRY_BYTES_MIN = 128 << 10
 
@@ -20,21 +20,32 @@ export const PRODUCER_NUMBER_BYTES = 20
 
 export interface EntryLimits {
   readonly entryBytesMax: number
-  /** One message with MESSAGE_OVERHEAD_BYTES. A moved message has up to LIMITS.headersBytesMax of origin headers more. */
+  /**
+   * Size of one message, including MESSAGE_OVERHEAD_BYTES. A moved message can have up to LIMITS.headersBytesMax more
+   * bytes, for its origin headers.
+   */
   readonly messageBytesMax: number
-  /** One batch with its header. */
+  /** Size of one batch, including its header. */
   readonly batchBytesMax: number
-  /** The facts about known ids of one batch. They precede the batch in its entry. */
+  /** Size of the facts about ids of one batch that are already known. These facts precede the batch in its entry. */
   readonly aheadBytesMax: number
-  /** An atomic step, as `intake.ts` counts it. Headers and facts that are not counted take at most twice as much. */
+  /**
+   * Size of an atomic step, as `intake.ts` counts it. The headers and facts that are not counted take at most twice
+   * this size.
+   */
   readonly stepBytesMax: number
-  /** One batch of facts, unless a single fact is larger. */
+  /** Size of one batch of facts, unless a single fact is larger. */
   readonly factsBytesMax: number
-  /** The reasons of the dead messages of one chunk, in its page. */
+  /** Size of the reasons of the dead messages of one chunk, in the page of the chunk. */
   readonly reasonsBytesMax: number
-  /** The results in the page of one producer that are more than a base offset. The newest result may be larger. */
+  /**
+   * Size of those results in the page of one producer that are more than a base offset. The newest result may be
+   * larger.
+   */
   readonly resultsBytesMax: number
-  /** Numbers that are remembered of one producer, and so its batches in flight; a power of two. */
+  /**
+   * Number of batch numbers that are remembered for one producer, which limits its batches in flight; a power of two.
+   */
   readonly producerNumbersMax: number
 }
 

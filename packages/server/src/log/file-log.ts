@@ -102,7 +102,7 @@ export class FileLog implements Log {
     return this.#segmentBytes
   }
 
-  /** An entry is bounded only by its segment. */
+  /** Only the size of a segment limits the size of an entry. */
   get entryBytesMax(): number {
     return this.#segmentBytes - SEGMENT_HEADER_BYTES
   }

@@ -41,8 +41,8 @@ export interface Log {
   readonly segmentBytes: number
   /**
    * Maximum size of an entry in bytes, including its header and padding: a multiple of ENTRY_ALIGN_BYTES, and at most
-   * `segmentBytes - SEGMENT_HEADER_BYTES`. It never decreases during the life of a log, because batches and pages are
-   * copied to new entries. See `entry-limits.ts` for the limits that follow from it.
+   * `segmentBytes - SEGMENT_HEADER_BYTES`. It must never decrease during the life of a log, because old batches and
+   * pages are copied to new entries. See `entry-limits.ts` for the limits that follow from it.
    */
   readonly entryBytesMax: number
   /**

@@ -139,7 +139,7 @@ test('room is the free bytes of the segments, minus the reserve', async () => {
   expect(new MemoryLog().hasRoomFor(2 ** 40)).toBe(true)
 })
 
-test('an entry has at most entryBytesMax bytes, which also holds for the next process', async () => {
+test('an entry has at most entryBytesMax bytes, in the next process too', async () => {
   const log = new MemoryLog({ segmentBytes: SEGMENT, entryBytesMax: 2_048 })
   const writer = new EntryWriter(log, await log.open())
   const entryOf = (bytes: number): number[] => [bytes - ENTRY_HEADER_BYTES - BATCH_HEADER_BYTES]
@@ -150,7 +150,7 @@ test('an entry has at most entryBytesMax bytes, which also holds for the next pr
   expect(log.reopened().entryBytesMax).toBe(2_048)
 })
 
-test('entryBytesMax is what fits in a segment unless it is given, in whole sectors', () => {
+test('entryBytesMax is by default what fits in a segment, and must be a multiple of 512 that fits', () => {
   expect(new MemoryLog({ segmentBytes: SEGMENT }).entryBytesMax).toBe(ROOM)
   const files = new FileLog({
     disk: new SimulatedDisk(),

@@ -148,7 +148,7 @@ export class Contents implements Arriving {
    * contains the fact and ignores it.
    */
   appliedFrom = Infinity
-  /** The ids of the window; undefined until the first one, because most queues have no ids. */
+  /** The ids of the window; undefined until the first id is remembered, because most queues have no ids. */
   rememberedIds: IdWindow | undefined
   /** Lower bound for the time at which the next message expires. */
   protected earliestExpiryMs = Infinity
@@ -519,8 +519,8 @@ export class Contents implements Arriving {
   }
 
   /**
-   * Whether the options and ids of the queue allow the chunk to be cold. Evicting, replacing or cancelling a message
-   * cannot wait until its chunk is read.
+   * Whether the options and ids of the queue allow the chunk to be cold. In queues that drop messages or remember ids,
+   * dropping, replacing and cancelling should not have to wait for a read.
    */
   mayBeCold(number: number): boolean {
     const { overflow, maxMessages, maxBytes } = this.#options

@@ -9,8 +9,7 @@
  * without a key is in the due queue of its priority. The head of each free key is also in the due queue of its
  * priority, from the time at which it became eligible, so keys take turns (invariant 13).
  *
- * A due queue can hold stale entries. An entry is checked when it reaches the front. When a due queue has grown too
- * much, all of its entries are checked.
+ * A due queue can hold stale entries. Each entry is checked at the front; all are checked when a due queue has grown.
  */
 import { LIMITS } from '@sluice/protocol'
 import { PRIORITIES, type Chunk } from './chunk.js'
@@ -153,8 +152,7 @@ export class Line {
     this.advance(nowMs)
   }
 
-  // Adds those messages of a chunk without keys that have no due time. If no message of the chunk has a due time, adds
-  // whole runs.
+  // Adds the messages that have no due time, of a chunk without keys. Adds whole runs if no message has a due time.
   #placePlain(chunk: Chunk): void {
     if (!chunk.hasDues) {
       for (let index = 0; index < chunk.count;) {
@@ -236,10 +234,7 @@ export class Line {
     return Math.min(oldest, this.#keyLines?.oldestSince(this.#end) ?? Infinity)
   }
 
-  /**
-   * Fills `run` with the next messages, at most `max`. Returns false if no message is ready, or if the next one is in a
-   * cold chunk; see `coldOffset`.
-   */
+  /** Fills `run` with the next messages, at most `max`. Returns false if none is ready, or if it sets `coldOffset`. */
   next(max: number, nowMs: number, run: Run): boolean {
     this.coldOffset = -1
     for (let mask = this.#plainMask | this.#dueMask; mask !== 0; mask = this.#plainMask | this.#dueMask) {

@@ -3,9 +3,8 @@
  * subscriptions. Pure: times and random numbers are arguments, and a queue knows where a batch is in the log but not its
  * bytes.
  *
- * A method that changes the queue adds its decision to `facts` and applies it to the contents at once. The broker
- * writes the facts into the open entry. As `Follower` of its contents, the queue updates its volatile state with each
- * change.
+ * A method that changes the queue adds its decision to `facts` and applies it at once. The broker writes the facts into
+ * the open entry. As `Follower` of its contents, the queue updates its volatile state with each change.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -54,10 +53,7 @@ export class Queue extends Contents implements Follower {
   readonly suspects = new Suspects()
   readonly #appliedLine = new Line(this.appliedChunks, this.keys, this.suspects, this.options)
   leased = 0
-  /**
-   * Whether some due messages have not been made ready yet. Until they are, the queue delivers nothing; see
-   * `Turn.continueDue`.
-   */
+  /** Whether some due messages are not ready yet. Until they are, nothing is delivered; see `Turn.continueDue`. */
   hasMoreDue = false
   /** Facts that are applied here and not yet written to the open entry. */
   readonly facts = new FactBuffer()
@@ -239,8 +235,7 @@ export class Queue extends Contents implements Follower {
 
   /**
    * Called before a decision that depends on the contents. Like `advance`, but removes all expired messages and forgets old
-   * ids. While `hasMoreDue` is set, it makes no message ready, because only deliveries depend on which messages are
-   * ready.
+   * ids. While `hasMoreDue` is set, it makes no message ready, because only deliveries need ready messages.
    */
   catchUp(nowMs: number, max = Infinity): number {
     const count = this.hasMoreDue ? 0 : this.#advanceLine(nowMs, max)
@@ -540,7 +535,7 @@ export class Queue extends Contents implements Follower {
     this.dirty = true
   }
 
-  /** Drops the first message in drop order, or makes it dead. Returns false if there is none, or if it is `coldToDrop`. */
+  /** Drops the first message in drop order, or makes it dead. Returns false if there is none in memory; see `coldToDrop`. */
   evictOldest(nowMs: number): boolean {
     const offset = this.#line.firstToDrop()
     this.coldToDrop = this.#line.dropOrder!.coldOffset

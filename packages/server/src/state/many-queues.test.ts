@@ -1,4 +1,4 @@
-/** What many queues cost if only one of them changes. */
+/** The cost of many queues of which only one changes. */
 import { BATCH_TYPE, batchLength, batchType, queueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { entryBatches } from '../log/entry.js'
@@ -7,7 +7,7 @@ import { TIMEOUT_MS, runs } from '../../../../test/amount.js'
 
 const QUEUES = runs(3_000, 100_000)
 const SEGMENT = 1 << 20
-/** The pages of one queue, the nodes of the tree above them, and the directory. */
+/** Maximum size of a checkpoint with the pages of one queue, the nodes above them in the tree, and the directory. */
 const CHECKPOINT_BYTES_MAX = 64 << 10
 
 const nameOf = (index: number): ReturnType<typeof queueName> => queueName(`queue-${index}`)
@@ -54,7 +54,7 @@ async function firstOf(bench: Bench, name: ReturnType<typeof queueName>): Promis
 
 describe(`${QUEUES} queues`, () => {
   it(
-    'are not written by a checkpoint after one publish, nor after a crash, which marks all their messages',
+    'are not written by a checkpoint after one publish, nor after a crash that marks all their messages',
     async () => {
       const bench = await new Bench({ segmentBytes: SEGMENT, queuesMax: 2 * QUEUES }).open()
       for (let index = 0; index < QUEUES; index++) {
@@ -72,7 +72,7 @@ describe(`${QUEUES} queues`, () => {
       expect(await firstOf(bench, nameOf(2))).toEqual({ offset: 0, redelivered: true })
       expect(await checkpointAfterOne(bench)).toBeLessThan(CHECKPOINT_BYTES_MAX)
 
-      // After an orderly stop, only the directory says that the run before crashed.
+      // After an orderly stop, only the directory says that the previous run crashed.
       await bench.fill(SEGMENT)
       await bench.broker.close()
       expect(await bench.crash()).toBe(true)

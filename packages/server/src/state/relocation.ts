@@ -227,7 +227,8 @@ export class Relocation {
     this.#entries = undefined
   }
 
-  // Copies the live batches of the entry. Waits only for cold chunks: a chunk must be in memory when a batch of it is copied.
+  // Copies the live batches of the entry. Waits only for cold chunks: a chunk must be in memory when one of its batches
+  // is copied.
   async #copy(entry: LogEntry, nowMs: number): Promise<void> {
     for (const at of entryBatches(entry.bytes, 0)) {
       if (batchType(entry.bytes, at) !== BATCH_TYPE.messages) continue
@@ -268,7 +269,7 @@ export class Relocation {
   }
 }
 
-// Offset of the first message of the batch whose chunk is cold; -1 if none is.
+// Offset of the first message of the batch that is in a cold chunk; -1 if there is none.
 function coldIn({ chunks }: Queue, baseOffset: number, count: number): number {
   if (chunks.coldCount === 0) return -1
   for (let offset = baseOffset; offset < baseOffset + count; offset = chunkEndAfter(offset))
