@@ -271,7 +271,7 @@ it('a batch continues as a whole, and its signal is aborted when one lease is no
   expect(peer.link.settles).toMatchObject([{ firstTag: 53 }])
 })
 
-it('pulled messages are claimed without credit, and the next pull continues', async () => {
+it('pulled messages are claimed without credit, and the next pull uses the same subscription', async () => {
   const pulling = sluice.pull('q', { max: 2, wait: '5s' })
   peer.link.deliver(await peer.subscribed(), 101, texts(2))
   const [one, two] = await pulling

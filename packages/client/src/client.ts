@@ -57,7 +57,7 @@ import type { Dial } from './transport.js'
 import { Turn } from './turn.js'
 import type { BatchHandler, ConsumingWorker, Handler, Worker } from './worker.js'
 
-/** Returned by `messages`. Leaving a `for await` loop over it closes it. */
+/** Returned by `messages`. Leaving a `for await` loop closes the iterator. */
 export interface MessageIterator<Body>
   extends AsyncIterableIterator<Message<Body>, undefined>, AsyncDisposable {}
 
@@ -204,7 +204,7 @@ export class Sluice {
     options?: PublishOptions,
   ): Promise<Receipt> {
     try {
-      // The producer has checked the name of each queue in its lanes, so it is not checked here again.
+      // The producer has checked the name of each queue in its lanes, so the name is not checked again here.
       if (typeof ref === 'string') return this.#publish(ref, body, options)
       const { name, schema } = queueOf(ref)
       if (schema !== undefined) return this.#publishChecked(name, schema, body, options)
@@ -470,8 +470,9 @@ export class Sluice {
   }
 
   /**
-   * Pulls up to `max` messages. Resolves with the messages that are ready as soon as there is one, or with an empty array
-   * after `wait`. If the queue has a schema, messages that do not match it become dead letters and are not returned.
+   * Pulls up to `max` messages. Resolves as soon as a message is ready, with all messages that are ready at that time,
+   * or with an empty array after `wait`. If the queue has a schema, messages that do not match it become dead letters
+   * and are not returned.
    *
    * @param options `max`, default 1; `wait`, default 0; `processingTimeout`; `signal`. The deadline is `wait` plus `timeout`.
    * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, QUEUE_NOT_FOUND, TIMEOUT, ABORTED, CLOSED
@@ -490,8 +491,8 @@ export class Sluice {
   }
 
   /**
-   * Closes all workers and iterators, waits for running handlers and unconfirmed publishes, and then disconnects. Messages
-   * without a handler return to their queue. A second call waits for the same end.
+   * Closes all workers and iterators, waits for running handlers and unconfirmed publishes, and then disconnects.
+   * Messages without a handler return to their queue. A second call waits for the close that is already under way.
    *
    * `close` does not wait for messages that `messages` yielded or `pull` returned. These messages can be settled until
    * the client is closed. After that they return to their queue, and settling them rejects with LEASE_LOST.

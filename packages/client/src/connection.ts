@@ -34,7 +34,8 @@ import type { Address } from './url.js'
 import { Waiters } from './waiters.js'
 
 /**
- * Waits for the answer to one request. One of the two methods is called; if `answered` throws, `failed` is called too.
+ * Waits for the answer to one request. Either `answered` or `failed` is called; if `answered` throws, `failed` is
+ * called too.
  */
 export interface Reply {
   /** Opcode of the only frame that answers the request. */

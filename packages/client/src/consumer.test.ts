@@ -498,7 +498,7 @@ describe('a refused subscription', () => {
     expect(events).toEqual([])
   })
 
-  it('of a stopping broker is repeated on the next connection, as is a request', async () => {
+  it('by a stopping broker is repeated on the next connection, as is a refused request', async () => {
     const events = waits()
     const refuses = (frame: Frame, link: Link): void => {
       link.send(OP.GOODBYE, 0, 0, encodeGoodbye(1, 'restarting'))

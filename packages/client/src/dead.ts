@@ -1,4 +1,4 @@
-/** Dead letters: messages that failed for the last time and stay in their queue until an operator acts on them. */
+/** Dead letters: messages that are not delivered any more, and stay in their queue until an operator acts on them. */
 import { LIMITS, OP, SluiceError } from '@sluice/protocol'
 import { onlyKnown, queueOf, whole, type CallOptions, type QueueRef } from './options.js'
 import { messagesAnswer, type MessagePage, type PeekedMessage } from './peeked.js'
@@ -91,7 +91,7 @@ export class DeadLetters {
   }
 
   /**
-   * Lists dead letters by offset: one page of those in the queue that match the filter.
+   * Lists one page of the dead letters that match the filter, in the order of their offsets.
    *
    * @param options The filter; `from` and `limit` select the page. The `next` of a page is the `from` of the page after
    * it.

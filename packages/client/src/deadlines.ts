@@ -1,6 +1,6 @@
 /**
- * One timer for all deadlines of a client. Each part that waits keeps its own deadlines, and its sweep is called when its
- * earliest deadline may have passed. So a call needs no timer, closure or heap entry.
+ * One timer for all deadlines of a client. Each part that waits keeps its own deadlines. When the earliest deadline of
+ * all parts may have passed, the sweep of each part is called. So a call needs no timer, closure or heap entry.
  */
 import { Timer } from '@sluice/protocol'
 

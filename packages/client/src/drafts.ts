@@ -2,7 +2,7 @@
  * Encodes published messages as records. The records of a batch are written one after the other to a buffer that grows
  * and is reused once the batch is sent. The producer uses this for batches and for the records of atomic steps.
  *
- * Invariant: a buffer in the pool is in no draft. The pool has at most `POOL_BYTES`.
+ * Invariant: a buffer in the pool is in no draft. The buffers in the pool have at most `POOL_BYTES` bytes in total.
  */
 import {
   CONTENT_TYPE,

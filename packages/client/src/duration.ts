@@ -10,7 +10,7 @@ export type Duration = number | `${number}${keyof typeof UNIT_MS}`
  * Converts a duration to milliseconds, rounded to whole ones.
  *
  * @param value Milliseconds, or text with one of the units ms, s, m, h, d.
- * @param name Name of the value in an error.
+ * @param name Name of the value, for the error.
  * @throws SluiceError INVALID_ARGUMENT when the value is not a duration, is negative, or is longer than 100 years
  * @example
  * parseDuration('1.5s') // 1500

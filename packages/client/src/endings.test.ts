@@ -85,7 +85,7 @@ describe('a thrown value', () => {
   })
 })
 
-describe('the call of a function of the user', () => {
+describe('a call of user code', () => {
   type Call = (value?: unknown) => void
   const NOW = 'now'
   const calls: [call: () => unknown, end: string, whenFollowed: string][] = [
@@ -109,7 +109,7 @@ describe('the call of a function of the user', () => {
     ],
   ]
 
-  it('always has one end, and throws nothing', async () => {
+  it('always ends exactly once, and throws nothing', async () => {
     for (const [call, expected] of calls) {
       const ends: string[] = []
       const follower: Follower = {
@@ -129,7 +129,7 @@ describe('the call of a function of the user', () => {
     expect(calls).toHaveLength(8)
   })
 
-  it('reports a failure once, at once or later, and nothing else', async () => {
+  it('reports a failure exactly once, whether it comes at once or later, and reports nothing else', async () => {
     for (const [call, , expected] of calls) {
       const failures: string[] = []
       attempt(call, () => failures.push('failed'))

@@ -43,7 +43,7 @@ describe('publishing all', () => {
     ['an array', [...numbers(2500)]],
     ['a generator', numbers(2500)],
     ['an async generator', later(2500)],
-  ])('from %s keeps to its concurrency and its order, counts, and reports progress', async (_, source) => {
+  ])('from %s keeps its concurrency and order, counts messages, and reports progress', async (_, source) => {
     let underWay = 0
     let most = 0
     const order: number[] = []

@@ -21,7 +21,7 @@ const settled = (): number => peer.link.settles.reduce((sum, { count }) => sum +
 const started = (): number => peer.link.started.reduce((sum, { count }) => sum + count, 0)
 
 describe('a worker of batches', () => {
-  it('asks for twice the messages of its handlers', async () => {
+  it('asks for twice the number of messages that its handlers can have', async () => {
     sluice.consume('q', { concurrency: 3, batch: { size: 100 } }, () => {})
     await peer.subscribed()
     expect(control(peer.link.named('SUBSCRIBE')[0]!)).toMatchObject({ messages: 600 })

@@ -1,7 +1,7 @@
 /**
- * A worker that groups messages for its handler. A group is a batch that is gathered up to a size or for a time, or a
- * single message. With `ordering: 'key'`, messages of one key are handled in order. One call of the handler gets one
- * group.
+ * A worker that groups messages for its handler. A group is a single message, or a batch that is gathered until it has
+ * a given size or a given time has passed. With `ordering: 'key'`, messages of one key are handled in order. One call
+ * of the handler gets one group.
  *
  * Messages are taken from the subscription as they arrive, and wait here in lines. A group is announced as started just
  * before its handler runs. A message that must be alone is a group by itself, and does not wait for others.

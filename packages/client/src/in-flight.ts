@@ -100,8 +100,8 @@ export class InFlight {
   }
 
   /**
-   * Distance from `number` down to the lowest unanswered number: the correlation of the frame with this number. The
-   * broker may forget all numbers below the lowest unanswered one.
+   * Distance from `number` down to the lowest unanswered number. It is the correlation of the frame that is sent under
+   * `number`. The broker may forget all numbers below the lowest unanswered one.
    */
   unansweredBelow(number: number): number {
     const { lowest } = this.#sent

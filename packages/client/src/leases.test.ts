@@ -202,7 +202,7 @@ describe('losing leases', () => {
     const tag = peer.link.deliver(channel, 101, texts(2))
     await until(() => ends.length === 2)
     peer.link.leasesLost(channel, 101, { firstTag: tag, count: 2 })
-    // This uses the whole credit again. Without the loss it would exceed the credit.
+    // This delivery uses the whole credit again. Without the loss, the delivery would exceed the credit.
     const next = peer.link.deliver(channel, 101, ['a', 'b'])
     await turns(10)
     expect(peer.link.closed).toBe(false)

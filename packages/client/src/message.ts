@@ -45,9 +45,10 @@ export interface RetryOptions {
  * counts.
  *
  * Each of these methods returns a promise that resolves when the outcome is durable. It is safe not to await this
- * promise: an unused promise causes no unhandled rejection. The promise rejects with ALREADY_SETTLED; with LEASE_LOST
- * when the message no longer belongs to this consumer, for example after its processing timeout; and with
- * CONNECTION_LOST and `outcome: 'unknown'` when the connection was lost before the answer.
+ * promise: an unused promise causes no unhandled rejection. The promise rejects with ALREADY_SETTLED when the message
+ * was settled before; with LEASE_LOST when the message no longer belongs to this consumer, for example after its
+ * processing timeout; and with CONNECTION_LOST and `outcome: 'unknown'` when the connection was lost before the
+ * answer.
  */
 export interface Message<Body = unknown> {
   /**

@@ -133,7 +133,7 @@ describe('options', () => {
     expect(recordOptions({ at: 5 })).toMatchObject({ atMs: 5 })
   })
 
-  it('are refused by name if they are unknown or out of bounds', () => {
+  it('are refused if they are unknown or out of bounds, and the error names them', () => {
     for (const options of [{ processingTimeout: 99 }, { processingTimeout: 'long' as never }]) {
       expect(() => workerSettings(options)).toThrow('processingTimeout')
       expect(() => streamSettings(options)).toThrow('processingTimeout')

@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest'
 import { Orphans } from './orphans.js'
 
-it('lets a message wait twice as long after each release, up to a minute, and forgets released ones', () => {
+it('lets a message wait twice as long after each release, up to a minute, and does not wake released messages', () => {
   const orphans = new Orphans()
   const end = orphans.begin('q', [7])
   const woken: number[] = []

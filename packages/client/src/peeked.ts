@@ -80,7 +80,7 @@ export interface PeekedMessage<Body = unknown> {
   readonly origin: Origin | undefined
 }
 
-/** A page of messages of a queue, by offset. */
+/** A page of the messages of a queue, in the order of their offsets. */
 export interface MessagePage<Body = unknown> {
   readonly messages: PeekedMessage<Body>[]
   /** Offset of the next page, for `from`; absent on the last page. */

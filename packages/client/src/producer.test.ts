@@ -419,7 +419,7 @@ describe('refusals', () => {
 })
 
 describe('replacing', () => {
-  it('recognizes a message that replaced another by its own offset among the duplicates', async () => {
+  it('recognizes a message that replaced another one: the duplicates give the message its own offset', async () => {
     sluice = await peer.connect()
     const results = [
       sluice.publish('a', 'one', { id: 'i', onDuplicate: 'replace' }),
@@ -443,7 +443,7 @@ describe('replacing', () => {
     expect([payload[first + 4], payload[second + 4]]).toEqual([128 | 16, 16])
   })
 
-  it('needs an id and a known value', async () => {
+  it('needs an id, and a known value of `onDuplicate`', async () => {
     sluice = await peer.connect()
     await expect(sluice.publish('a', 1, { onDuplicate: 'replace' })).rejects.toMatchObject({
       code: 'OPTION_CONFLICT',

@@ -151,7 +151,7 @@ export class Producer {
     return promise
   }
 
-  // A batch is closed at this size of its records, if its last message has these options.
+  // Maximum size of the records of a batch whose last message has these options; the batch is then closed.
   #recordsBytesMax(options: RecordOptions | undefined): number {
     const isScheduled = options !== undefined && (options.delayMs !== undefined || options.atMs !== undefined)
     return (isScheduled ? LIMITS.batchBytesScheduledTarget : this.#batchBytes) - BATCH_HEADER_BYTES
@@ -416,7 +416,10 @@ export class Producer {
     const batch = this.#inFlight.get(number)
     if (batch === undefined) return
     if (!(batch instanceof Batch)) {
-      throw new SluiceError('MALFORMED_FRAME', `PUBLISH_OK names ${number}, which is an atomic step.`)
+      throw new SluiceError(
+        'MALFORMED_FRAME',
+        `PUBLISH_OK names number ${number}, which belongs to an atomic step.`,
+      )
     }
     if (!Number.isSafeInteger(baseOffset)) {
       throw new SluiceError(

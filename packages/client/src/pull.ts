@@ -351,8 +351,8 @@ export class Pullers implements Consumer {
   readonly #session: Session
   readonly #pullers = new Map<string, Puller>()
   /**
-   * Pullers without a pull, with the time since which they are idle. The puller that has been idle for the longest time
-   * comes first.
+   * Pullers without a pull, with the time at which they became idle. The puller that has been idle for the longest
+   * time comes first.
    */
   readonly #idle = new Map<Puller, number>()
   #closed: SluiceError | undefined

@@ -125,7 +125,7 @@ describe('options of queues', () => {
     expect(queue.options).toMatchObject({ deadLetter: null, single: false, retain: { age: 0, bytes: 0 } })
   })
 
-  it('are named in the error when they are refused', async () => {
+  it('are refused with an error that names them', async () => {
     const refused: [object, string, string][] = [
       [{ maxDeliverys: 3 }, 'INVALID_OPTION', 'maxDeliverys'],
       [{ retryInitialMs: 3 }, 'INVALID_OPTION', 'retryInitialMs'],

@@ -294,7 +294,7 @@ export class Queues {
   }
 
   /**
-   * Reads messages without taking a lease: one page of the messages that match, by offset.
+   * Reads one page of the messages that match, in the order of their offsets, without taking a lease.
    *
    * @param options `state` and the filter; `from` and `limit` select the page. The `next` of a page is the `from` of
    * the page after it.
@@ -318,8 +318,8 @@ export class Queues {
   /**
    * Cancels a message that is scheduled or ready, even if it is behind other messages of its key.
    *
-   * @param ref The `offset`, or the `id`. An `id` is known if the message is delayed, if the queue has `unique: 'pending'`, or
-   * as long as `dedupWindow` remembers it.
+   * @param ref The `offset`, or the `id`. An `id` is known if the queue has `unique: 'pending'`, if the message was
+   * published with `delay` or `at`, or as long as the id is remembered for `dedupWindow`.
    * @throws SluiceError MESSAGE_LEASED when a consumer has the message; MESSAGE_NOT_FOUND when the message is gone, dead or
    * unknown; QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
    * @example
@@ -389,8 +389,8 @@ export class Queues {
   }
 
   /**
-   * Closes a consumer: its worker or iterator ends with CONSUMER_CLOSED, and its messages return to the queue. Resolves with
-   * their number.
+   * Closes a consumer: its worker or iterator ends with CONSUMER_CLOSED, and its messages return to the queue.
+   * Resolves with the number of these messages.
    *
    * @param id The `id` that `consumers` returns.
    * @throws SluiceError CONSUMER_NOT_FOUND, QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
@@ -405,8 +405,8 @@ export class Queues {
   }
 
   /**
-   * Publishes again the settled messages that the queue still keeps; see `retain`. The call works page by page. An
-   * error or the signal can end it early. Messages that were published before that stay published: the error has
+   * Publishes again the acknowledged messages that the queue still keeps; see `retain`. The call works page by page.
+   * An error or the signal can end it early. Messages that were published before that stay published: the error has
    * `outcome: 'partial'`, and `progress` has the counts and the `cursor` at which to continue.
    *
    * @param options `from`, `until` and the filter; `to`; `rate`, in messages per second; `limit`; `dryRun`; `cursor`.

@@ -121,7 +121,7 @@ class RetiredLeases implements Consumer, SubscriptionOwner {
     this.#forget()
   }
 
-  /** The client is closed. A subscription is lost with its connection, which ends after this call. */
+  /** Called when the client is closed. A subscription is lost with its connection, which ends after this call. */
   fail(): void {
     if (this.#claims !== undefined) this.#refuse(this.#claims)
   }

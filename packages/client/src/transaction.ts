@@ -7,8 +7,8 @@ import { Step, type StepRecord } from './step.js'
 import type { Session } from './session.js'
 
 /**
- * The argument of the function that `atomic` calls. All its calls take effect together, after that function has ended. If
- * one of them throws, the step has no effect.
+ * The argument of the function that `atomic` calls. The calls of its methods take effect together, after that function
+ * has ended. If one of them throws, the step has no effect.
  */
 export interface Transaction {
   /**

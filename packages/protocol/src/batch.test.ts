@@ -146,7 +146,7 @@ describe('checkBatch', () => {
     expect(refused).toBe(48)
   })
 
-  test('bounds the count and the bytes at their limits', () => {
+  test('limits the count and the bytes of a batch', () => {
     const most = LIMITS.batchBytesMax - BATCH_HEADER_BYTES
     expect(check(sealed(20, LIMITS.batchCountMax))).not.toThrow()
     expect(check(sealed(most, 2))).not.toThrow()

@@ -110,7 +110,7 @@ export function readBatchHeader(bytes: Uint8Array, at: number): BatchHeader {
   }
 }
 
-// Single fields of the header of the batch at `at`.
+// Each of these functions reads one field of the header of the batch at `at`.
 
 export function batchLength(bytes: Uint8Array, at: number): number {
   return readU32(bytes, at)

@@ -42,7 +42,7 @@ describe.each(NUMBERS)('%s', (_, size, max, read, write) => {
     expect(read(bytes, 2)).toBe(value)
   }
 
-  test('the bounds are little-endian, and read as they were written', () => {
+  test('edge values are read as they were written, in little-endian order', () => {
     for (const value of fitting) expectRoundTrip(value)
     expect(fitting.length).toBeGreaterThanOrEqual(8)
   })

@@ -229,7 +229,7 @@ export function decodeSettle(
     const reasonBytes = readU16(bytes, at + 10)
     const delayMs = readU48(bytes, at + 12)
     if (outcome < OUTCOME.ack || outcome > OUTCOME.deadLetter)
-      throw new SluiceError('MALFORMED_FRAME', `SETTLE has unknown outcome ${outcome}.`)
+      throw new SluiceError('MALFORMED_FRAME', `SETTLE has the unknown outcome ${outcome}.`)
     if (flags > 3) throw new SluiceError('MALFORMED_FRAME', `SETTLE has unknown flags ${flags}.`)
     tags += count
     checkRange('SETTLE', count, tags)
@@ -462,7 +462,7 @@ export function decodeClaims(bytes: Uint8Array): Claim[] {
     if (!Number.isSafeInteger(offset) || recordBytes > messageBytesMax + MESSAGE_OVERHEAD_BYTES)
       throw new SluiceError(
         'INVALID_ARGUMENT',
-        `A claim names offset ${offset} and ${recordBytes} bytes; a message has at most ${messageBytesMax + MESSAGE_OVERHEAD_BYTES}.`,
+        `A claim names offset ${offset} and a size of ${recordBytes} bytes; a message has at most ${messageBytesMax + MESSAGE_OVERHEAD_BYTES} bytes.`,
       )
     claims.push({
       offset,

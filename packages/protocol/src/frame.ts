@@ -234,7 +234,7 @@ export class FrameDecoder {
 const SPARE_SIZE_MIN = 256
 const SPARE_SIZE_MAX = 256 * 1024
 const SPARE_BYTES_MAX = 2 * 1024 * 1024
-/** Buffers by the number of leading zeros of their size. */
+/** Buffers by the number of leading zero bits of their size. */
 const spare: Uint8Array[][] = Array.from({ length: 33 }, () => [])
 let spareBytes = 0
 

@@ -174,63 +174,55 @@ const REQUESTS: readonly {
 
 describe('requests', () => {
   test.each(REQUESTS)(
-    '$frame with what it needs, and with all at its bounds',
+    '$frame needs only its required fields, and accepts all its fields at their bounds',
     ({ read, least, means, most }) => {
       expect(read(sent(least))).toStrictEqual(means)
       expect(read(sent(most))).toMatchObject(most)
     },
   )
 
-  test.each(REQUESTS)(
-    '$frame refuses values of every wrong kind, by type and in a short sentence',
-    (request) => {
-      const { frame, read, least, most } = request
-      let refused = 0
-      for (const name of Object.keys({ ...least, ...most })) {
-        // Some fields exclude each other, so the request that already has this field is used.
-        const base = name in most ? most : least
-        for (const value of HOSTILE) {
-          if (name === 'offsets' && Array.isArray(value) && value.length === 0) continue
-          const { code, message } = thrown(() => read(sent({ ...base, [name]: value })))
-          const expected =
-            name === 'name' || name === 'to'
-              ? 'INVALID_NAME'
-              : name === 'delayMs' || name === 'atMs'
-                ? 'INVALID_DELAY'
-                : 'INVALID_ARGUMENT'
-          expect(code, `${frame}.${name}`).toBe(expected)
-          expect(message.length).toBeLessThan(250)
-          expect(message).not.toMatch(/\p{Cc}/u)
-          refused++
-        }
-        for (const value of [SAFE + 1, 2 ** 64]) {
-          if (typeof base[name] !== 'number') continue
-          expect(() => read(sent({ ...base, [name]: value }))).toThrow(SluiceError)
-          refused++
-        }
+  test.each(REQUESTS)('$frame refuses values of every wrong type, in a short sentence', (request) => {
+    const { frame, read, least, most } = request
+    let refused = 0
+    for (const name of Object.keys({ ...least, ...most })) {
+      // Some fields exclude each other, so the request that already has this field is used.
+      const base = name in most ? most : least
+      for (const value of HOSTILE) {
+        if (name === 'offsets' && Array.isArray(value) && value.length === 0) continue
+        const { code, message } = thrown(() => read(sent({ ...base, [name]: value })))
+        const expected =
+          name === 'name' || name === 'to'
+            ? 'INVALID_NAME'
+            : name === 'delayMs' || name === 'atMs'
+              ? 'INVALID_DELAY'
+              : 'INVALID_ARGUMENT'
+        expect(code, `${frame}.${name}`).toBe(expected)
+        expect(message.length).toBeLessThan(250)
+        expect(message).not.toMatch(/\p{Cc}/u)
+        refused++
       }
-      expect(refused).toBeGreaterThanOrEqual(HOSTILE.length)
-    },
-  )
+      for (const value of [SAFE + 1, 2 ** 64]) {
+        if (typeof base[name] !== 'number') continue
+        expect(() => read(sent({ ...base, [name]: value }))).toThrow(SluiceError)
+        refused++
+      }
+    }
+    expect(refused).toBeGreaterThanOrEqual(HOSTILE.length)
+  })
 
-  test.each(REQUESTS)(
-    '$frame refuses fields that it does not have, and a queue without a name',
-    (request) => {
-      const { frame, read, least } = request
-      for (const name of ['nonsense', '__proto__', 'toString', '']) {
-        const body = Object.assign(Object.create(null), least) as Record<string, unknown>
-        body[name] = 1
-        expect(() => read(sent(body))).toThrow(
-          refusal('INVALID_ARGUMENT', `${frame} has no field ${JSON.stringify(name)}; it has name`),
-        )
-      }
-      const { name: _, ...nameless } = least
-      expect(() => read(sent(nameless))).toThrow(
-        refusal('INVALID_NAME', 'A queue name has the type undefined'),
+  test.each(REQUESTS)('$frame refuses unknown fields, and an invalid queue name', (request) => {
+    const { frame, read, least } = request
+    for (const name of ['nonsense', '__proto__', 'toString', '']) {
+      const body = Object.assign(Object.create(null), least) as Record<string, unknown>
+      body[name] = 1
+      expect(() => read(sent(body))).toThrow(
+        refusal('INVALID_ARGUMENT', `${frame} has no field ${JSON.stringify(name)}; it has name`),
       )
-      expect(() => read(sent({ ...least, name: 'a b' }))).toThrow(refusal('INVALID_NAME', '"a b"'))
-    },
-  )
+    }
+    const { name: _, ...nameless } = least
+    expect(() => read(sent(nameless))).toThrow(refusal('INVALID_NAME', 'A queue name has the type undefined'))
+    expect(() => read(sent({ ...least, name: 'a b' }))).toThrow(refusal('INVALID_NAME', '"a b"'))
+  })
 
   test('accepts numbers at their bounds, and refuses numbers one beyond', () => {
     const cases: readonly [(body: Body) => unknown, Body, string, number, number][] = [
@@ -388,9 +380,9 @@ describe('filters', () => {
     ['an error that is too long', { error: 'e'.repeat(4_097) }, '`error` is "eee'],
     ['a key that is too long', { key: 'é'.repeat(128) }, '`key` is "é'],
     ['an id that is too long', { id: 'i'.repeat(256) }, '`id` is "iii'],
-    ['a reason that is none', { reason: 'toString' }, '`reason` is "toString"; it must be one of rejected,'],
+    ['an unknown reason', { reason: 'toString' }, '`reason` is "toString"; it must be one of rejected,'],
     ['the number of a reason', { reason: 1 }, '`reason` is 1;'],
-    ['nil for a reason', { reason: null }, '`reason` is null;'],
+    ['a reason that is nil', { reason: null }, '`reason` is null;'],
     [
       'too many attempts',
       { minAttempts: 65_536 },
@@ -562,12 +554,16 @@ describe('MESSAGES', () => {
       (b) => writeU32(b, 4, 0xffff_ffff),
       'MESSAGES is cut off: 44 bytes are needed, and 0 are available',
     ],
-    ['fewer messages than arrived', (b) => writeU32(b, 4, 1), 'MESSAGES has 56 bytes too many'],
+    [
+      'a count that is lower than the number of messages',
+      (b) => writeU32(b, 4, 1),
+      'MESSAGES has 56 bytes too many',
+    ],
     ['state 0', (b) => (b[16] = 0), 'the unknown state 0'],
     ['state 5', (b) => (b[16] = 5), 'the unknown state 5'],
     ['a next offset of 2^53', (b) => b.set(TWO_53, 8), 'must be below 2^53'],
     ['an offset of 2^53', (b) => b.set(TWO_53, 24), 'must be below 2^53'],
-    ['a time of acceptance of 2^53', (b) => b.set(TWO_53, 32), 'must be below 2^53'],
+    ['a publish time of 2^53', (b) => b.set(TWO_53, 32), 'must be below 2^53'],
     ['a time of 2^53', (b) => b.set(TWO_53, 40), 'must be below 2^53'],
     ['an expiry of 2^53', (b) => b.set(TWO_53, 48), 'must be below 2^53'],
     ['a reason past the end', (b) => writeU16(b, 69 + 40, 0xffff), 'MESSAGES is cut off'],
@@ -593,7 +589,7 @@ describe('MESSAGES', () => {
     expect(error.message).toContain(message)
   })
 
-  test('reserved bytes, unknown flags, unknown deaths and an unused next are ignored', () => {
+  test('reserved bytes, unknown flags, unknown deaths and an unused `next` are ignored', () => {
     const bytes = encodeMessages({ messages: [ready], next: undefined })
     bytes.set([0xfe, 0xff, 0xff, 0xff], 0)
     bytes.set(TWO_53, 8)

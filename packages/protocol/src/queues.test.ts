@@ -105,7 +105,7 @@ describe('queueOptions', () => {
     expect(checked).toBe(5)
   })
 
-  test('values of every wrong type are refused by type, in a short sentence', () => {
+  test('values of every wrong type are refused in a short sentence', () => {
     let refused = 0
     for (const [name, { kind }] of Object.entries(QUEUE_OPTIONS)) {
       for (const value of HOSTILE) {
@@ -263,7 +263,7 @@ describe('requests', () => {
     )
   })
 
-  test('unknown fields are refused by name', () => {
+  test('unknown fields are refused, and the error names them', () => {
     expect(() => onlyFields('LIST', sent({}), [])).not.toThrow()
     expect(() => onlyFields('LIST', sent({ a: 1 }), [])).toThrow(
       refusal('INVALID_ARGUMENT', 'LIST has no field "a"; it has none.'),

@@ -400,7 +400,11 @@ describe('checkRecords refuses', () => {
     ['the largest size', (b) => writeU32(b, 0, 0xffff_ffff), 'record size 4294967295'],
     ['a size short of the end', (b) => writeU32(b, 0, 39), '1 bytes follow the last record'],
     ['unknown flag 64', (b) => (b[4]! |= 64), 'flags'],
-    ['one that replaces others without an id', (b) => (b[4] = 128), 'replaces a message but has no id'],
+    [
+      'a message that replaces another but has no id',
+      (b) => (b[4] = 128),
+      'replaces a message but has no id',
+    ],
     ['delay and at', (b) => (b[4]! |= 2), 'delay and at are both set'],
     ['content type 3', (b) => (b[5] = 3 << 5), 'content type'],
     ['content type 7', (b) => (b[5] = 7 << 5), 'content type'],

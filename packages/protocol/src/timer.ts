@@ -32,7 +32,7 @@ export class Timer {
     if (!this.#keepsAlive) this.#handle.unref()
   }
 
-  // A wait in one part ends when `setTimeout` fires. It does not read `performance.now()`, which differs from the
+  // A wait in one part ends when `setTimeout` fires, without reading `performance.now()`, whose value differs from the
   // clock of `setTimeout` by fractions of a millisecond.
   readonly #passed = (): void => {
     const leftMs = this.#waitMs <= TIMER_PART_MS_MAX ? 0 : this.#dueMs - performance.now()
