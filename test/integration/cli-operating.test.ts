@@ -420,7 +420,7 @@ describe.concurrent('dead letters', () => {
     expect(none).toEqual({ code: 0, stdout: '', stderr: 'The queue dead/none has no dead messages.\n' })
     expectFailure(named, 4, /no dead message at offset 1\./)
     await dying('dead/none', 1)
-    expectFailure(await run(remove), 2, /not a terminal/, /--yes/)
+    expectFailure(await run(remove), 2, /requires a terminal/, /--yes/)
   })
 
   test('are redriven no faster than requested, until Ctrl-C', async () => {
@@ -458,7 +458,7 @@ describe.concurrent('acknowledged messages', () => {
     const { published } = await sluice.queues.get('paced/copies')
     expect(code).toBe(130)
     expect(stderr).toMatch(
-      /^Interrupted: \d+ messages? published to paced\/copies since\.\nhint: Run the same command with --cursor [\d:]+: it continues where this one ended\.\n$/,
+      /^Interrupted: \d+ messages? published to paced\/copies since the start\.\nhint: Run the same command with --cursor [\d:]+: it continues where this one ended\.\n$/,
     )
     const cursor = /--cursor ([\d:]+):/.exec(stderr)![1]!
     expect((await run([...replay, '--cursor', cursor])).stderr).toBe(

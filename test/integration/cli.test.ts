@@ -192,7 +192,7 @@ describe.concurrent('queues', () => {
       run(['queue', 'delete', 'looked/upp']),
       run(['queue', 'purge', 'looked/upp', '--json=true']),
     ])
-    expectFailure(kept, 2, /not a terminal/, /--yes/)
+    expectFailure(kept, 2, /requires a terminal/, /--yes/)
     expectFailure(typo, 4, /looked\/upp/)
     expect(JSON.parse(json.stderr)).toMatchObject({ error: { code: 'QUEUE_NOT_FOUND' } })
     expect((await sluice.queues.get('looked/up')).name).toBe('looked/up')
