@@ -114,7 +114,10 @@ export interface BrokerUsage {
 
 export class Broker {
   readonly messageBytesMax: number
-  /** Maximum number of unanswered batches of one producer whose results fit in its page. */
+  /**
+   * Maximum number of unanswered batches of one producer. The results of this number of batches fit in the producer's
+   * page.
+   */
   readonly inFlightBatchesMax: number
   readonly boot: number
   readonly status: BrokerStatus

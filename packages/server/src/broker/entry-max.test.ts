@@ -1,6 +1,6 @@
 /**
- * A broker whose log bounds entries below its segments, as a replicated log does. `MemoryLog` refuses a larger entry,
- * and the refusal fails the test. Each write is made at its limit and one above.
+ * A broker on a log whose entries are limited to less than a segment, as in a replicated log. `MemoryLog` refuses a
+ * larger entry, and the refusal fails the test. Each kind of write is tested at its limit and just above it.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -38,7 +38,7 @@ const refusal = (code: string, ...numbers: number[]): Error =>
   }) as Error
 
 let bench: Bench
-/** Bytes of the largest entry of the test, and of the largest page of each kind. */
+/** Size of the largest entry of the test, and of the largest page of each kind, in bytes. */
 let largest: number
 let pages: Map<number, number>
 let entries: number
@@ -60,7 +60,7 @@ async function open(messageBytesMax = 1024): Promise<void> {
   bench = await new Bench({ entryBytesMax: ENTRY, checkpointBytes: 64 << 10, messageBytesMax }).open()
 }
 
-/** Writes checkpoints until a restart begins at one, and crashes. */
+/** Writes until the durable log has a checkpoint, and then crashes. */
 async function restart(): Promise<void> {
   for (let tries = 0; tries < 10; tries++) {
     await bench.fill(256 << 10)
@@ -94,7 +94,7 @@ it('writes one turn to several entries, and recovers it', async () => {
   expect(await bench.drain()).toHaveLength(1_000)
 })
 
-it('accepts a message of a quarter of an entry with all around it, and moves it when it dies', async () => {
+it('accepts a message that takes a quarter of an entry with its overhead, and moves the message when it dies', async () => {
   const messageBytesMax = LIMIT.messageBytesMax - MESSAGE_OVERHEAD_BYTES
   await open(messageBytesMax)
   const dead = queueName('d'.repeat(LIMITS.queueNameBytesMax))
@@ -144,10 +144,10 @@ it('accepts a batch of half of an entry after facts of a quarter, and refuses mo
   expect(bench.send(most)).toEqual(placed)
 })
 
-it('accepts a batch whose replacements fill a quarter of an entry, and cancels what they replace', async () => {
+it('accepts a batch whose replacements fill a quarter of an entry, and cancels the replaced messages', async () => {
   bench.ensure({ unique: 'pending', ttlMs: HOUR })
   const known = Math.floor(LIMIT.aheadBytesMax / 40)
-  // The replaced messages are not adjacent, so each is named by a fact of its own.
+  // The replaced messages are not adjacent, so each has its own fact.
   for (let i = 0; i < known + 1; i += 50) {
     const part = many(2 * Math.min(50, known + 1 - i), (at) =>
       at % 2 === 0 ? { id: `id-${i + at / 2}`, bodyBytes: 0 } : { bodyBytes: 0 },
@@ -221,7 +221,7 @@ it('writes the page of a chunk of dead messages with every option and the longes
     await bench.settle()
   }
   for (let i = 0; i < CHUNK_MESSAGES; i++) {
-    // Batches that are far apart in time take more of the page.
+    // Batches that are far apart in time take more space in the page.
     if (i === 1) bench.now += 100 * DAY
     bench.put([{ key: `key-${i}`, id: `id-${i}`, priority: i % 32, ttlMs: 10_000 * DAY }])
   }
@@ -258,7 +258,7 @@ it('writes the page of a producer with all numbers in flight and the largest res
   expect(pages.get(PAGE.producer)).toBeGreaterThan(inFlight * 20 + known * 8)
   expect(bench.send(last, Q, undefined, inFlight - 1)).toEqual(placed)
   expect(bench.send(first, Q, undefined, 0)).toEqual({ baseOffset: 0, duplicates: undefined })
-  // One more number in flight: the lowest is forgotten.
+  // With one more number in flight, the result of the lowest number is forgotten.
   bench.send(batchOf([{}], inFlight + 1), Q, undefined, inFlight)
   expect(() => bench.send(first, Q, undefined, 0)).toThrow(refusal('UNKNOWN_OUTCOME'))
 })
@@ -280,7 +280,7 @@ it('writes a checkpoint of many queues and ids to many entries, and recovers fro
   expect((await bench.publish([{ id: 'id-2047' }])).duplicates?.size).toBe(1)
 })
 
-it('sweeps thousands of expired messages with facts in many entries', async () => {
+it('removes thousands of expired messages with facts in many entries', async () => {
   bench.ensure()
   for (let i = 0; i < 40; i++)
     bench.put(many(500, (at) => ({ bodyBytes: 0, ...(at % 2 === 0 ? { ttlMs: 1_000 } : {}) })))
@@ -291,7 +291,7 @@ it('sweeps thousands of expired messages with facts in many entries', async () =
   expect(bench.info()).toMatchObject({ expired: 10_000, ready: 10_000 })
 })
 
-it('names the segment instead of the entry when a segment is the bound', async () => {
+it('names the segment instead of the entry in the error if the segment size limits entries', async () => {
   const log = new MemoryLog({ segmentBytes: 1 << 20 })
   const opening = Broker.open({
     log,

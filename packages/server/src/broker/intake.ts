@@ -129,12 +129,12 @@ export class Intake {
     this.#excessLeft = this.#excessMax
   }
 
-  // If the oldest message is in a cold chunk, it stays until the chunk was read: the limit was set when the queue had cold
-  // chunks already, and is exceeded for so long.
+  // If the oldest message is in a cold chunk, the message stays until the chunk has been read, and the queue exceeds
+  // its limit until then. This happens only if the limit was set when the queue already had cold chunks.
   #makeRoom(queue: Queue, admission: Admission): void {
     this.#excessLeft -= admission.makeRoom(this.#turn.nowMs, this.#excessLeft)
     if (queue.coldToDrop === -1) return
-    // An error is reported when the chunk is needed for a delivery.
+    // A read error is ignored here, and is reported when the chunk is needed for a delivery.
     this.#cold.load(queue, queue.coldToDrop).catch(() => {})
     queue.coldToDrop = -1
   }

@@ -71,7 +71,7 @@ export class Leases {
   readonly #turn: Turn
   readonly #random: () => number
   readonly #observer: Observer | undefined
-  /** Maximum size of a reason in bytes: one page holds the reasons of a whole chunk of dead messages. */
+  /** Maximum size of a reason in bytes, so that one page can hold the reasons of a whole chunk of dead messages. */
   readonly #reasonBytesMax: number
   readonly #lease = emptyLease()
   /** Queues with claimable leases, in the order in which they were last added. */

@@ -1,5 +1,5 @@
 /**
- * The event log of a running broker on stderr: one line for each event, in JSON, or formatted on a terminal. Text that
+ * The event log of a running broker on stderr: one line for each event, as JSON, or formatted for a terminal. Text that
  * comes from clients cannot end a line or colour it.
  */
 import { pino, type DestinationStream, type Logger as PinoLogger } from 'pino'

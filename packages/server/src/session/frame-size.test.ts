@@ -32,7 +32,7 @@ import { readingTransport } from '../testing/transport.js'
 const LARGEST = LIMITS.batchBytesMax
 const LEAST = LARGEST + MESSAGE_OVERHEAD_BYTES
 
-/** An entry of a log with segments of 8 MiB has room for 1,024 reasons of this size in a quarter of it. */
+/** With segments of 8 MiB, a quarter of an entry has room for 1,024 reasons of this size. */
 const REASON_BYTES = Math.floor(((8 << 20) - SEGMENT_HEADER_BYTES) / 4 / 1024)
 
 interface Frame {

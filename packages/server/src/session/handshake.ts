@@ -24,7 +24,7 @@ import {
 } from '@sluice/protocol'
 import type { SessionSettings } from './settings.js'
 
-/** The facts about the broker on which HELLO_OK depends. */
+/** Properties of the broker that determine HELLO_OK. */
 export interface Host {
   readonly messageBytesMax: number
   readonly inFlightBatchesMax: number

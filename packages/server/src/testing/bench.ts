@@ -163,7 +163,7 @@ export const CALLER = { label: 'operator', isOpen: true }
 export interface BenchOptions {
   readonly segmentBytes?: number
   readonly entryBytesMax?: number
-  /** Default 1 KiB. */
+  /** Maximum size of a message, in bytes. Default: 1 KiB. */
   readonly messageBytesMax?: number
   readonly checkpointBytes?: number
   /** Returns a number in [0, 1). Default: always 0.5. */
