@@ -253,7 +253,8 @@ describe('a failing disk', () => {
       expect(notices.filter(({ kind }) => kind === 'failed')).toHaveLength(1)
       failed++
 
-      // The page cache may still have the failed entry. If the next process finds it, the entry must then be on disk.
+      // The page cache may still have the failed entry. If the next process finds that entry, the entry must be on disk
+      // from then on.
       const survivor = disk.kill(random)
       const next = await openLog(survivor)
       expect([failing - 1, failing]).toContain(next.bounds.nextLsn - 1)

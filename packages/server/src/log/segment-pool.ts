@@ -19,7 +19,7 @@ export interface SegmentPoolOptions {
   readonly disk: Disk
   readonly failStop: FailStop
   readonly notify: Notify
-  /** Drops each freed segment. A file that is still being read is not recycled. */
+  /** The readers, which drop each freed segment. A file that is still being read is not recycled. */
   readonly readers: Readers
   readonly now: () => number
   readonly sleep: (ms: number) => Promise<void>

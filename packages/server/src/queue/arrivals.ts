@@ -1,9 +1,9 @@
 /**
  * Arrivals: batches that are counted in their queues but not yet added to the chunks and lines. All queues share one ring.
  *
- * A client that publishes to 10,000 queues in turn misses the CPU cache on each. Accepting a batch touches only one part of
- * its queue, and the end of this ring. The other cache lines of the queue, about a dozen, are touched once for several
- * batches.
+ * A client that publishes to 10,000 queues in turn misses the CPU cache for each queue. Accepting a batch touches only
+ * one part of its queue, and the end of this ring. The other cache lines of the queue, about a dozen, are touched once
+ * for several batches.
  *
  * Invariant: the arrivals of a queue are a chain from the newest, whose slot the queue keeps, to the oldest. The queue
  * applies the whole chain before its chunks or its line are read, and before the ring overwrites the oldest.

@@ -5,8 +5,8 @@
  * batch takes 12 bytes, and otherwise 20. The size matters, because ten million messages in batches of one need ten
  * million entries.
  *
- * The whole table is in one array of 16-bit words, as in a page. A client that publishes to 10,000 queues in turn misses the
- * CPU cache on each: one array costs one miss, and eight arrays would cost eight.
+ * The whole table is in one array of 16-bit words, as in a page. A client that publishes to 10,000 queues in turn
+ * misses the CPU cache for each queue: one array costs one miss, and eight arrays would cost eight.
  *
  * Words: the first eight are the index, position and time of the first batch, in the wide form. Positions and times in the
  * narrow form are relative to these. The eight words are followed by the words of each batch:

@@ -111,7 +111,7 @@ export class Chunks {
 
   #put(at: number, chunk: Chunk | undefined): void {
     if (this.#list.length === 0) {
-      // Not `push`, which makes room for 17 chunks.
+      // A new array, because `push` would make room for 17 chunks.
       this.#list = [chunk]
       this.#first = at
       return

@@ -12,7 +12,7 @@ import { ID_WORDS } from './hash.js'
 
 /** Columns by name. Each has one word; a number that can reach 2^32 takes two columns. */
 export const COLUMN = {
-  /** Priority in the low 5 bits; the bits above them have the number of attempts that were charged so far. */
+  /** Priority in the low 5 bits; the bits above them have the number of attempts that have been charged so far. */
   charge: 0,
   /** Time at which the message is or was due, ms; 0 if it has no due time. */
   due: 1,

@@ -37,7 +37,9 @@ export class DropOrder {
     behind.push(0, chunk.base + index)
   }
 
-  /** Offset of the first message to drop in a line that ends at `end`; -1 if the line is empty. */
+  /**
+   * Offset of the first message to drop in a line that ends at `end`; -1 if the line is empty or `coldOffset` is set.
+   */
   first(end: number): number {
     this.coldOffset = NONE
     for (let priority = 0; priority < PRIORITIES; priority++) {
@@ -53,7 +55,8 @@ export class DropOrder {
     return chunk.base + index >= this.#cursors[chunk.priorityAt(index)]! || chunk.has(MARK.behind, index)
   }
 
-  // Moves the cursor to the first message in the line that has this priority. Returns its offset; NONE if there is none.
+  // Moves the cursor to the first message in the line that has this priority. Returns its offset; NONE if there is
+  // none, or if it sets `coldOffset`.
   #advance(priority: number, end: number): number {
     let offset = Math.max(this.#cursors[priority]!, this.#chunks.firstOffset)
     for (; offset < end; offset = Math.min(chunkEndAfter(offset), end)) {

@@ -403,7 +403,7 @@ export class Line {
     }
   }
 
-  /** Offset of the message that is dropped first to make room; -1 if the line is empty. See `DropOrder`. */
+  /** Offset of the message that is dropped first to make room; -1 if there is none in memory. See `DropOrder.first`. */
   firstToDrop(): number {
     this.dropOrder ??= new DropOrder(this.#chunks)
     return this.dropOrder.first(this.#end)

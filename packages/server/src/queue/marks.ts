@@ -26,9 +26,9 @@ export const MARK = {
   due: 3,
   /** The message was delivered at least once since the broker started. */
   seen: 4,
-  /** The message is in the queue of messages that returned below the cursor of the drop order. */
+  /** The message is in the time queue of messages that returned below the cursor of the drop order. */
   behind: 5,
-  /** The message is in the queue of plain messages that returned below the cursor of the line. */
+  /** The message is in the time queue of plain messages that returned below the cursor of the line. */
   returned: 6,
 } as const
 export type Mark = (typeof MARK)[keyof typeof MARK]

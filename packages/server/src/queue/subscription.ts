@@ -40,7 +40,7 @@ export interface Lease {
 
 /**
  * The first `count` messages of `run`, with consecutive tags from `firstTag` on. Their records are in `bytes[start, end)`.
- * One object serves all deliveries, so it is valid only during the call.
+ * One object serves all deliveries, so it is valid only during the call of `deliver`.
  */
 export interface Delivery {
   readonly run: Run

@@ -266,7 +266,7 @@ export class PageTree implements Pages {
   /** Number of nodes, the root included. */
   nodes = 1
 
-  /** Number of pages that exist, or will exist after the next checkpoint. */
+  /** Number of all pages, including those that have no copy in the log yet. */
   get count(): number {
     return this.size + this.#unwritten
   }
