@@ -1074,7 +1074,7 @@ describe('pulling', () => {
         status === 'rejected' && (rest as PromiseRejectedResult).reason.code === 'ABORTED',
     )
     expect(aborted.length).toBe(count)
-    // The first CREDIT drains for the first pull, and the last CREDIT is for the next pull.
+    // The first CREDIT drains the subscription for the first pull, and the last CREDIT is for the next pull.
     await until(() => peer.link.named('CREDIT').length === 2)
     peer.link.deliver(channel, 101, ['x'])
     expect((await next)[0]!.body).toBe('x')

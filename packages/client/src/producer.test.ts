@@ -579,7 +579,7 @@ describe('order', () => {
       what: fc.constantFrom('cut', 'restart'),
     })
     let refused = 0
-    // Several cases run at once, because each waits for its client to dial again.
+    // Several cases run at once, so that their waits for a reconnect overlap.
     const several = fc.array(fc.tuple(calls, trouble), { minLength: 40, maxLength: 40 })
     await fc.assert(
       fc.asyncProperty(several, async (each) => {

@@ -117,8 +117,8 @@ export class Producer {
     signal: AbortSignal | undefined,
     failsOffline = false,
   ): Promise<Receipt> {
-    // Reading a body can call code of the user, which may publish or close. So the body is read first, before the state
-    // of this producer.
+    // Reading a body can call user code, which may publish or close. So the body is read first, before the state of
+    // this producer.
     const contentType = contentTypeOf(body)
     const payload = payloadOf(body, contentType)
     this.#admit(signal)

@@ -142,7 +142,7 @@ export abstract class Sending {
   /** Names the queue in the callers' errors. */
   abstract readonly names: SluiceErrorNames
 
-  /** Returns the error if the sending cannot be sent on this connection. */
+  /** Returns the error that keeps the sending from this connection; undefined if it can be sent. */
   abstract obstacle(connection: Connection): SluiceError | undefined
 
   /**

@@ -416,7 +416,7 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
         },
       )
     })
-    // It is safe not to await this promise, like the promise of a settle.
+    // As with the promise of a settle, it is safe not to await this promise.
     extended.catch(() => {})
     return extended
   }

@@ -74,7 +74,7 @@ export function sealBatch(bytes: Uint8Array, at: number, end: number, stamp: Bat
   writeU32(bytes, at + RECORDS_CRC_AT, crc32(bytes, at + BATCH_HEADER_BYTES, end))
 }
 
-/** Fills in the header fields that only the broker knows, in a batch from a producer. `follows` becomes 0. */
+/** In a batch from a producer, fills in the header fields that only the broker knows. `follows` becomes 0. */
 export function stampBatch(
   bytes: Uint8Array,
   at: number,

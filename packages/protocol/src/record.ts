@@ -81,8 +81,8 @@ function headersBytes(headers: Readonly<Record<string, string>>): number {
 }
 
 /**
- * Writes header and options of a record; the payload of `payloadBytes` goes to the returned position.
- * The options must have passed `checkRecordOptions`.
+ * Writes the header and the options of a record whose payload has `payloadBytes` bytes. Returns the position of the
+ * payload. The options must have passed `checkRecordOptions`.
  */
 export function writeRecordHead(
   bytes: Uint8Array,

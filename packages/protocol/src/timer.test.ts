@@ -12,7 +12,7 @@ afterEach(() => {
 })
 
 describe('a timer', () => {
-  it('fires once, after its length and not before, for any length', () => {
+  it('fires once, when its whole length has passed and not before, for any length', () => {
     for (const waitMs of [1, 1_000, TIMER_PART_MS_MAX, TIMER_PART_MS_MAX + 1, 2 ** 32, 300 * DAY]) {
       let fired = 0
       const timer = new Timer(() => fired++, waitMs)
