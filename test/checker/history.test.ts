@@ -277,8 +277,8 @@ test('only the first findings are printed, one per line', () => {
   const events = [...Array.from({ length: 12 }, (_, index) => deliver(`m${index}`)), end()]
   const lines = findingLines(checkHistory(events).findings, 2).split('\n')
   expect(lines).toEqual([
-    'unexpected q m0: it was delivered and never attempted',
-    'unexpected q m1: it was delivered and never attempted',
+    'unexpected q m0: it was delivered but never attempted',
+    'unexpected q m1: it was delivered but never attempted',
     'and 10 more',
   ])
 })

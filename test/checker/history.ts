@@ -204,7 +204,7 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
     const { queue, consumer } = event
     const message = messages.get(event.message)
     if (message === undefined) {
-      find('unexpected', queue, event.message, 'it was delivered and never attempted')
+      find('unexpected', queue, event.message, 'it was delivered but never attempted')
       return
     }
     const { attempt } = message

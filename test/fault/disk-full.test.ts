@@ -17,7 +17,7 @@ const RECOVERY_MS_MAX = 5_000
 
 async function mountIsMissing(): Promise<string | undefined> {
   if (process.platform !== 'linux' || process.getuid?.() !== 0)
-    return 'a small file system can only be mounted by root on Linux'
+    return 'only root on Linux can mount a small file system'
   const scratch = await scratchDirectory('mount')
   try {
     if (spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', scratch.path]).status !== 0)
@@ -169,7 +169,7 @@ test.skipIf(missing !== undefined)(
 )
 
 test.skipIf(missing !== undefined)(
-  `a broker on a full disk is drained one message at a time, stops in an orderly way, and starts or reports why it cannot${because}`,
+  `a broker on a full disk is drained one message at a time, stops in an orderly way, and then starts or reports why it cannot start${because}`,
   async () => {
     const scratch = await scratchDirectory('small')
     const size = IS_LONG ? 12 << 20 : 3 << 20

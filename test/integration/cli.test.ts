@@ -692,15 +692,18 @@ describe('bench', () => {
     expect(await queuesOfRuns()).toEqual([])
   })
 
-  test.each(['SIGINT', 'SIGTERM'] as const)('%s ends it at once and deletes its queue', async (signal) => {
-    const child = start(['bench', '--duration', '30d', '--url', broker.url])
-    const result = ended(child)
-    await until(async () => {
-      const [name] = await queuesOfRuns()
-      return name !== undefined && (await sluice.queues.get(name)).published > 0
-    })
-    child.kill(signal)
-    expect(await result).toEqual({ code: signal === 'SIGINT' ? 130 : 143, stdout: '', stderr: '' })
-    expect(await queuesOfRuns()).toEqual([])
-  })
+  test.each(['SIGINT', 'SIGTERM'] as const)(
+    '%s ends the measurement at once and deletes its queue',
+    async (signal) => {
+      const child = start(['bench', '--duration', '30d', '--url', broker.url])
+      const result = ended(child)
+      await until(async () => {
+        const [name] = await queuesOfRuns()
+        return name !== undefined && (await sluice.queues.get(name)).published > 0
+      })
+      child.kill(signal)
+      expect(await result).toEqual({ code: signal === 'SIGINT' ? 130 : 143, stdout: '', stderr: '' })
+      expect(await queuesOfRuns()).toEqual([])
+    },
+  )
 })

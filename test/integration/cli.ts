@@ -88,7 +88,7 @@ export async function until(condition: () => boolean | Promise<boolean>): Promis
 
 export let directory: string
 export let broker: RunningBroker
-/** Prepares and inspects queues. This is faster than starting a process of the command line each time. */
+/** A client that prepares and inspects queues, because that is faster than starting a command each time. */
 export let sluice: Sluice
 
 let scratch: Awaited<ReturnType<typeof scratchDirectory>>

@@ -934,7 +934,7 @@ describe('after the handshake', () => {
 })
 
 describe('excessive use', () => {
-  test('a consumer that stops reading is closed with SLOW_CONSUMER, and all of its messages come back', async () => {
+  test('a consumer that stops reading is closed with SLOW_CONSUMER, and all of its messages return to the queue', async () => {
     const peer = await open({ name: 'sleeper' })
     const bytes = 100_000
     const count = 250

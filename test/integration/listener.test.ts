@@ -77,7 +77,7 @@ async function open(): Promise<Peer> {
   return peer
 }
 
-test('a complete frame no longer counts towards the budget, for any number of connections', async () => {
+test('a complete frame no longer counts towards the budget, on any number of connections', async () => {
   const bytes = 200_000
   const crew = await Promise.all(Array.from({ length: 3 * Math.ceil(BUDGET_BYTES / bytes) }, open))
   const whole = publishFrame(QUEUE, batch(1, [{ payload: new Uint8Array(bytes) }]))

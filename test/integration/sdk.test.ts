@@ -176,7 +176,7 @@ describe('consuming', () => {
     expect(await sluice.queues.get(Orders)).toMatchObject({ acked: 5, expired: 1, ready: 0, scheduled: 0 })
   })
 
-  it('retries a message whose handler throws, with back-off, and keeps a message that failed too often as dead', async () => {
+  it('retries a message whose handler throws, with back-off, and keeps a message that failed too often as a dead message', async () => {
     const sluice = await client(await start())
     await sluice.queues.ensure(Orders, { maxDeliveries: 3, retry: { initial: 10, max: 20 } })
     await sluice.publish(Orders, 'bad')

@@ -3,7 +3,7 @@ import { startServer } from '@sluice/server'
 import { expect, it } from 'vitest'
 import { scratchDirectory } from '../rig/scratch.js'
 
-it('starts with segments in which each page of the state fits, and not with smaller ones', async () => {
+it('starts if each page of the state fits in a segment, and does not start with smaller segments', async () => {
   const scratch = await scratchDirectory('start')
   try {
     const options = { port: 0, dataDir: scratch.path, lowFreeBytes: 0, messageBytesMax: 16 << 10 }

@@ -216,8 +216,8 @@ export class Bench {
   }
 
   /**
-   * The process dies, and another one starts after `downMs`. `lostTurn` makes requests that the dying process accepts but
-   * does not write.
+   * Kills the process, and starts another one after `downMs`. `lostTurn` makes requests that the dying process accepts
+   * but does not write.
    */
   async crash(downMs = 0, lostTurn?: () => void): Promise<void> {
     await this.endTurn()
@@ -230,7 +230,7 @@ export class Bench {
     await this.#reopen(true, downMs)
   }
 
-  /** The broker stops in an orderly way, and another one starts after `downMs`. */
+  /** Stops the broker in an orderly way, and starts another one after `downMs`. */
   async close(downMs = 0): Promise<void> {
     await this.endTurn()
     this.begin()

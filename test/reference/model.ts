@@ -557,7 +557,9 @@ export class Model {
     return head
   }
 
-  /** The product delivered `offset`. @throws Difference unless that is the next message, with the right mark */
+  /**
+   * Called when the product delivered `offset`. @throws Difference unless that is the next message, with the right mark
+   */
   delivered(
     subscription: ModelSubscription,
     offset: number,
@@ -991,8 +993,8 @@ export class Model {
   }
 
   /**
-   * The next message of `returning` has returned to its queue. The messages return one by one, and deliveries can
-   * happen between them.
+   * Called when the next message of `returning` has returned to its queue. The messages return one by one, and
+   * deliveries can happen between them.
    */
   returned(): void {
     const { queue, message } = this.returning.shift()!
@@ -1009,7 +1011,10 @@ export class Model {
     queue.line.enter(message, this.nowMs)
   }
 
-  /** The product shows the message in its new queue, so it is removed from the old queue and added to the new one. */
+  /**
+   * Called when the product shows the message in its new queue: removes it from the old queue and adds it to the new
+   * one.
+   */
   transferred(transfer: Transfer, content: Content): void {
     this.#count(transfer.kind)
     const { from, to, message, kind } = transfer
@@ -1020,7 +1025,7 @@ export class Model {
     this.#append(to, content)
   }
 
-  /** The broker copied a retained message into this queue. */
+  /** Called when the broker copied a retained message into this queue. */
   replayed(name: string, content: Content): void {
     this.#count('replayed')
     this.#append(this.queue(name), content)
@@ -1028,7 +1033,7 @@ export class Model {
 
   // --- restarts ---
 
-  /** The broker restarts: leases end, no message is charged, and lines are built from the durable state. */
+  /** Called when the broker restarts: leases end, no message is charged, and lines are built from the durable state. */
   restart(isCrash: boolean): void {
     this.turnEnded()
     this.lost = []

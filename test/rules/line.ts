@@ -87,7 +87,7 @@ export class Line<M extends LineMessage> {
     this.#offer(key, nowMs)
   }
 
-  /** A message in the line is leased again to the consumer that had it before. */
+  /** Called when a message in the line is leased again to the consumer that had it before. */
   retake(message: M, nowMs: number): void {
     const key = this.#keyOf(message)
     // The message counts as leased before it leaves the line, so that no other message of its key is offered.
@@ -199,7 +199,7 @@ export class Line<M extends LineMessage> {
     return isOther ? other : plain
   }
 
-  /** Number of messages that hold back the key of this message; undefined if the message has no key. */
+  /** Numbers of leased and of retrying messages of this message's key; undefined if the message has no key. */
   keyOf(message: M): { readonly leased: number; readonly retrying: number } | undefined {
     return this.#keyOf(message)
   }

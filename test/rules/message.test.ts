@@ -45,7 +45,7 @@ test('a time more than a minute in the past is refused', () => {
   expect(isTooFarPast(NOW - 60_001, NOW)).toBe(true)
 })
 
-test('the time to live starts when the message is due; its own value overrides the default of the queue', () => {
+test('the time to live starts when the message is due; the value of the message overrides the default of the queue', () => {
   expect(expiryOf(PLAIN, 0, NOW)).toBe(0)
   expect(expiryOf(PLAIN, 100, NOW)).toBe(NOW + 100)
   expect(expiryOf({ ...PLAIN, ttlMs: 30 }, 100, NOW + 5)).toBe(NOW + 35)
@@ -105,7 +105,7 @@ test('a message dies after its last attempt, even if it has expired; after an ea
   expect(afterFailure(fresh, 1000, { maxDeliveries: 'unlimited' }, NOW)).toBe('retried')
 })
 
-test('the back-off doubles up to its maximum, by a fifth more or less', () => {
+test('the back-off doubles up to its maximum, with a jitter of a fifth', () => {
   const options = { retryInitialMs: 100, retryMaxMs: 1000 }
   const delays = [1, 2, 3, 4, 5].map((attempts) => backoffMs(options, attempts, 0.5))
   expect(delays).toEqual([100, 200, 400, 800, 1000])

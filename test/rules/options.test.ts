@@ -19,7 +19,7 @@ test('a change of the key options rebuilds the lines of the keys', () => {
   expect(change({ onFail: 'block' }, { onFail: 'skip' })).toEqual({ ...NOTHING, reorders: true })
 })
 
-test('another dead-letter queue routes dead messages', () => {
+test('dead messages are routed when the dead-letter queue changes', () => {
   expect(change({}, { deadLetter: 'dlq' })).toEqual({ ...NOTHING, routesDead: true })
   expect(change({ maxMessages: 1 }, { maxMessages: 2 })).toEqual(NOTHING)
 })

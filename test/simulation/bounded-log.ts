@@ -1,4 +1,4 @@
-/** A log on files whose entries are bounded below its segments, as those of a replicated log are. */
+/** A file log that limits its entries to less than a segment, as a replicated log does. */
 import { FileLog, type FileLogOptions } from '../../packages/server/src/log/file-log.js'
 
 export class BoundedLog extends FileLog {

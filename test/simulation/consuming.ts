@@ -420,7 +420,9 @@ export class Consuming {
     endAnnouncement(subscription)
   }
 
-  /** The consumer may handle any of these messages next; none of them has a deadline yet. */
+  /**
+   * Called when the consumer announces that it may handle any of these messages next; none of them has a deadline yet.
+   */
   starting(key: object, ranges: readonly TagRange[]): void {
     const subscription = this.#subscription(key)
     endAnnouncement(subscription)

@@ -1,7 +1,7 @@
 /**
- * Crash points: images of the disk at the moments at which a run uses it. A new broker recovers from each image and is
- * compared with the log. By default a share of the images of ten runs is checked; in the long mode, all images of many
- * runs are checked.
+ * Crash points: images of the disk that are taken when a run uses the disk. A new broker recovers from each image and
+ * is compared with the log. By default a share of the images of ten runs is checked; in the long mode, all images of
+ * many runs are checked.
  */
 import { expect, test } from 'vitest'
 import { IS_LONG, ONE_SEED, seedsFrom, TIMEOUT_MS } from '../amount.js'

@@ -217,7 +217,7 @@ describe('faults', () => {
     }
   })
 
-  test('a short write leaves its beginning; after a lie any part of the write can be lost', async () => {
+  test('a short write leaves its beginning on the disk; after a lie any part of the write can be lost', async () => {
     const disk = new SimulatedDisk()
     const file = await fileOn(disk, sectorsOf(1, 1), true)
     disk.fault = failing('write', { short: SECTOR_BYTES })

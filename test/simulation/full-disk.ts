@@ -217,7 +217,7 @@ export class FullDisk {
     throw new Violation('full disk', 'a disk of one size accepted messages without end')
   }
 
-  /** Other files take the free space. */
+  /** Fills the free space with other files. */
   #stuff(): void {
     this.#disk.capacityBytes = Math.min(this.#disk.capacityBytes, this.#disk.usedBytes)
   }

@@ -827,7 +827,7 @@ export class Ledger {
     return this.written.summary
   }
 
-  /** The append that started last has resolved. */
+  /** Called when the append that started last has resolved. */
   finish(): void {
     const { entry, position } = this.#underWay!
     this.#underWay = undefined
@@ -835,7 +835,7 @@ export class Ledger {
   }
 
   /**
-   * The log was opened and ends with entry `lsn`.
+   * Called when the log was opened and ends with entry `lsn`.
    * @throws Violation if entry `lsn` is neither the last durable entry nor the one under way
    */
   recovered(lsn: number): void {

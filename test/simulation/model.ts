@@ -57,8 +57,8 @@ export class Model {
   }
 
   /**
-   * The broker has recovered to this state of the log; everything volatile is lost. `latestMs` is the latest time that the
-   * broker has seen, before or after any restart.
+   * Called when the broker has recovered to this state of the log; everything volatile is lost. `latestMs` is the
+   * latest time that the broker has seen, before or after any restart.
    */
   recover(log: LedgerState, afterCrash: boolean, nowMs: number, latestMs = nowMs): void {
     const { state } = this

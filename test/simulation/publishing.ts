@@ -92,7 +92,7 @@ export class Publishing {
     this.results.accept(identity, number, [place], crc)
   }
 
-  /** An atomic step arrived, with its batches in order. */
+  /** Called when an atomic step arrived, with its batches in order. */
   stepped(
     identity: string,
     number: number,
@@ -200,8 +200,8 @@ export class Publishing {
     return bytes + held.length * 16 > this.#stepBytesMax ? 'TRANSACTION_TOO_LARGE' : undefined
   }
 
-  // It is uncertain whether the queue still remembers these ids: messages with such ids can be duplicates, and the ids
-  // can count towards the limit.
+  // Whether the queue of any of these batches may have forgotten some of its ids. Messages with such ids can be
+  // duplicates, and the ids can count towards the limit.
   #isUnsure(attempts: readonly Attempt[]): boolean {
     return attempts.some(({ queue }) => (this.#state.names.get(queue)?.unsure.size ?? 0) > 0)
   }

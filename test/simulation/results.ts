@@ -31,7 +31,7 @@ export class Results {
   readonly #producers = new Map<string, ModelProducer>()
   readonly #counts: ModelCounts
   readonly #diskMayBeLow: () => boolean
-  /** Whether it is uncertain if the queue of a batch remembers some ids. */
+  /** Whether the queue of any of these batches may have forgotten some of its ids. */
   readonly #isUnsure: (attempts: readonly Attempt[]) => boolean
 
   constructor(
@@ -48,7 +48,7 @@ export class Results {
     this.#producer(identity).accepted.set(number, { places, crc })
   }
 
-  /** After a restart the results are those of the log; refusals are forgotten. */
+  /** Takes the results from the log after a restart; refusals are forgotten. */
   recover(producers: Iterable<LedgerProducer>): void {
     for (const { accepted, refused, open } of this.#producers.values()) {
       refused.clear()
@@ -141,8 +141,8 @@ export class Results {
   }
 
   /**
-   * A producer without an accepted batch has left, and its refusals are forgotten. None of its bytes is under way any
-   * more, so a client that did not receive a refusal cannot notice that the batch is decided again.
+   * Called when a producer without an accepted batch has left; its refusals are forgotten. None of its bytes is under
+   * way any more, so a client that did not receive a refusal cannot notice that the batch is decided again.
    */
   forgotten(identity: string): void {
     const producer = this.#producer(identity)

@@ -86,7 +86,7 @@ export class Steps<Ack> {
     return step
   }
 
-  /** The step was accepted. Returns the step, or undefined if the client does not wait for it. */
+  /** Called when the step was accepted. Returns the step, or undefined if the client does not wait for it. */
   confirmed(number: number, places: readonly Placed[]): Step<Ack> | undefined {
     const step = this.#take(number)
     for (const [i, attempt] of step?.attempts.entries() ?? []) {
@@ -97,7 +97,7 @@ export class Steps<Ack> {
     return step
   }
 
-  /** The step was refused as a whole. Returns the step, or undefined if the client does not wait for it. */
+  /** Called when the step was refused as a whole. Returns the step, or undefined if the client does not wait for it. */
   refused(number: number): Step<Ack> | undefined {
     const step = this.#take(number)
     for (const { names } of step?.attempts ?? [])

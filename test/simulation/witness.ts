@@ -56,7 +56,7 @@ export class Witness {
   readonly #ledger: Ledger
   readonly #model: Model
   readonly #attempts: Attempts
-  /** The log has failed, so no promise may be sent any more. */
+  /** Whether the log has failed, so that no promise may be sent any more. */
   isDead = false
   readonly counts = {
     confirmed: 0,

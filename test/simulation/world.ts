@@ -252,7 +252,7 @@ export class World implements Surroundings, Listening, LogListening {
     return this.#characters.get(queue)!
   }
 
-  // The broker copied a message to another queue: no client sent it there, and a consumer may receive it.
+  // Called when the broker copied a message to another queue: no client sent it there, but a consumer may receive it.
   #copied(queue: string, record: Uint8Array): void {
     this.attempts.addCopy(queue, record)
     const message = messageName(queue, record)
