@@ -416,8 +416,8 @@ export class Broker {
       this.fail(error)
       return
     }
-    // An empty entry follows the last entry with content, so that recovery can tell damage to the last entry with
-    // content from an unfinished write (STORAGE.md).
+    // An empty entry follows the last entry with content, so that recovery can distinguish damage to that entry from an
+    // unfinished write (STORAGE.md).
     if (!this.#tail.isIdle) {
       this.#endedAtMs = this.turn.nowMs
       this.#lastEntryIsEmpty = false

@@ -311,8 +311,8 @@ export class Leases {
         const lost: LostRange[] = []
         for (const tag of subscription.overdue(nowMs).sort((a, b) => a - b)) {
           if (!subscription.end(tag, this.#lease)) continue
-          // A charged lease and the next lease of its message have the same attempt number. After a restart, only the
-          // record that this subscription ended tells a claim of the charged lease from a claim of the next lease.
+          // A charged lease and the next lease of its message have the same attempt number. After a restart, claims of
+          // the two leases can be distinguished only by the record that this subscription has ended.
           if (this.#lease.isCharged) queue.subscriptionEnded(subscription.id)
           this.#end(queue, this.#lease, 'retry', 'the processing timeout passed')
           addLost(lost, tag, this.#lease.offset)

@@ -120,7 +120,7 @@ describe('ids', () => {
     let ids = 0
     for (let i = 0; i < 60; i++) {
       bench.put(Array.from({ length: 700 }, () => ({ id: `id ${ids++}`, bodyBytes: 120 })))
-      // Each entry has many batches, so that checkpoints begin and end between the batches of one page.
+      // Each entry has many batches, so that checkpoints begin and end between batches whose ids are in the same page.
       bench.endTurns()
       await Promise.resolve()
       if (i % 15 === 14) await bench.settle()

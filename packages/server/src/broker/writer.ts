@@ -128,7 +128,7 @@ export class Writer {
   /** Returns the maximum size of the facts in the log, in bytes. */
   factsBytes(facts: FactBuffer): number {
     if (facts.isEmpty) return 0
-    // Each batch of facts is at least half full.
+    // Any two consecutive batches of facts are together larger than `factsBytesMax`, which limits their number.
     const batches =
       facts.length <= this.limits.factsBytesMax
         ? 1

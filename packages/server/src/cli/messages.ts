@@ -37,7 +37,7 @@ async function* pages(
 ): AsyncGenerator<PeekedMessage[], number | undefined> {
   let left = limit
   for (let place: number | undefined = from; place !== undefined;) {
-    // The request is for one message more than is shown, because the offset of the next match is needed.
+    // One message more than is shown is requested, because the offset of the next match is needed.
     const page: MessagePage = await fetch({ from: place, limit: Math.min(left + 1, LIMITS.pageMessagesMax) })
     if (page.messages.length > left) {
       yield page.messages.slice(0, left)

@@ -44,7 +44,7 @@ test('the time does not go back when it is corrected towards a wall clock that w
   wallMs = 500_000
   monotonicMs = 99.99
   expect(clock.now()).toBe(1_000_100)
-  // The correction is -0.05 ms. That is more than the time that has passed since the last call.
+  // The correction sets the time back by 0.05 ms, but only 0.01 ms have passed since the last call.
   monotonicMs = 100
   expect(clock.now()).toBe(1_000_100)
   monotonicMs = 101
