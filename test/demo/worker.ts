@@ -1,9 +1,9 @@
 /**
  * A worker process: handles eight messages at a time and reports each call of its handler.
  *
- * The report is the effect of the work, so the worker sends it before the acknowledgement. So even a worker that was
- * killed has reported every record that it acknowledged; a record that was reported but not acknowledged is delivered
- * again and counted once. The worker ignores lost connections: the client reconnects and subscribes again.
+ * The report is the effect of the work, so the worker sends it before the acknowledgement. Therefore even a worker that
+ * was killed has reported every record that it acknowledged; a record that was reported but not acknowledged is
+ * delivered again and counted once. The worker ignores lost connections: the client reconnects and subscribes again.
  *
  * Arguments: url, name of this worker.
  */

@@ -8,7 +8,7 @@ import type { Message } from './message.js'
 
 export type Deadline = number | undefined
 
-/** Deadline after a STARTED that names the message. The deadline starts unless it is already running. */
+/** Deadline after a STARTED that names the message. A deadline that is already running does not change. */
 export function deadlineAfterStarted(deadlineMs: Deadline, nowMs: number, timeoutMs: number): number {
   return deadlineMs === undefined || deadlineMs === Infinity ? nowMs + timeoutMs : deadlineMs
 }
