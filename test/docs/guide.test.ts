@@ -229,7 +229,7 @@ function quantity(text: string): number {
   return Number(digits!.replaceAll(',', '')) * (unit === undefined ? 1 : UNITS[unit]!) - Number(less ?? 0)
 }
 
-it('has the same options of `connect` and `createClient` in their comments', () => {
+it('lists the same options as the comments of `connect` and `createClient`', () => {
   const source = readFileSync(join(guideDirectory, '../../packages/client/src/connect.ts'), 'utf8')
   const known = namedOptions(pages.filter(({ name }) => name === 'connecting'))
     .filter(([type]) => type === 'ConnectOptions')
@@ -247,7 +247,7 @@ it('has the same options of `connect` and `createClient` in their comments', () 
   }
 })
 
-it('has all options of consumers in their comments', () => {
+it('lists only options of consumers that the comments of their calls name', () => {
   const source = readFileSync(join(guideDirectory, '../../packages/client/src/client.ts'), 'utf8')
   for (const [call, type] of [
     ['consume', 'ConsumeOptions'],
