@@ -103,11 +103,11 @@ export class Operator {
       if (examined % EXAMINED_IN_TURN === 0) await this.#requests.pause(caller)
       const state = queue.stateAt(offset, this.#turn.nowMs)
       if (state === undefined || (request.state !== undefined && state !== request.state)) continue
-      if (queue.chunks.isCold(offset)) {
+      while (queue.chunks.isCold(offset)) {
         await this.#cold.load(queue, offset)
         this.#requests.resume(caller)
-        if (queue.stateOf(offset) === undefined) continue
       }
+      if (queue.stateOf(offset) === undefined) continue
       if (!this.#matchesState(queue, offset, request.filter)) continue
       const record = await this.#records.read(queue, offset)
       this.#requests.resume(caller)
@@ -263,9 +263,14 @@ export class Operator {
   whenRead<Answer>(ref: MessageRef, caller: Caller, change: () => Answer): Answer | Promise<Answer> {
     if (!this.mustRead(ref)) return change()
     return this.#requests.run(caller, async () => {
-      await this.#cold.load(this.#state.queue(ref.name), ref.offset!)
-      this.#requests.resume(caller)
-      return change()
+      const queue = this.#state.queue(ref.name)
+      while (queue.chunks.isCold(ref.offset!)) {
+        await this.#cold.load(queue, ref.offset!)
+        this.#requests.resume(caller)
+      }
+      // The queue can have been deleted, and another one created under its name.
+      if (this.#state.has(queue)) return change()
+      throw new SluiceError('QUEUE_NOT_FOUND', `The queue ${ref.name} was deleted.`)
     })
   }
 

@@ -51,7 +51,7 @@ export class Records {
    */
   async read(queue: Queue, offset: number): Promise<Uint8Array | undefined> {
     for (let loads = 0; ; loads++) {
-      await this.#cold.load(queue, offset)
+      while (queue.chunks.isCold(offset)) await this.#cold.load(queue, offset)
       if (queue.stateOf(offset) === undefined) return undefined
       const record = this.find(queue, offset)
       if (record !== undefined) return record

@@ -25,6 +25,8 @@ const NO_NUMBERS = new Set<number>()
 export class Chunks {
   #list: (Chunk | undefined)[] = []
   #first = 0
+  /** The list has at least this many places at its front whose chunks are neither in memory nor cold. */
+  #empty = 0
   /** Numbers of the cold chunks. */
   #cold = NO_NUMBERS
   readonly #pages: Pages
@@ -60,6 +62,14 @@ export class Chunks {
     return this.summaryAt(offset).firstMs
   }
 
+  /** Numbers of the first `count` chunks that are in memory or cold. */
+  head(count: number): number[] {
+    const numbers: number[] = []
+    for (let at = this.firstNumber - this.#first; at < this.#list.length && numbers.length < count; at++)
+      if (this.#list[at] !== undefined || this.#cold.has(this.#first + at)) numbers.push(this.#first + at)
+    return numbers
+  }
+
   /** Numbers of the cold chunks, in any order. */
   get coldNumbers(): Iterable<number> {
     return this.#cold
@@ -74,9 +84,9 @@ export class Chunks {
 
   /** Number of the first chunk that is in memory or cold. */
   get firstNumber(): number {
-    let at = 0
-    while (at < this.#list.length && this.#list[at] === undefined && !this.#cold.has(this.#first + at)) at++
-    return this.#first + at
+    for (; this.#empty < this.#list.length; this.#empty++)
+      if (this.#list[this.#empty] !== undefined || this.#cold.has(this.#first + this.#empty)) break
+    return this.#first + this.#empty
   }
 
   /** Every message below this offset is gone. */
@@ -114,6 +124,7 @@ export class Chunks {
       // A new array, because `push` would make room for 17 chunks.
       this.#list = [chunk]
       this.#first = at
+      this.#empty = 0
       return
     }
     if (at < this.#first) {
@@ -123,11 +134,13 @@ export class Chunks {
     }
     while (at - this.#first > this.#list.length) this.#list.push(undefined)
     this.#list[at - this.#first] = chunk
+    this.#empty = Math.min(this.#empty, at - this.#first)
   }
 
   clear(): void {
     this.#list = []
     this.#first = 0
+    this.#empty = 0
     this.#cold.clear()
   }
 
@@ -143,6 +156,7 @@ export class Chunks {
     if (empty === this.#list.length || (empty >= 64 && empty * 2 >= this.#list.length)) {
       this.#list.splice(0, empty)
       this.#first += empty
+      this.#empty = 0
     }
   }
 

@@ -42,7 +42,7 @@ export function summaryOf(chunk: Chunk, segmentOf: (position: number) => number)
     else uses.set(segment, [position, batches.bytes(batch)])
   }
   return {
-    bytes: chunk.bytes,
+    bytes: Math.round(chunk.bytes),
     firstMs: batches.timeMs(0),
     firstPosition: batches.position(0),
     firstBytes: batches.bytes(0),

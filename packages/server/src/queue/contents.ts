@@ -512,7 +512,10 @@ export class Contents implements Arriving {
     const { number } = chunk
     if (chunk.dirty || !chunk.marks.areNone || !chunk.isUntouched) return false
     if (this.chunkAt(chunk.base) !== chunk || !this.mayBeCold(number)) return false
-    if (this.use.pages.summary(this.id, number) === undefined) return false
+    const summary = this.use.pages.summary(this.id, number)
+    if (summary === undefined) return false
+    // The page has whole bytes.
+    this.bytes += summary.bytes - chunk.bytes
     this.chunks.setCold(number)
     if (this.#newest === chunk) this.#newest = undefined
     return true
@@ -593,7 +596,8 @@ export class Contents implements Arriving {
   // fact.
   #chunkToApply(offset: number): Chunk | undefined {
     const chunk = this.chunks.at(offset)
-    if (chunk === undefined && this.chunks.isCold(offset))
+    // In recovery, the page of a chunk that is still cold contains the fact.
+    if (chunk === undefined && this.appliedFrom === Infinity && this.chunks.isCold(offset))
       throw new Error(`the chunk of offset ${offset} of the queue ${this.name} is cold`)
     return chunk === undefined || chunk.pagePosition > this.appliedFrom ? undefined : chunk
   }

@@ -27,6 +27,17 @@ async function filled(size = 100, options: BenchOptions = OPTIONS): Promise<Benc
   return bench
 }
 
+/** Recovers with another number of chunks at the head of each queue in memory. */
+async function withHead(headChunks: number, recover: () => Promise<unknown>): Promise<void> {
+  const before = Replay.headChunks
+  Replay.headChunks = headChunks
+  try {
+    await recover()
+  } finally {
+    Replay.headChunks = before
+  }
+}
+
 async function drainedOf(bench: Bench): Promise<number[]> {
   const offsets: number[] = []
   for (let got = await bench.drain(); got.length > 0; got = await bench.drain()) {
@@ -176,17 +187,109 @@ describe('cold chunks', () => {
     expect((await drainedOf(bench)).sort((a, b) => a - b)).toEqual([...upTo(COUNT, oldest), ...kept])
   })
 
+  it('are copied forward without loss, whichever entry of the log was the last before a kill', async () => {
+    const bench = await filled(1000, { ...OPTIONS, keepsSnapshots: true })
+    const other = queueName('other')
+    bench.ensure({}, other)
+    const from = bench.snapshots.length
+    for (let round = 0; round < 40; round++) {
+      await bench.publish(repeated(100, { bodyBytes: 900 }), other)
+      await bench.drain(other)
+      await bench.pass(1_000)
+    }
+    const { snapshots } = bench
+    const step = runs(5, 1)
+    for (let at = from; at < snapshots.length; at += step) {
+      await withHead(1, () => bench.restart(snapshots[at]!.reopened()))
+      bench.broker.audit()
+      expect(bench.info().ready).toBe(COUNT)
+      if (at % 20 < step) expect(await drainedOf(bench)).toEqual(upTo(COUNT))
+    }
+  })
+
+  it('leave no fraction of a byte behind', async () => {
+    const bench = await new Bench(OPTIONS).open()
+    bench.ensure()
+    for (let i = 0; i < COUNT / 3; i++) {
+      bench.put([{ bodyBytes: 20 }, { bodyBytes: 20 }, { bodyBytes: 21 }])
+      if (i % 50 === 0) await bench.settle()
+    }
+    await bench.settle()
+    await bench.fill(40_000)
+    expect(bench.broker.coldChunks()).toBeGreaterThan(4)
+    await drainedOf(bench)
+    expect(bench.info().bytes).toBe(0)
+  })
+
+  it('are read at a start if leases of their messages can be claimed, even after a long drain', async () => {
+    const bench = await new Bench({ segmentBytes: 1 << 20, checkpointBytes: 256 * 1024 }).open()
+    bench.ensure()
+    for (let i = 0; i < 90; i++) await bench.publish(repeated(CHUNK_MESSAGES, { bodyBytes: 20 }))
+    await bench.fill(400_000)
+    const drained = bench.consume(10_000)
+    for (let left = 70 * CHUNK_MESSAGES; left > 0;) {
+      await bench.settle()
+      bench.broker.turn.begin()
+      const got = drained.got.splice(0, Math.min(left, CHUNK_MESSAGES))
+      left -= got.length
+      const item = { firstTag: got[0]!.tag, count: got.length, outcome: OUTCOME.ack }
+      bench.broker.leases.settle(drained.subscription, [item])
+    }
+    await bench.settle()
+    const { subscription } = drained
+    const claims = [drained.got[0]!, drained.got.at(-1)!].map(({ offset, tag, attempt }) => ({
+      ...{ offset, tag, attempt, bytes: 28, boot: bench.broker.boot },
+      ...{ queueNumber: subscription.queue.id, subscriptionId: subscription.id },
+    }))
+    const log = bench.log.reopened()
+    const readRange = log.readRange.bind(log)
+    let bytes = 0
+    log.readRange = (position, length, into) => {
+      bytes += length
+      return readRange(position, length, into)
+    }
+    await bench.restart(log)
+    const again = bench.consume(10_000)
+    bench.broker.turn.begin()
+    expect(bench.broker.leases.claim(again.subscription, claims)).toHaveLength(2)
+    // For each drained chunk its page is read, and no more.
+    expect(bytes).toBeLessThan(16 << 20)
+  })
+
+  it('make a cancel fail if the queue is deleted and created again during the read', async () => {
+    const bench = await filled()
+    await withHead(1, () => bench.crash())
+    const readRange = bench.log.readRange.bind(bench.log)
+    let open = (): void => {}
+    const isOpen = new Promise<void>((resolve) => {
+      open = resolve
+    })
+    bench.log.readRange = (position, length, into) => isOpen.then(() => readRange(position, length, into))
+    const { operator, catalog } = bench.broker
+    const ref = { name: Q, offset: 6 * CHUNK_MESSAGES, id: undefined }
+    bench.broker.turn.begin()
+    let refusal: unknown
+    Promise.resolve(operator.whenRead(ref, CALLER, () => operator.cancel(ref))).catch((error: unknown) => {
+      refusal = error
+    })
+    await bench.settle()
+    bench.broker.turn.begin()
+    catalog.delete(Q)
+    bench.ensure()
+    for (let i = 0; i < 70; i++) bench.put(repeated(100, { bodyBytes: 20 }))
+    await bench.settle()
+    open()
+    await bench.settle()
+    expect(refusal).toMatchObject({ code: 'QUEUE_NOT_FOUND' })
+    expect(bench.info()).toMatchObject({ ready: 7_000, cancelled: 0 })
+  })
+
   it('end only the consumers of their queue if they cannot be read', async () => {
     const bench = await filled()
     const other = queueName('other')
     bench.ensure({}, other)
     await bench.publish([{}, {}], other)
-    Replay.headChunks = 1
-    try {
-      await bench.crash()
-    } finally {
-      Replay.headChunks = 64
-    }
+    await withHead(1, () => bench.crash())
     const pages = bench.log.entries.flatMap(({ bytes, position }) =>
       [...entryBatches(bytes, 0)]
         .filter((at) => batchType(bytes, at) === BATCH_TYPE.page && batchCount(bytes, at) === PAGE.chunk)
@@ -233,8 +336,7 @@ describe('cold chunks', () => {
     const step = runs(60, 1)
     let cold = 0
     const seen = async (snapshot: MemoryLog, headChunks: number): Promise<unknown> => {
-      Replay.headChunks = headChunks
-      await bench.restart(snapshot.reopened())
+      await withHead(headChunks, () => bench.restart(snapshot.reopened()))
       bench.broker.audit()
       cold += bench.broker.coldChunks()
       if (bench.broker.status.queues === 0) return []
@@ -245,12 +347,8 @@ describe('cold chunks', () => {
       expect(bench.broker.coldChunks()).toBe(0)
       return [info, offsets]
     }
-    try {
-      for (let at = 0; at < snapshots.length; at += step)
-        expect(await seen(snapshots[at]!, 1)).toEqual(await seen(snapshots[at]!, Infinity))
-    } finally {
-      Replay.headChunks = 64
-    }
+    for (let at = 0; at < snapshots.length; at += step)
+      expect(await seen(snapshots[at]!, 1)).toEqual(await seen(snapshots[at]!, Infinity))
     expect(cold).toBeGreaterThan(snapshots.length / step)
   })
 })

@@ -21,7 +21,10 @@ import {
 } from '@sluice/protocol'
 import { PAGE, SUMMARY_SEGMENTS_MAX, type ChunkSummary, type PageKind, type Pages } from '../queue/index.js'
 
-/** Maximum number of entries of a node: a leaf takes at most 6 KiB in the log, an inner node at most 8 KiB. */
+/**
+ * Maximum number of entries of a node. In the log, an inner node takes at most 8 KiB, and a leaf at most 6 KiB, or 28 KiB if
+ * each of its entries has a summary.
+ */
 export const NODE_ENTRIES_MAX = 256
 /** Leaf entry: u16 kind · u32 id · u48 number · u64 position · u32 bytes. */
 const LEAF_ENTRY_BYTES = 24

@@ -53,6 +53,7 @@ export async function recover(log: Log): Promise<Recovered> {
       entries++
     }
   }
+  await restoreEach(log, replay, [...replay.coldHeads()])
   state.segments.forgetBefore(bounds.firstPosition)
   return { state, bounds, directory, entries }
 }
@@ -91,6 +92,7 @@ async function restorePages(log: Log, replay: Replay, tree: PageTree): Promise<v
     if (!replay.leavesCold(page)) pages.push(page)
   }
   await restore()
+  replay.pagesRestored()
 }
 
 // Takes back the cold chunks that a batch changes.
@@ -101,9 +103,16 @@ async function takeBack(
   at: number,
   position: number,
 ): Promise<void> {
-  const needed = replay.coldIn(bytes, at, position)
-  if (needed.length > 0)
-    await readPages(log, needed, (page, pageAt, { position: from }) => replay.restorePage(page, pageAt, from))
+  await restoreEach(log, replay, replay.coldIn(bytes, at, position))
+}
+
+// Reads and restores single pages, which may be far apart.
+async function restoreEach(log: Log, replay: Replay, pages: readonly PageEntry[]): Promise<void> {
+  for (const page of pages) {
+    const bytes = await log.readRange(page.position, page.bytes)
+    checkBatch(bytes, 0, page.position, BATCH_TYPE.page)
+    replay.restorePage(bytes, 0, page.position)
+  }
 }
 
 // Reads each page, in the order of positions, checks it, and passes it to `visit`.

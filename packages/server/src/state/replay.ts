@@ -62,6 +62,11 @@ export class Replay {
   /** Duplicates in the batches of an atomic step, by queue and base offset; kept until the step's own fact is read. */
   readonly #stepDuplicates = new Map<string, Duplicates>()
 
+  /** Number of cold chunks. */
+  #cold = 0
+  /** The queue of the last chunk page, and the number of its first chunk. */
+  #headOf = { queueId: 0, number: 0 }
+
   constructor(state: State) {
     this.#state = state
   }
@@ -111,6 +116,11 @@ export class Replay {
     }
   }
 
+  /** Called after the last page. A queue that was deleted while the nodes were written can be listed without counters. */
+  pagesRestored(): void {
+    for (const queue of this.#state.queues.values()) if (queue.pagePosition === -1) this.#state.tree.created()
+  }
+
   /** Called after the last page of each kind. */
   restored(kind: PageKind): void {
     if (kind > PAGE.ids) return
@@ -123,10 +133,19 @@ export class Replay {
     }
   }
 
-  /** Number of cold chunks. */
-  #cold = 0
-  /** The queue of the last chunk page, and the number of its first chunk. */
-  #headOf = { queueId: 0, number: 0 }
+  /**
+   * The pages of the cold chunks at the head of each queue, after all facts were applied. The chunks at the head hold as
+   * many messages as one consumer can have unsettled.
+   */
+  coldHeads(): PageEntry[] {
+    const pages: PageEntry[] = []
+    for (const { id, chunks } of this.#state.queues.values()) {
+      if (chunks.coldCount === 0) continue
+      for (const number of chunks.head(Replay.headChunks))
+        if (chunks.isCold(number * CHUNK_MESSAGES)) pages.push(this.#state.tree.find(PAGE.chunk, id, number)!)
+    }
+    return pages
+  }
 
   get hasCold(): boolean {
     return this.#cold > 0
