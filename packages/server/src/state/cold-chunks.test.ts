@@ -5,8 +5,10 @@ import { entryBatches } from '../log/entry.js'
 import { CHUNK_MESSAGES, PAGE } from '../queue/index.js'
 import type { MemoryLog } from '../log/memory-log.js'
 import { Bench, CALLER, Q, type BenchOptions, type Message } from '../testing/bench.js'
+import { PageTree } from './page-tree.js'
 import { Replay } from './replay.js'
 import { runs } from '../../../../test/amount.js'
+import { replaced } from '../../../../test/simulation/defects.js'
 
 const OPTIONS = { segmentBytes: 256 * 1024, checkpointBytes: 16 * 1024 }
 const CHUNKS = 12
@@ -320,38 +322,88 @@ describe('cold chunks', () => {
   })
 
   it('do not change what is recovered, whichever entry of the log was the last before a kill', async () => {
-    const bench = await filled(500, { ...OPTIONS, keepsSnapshots: true })
-    const worker = bench.consume(700)
-    for (let i = 0; i < 6; i++) {
-      await bench.settle()
-      bench.broker.turn.begin()
-      const items = worker.got
-        .splice(0, 500)
-        .map(({ tag, offset }) => ({ firstTag: tag, count: 1, outcome: outcomeOf(offset) }))
-      bench.broker.leases.settle(worker.subscription, items)
-    }
-    await bench.settle()
-    await bench.fill(400_000)
-    const { snapshots } = bench
+    const bench = await settledInPart()
     const step = runs(60, 1)
-    let cold = 0
-    const seen = async (snapshot: MemoryLog, headChunks: number): Promise<unknown> => {
-      await withHead(headChunks, () => bench.restart(snapshot.reopened()))
-      bench.broker.audit()
-      cold += bench.broker.coldChunks()
-      if (bench.broker.status.queues === 0) return []
-      const info = { ...bench.info(), oldestReadyMs: 0 }
-      const offsets: number[] = []
-      for (let got = await bench.drain(); got.length > 0; got = await bench.drain()) offsets.push(...got)
-      bench.broker.audit()
-      expect(bench.broker.coldChunks()).toBe(0)
-      return [info, offsets]
+    expect(await compareStarts(bench, step)).toBeGreaterThan(bench.snapshots.length / step)
+  })
+
+  // Mistakes that the test above must find. They are planted while the broker recovers.
+  it.each<[string, () => () => void]>([
+    [
+      'recovery skips the facts about cold chunks',
+      () => replaced(Replay.prototype, () => ({ coldIn: () => [] })),
+    ],
+    [
+      'recovery takes the page of a cold chunk for newer than it is',
+      () =>
+        replaced(PageTree.prototype, (before) => ({
+          find(kind, id, number) {
+            const page = before.find.call(this, kind, id, number)
+            return page === undefined ? undefined : { ...page, position: Infinity }
+          },
+        })),
+    ],
+    [
+      'a summary counts the first batch twice',
+      () =>
+        replaced(PageTree.prototype, (before) => ({
+          summary(id, number) {
+            const found = before.summary.call(this, id, number)
+            return found === undefined ? undefined : { ...found, uses: [...found.uses, found.uses[0]!] }
+          },
+        })),
+    ],
+  ])('found: %s', async (_what, plant) => {
+    const bench = await settledInPart()
+    const remove = plant()
+    try {
+      await expect(compareStarts(bench, 60)).rejects.toBeInstanceOf(Error)
+    } finally {
+      remove()
     }
-    for (let at = 0; at < snapshots.length; at += step)
-      expect(await seen(snapshots[at]!, 1)).toEqual(await seen(snapshots[at]!, Infinity))
-    expect(cold).toBeGreaterThan(snapshots.length / step)
   })
 })
+
+/** A queue with cold chunks, of which a consumer has settled the first messages. */
+async function settledInPart(): Promise<Bench> {
+  const bench = await filled(500, { ...OPTIONS, keepsSnapshots: true })
+  const worker = bench.consume(700)
+  for (let i = 0; i < 6; i++) {
+    await bench.settle()
+    bench.broker.turn.begin()
+    const items = worker.got
+      .splice(0, 500)
+      .map(({ tag, offset }) => ({ firstTag: tag, count: 1, outcome: outcomeOf(offset) }))
+    bench.broker.leases.settle(worker.subscription, items)
+  }
+  await bench.settle()
+  await bench.fill(400_000)
+  return bench
+}
+
+/**
+ * Starts a broker on every `step`th snapshot, with and without cold chunks, and expects the same queue and the same order
+ * of deliveries. Returns how many chunks were cold.
+ */
+async function compareStarts(bench: Bench, step: number): Promise<number> {
+  const { snapshots } = bench
+  let cold = 0
+  const seen = async (snapshot: MemoryLog, headChunks: number): Promise<unknown> => {
+    await withHead(headChunks, () => bench.restart(snapshot.reopened()))
+    bench.broker.audit()
+    cold += bench.broker.coldChunks()
+    if (bench.broker.status.queues === 0) return []
+    const info = { ...bench.info(), oldestReadyMs: 0 }
+    const offsets: number[] = []
+    for (let got = await bench.drain(); got.length > 0; got = await bench.drain()) offsets.push(...got)
+    bench.broker.audit()
+    expect(bench.broker.coldChunks()).toBe(0)
+    return [info, offsets]
+  }
+  for (let at = 0; at < snapshots.length; at += step)
+    expect(await seen(snapshots[at]!, 1)).toEqual(await seen(snapshots[at]!, Infinity))
+  return cold
+}
 
 /** Most messages are acknowledged. Some are tried again or die, so that their chunks are not cold. */
 function outcomeOf(offset: number): typeof OUTCOME.ack | typeof OUTCOME.deadLetter | typeof OUTCOME.retry {
