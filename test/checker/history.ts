@@ -34,8 +34,8 @@ export interface AttemptEvent {
 }
 
 /**
- * The answer to an attempt. An attempt without an answer has an unknown outcome; the last answer counts. `duplicate`:
- * another message has the same id, so this message must not be delivered.
+ * The answer to an attempt. An attempt without an answer has an unknown outcome. If it has several answers, the last one
+ * other than `unknown` counts. `duplicate`: another message has the same id, so this message must not be delivered.
  */
 export interface OutcomeEvent {
   readonly kind: 'outcome'

@@ -129,7 +129,7 @@ function publish(queue: string, of: Case, unansweredBelow: number): Case {
   }
 }
 
-/** An atomic step with one batch for each queue. `crc` was computed with zlib.crc32 of Python. */
+/** An atomic step with one batch for each queue. `crc` was computed with Python's `zlib.crc32`. */
 function atomicStep(
   number: number,
   correlation: number,

@@ -44,7 +44,7 @@ export interface KillResult {
   readonly failures: Readonly<Record<string, number>>
   /** Times from spawn to the first accepted connection, in ms, sorted. */
   readonly readyMs: readonly number[]
-  /** The start times that the broker measured. */
+  /** How long each start took as measured by the broker, in ms, sorted. */
   readonly startedMs: readonly number[]
   /** Number of segments that were started, and number that were freed. */
   readonly rolls: number

@@ -249,7 +249,7 @@ async function settle(message: Message, text: string, consumer: string): Promise
   const others = load.otherSettles ?? 0
   const action: SettleEvent['action'] =
     chance >= others || asked.draining ? 'ack' : chance % 2 === 0 ? 'retry' : 'release'
-  // Some messages are settled at once, others keep their lease for a while.
+  // Most messages are settled at once; the others keep their lease for a while.
   if (random.below(20) === 0) await delay(random.below(40))
   const event = { kind: 'settle', queue: message.queue, message: text, consumer, action } as const
   const sentUs = nowUs()

@@ -186,7 +186,7 @@ async function open(
 interface Expected {
   readonly code: ErrorCode
   readonly scope?: ErrorScope
-  /** Names and values that the sentence must contain. */
+  /** Names and values that the error's `message` must contain. */
   readonly names: readonly (string | number)[]
 }
 

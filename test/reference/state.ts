@@ -43,7 +43,7 @@ export interface ModelMessage extends LineMessage {
   /** Whether the queue of the message had a dead-letter queue when the message died. */
   isMoving: boolean
   diedMs: number
-  /** The reason of the death; undefined if the broker chooses the words. */
+  /** The reason for the death; undefined if the broker words it. */
   reason: string | undefined
 }
 

@@ -83,7 +83,7 @@ export function batch(
   return bytes
 }
 
-/** `unanswered`: how many numbers below the batch's number have no answer yet. */
+/** `unanswered`: the distance from the batch's number down to the lowest number without an answer. */
 export function publishFrame(queue: string, batchBytes: Uint8Array, unanswered = 0): Uint8Array {
   const payload = new Uint8Array(1 + textBytes(queue) + batchBytes.length)
   payload[0] = writeText(payload, 1, queue)

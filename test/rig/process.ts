@@ -56,7 +56,7 @@ export class ScriptProcess {
         resolve(exit)
         this.#tell()
       }
-      // 'close' comes after the last line was read.
+      // 'close' comes after the last line has been read.
       this.child.once('close', (code, signal) => done({ code, signal }))
       this.child.once('error', (error) => {
         this.stderr += String(error)

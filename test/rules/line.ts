@@ -42,8 +42,8 @@ export class Line<M extends LineMessage> {
   }
 
   /**
-   * Called when a message was published. If the message is due at once, it is placed after all earlier messages of its
-   * key, even if the clock was set back in between.
+   * Called when a message has been published. If the message is due at once, it is placed after all earlier messages of
+   * its key, even if the clock was set back in between.
    */
   add(message: M, nowMs: number): void {
     const key = this.#keyOf(message)

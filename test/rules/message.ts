@@ -1,5 +1,5 @@
 /**
- * Rules of one message: its times, and the effect of an outcome, a reschedule or a redrive. Pure functions, which share
+ * Rules for one message: its times, and the effect of an outcome, a reschedule or a redrive. Pure functions, which share
  * no code with the server.
  *
  * `test/reference` applies the rules to an exact state, `test/simulation` to the states that a crash can leave.

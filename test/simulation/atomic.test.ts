@@ -170,7 +170,7 @@ class Bench {
     return this.broker.leases.subscribe({ queue: name, messages, bytes: 0xffff_ffff }, 1, consumer)
   }
 
-  /** Sends a step. `unanswered` is the number of earlier steps without an answer. @throws SluiceError */
+  /** Sends a step. `unanswered`: distance from its number to the lowest unanswered one. @throws SluiceError */
   send({ number, payload }: Sent, held: Held | undefined, unanswered: number): readonly Placed[] {
     const { crc, acks, batches } = decodeAtomic(payload, 0, payload.length)
     const step: AtomicStep = {

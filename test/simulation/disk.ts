@@ -39,7 +39,7 @@ export interface Operation {
 }
 
 /**
- * A fault of an operation. `error`: the operation rejects; the bytes that a failed write leaves behind are undefined,
+ * A fault in an operation. `error`: the operation rejects; the bytes that a failed write leaves behind are undefined,
  * and no later sync makes them stable. `short`: only this many bytes are written, then the operation rejects. `lie`:
  * the operation resolves, but nothing becomes stable. `slow`: the operation completes after all operations that are not
  * slow.

@@ -22,8 +22,8 @@ const SEGMENTS = [14, 9, 11]
 const RUNS = IS_LONG ? STEPS * SEGMENTS.length : STEPS
 
 /**
- * Runs the history once for each step after which the disk becomes full. The endings and sizes take turns; in the long
- * mode each step runs with every size.
+ * Runs the history for each step; in each run the disk becomes full after that step. The endings and sizes take turns;
+ * in the long mode each step runs with every size.
  */
 async function everyStep(filling: Filling, endings: readonly FullEnding[]): Promise<FullDiskReport[]> {
   const reports: FullDiskReport[] = []

@@ -269,7 +269,7 @@ export class Publishing {
     }
   }
 
-  /** The plan of an accepted batch, whose duplicates must be those of the answer. */
+  /** The plan of an accepted batch. Throws a Violation if the plan's duplicates are not those in the answer. */
   #planOf(queue: ModelQueue, attempt: Attempt, placed: Placed, freed: Freed): Plan {
     const plan = this.#plan(queue, attempt, freed, placed)
     const { excess } = plan.room

@@ -136,8 +136,8 @@ export class TappedLog implements Log {
 }
 
 /**
- * Passes on observations of a broker from `attach` on. The earlier start of the broker is checked by its result
- * instead.
+ * Forwards the observations of a broker once `attach` has been called. The earlier start of the broker is checked by its
+ * result instead.
  */
 export class Taps implements Observer {
   /** The promise of the next RESULT: what must be on disk when the RESULT is sent. */

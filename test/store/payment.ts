@@ -1,4 +1,4 @@
-/** A worker that charges cards, in order for each customer, and passes paid orders on to the stock. */
+/** A worker that charges cards, one customer's orders in sequence, and passes paid orders on to the stock worker. */
 import { DeadLetter, Retry, SluiceError } from '@sluice/client'
 import { setTimeout as pause } from 'node:timers/promises'
 import { book, once, ready, sluice, tell } from './crew.js'

@@ -1,4 +1,4 @@
-/** A worker that picks paid orders and publishes them to the mail. */
+/** A worker that picks paid orders and passes them on to the mail worker. */
 import { setTimeout as pause } from 'node:timers/promises'
 import { once, ready, sluice } from './crew.js'
 import { Mails, Picking } from './orders.js'

@@ -60,7 +60,7 @@ describe('plain data', () => {
       values: [
         fc.string({ unit: 'grapheme' }),
         fc.integer(),
-        // msgpack does not distinguish 0 and -0.
+        // msgpackr encodes -0 as 0.
         fc.double().map((number) => (number === 0 ? 0 : number)),
         fc.boolean(),
         fc.constant(null),

@@ -4,7 +4,7 @@
  * under new numbers.
  *
  * Invariant: each number is given to one sending, and always goes with the same bytes. A sending stays here, byte for byte,
- * until it is answered or given up, whether or not a caller still waits for it.
+ * until it is accepted, finally refused or given up, whether or not a caller still waits for it.
  */
 import { LIMITS, writeFrameCorrelation, type HelloOk } from '@sluice/protocol'
 import type { Connection } from './connection.js'

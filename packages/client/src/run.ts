@@ -1,6 +1,6 @@
 /**
- * A run: messages that were delivered in one frame. This file decodes, checks and splits runs. At the broker, a run has
- * messages of one batch, and a frame can have several of these runs.
+ * A run: messages that were delivered in one frame. This file decodes, checks and splits runs. The broker uses the
+ * word differently: there, a run is messages of one batch, and one frame can contain several such runs.
  */
 import {
   checkRecords,

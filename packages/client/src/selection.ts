@@ -107,8 +107,8 @@ const PACED_PAGES_A_SECOND = 4
 const RATE_MAX = 1_000_000
 
 /**
- * Requests pages until the last one, or until `limit` messages matched. The first argument of `take` is the maximum number
- * of messages in its page.
+ * Requests pages until the last one is reached, or `limit` messages have matched. The first argument of `take` is the
+ * maximum number of messages in its page.
  * @throws SluiceError INVALID_ARGUMENT, ABORTED, and the errors of `take`, with the progress of `soFar`
  */
 export async function walk<Place>(

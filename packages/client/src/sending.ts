@@ -112,7 +112,7 @@ export abstract class Sending {
     this.watches = undefined
   }
 
-  /** Called when the sending has no effect: rejects the promises of all callers. */
+  /** Called when the sending is refused or given up: rejects the promises of all callers. */
   refuse(error: SluiceError): void {
     this.unwatch()
     for (const resolve of this.resolves) if (resolve !== undefined) fail(resolve, error, this.names)
@@ -173,7 +173,7 @@ export abstract class Sending {
   /** Whether the frame names subscriptions of the connection on which it was first sent. */
   abstract readonly isBound: boolean
 
-  /** Called when the sending has no effect, because it was refused or withdrawn. */
+  /** Called when the sending was refused, withdrawn or given up. One that was given up may have taken effect. */
   abstract hadNoEffect(): void
 }
 

@@ -333,7 +333,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
         if (subscription === this.subscription) break
       }
     }
-    // A handler that awaits this `close` still has its message.
+    // A handler that is itself awaiting this `close` may still hold its message.
     if (this.running > 0 && this.subscription !== undefined) {
       // Once the worker is closed, it does not learn that a lease is lost.
       this.orphan()

@@ -95,7 +95,7 @@ export type Arrival = 'new' | 'replayed' | 'moved'
 
 /** The place of an accepted batch. */
 export interface Taken extends Placed {
-  /** Number of the entry with the batch. An answer waits until this entry is durable. */
+  /** Number of the entry with the batch. */
   readonly gate: number
 }
 
@@ -197,7 +197,7 @@ export class Intake {
   }
 
   /**
-   * Accepts a batch that has no producer, and returns its place and the gate for an answer. The batch is sealed with the
+   * Accepts a batch that has no producer, and returns its place and its entry. The batch is sealed with the
    * number 0. `before` is written into the entry of the batch. A refused batch changes nothing, except that due messages
    * become ready and expired messages are removed.
    * @throws SluiceError the refusal
@@ -233,7 +233,8 @@ export class Intake {
     if (producer?.id === 0) this.#declare(producer)
     const cancelled = admitted.replaced === undefined ? undefined : this.#replace(queue, admission)
     this.#makeRoom(queue, admission)
-    // The facts about messages that were dropped to make room are written before the facts of the batch.
+    // If messages are replaced, the facts about dropped messages are written first, so that only the facts about the
+    // replaced ones must be in the entry of the batch. Otherwise they are written at the end of the turn.
     if (cancelled !== undefined) writer.writeFacts(queue.id, queue.facts)
     if (before !== undefined) writer.writeFacts(before.queue.id, before.queue.facts)
     this.#factsAhead(batch)

@@ -465,7 +465,7 @@ describe('a producer that sends a batch again', () => {
   })
 
   describe('with more unanswered duplicates than fit in a page', () => {
-    // The results in a page take at most a quarter of an entry, and each duplicate takes 40 bytes.
+    // The results in a page take at most a quarter of an entry, and each duplicate is counted as 40 bytes.
     const batches = Array.from({ length: 60 }, (_, i) =>
       batchOf(repeated(1_000, { id: 'a', bodyBytes: 1 }), i + 1),
     )

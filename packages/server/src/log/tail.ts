@@ -76,7 +76,7 @@ export class Tail {
     this.#events = events
   }
 
-  /** LSN of an entry: an answer that is computed now waits until this entry is durable. */
+  /** Once the entry with this LSN is durable, everything that was appended so far is durable. */
   get gate(): number {
     return this.#openBatches > 0 ? this.openLsn : this.openLsn - 1
   }
@@ -107,7 +107,10 @@ export class Tail {
     return this.#openEnd
   }
 
-  /** Makes the batch at the index from `reserve` part of the open entry. Returns its position in the log. */
+  /**
+   * Adds the batch that was written at the index from `reserve` to the open entry. Returns the batch's position in the
+   * log.
+   */
   add(length: number): number {
     const position = this.#openPosition + (this.#openEnd - this.#openStart)
     this.#openEnd += length

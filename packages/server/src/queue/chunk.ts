@@ -436,7 +436,7 @@ export class Chunk {
     return batch + 1 < this.batches.count ? this.batches.first(batch + 1) : this.count
   }
 
-  /** Whether no message of the batch in this chunk is live. */
+  /** Whether no message of the batch is live in this chunk. */
   isGoneHere(batch: number): boolean {
     const end = this.batchEnd(batch)
     // Checks the last message first: while messages are settled in order, this check alone detects that a batch is live.

@@ -76,7 +76,7 @@ export abstract class HashIndex {
     this.#put(ref)
   }
 
-  /** Removes a ref, which is in the index. */
+  /** Removes a ref. It must be in the index. */
   protected remove(ref: number): void {
     const segment = this.#segmentOf(this.wordOf(ref))
     const refs = this.#segments[segment]!

@@ -24,7 +24,7 @@ export const MARK = {
   waiting: 2,
   /** The message is in `waiting` and is due. */
   due: 3,
-  /** The message was delivered at least once since the broker started. */
+  /** The message was delivered and returned at least once since the broker started. */
   seen: 4,
   /** The message is in the time queue of messages that returned below the cursor of the drop order. */
   behind: 5,

@@ -1,6 +1,6 @@
 /**
- * Encodes the answers to requests: RESULT with the object in msgpack, MESSAGES for PEEK, or ERROR. The session calls
- * this file with the result or error of a handler (requests.ts).
+ * Encodes the answers to requests: RESULT with the object in msgpack, MESSAGES for PEEK, or ERROR. The session passes
+ * it the result of a request handler (see requests.ts), or the error that the handler threw.
  */
 import {
   ERRORS,

@@ -3,8 +3,8 @@
  * accepted again (invariant 3). Accepted numbers are recorded in the log; refused ones are remembered until the broker
  * stops.
  *
- * Each batch says how many lower numbers are still unanswered. Older results are forgotten, so a window covers only the
- * batches in flight.
+ * Each batch gives the distance from its number down to the lowest unanswered number. Older results are forgotten, so a
+ * window covers only the batches in flight.
  */
 import {
   SluiceError,
@@ -68,8 +68,8 @@ export class Producer {
   }
 
   /**
-   * Returns the result of `number`; undefined if the number is new. `unanswered`: how many lower numbers still await an
-   * answer.
+   * Returns the result of `number`; undefined if the number is new. `unanswered`: the distance from
+   * `number` down to the lowest number that still awaits an answer.
    * @throws SluiceError NUMBER_REUSED, UNKNOWN_OUTCOME, or the refusal
    */
   resultOf(number: number, crc: number, unanswered: number): readonly Placed[] | undefined {

@@ -83,7 +83,10 @@ export class Replay {
     this.#state.tree.restore(directory.root)
   }
 
-  /** Restores the page at `position`. The pages of a lower kind come first. */
+  /**
+   * Restores the page at `position`. Pages must be restored in ascending order of kind (the numbers in `PAGE`), except
+   * the pages of cold chunks, which can be restored later.
+   */
   restorePage(bytes: Uint8Array, at: number, position: number): void {
     const header = readBatchHeader(bytes, at)
     const start = at + BATCH_HEADER_BYTES

@@ -128,8 +128,8 @@ export class Segments implements LogUse {
 
   /**
    * Forgets segments whose last settle is older than the queue's age limit, and the oldest segments beyond its byte
-   * limit. Returns the start of the oldest segment that a queue still retains, Infinity when there is none, and the
-   * time `untilMs` at which the next segment expires.
+   * limit. Returns `oldest`, the start of the oldest segment that a queue still retains, and `untilMs`, the time at
+   * which the next segment expires; each is Infinity if there is none.
    */
   oldestRetained(
     queues: ReadonlyMap<number, Queue>,

@@ -255,7 +255,10 @@ export class Space {
     this.#done = undefined
   }
 
-  /** Start of the oldest segment that remains if segments before `start` are freed up to the first retained one. */
+  /**
+   * Start of the oldest segment that remains once all segments before `start` are freed, except the first retained
+   * segment and those after it.
+   */
   #firstAfter(start: number): number {
     return Math.min(start, this.#relocation.retainedFrom)
   }

@@ -33,7 +33,7 @@ export function hasDeliveryOptions(flagsSeen: number): boolean {
 export interface TraitRules {
   /** Time to live of messages without their own; 0: unlimited. */
   readonly ttlMs: number
-  /** If this is not 0, the size of each message is needed. */
+  /** Byte limit of the queue; 0: unlimited. The sizes of the messages are needed only if there is a limit. */
   readonly maxBytes: number
 }
 
