@@ -86,6 +86,7 @@ for (const [style, concurrency, handleMs] of CASES) {
     ])
     expect(done.size).toBe(MESSAGES - 1)
     expect([...done.values()].every((attempt) => attempt === 1)).toBe(true)
-    expect(deaths).toBeGreaterThanOrEqual(MAX_DELIVERIES)
+    // The broker can bury the message before the test has seen the exit of the last worker.
+    expect(deaths).toBeGreaterThanOrEqual(MAX_DELIVERIES - 1)
   }, 60_000)
 }
