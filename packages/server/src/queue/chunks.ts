@@ -144,11 +144,8 @@ export class Chunks {
     this.#cold.clear()
   }
 
-  drop(chunk: Chunk): void {
-    this.dropNumber(chunk.number)
-  }
-
-  dropNumber(number: number): void {
+  /** Removes a chunk whose messages are all gone. */
+  drop(number: number): void {
     if (this.#cold.size > 0) this.#cold.delete(number)
     this.#list[number - this.#first] = undefined
     const empty = this.firstNumber - this.#first

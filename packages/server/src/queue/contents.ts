@@ -635,7 +635,7 @@ export class Contents implements Arriving {
     this.live -= removed
     this.dirty = true
     if (chunk.live === 0 && chunk.full) {
-      this.chunks.drop(chunk)
+      this.chunks.drop(chunk.number)
       this.use.pages.removed(PAGE.chunk, this.id, chunk.number)
       if (this.#newest === chunk) this.#newest = undefined
     } else chunk.pack(end)
@@ -668,7 +668,7 @@ export class Contents implements Arriving {
   // Removes all messages of a cold chunk without reading its page.
   #purgeCold(number: number, timeMs: number): void {
     const summary = this.chunks.summaryAt(number * CHUNK_MESSAGES)
-    this.chunks.dropNumber(number)
+    this.chunks.drop(number)
     this.use.pages.removed(PAGE.chunk, this.id, number)
     this.#follower.removedCold(number, summary)
     this.live -= CHUNK_MESSAGES

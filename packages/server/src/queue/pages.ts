@@ -1,6 +1,6 @@
 /**
  * The pages of the state: the durable state of queues and producers is written to the log in pages by a checkpoint. The
- * owner of a page reports when the page comes into existence and when it is gone. The page tree (state/page-tree.ts) is
+ * owner of a page reports when the page is created and when it is gone. The page tree (state/page-tree.ts) is
  * the implementation.
  */
 
@@ -13,7 +13,7 @@ export type PageKind = (typeof PAGE)[keyof typeof PAGE]
 export interface Pages {
   /** The summary with which the page of a chunk was written; undefined if it has none. */
   summary(queueId: number, chunkNumber: number): ChunkSummary | undefined
-  /** A page came into existence. The next checkpoint will write it. */
+  /** A page was created. The next checkpoint will write it. */
   created(): void
   /** The page is gone. It has a copy in the log, or `created` was called for it. `number` tells pages of a kind apart. */
   removed(kind: PageKind, id: number, number: number): void

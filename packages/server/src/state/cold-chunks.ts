@@ -11,7 +11,7 @@ import type { PageTree } from './page-tree.js'
 /** Maximum number of chunks that were taken back and are still in memory although they could be cold. */
 const WARM_MAX = 256
 /** Number of chunks at the head of a queue that stay in memory: they are delivered next. */
-export const HEAD_CHUNKS = 4
+const HEAD_CHUNKS = 4
 
 /** Names a chunk without keeping it in memory. */
 export interface ChunkOf {
@@ -80,13 +80,7 @@ export class ColdChunks {
 }
 
 /** Decodes the page of a chunk, whose checksum was verified. @throws SluiceError CORRUPT if it is another page */
-export function decodePage(
-  bytes: Uint8Array,
-  at: number,
-  position: number,
-  queue: Queue,
-  offset: number,
-): Chunk {
+function decodePage(bytes: Uint8Array, at: number, position: number, queue: Queue, offset: number): Chunk {
   const header = readBatchHeader(bytes, at)
   const isPage = batchType(bytes, at) === BATCH_TYPE.page && header.count === PAGE.chunk
   const chunk =

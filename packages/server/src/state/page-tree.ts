@@ -284,7 +284,7 @@ export class PageTree implements Pages {
     return this.#root
   }
 
-  /** Called when a page came into existence. The next checkpoint will write it. */
+  /** Called when a page is created. The next checkpoint will write it. */
   created(): void {
     this.#unwritten++
   }

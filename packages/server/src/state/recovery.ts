@@ -47,13 +47,13 @@ export async function recover(log: Log): Promise<Recovered> {
     for await (const entry of log.read(from)) {
       for (const at of entryBatches(entry.bytes, 0)) {
         const position = entry.position + at
-        if (replay.hasCold) await takeBack(log, replay, entry.bytes, at, position)
+        if (replay.hasCold) await restoreEach(log, replay, replay.coldIn(entry.bytes, at, position))
         replay.apply(entry.bytes, at, position)
       }
       entries++
     }
   }
-  await restoreEach(log, replay, [...replay.coldHeads()])
+  await restoreEach(log, replay, replay.coldHeads())
   state.segments.forgetBefore(bounds.firstPosition)
   return { state, bounds, directory, entries }
 }
@@ -93,17 +93,6 @@ async function restorePages(log: Log, replay: Replay, tree: PageTree): Promise<v
   }
   await restore()
   replay.pagesRestored()
-}
-
-// Takes back the cold chunks that a batch changes.
-async function takeBack(
-  log: Log,
-  replay: Replay,
-  bytes: Uint8Array,
-  at: number,
-  position: number,
-): Promise<void> {
-  await restoreEach(log, replay, replay.coldIn(bytes, at, position))
 }
 
 // Reads and restores single pages, which may be far apart.
