@@ -14,8 +14,7 @@ import type { HistoryEvent, SettleEvent } from '../checker/history.js'
 import { Random } from './random.js'
 
 /**
- * `atUs`: the time of the event, which for a settle is the time of its answer; `sentUs`: the time of the request of a
- * settle.
+ * `atUs`: the time of the event; for a settle, the time of its answer. `sentUs`: for a settle, the time of its request.
  */
 export type TimedEvent = HistoryEvent & { readonly atUs: number; readonly sentUs?: number }
 
@@ -51,8 +50,8 @@ export interface Progress {
   readonly refused: number
   readonly unknown: number
   /**
-   * Number of publishes that have an unknown outcome although their client was not replaced, and so should have sent
-   * them again.
+   * Number of publishes with an unknown outcome whose client was not replaced. Such a client should have sent them again
+   * until it had an answer.
    */
   readonly unresolved: number
   readonly delivered: number

@@ -1,6 +1,7 @@
 /**
- * Crash points. When a run uses its disk, one of the images that a loss of power or a kill could leave is taken. A new
- * broker recovers from the image, and the broker's state is compared with the log. The run itself is not affected.
+ * Crash points. At a random share of a run's disk uses, `look` takes one of the disk images that a power loss or a kill
+ * could leave at that point. A new broker recovers from the image, and its state is compared with the log. The run itself
+ * is not affected.
  */
 import { OUTCOME, SluiceError, decodeAtomic, type QueueName } from '@sluice/protocol'
 import { Broker } from '../../packages/server/src/broker/broker.js'
@@ -42,7 +43,7 @@ export interface CrashCounts {
   /** Number of images that were drained. */
   drained: number
   drainedMessages: number
-  /** Number of claims of leases whose messages other consumers received later. */
+  /** Number of claims of stale leases: another consumer has received the message since. */
   staleClaims: number
 }
 

@@ -1,7 +1,7 @@
 /**
  * The model of the broker, in plain Maps. It receives every command in the order in which the broker executes them, with
  * the broker's answer, and every message at its delivery; it throws a Violation if an answer or a delivery is wrong. The
- * rules are those of test/rules; the model shares no code with the broker. Invariants have the numbers of
+ * rules are those of test/rules; the model shares no code with the broker. Invariants are numbered as in
  * ARCHITECTURE.md.
  *
  * The model learns of due and expired messages when the broker notices them. Whenever the broker answers or is at rest,

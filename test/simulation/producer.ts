@@ -63,7 +63,7 @@ export class Producer extends Client {
     return this.#unanswered.size === 0 && this.#resend.length === 0
   }
 
-  /** The lowest number that the producer may still send again. */
+  /** The lowest unanswered number; the next number if none is unanswered. */
   get lowestUnanswered(): number {
     for (const number of this.#unanswered.keys()) return number
     return this.#number + 1

@@ -141,8 +141,9 @@ export class Results {
   }
 
   /**
-   * Called when a producer without an accepted batch has left; its refusals are forgotten. None of its bytes is under
-   * way any more, so a client that did not receive a refusal cannot notice that the batch is decided again.
+   * Called when a producer without an accepted batch has left; its refusals are forgotten. If the client did not receive a
+   * refusal, it sends that batch again and the broker decides it anew. The client cannot notice this, because the first
+   * answer can no longer arrive.
    */
   forgotten(identity: string): void {
     const producer = this.#producer(identity)

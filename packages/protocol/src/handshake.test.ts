@@ -62,7 +62,7 @@ const anyHelloOk: fc.Arbitrary<HelloOk> = fc.record(
   PLAIN,
 )
 
-/** Decodes `bytes` from the middle of other bytes, and once more followed by `extra` bytes. */
+/** Decodes `bytes`, followed by `extra` further bytes, from the middle of a larger buffer. */
 function inside<Value>(
   bytes: Uint8Array,
   decode: (bytes: Uint8Array, start: number, end: number) => Value,

@@ -101,7 +101,7 @@ function unshielded(options: ArgumentsCamelCase): ArgumentsCamelCase {
   ) as typeof options
 }
 
-/** The options of this command itself, which help lists before the common ones. */
+/** The command's own options, which the help text lists before the common ones. */
 function ownOptions(yargs: Argv, positionals: readonly string[]): string[] {
   const { key } = (yargs as unknown as { getOptions(): KnownOptions }).getOptions()
   // Names of a single letter are aliases.

@@ -110,7 +110,7 @@ export class MemoryLog implements Log {
   }
 
   async *read(position: number): AsyncGenerator<LogEntry> {
-    // Continues by position, because truncation changes the indexes in the meantime.
+    // Continues by position, because a truncation between two reads changes the indexes.
     for (let from = position; ;) {
       const entry = this.#stored.entries[this.#indexFrom(from)]
       if (entry === undefined) return

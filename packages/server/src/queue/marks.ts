@@ -26,9 +26,12 @@ export const MARK = {
   due: 3,
   /** The message was delivered and returned at least once since the broker started. */
   seen: 4,
-  /** The message is in the time queue of messages that returned below the cursor of the drop order. */
+  /**
+   * The message returned after the cursor of the drop order had passed it; it is in the `#behind` queue of
+   * `drop-order.ts`.
+   */
   behind: 5,
-  /** The message is in the time queue of plain messages that returned below the cursor of the line. */
+  /** The message is plain and returned after the cursor of the line had passed it; it is in `returned.ts`. */
   returned: 6,
 } as const
 export type Mark = (typeof MARK)[keyof typeof MARK]

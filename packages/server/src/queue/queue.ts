@@ -339,9 +339,9 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * Record bytes of the message that a claim names, for the credit. The size is the one that the former lease counted
-   * or, if this boot has no such lease, the one that the chunk knows or estimates. A size from the client could make
-   * the credit wrong. 0 means that there is no such message.
+   * Record bytes of the message that a claim names; the credit is charged with this number. The size is the one that the
+   * former lease counted or, if this boot has no such lease, the one that the chunk knows or estimates. A size from the
+   * client could make the credit wrong. 0 means that there is no such message.
    */
   claimBytes(offset: number): number {
     const former = this.former.get(offset)

@@ -35,20 +35,24 @@ describe('invariants', () => {
   }
 
   test.each<[string, (outbox: Outbox) => void, string]>([
-    ['a byte too many', (outbox) => outbox.outstandingBytes++, 'are outstanding, counted'],
+    ['a byte too many', (outbox) => outbox.outstandingBytes++, 'the counter of outstanding bytes is'],
     [
       'a batch that is not counted',
       (outbox) => (outbox.inFlightBytes = 0),
-      '0 bytes are in flight, counted 100',
+      'the counter of bytes in flight is 0; a recount gives 100',
     ],
-    ['a barrier too few', (outbox) => outbox.barriers--, '1 frames are barriers, counted 2'],
+    ['a barrier too few', (outbox) => outbox.barriers--, 'the counter of barriers is 1; a recount gives 2'],
     [
       'an earlier gate',
       (outbox) => outbox.endTurn(0),
       'a buffer waits for 0 behind a buffer that waits for 1',
     ],
     ['a wrong length', (outbox) => writeFrameLength(outbox.bytes, 0, 5), 'the frames of a buffer'],
-    ['another frame', (outbox) => (outbox.bytes[4] = OP.SETTLE_OK), 'a buffer has 1 barriers, counted 0'],
+    [
+      'another frame',
+      (outbox) => (outbox.bytes[4] = OP.SETTLE_OK),
+      'the counter of barriers of a buffer is 1; a recount gives 0',
+    ],
   ])('find %s', (_what, spoil, found) => {
     const outbox = filled()
     spoil(outbox)

@@ -95,7 +95,7 @@ export class Outbox {
     return frameEnd
   }
 
-  /** Records that the frame written last answers a batch of `bytes`. */
+  /** Records that the last written frame is the answer to a batch of `bytes` bytes. */
   answers(bytes: number): void {
     this.inFlightBytes += bytes
     this.#answersBytes += bytes
@@ -151,10 +151,11 @@ export class Outbox {
       barriers += checkFrames(buffer.bytes, buffer.length, buffer.barriers)
     }
     if (bytes !== this.outstandingBytes)
-      differs(`${this.outstandingBytes} bytes are outstanding, counted ${bytes}`)
+      differs(`the counter of outstanding bytes is ${this.outstandingBytes}; a recount gives ${bytes}`)
     if (answersBytes !== this.inFlightBytes)
-      differs(`${this.inFlightBytes} bytes are in flight, counted ${answersBytes}`)
-    if (barriers !== this.barriers) differs(`${this.barriers} frames are barriers, counted ${barriers}`)
+      differs(`the counter of bytes in flight is ${this.inFlightBytes}; a recount gives ${answersBytes}`)
+    if (barriers !== this.barriers)
+      differs(`the counter of barriers is ${this.barriers}; a recount gives ${barriers}`)
   }
 
   #send(buffer: SendBuffer): void {
@@ -213,7 +214,8 @@ function checkFrames(bytes: Uint8Array, length: number, barriers: number): numbe
   decoder.frameBytesMax = Infinity
   decoder.push(bytes.subarray(0, length))
   if (frameEnd !== length) differs(`the frames of a buffer of ${length} bytes end at ${frameEnd}`)
-  if (counted !== barriers) differs(`a buffer has ${barriers} barriers, counted ${counted}`)
+  if (counted !== barriers)
+    differs(`the counter of barriers of a buffer is ${barriers}; a recount gives ${counted}`)
   return barriers
 }
 

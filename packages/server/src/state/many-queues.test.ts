@@ -32,7 +32,10 @@ function pagesFrom(bench: Bench, position: number): Pages {
   return pages
 }
 
-/** Publishes one message, and other data until checkpoints are complete. Returns the bytes of the pages of one checkpoint. */
+/**
+ * Publishes one message, then fills the log with other data until checkpoints are complete. Returns the bytes of the pages
+ * of one checkpoint.
+ */
 async function checkpointAfterOne(bench: Bench): Promise<number> {
   const position = bench.broker.endPosition
   await bench.publish([{}], nameOf(7))
