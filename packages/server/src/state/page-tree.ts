@@ -52,6 +52,8 @@ const BYTES = 3
 /** Fields of a summary in memory: the number of segments, 0 for an entry without a summary, then as in the log. */
 const SUMMARY_FIELDS = 7 + 2 * SUMMARY_SEGMENTS_MAX
 const ENTRIES_FIRST = 16
+/** Shared by all nodes without entries. */
+const NO_FIELDS = new Float64Array(0)
 const ID_RANGE = 2 ** 32
 
 export interface PageEntry {
@@ -69,7 +71,7 @@ export class PageNode {
   /** 0 for a leaf. */
   readonly level: number
   count = 0
-  fields: Float64Array = new Float64Array(ENTRIES_FIRST * FIELDS)
+  fields: Float64Array = NO_FIELDS
   /** The summaries of the entries of a leaf; undefined while there are none. */
   summaries: Float64Array | undefined
   /** One child per entry; empty for a leaf. The key of an entry is a lower bound for the keys of its child. */
@@ -101,7 +103,7 @@ export class PageNode {
   }
 
   insert(index: number, owner: number, number: number, child?: PageNode): void {
-    this.#reserve(this.count + 1)
+    this.reserve(this.count + 1)
     const at = index * FIELDS
     this.fields.copyWithin(at + FIELDS, at, this.count * FIELDS)
     this.fields.fill(0, at, at + FIELDS)
@@ -117,6 +119,15 @@ export class PageNode {
     this.dirty = true
   }
 
+  /** Appends an entry whose key is above all keys of the node. The node has room for it. */
+  push(owner: number, number: number, position: number, bytes: number): void {
+    const at = this.count++ * FIELDS
+    this.fields[at + OWNER] = owner
+    this.fields[at + NUMBER] = number
+    this.fields[at + POSITION] = position
+    this.fields[at + BYTES] = bytes
+  }
+
   removeEntries(from: number, to: number): void {
     if (from === to) return
     this.fields.copyWithin(from * FIELDS, to * FIELDS, this.count * FIELDS)
@@ -126,9 +137,11 @@ export class PageNode {
     this.dirty = true
   }
 
-  #reserve(entries: number): void {
+  /** Makes room for `entries` entries. */
+  reserve(entries: number): void {
     let room = this.fields.length / FIELDS
     if (entries <= room) return
+    room = Math.max(room, ENTRIES_FIRST)
     while (room < entries) room *= 2
     this.fields = grown(this.fields, room * FIELDS)
     if (this.summaries !== undefined) this.summaries = grown(this.summaries, room * SUMMARY_FIELDS)
@@ -226,7 +239,7 @@ export class PageNode {
   /** Appends the entries of `other` from `index` on. */
   append(other: PageNode, index = 0): void {
     const count = this.count + other.count - index
-    this.#reserve(count)
+    this.reserve(count)
     if (other.summaries !== undefined || this.summaries !== undefined) {
       this.summaries ??= new Float64Array((this.fields.length / FIELDS) * SUMMARY_FIELDS)
       const from = this.count * SUMMARY_FIELDS
@@ -435,7 +448,8 @@ export class PageTree implements Pages {
 
   /** Every page with a copy in the log, in the order of keys. The tree must not change meanwhile. */
   *[Symbol.iterator](): IterableIterator<PageEntry> {
-    yield* entriesOf(this.#root)
+    for (const leaf of leavesBelow(this.#root))
+      for (let index = 0; index < leaf.count; index++) yield leaf.entry(index)
   }
 
   // --- checkpoint ---
@@ -499,9 +513,9 @@ export class PageTree implements Pages {
     this.size = 0
     this.bytes = 0
     this.#summaryBytes = summaryBytesBelow(root)
-    for (const { bytes } of this) {
-      this.size++
-      this.bytes += bytes
+    for (const leaf of leavesBelow(root)) {
+      this.size += leaf.count
+      for (let index = 0; index < leaf.count; index++) this.bytes += leaf.fields[index * FIELDS + BYTES]!
     }
   }
 
@@ -541,17 +555,18 @@ function text({ kind, id, number }: PageEntry): string {
   return `${kind}/${id}/${number}`
 }
 
-function* entriesOf(node: PageNode): IterableIterator<PageEntry> {
-  for (let index = 0; index < node.count; index++) {
-    if (node.level === 0) yield node.entry(index)
-    else yield* entriesOf(node.children[index]!)
-  }
+/** The leaves, in the order of keys. */
+function leavesBelow(node: PageNode): PageNode[] {
+  if (node.level === 0) return [node]
+  return node.level === 1 ? node.children.slice() : node.children.flatMap(leavesBelow)
 }
 
-function summaryBytesBelow(node: PageNode): number {
+function summaryBytesBelow(root: PageNode): number {
   let bytes = 0
-  for (let index = 0; index < node.count; index++)
-    bytes += node.level === 0 ? node.summaryBytes(index) : summaryBytesBelow(node.children[index]!)
+  for (const leaf of leavesBelow(root)) {
+    if (leaf.summaries === undefined) continue
+    for (let index = 0; index < leaf.count; index++) bytes += leaf.summaryBytes(index)
+  }
   return bytes
 }
 
@@ -622,6 +637,7 @@ function decodeSummary(bytes: Uint8Array, at: number): ChunkSummary {
 export function decodeNode(bytes: Uint8Array, start: number): PageNode {
   const node = new PageNode(readU16(bytes, start))
   const count = readU16(bytes, start + 2)
+  node.reserve(count)
   let at = start + NODE_HEAD_BYTES
   for (let index = 0; index < count; index++) {
     const kind = readU16(bytes, at)
@@ -631,17 +647,17 @@ export function decodeNode(bytes: Uint8Array, start: number): PageNode {
     const pageBytes = readU32(bytes, at + 20)
     at += LEAF_ENTRY_BYTES
     if (node.level > 0) {
+      node.push(owner, number, 0, 0)
       const child = new PageNode(node.level - 1)
       child.position = position
       child.bytes = pageBytes
       child.lowest = readU64(bytes, at)
       child.dirty = false
-      node.insert(index, owner, number, child)
+      node.children.push(child)
       at += INNER_ENTRY_BYTES - LEAF_ENTRY_BYTES
       continue
     }
-    node.insert(index, owner, number)
-    node.place(index, position, pageBytes)
+    node.push(owner, number, position, pageBytes)
     if ((kind & HAS_SUMMARY) === 0) continue
     node.setSummary(index, decodeSummary(bytes, at))
     at += node.summaryBytes(index)

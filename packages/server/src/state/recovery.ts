@@ -65,31 +65,33 @@ const READ_BYTES = 1 << 20
 async function restoreNodes(log: Log, root: PageNode): Promise<void> {
   let nodes = [root]
   for (let { level } = root; level > 0; level--) {
-    const children = nodes.flatMap((node) => node.children)
-    await readPages(log, children, (bytes, at, child) => {
+    const children = nodes.flatMap((node) => node.children).sort((a, b) => a.position - b.position)
+    const positions = children.map(({ position }) => position)
+    await readPages(log, positions, (bytes, at, index) => {
       const node = decodeNode(bytes, at + BATCH_HEADER_BYTES)
-      if (node.level !== level - 1) throw damaged(child.position)
-      child.take(node)
+      if (node.level !== level - 1) throw damaged(positions[index]!)
+      children[index]!.take(node)
     })
     nodes = children
   }
 }
 
 async function restorePages(log: Log, replay: Replay, tree: PageTree): Promise<void> {
-  let pages: PageEntry[] = []
+  let positions: number[] = []
   let kind: PageKind | undefined
   const restore = async (): Promise<void> => {
-    await readPages(log, pages, (bytes, at, { position }) => replay.restorePage(bytes, at, position))
+    const sorted = Float64Array.from(positions).sort()
+    await readPages(log, sorted, (bytes, at, index) => replay.restorePage(bytes, at, sorted[index]!))
     if (kind !== undefined) replay.restored(kind)
   }
   // The tree lists the pages of a kind one after another.
   for (const page of tree) {
     if (page.kind !== kind) {
       await restore()
-      pages = []
+      positions = []
       kind = page.kind
     }
-    if (!replay.leavesCold(page)) pages.push(page)
+    if (!replay.leavesCold(page)) positions.push(page.position)
   }
   await restore()
   replay.pagesRestored()
@@ -104,15 +106,15 @@ async function restoreEach(log: Log, replay: Replay, pages: readonly PageEntry[]
   }
 }
 
-// Reads each page, in the order of positions, checks it, and passes it to `visit`.
-async function readPages<P extends { readonly position: number }>(
+// Reads the pages at `positions`, which are in ascending order, checks each, and passes it to `visit`.
+async function readPages(
   log: Log,
-  pages: readonly P[],
-  visit: (bytes: Uint8Array, at: number, page: P) => void,
+  positions: ArrayLike<number>,
+  visit: (bytes: Uint8Array, at: number, index: number) => void,
 ): Promise<void> {
   let held: { position: number; bytes: Uint8Array } = { position: 0, bytes: new Uint8Array(0) }
-  for (const page of pages.toSorted((a, b) => a.position - b.position)) {
-    const { position } = page
+  for (let index = 0; index < positions.length; index++) {
+    const position = positions[index]!
     let at = position - held.position
     if (
       at < 0 ||
@@ -123,7 +125,7 @@ async function readPages<P extends { readonly position: number }>(
       at = 0
     }
     checkBatch(held.bytes, at, position, BATCH_TYPE.page)
-    visit(held.bytes, at, page)
+    visit(held.bytes, at, index)
   }
 }
 

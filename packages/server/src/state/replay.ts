@@ -10,6 +10,9 @@ import {
   BATCH_ATTRIBUTE,
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
+  batchCount,
+  batchLength,
+  batchQueueId,
   batchTimeMs,
   batchType,
   readBatchHeader,
@@ -88,21 +91,22 @@ export class Replay {
    * the pages of cold chunks, which can be restored later.
    */
   restorePage(bytes: Uint8Array, at: number, position: number): void {
-    const header = readBatchHeader(bytes, at)
+    const kind = batchCount(bytes, at)
+    const id = batchQueueId(bytes, at)
     const start = at + BATCH_HEADER_BYTES
-    const end = at + header.length
-    if (header.count === PAGE.definition) {
+    const end = at + batchLength(bytes, at)
+    if (kind === PAGE.definition) {
       const definition = decodeDefinitionPage(bytes, start, end, this.#state.options)
-      const queue = this.#state.addQueue(header.queueId, definition, true)
+      const queue = this.#state.addQueue(id, definition, true)
       queue.definitionPosition = position
       queue.dirty = false
-    } else if (header.count === PAGE.counters) {
-      const queue = this.#state.queuesById.get(header.queueId)
+    } else if (kind === PAGE.counters) {
+      const queue = this.#state.queuesById.get(id)
       if (queue === undefined) return
-      this.#state.segments.restoreRetained(queue.id, restoreCounters(queue, bytes, start))
+      this.#state.segments.restoreRetained(id, restoreCounters(queue, bytes, start))
       queue.pagePosition = position
-    } else if (header.count === PAGE.chunk) {
-      const queue = this.#state.queuesById.get(header.queueId)
+    } else if (kind === PAGE.chunk) {
+      const queue = this.#state.queuesById.get(id)
       if (queue === undefined) return
       const chunk = decodeChunkPage(bytes, start, queue.keys)
       chunk.pagePosition = position
@@ -110,8 +114,8 @@ export class Replay {
         queue.makeWarm(chunk)
         this.#cold--
       } else queue.restore(chunk)
-    } else if (header.count === PAGE.ids) {
-      this.#state.queuesById.get(header.queueId)?.ids.restorePage(bytes, start, end, position)
+    } else if (kind === PAGE.ids) {
+      this.#state.queuesById.get(id)?.ids.restorePage(bytes, start, end, position)
     } else {
       const producer = Producer.decodePage(bytes, start, end, this.#state.limits)
       producer.pagePosition = position
