@@ -309,7 +309,7 @@ class Pair {
     const use = new CountedUse()
     const queue = new Queue(1, definition(old.options), use, new Arrivals(4))
     queue.next = old.next
-    Object.assign(queue.counts, old.counts)
+    queue.restoreCounts({ ...old.counts })
     queue.redeliveredBelow = old.deliveredBelow
     for (const chunk of old.chunks)
       queue.restore(decodeChunkPage(encodeChunkPage(chunk, old.keys), 0, queue.keys))

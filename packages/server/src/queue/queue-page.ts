@@ -16,6 +16,7 @@ import {
   type QueueCounter,
 } from '@sluice/protocol'
 import type { QueueDefinition } from './contents.js'
+import { NO_COUNTS, type Counts } from './counts.js'
 import { ALL_ENDED } from './former.js'
 import type { Queue } from './queue.js'
 import type { SharedOptions } from './shared-options.js'
@@ -102,12 +103,8 @@ export function restoreCounters(queue: Queue, bytes: Uint8Array, start: number):
   const counters = readU16(bytes, start + 24)
   const ended = readU16(bytes, start + 26)
   const retained = readU16(bytes, start + 28)
-  const { counts, tallied } = queue
   let at = start + HEAD_BYTES
-  for (const name of COUNTERS)
-    if (PLACES[name] < counters) counts[name] = readU64(bytes, at + PLACES[name] * NUMBER_BYTES)
-  tallied.released = counts.released
-  tallied.redelivered = counts.redelivered
+  queue.restoreCounts(readCounts(bytes, at, counters))
   at += counters * NUMBER_BYTES
   if (ended === ALL) queue.former.restoreEnded([ALL_ENDED])
   else if (ended > 0) {
@@ -119,6 +116,16 @@ export function restoreCounters(queue: Queue, bytes: Uint8Array, start: number):
     const [number, lastMs, size] = numbersAt(bytes, at + index * 3 * NUMBER_BYTES, 3)
     return [number!, lastMs!, size!] as const
   })
+}
+
+function readCounts(bytes: Uint8Array, at: number, counters: number): Counts {
+  let place = 0
+  while (place < counters && readU64(bytes, at + place * NUMBER_BYTES) === 0) place++
+  if (place === counters) return NO_COUNTS
+  const counts = { ...NO_COUNTS }
+  for (const name of COUNTERS)
+    if (PLACES[name] < counters) counts[name] = readU64(bytes, at + PLACES[name] * NUMBER_BYTES)
+  return counts
 }
 
 function numbersAt(bytes: Uint8Array, at: number, count: number): number[] {

@@ -18,9 +18,10 @@ import {
 import { NO_ARRIVAL } from './arrivals.js'
 import { DEATH, type Chunk, type Death, type Traits } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
-import { Contents, type Follower } from './contents.js'
+import { Contents } from './contents.js'
 import { eachRun, findExpired } from './expiries.js'
 import { FactBuffer, type GoneFact } from './facts.js'
+import type { Follower } from './follower.js'
 import { FormerLeases, type Reclaimed } from './former.js'
 import { PendingIds } from './ids.js'
 import type { Timed } from './key-lines.js'
@@ -290,7 +291,7 @@ export class Queue extends Contents implements Follower {
     this.leased += count
     if (this.former.size > 0)
       for (let offset = run.offset; offset < run.offset + count; offset++) this.former.delete(offset)
-    if (run.redelivered) this.counts.redelivered += count
+    if (run.redelivered) this.count('redelivered', count)
     if (run.offset + count > this.#deliveredBelow) this.#deliveredBelow = run.offset + count
     if (this.retains) this.facts.hand(run.offset, count, client)
   }
@@ -403,7 +404,7 @@ export class Queue extends Contents implements Follower {
 
   /** Returns a leased message to its old place without counting an attempt. Only the next `tally` records this. */
   release(offset: number, sinceMs: number, nowMs: number): void {
-    this.counts.released++
+    this.count('released', 1)
     if (this.#isExpired(offset, nowMs)) {
       this.#expireLeased(offset, nowMs)
       return
@@ -445,7 +446,7 @@ export class Queue extends Contents implements Follower {
     this.facts.purge(this.next, messages)
     this.#pending?.clear()
     this.purgeFact(this.next, nowMs)
-    this.counts.purged += messages
+    this.count('purged', messages)
     this.dirty = true
     this.#line.clear()
     this.former.clear()
@@ -458,7 +459,7 @@ export class Queue extends Contents implements Follower {
     const chunk = this.#inLine(offset)
     this.#line.leave(chunk, offset - chunk.base, nowMs)
     this.#gone('cancel', offset)
-    this.counts.cancelled += this.remove(offset, 1, nowMs)
+    this.count('cancelled', this.remove(offset, 1, nowMs))
   }
 
   /** Makes a message that is in the line due at `dueMs`. @throws SluiceError if it is not in the line; then nothing changes */
@@ -504,7 +505,7 @@ export class Queue extends Contents implements Follower {
     this.former.delete(offset)
     this.facts.redrive(offset, redrives, nowMs, by)
     this.redriveFact(offset, redrives, nowMs)
-    this.counts.redriven++
+    this.count('redriven', 1)
     this.dirty = true
     const chunk = this.chunkAt(offset)!
     this.#line.enter(chunk, offset - chunk.base, nowMs, nowMs)
@@ -514,7 +515,7 @@ export class Queue extends Contents implements Follower {
   /** Removes a dead message. */
   discard(offset: number, nowMs: number): void {
     this.#gone('discard', offset)
-    this.counts.discarded += this.remove(offset, 1, nowMs)
+    this.count('discarded', this.remove(offset, 1, nowMs))
     this.#moving?.trim(this.deadCount)
   }
 
@@ -523,9 +524,9 @@ export class Queue extends Contents implements Follower {
     this.remove(offset, 1, nowMs)
     if (isRedrive) {
       this.carried++
-      this.counts.redriven++
+      this.count('redriven', 1)
       this.#moving?.trim(this.deadCount)
-    } else this.counts.moved++
+    } else this.count('moved', 1)
     this.dirty = true
   }
 
@@ -544,7 +545,7 @@ export class Queue extends Contents implements Follower {
     this.#line.leave(chunk, offset - chunk.base, nowMs)
     if (this.options.overflow === 'drop-oldest') {
       this.#gone('drop', offset)
-      this.counts.dropped += this.remove(offset, 1, nowMs)
+      this.count('dropped', this.remove(offset, 1, nowMs))
     } else this.#die(offset, this.attemptsOf(offset), DEATH.overflow, nowMs, '')
     return true
   }
@@ -677,7 +678,7 @@ export class Queue extends Contents implements Follower {
   #noteExpired(offset: number, count: number, nowMs: number): void {
     this.#gone('expire', offset, count)
     for (let at = offset; at < offset + count; at++) this.observer?.expired(this, at)
-    this.counts.expired += this.remove(offset, count, nowMs)
+    this.count('expired', this.remove(offset, count, nowMs))
   }
 
   // Removes the expired messages of the line. Leased messages are checked when they return.

@@ -249,7 +249,7 @@ export class Replay {
           : undefined
       queue.appendFact(header, position, traits, duplicates)
       if (duplicates !== undefined && queue.pagePosition < position)
-        queue.counts.duplicates += duplicates.size
+        queue.count('duplicates', duplicates.size)
     }
     queue.appliedFrom = Infinity
   }
@@ -429,7 +429,7 @@ const COUNTED: Readonly<Record<number, QueueCounter>> = {
 function countFact(queue: Queue, fact: Fact): void {
   const counter = COUNTED[fact.kind]
   if (counter === undefined) return
-  queue.counts[counter] += fact.kind === FACT.redrive ? 1 : fact.count
+  queue.count(counter, fact.kind === FACT.redrive ? 1 : fact.count)
   queue.dirty = true
   if (fact.kind === FACT.carry) queue.carried += fact.count
 }

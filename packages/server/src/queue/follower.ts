@@ -1,0 +1,37 @@
+/**
+ * The interface through which the volatile part of a queue is notified of each change of the durable part. Once recovery is
+ * over, `Contents` calls it. `Queue` is the only implementation.
+ */
+import type { Chunk } from './chunk.js'
+import type { ChunkSummary } from './cold.js'
+
+export interface Follower {
+  /** The messages of `chunk` at `[from, to)` are new. */
+  entered(chunk: Chunk, from: number, to: number): void
+  /** Every message below `end` has entered, or is gone. */
+  passed(end: number): void
+  /** The message at `offset` has an id and is pending. */
+  idPending(offset: number): void
+  /** The message at `offset` has an id and is no longer pending; it is still in its chunk. */
+  idDone(offset: number): void
+  /** Some or all messages of the batch with the number `batch` in `chunk` are gone. */
+  removedFrom(chunk: Chunk, batch: number): void
+  /** All messages of a cold chunk are gone. Called after the chunk was dropped. */
+  removedCold(number: number, summary: ChunkSummary): void
+  /** A live batch was copied from `from` to `to`. */
+  copied(from: number, to: number, bytes: number): void
+  /** The queue is about to be dropped. */
+  dropped(): void
+}
+
+/** The follower during recovery. It does nothing: the volatile part is built at the end, from the contents after all facts. */
+export const NO_FOLLOWER: Follower = {
+  entered() {},
+  passed() {},
+  idPending() {},
+  idDone() {},
+  removedFrom() {},
+  removedCold() {},
+  copied() {},
+  dropped() {},
+}
