@@ -12,14 +12,28 @@ const TEXTS_KEPT = 1_024
 
 export class SharedOptions {
   readonly #byText = new Map<string, QueueOptions>()
+  /** The text that was read last, and its options. */
+  #lastText = ''
+  #last: QueueOptions | undefined
 
-  /** Reads options from their text. */
-  parse(text: string): QueueOptions {
-    const known = this.#byText.get(text)
-    if (known !== undefined) return known
-    const options = JSON.parse(text) as QueueOptions
-    if (this.#byText.size === TEXTS_KEPT) this.#byText.clear()
-    this.#byText.set(text, options)
+  /** Reads the options whose text is the rest of `text` from `start` on. */
+  parse(text: string, start = 0): QueueOptions {
+    // A restart reads the same text for many queues one after another. Comparing is cheaper than hashing.
+    if (
+      this.#last !== undefined &&
+      text.length - start === this.#lastText.length &&
+      text.endsWith(this.#lastText)
+    )
+      return this.#last
+    const rest = text.slice(start)
+    let options = this.#byText.get(rest)
+    if (options === undefined) {
+      options = JSON.parse(rest) as QueueOptions
+      if (this.#byText.size === TEXTS_KEPT) this.#byText.clear()
+      this.#byText.set(rest, options)
+    }
+    this.#lastText = rest
+    this.#last = options
     return options
   }
 
