@@ -24,7 +24,7 @@ import { CHUNK_MESSAGES } from './bits.js'
 import type { Chunk, RedriveHistory, Traits } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
 import { Chunks, chunkEndAfter } from './chunks.js'
-import { NO_COUNTS, type Counts } from './counts.js'
+import { NO_COUNTS, NO_TALLY, type Counts, type Tally } from './counts.js'
 import { DeadMessages, type Dead } from './dead.js'
 import { NO_FOLLOWER, type Follower } from './follower.js'
 import { ID_WORDS, isId } from './hash.js'
@@ -94,7 +94,7 @@ export class Contents implements Arriving {
   carried = 0
   #counts: Record<QueueCounter, number> = NO_COUNTS
   /** The counters that only `tally` facts record, with the values of the newest such fact. */
-  tallied: Pick<Counts, 'released' | 'redelivered'> = NO_COUNTS
+  tallied: Tally = NO_TALLY
   deadCount = 0
   /** Total record bytes of the dead messages. */
   deadBytes = 0

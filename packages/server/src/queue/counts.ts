@@ -19,3 +19,9 @@ export const NO_COUNTS: Counts = Object.freeze({
   released: 0,
   redelivered: 0,
 })
+
+/** The counters that only `tally` facts record. */
+export type Tally = Pick<Counts, 'released' | 'redelivered'>
+
+/** Never changed. It has no other counters, because a page has the counters of the queue with those of its tally. */
+export const NO_TALLY: Tally = Object.freeze({ released: 0, redelivered: 0 })
