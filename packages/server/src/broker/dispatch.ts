@@ -4,8 +4,8 @@
  * the log; `Records` does the same for single messages.
  *
  * Called at the end of a turn for each queue that may have something to deliver. If a block is not in memory, it is
- * loaded and the queue is served again. If the block cannot be read, the subscriptions of the queue end; no message
- * is dropped, and other queues are not affected.
+ * loaded and the queue is served again. If a read fails, it is repeated and the consumers wait. If the
+ * block is damaged, the subscriptions of the queue end; no message is dropped, and other queues are not affected.
  */
 import { SluiceError, recordSize } from '@sluice/protocol'
 import { WAYPOINT_RECORDS, holdsBatch, recordAt, type Block, type Blocks } from '../log/blocks.js'

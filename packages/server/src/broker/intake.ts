@@ -41,7 +41,7 @@ interface CheckedBatch {
   /** Offset of the first message of the batch. */
   readonly base: number
   /**
-   * Whether each record must be read, because a message has options or the queue has a time to live or a limit in
+   * Whether each record must be read, because a message has a delivery option or the queue has a time to live or a limit in
    * bytes.
    */
   readonly readsRecords: boolean
@@ -147,7 +147,7 @@ export class Intake {
   /**
    * Accepts the batch `bytes[at, end)` for the queue `to`, or for the queue named `to`, and returns its place.
    * `unanswered` is the distance from the number of the batch down to the lowest number that still awaits an answer. A
-   * refusal is remembered under the number of the batch.
+   * refusal is remembered under the number of the batch, unless it concerns the header of the batch or the number itself.
    * @throws SluiceError the refusal
    */
   publish(
@@ -518,9 +518,9 @@ export class Intake {
   }
 }
 
-// Whether no message of the batch has options, and the queue has no option for which it must read records.
+// Whether no message of the batch has a delivery option, and no option of the queue requires a check of each batch.
 function isPlain(queue: Queue, flags: number): boolean {
-  return !queue.looksAtMessages && !hasDeliveryOptions(flags)
+  return !queue.checksBatches && !hasDeliveryOptions(flags)
 }
 
 function admissionTo(admissions: Map<Queue, Admission>, queue: Queue): Admission {

@@ -18,8 +18,9 @@ export interface Transport {
 }
 
 /**
- * The protocol of one connection, as the listener sees it. `receive` starts a turn of the broker itself; the listener
- * makes the other calls within a turn. After the peer has closed, its methods have no effect.
+ * The protocol of one connection, as the listener sees it. `receive` starts a turn of the broker itself. The listener
+ * starts a turn before the other calls, except `refuse` and the last `end` when the broker stops. After the peer has
+ * closed, its methods have no effect.
  */
 export interface Peer {
   /** The label that the client has chosen; empty until the label is known. */

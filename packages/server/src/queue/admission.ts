@@ -5,7 +5,7 @@
  *
  * Order of the calls, after `catchUp`: `look` for each batch, `check` once for the whole step, `replace`, `makeRoom`.
  * Then the batches can be appended. Only `replace` and `makeRoom` change the queue. A batch whose messages have no
- * options needs no admission, unless the options of its queue require one (`looksAtMessages`).
+ * delivery options needs no admission, unless the options of its queue require one (`checksBatches`).
  */
 import { SluiceError } from '@sluice/protocol'
 import type { Traits } from './chunk.js'

@@ -5,8 +5,9 @@
  * case differs: in service a batch without options is only counted at first. It is applied to its chunk when the chunk
  * is next read (arrivals.ts).
  *
- * The volatile part (the line, the index of pending ids, the use of the log) is notified of each change through
- * `Follower`. It does not exist during recovery.
+ * The volatile part (the line, the index of pending ids, the use of the log) does not exist during recovery. Afterwards
+ * it is notified through `Follower` of messages that entered or are gone, of pending ids and of copied batches. Other
+ * changes of the line are made by the methods of `Queue` that decide them.
  *
  * Each message is in exactly one state (invariant 6): ready in a plain line (neither `gone` nor `out` in the marks of its
  * chunk), scheduled (`out` and `waiting`), due (also `due`, and in a due queue or the line of its key), leased (`out`, and in
@@ -69,8 +70,8 @@ export class Contents implements Arriving {
   live = 0
   /** Whether the counters, the ids or a chunk differ from their newest pages. */
   dirty = true
-  /** Whether the options of the queue require a check of each batch, even if its messages have no options. */
-  looksAtMessages = false
+  /** Whether the options of the queue require a check of each batch, even if its messages have no delivery options. */
+  checksBatches = false
   protected readonly use: LogUse
   readonly #arrivals: Arrivals
   lastArrival = NO_ARRIVAL
@@ -138,7 +139,7 @@ export class Contents implements Arriving {
 
   set options(options: QueueOptions) {
     this.#options = options
-    this.looksAtMessages = options.ttlMs > 0 || options.maxMessages > 0 || options.maxBytes > 0
+    this.checksBatches = options.ttlMs > 0 || options.maxMessages > 0 || options.maxBytes > 0
   }
 
   /** Like `rememberedIds`, but created if it is undefined. */

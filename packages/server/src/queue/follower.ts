@@ -1,6 +1,6 @@
 /**
- * The interface through which the volatile part of a queue is notified of each change of the durable part. Once recovery is
- * over, `Contents` calls it. `Queue` is the only implementation.
+ * The interface through which the volatile part of a queue is notified of messages that entered or are gone, of pending ids
+ * and of copied batches. Once recovery is over, `Contents` calls it. `Queue` is the only implementation.
  */
 import type { Chunk } from './chunk.js'
 import type { ChunkSummary } from './cold.js'

@@ -4,7 +4,8 @@
  * bytes.
  *
  * A method that changes the queue adds its decision to `facts` and applies it at once. The broker writes the facts into
- * the open entry. As `Follower` of its contents, the queue updates its volatile state with each change.
+ * the open entry. As `Follower` of its contents, the queue learns which messages entered or are gone, and updates
+ * its volatile state. Other changes of the line are made by the method that decides them.
  */
 import {
   BATCH_HEADER_BYTES,

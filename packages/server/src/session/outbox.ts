@@ -1,6 +1,6 @@
 /**
- * Frames that are to be sent to a client. The frames are written here during a turn, wait for the entry of the turn,
- * and are sent in order once the entry is durable.
+ * Frames that are to be sent to a client. The frames are written here during a turn, and are sent in order once the entry
+ * of the turn is durable, or at the end of the turn if its gate is 0.
  *
  * Invariant: a frame reaches the transport only after `sendDurable` was called with an LSN at or above the gate of the
  * frame, which is the LSN of the entry for which it waits.
