@@ -1,6 +1,6 @@
 /** The page tree against a plain map, across checkpoints during which pages are removed, and across restarts. */
 import fc from 'fast-check'
-import { expect, it } from 'vitest'
+import { afterEach, expect, it } from 'vitest'
 import { PAGE, type PageKind } from '../queue/index.js'
 import { NODE_ENTRIES_MAX, PageTree, decodeNode, encodeNode, type PageNode } from './page-tree.js'
 import { runs } from '../../../../test/amount.js'
@@ -90,10 +90,53 @@ const STEP = fc.oneof(
   },
 )
 
+afterEach(() => {
+  PageTree.entriesMax = NODE_ENTRIES_MAX
+})
+
 it('lists the pages that a plain map lists, through splits, joins, checkpoints and restarts', () => {
+  const deepest = compareWithMap(STEP, runs(8, 300))
+  expect(deepest).toBeGreaterThan(0)
+})
+
+it('lists the pages that a plain map lists, with nodes of four entries', () => {
+  PageTree.entriesMax = 4
+  const step = fc.oneof(
+    ...(['write', 'remove'] as const).map((kind) =>
+      fc.record({
+        step: fc.constant(kind),
+        id: fc.nat(8),
+        from: fc.nat(12),
+        count: fc.integer({ min: 1, max: 6 }),
+      }),
+    ),
+    // Single pages between pages that were removed.
+    ...([1, 1, 1, 20] as const).map((count) =>
+      fc.record({
+        step: fc.constant(count === 1 ? ('write' as const) : ('remove' as const)),
+        id: fc.nat(1),
+        from: fc.nat(60),
+        count: fc.constant(count),
+      }),
+    ),
+    fc.record({
+      step: fc.constant('checkpoint' as const),
+      evacuate: fc.double({ min: 0, max: 1, noNaN: true }),
+      removed: fc.nat(3),
+    }),
+  )
+  expect(compareWithMap(step, runs(200, 5_000), 120)).toBeGreaterThan(2)
+})
+
+type Step =
+  | { readonly step: 'write' | 'remove'; readonly id: number; readonly from: number; readonly count: number }
+  | { readonly step: 'checkpoint'; readonly evacuate: number; readonly removed: number }
+
+/** Returns the highest level of a root. */
+function compareWithMap(step: fc.Arbitrary<Step>, numRuns: number, maxLength = 60): number {
   let deepest = 0
   fc.assert(
-    fc.property(fc.array(STEP, { minLength: 20, maxLength: 60 }), (steps) => {
+    fc.property(fc.array(step, { minLength: 20, maxLength }), (steps) => {
       const disk = new Disk()
       let tree = new PageTree()
       const plain = new Map<string, Key & { position: number }>()
@@ -153,10 +196,10 @@ it('lists the pages that a plain map lists, through splits, joins, checkpoints a
         for (const page of tree) expectSame(page.position, plain.get(textOf(page))?.position)
       }
     }),
-    { numRuns: runs(8, 300) },
+    { numRuns },
   )
-  expect(deepest).toBeGreaterThan(0)
-})
+  return deepest
+}
 
 it('writes one leaf and its parents when one page in a million has changed, and nothing when none has', () => {
   const disk = new Disk()

@@ -185,6 +185,15 @@ export class PageNode {
     )
   }
 
+  /**
+   * Lowers the key of the first entry. Otherwise the first child could be split at a lower key than that of its own
+   * entry, and the keys would not be in ascending order.
+   */
+  lowerBound(owner: number, number: number): void {
+    this.fields[OWNER] = owner
+    this.fields[NUMBER] = number
+  }
+
   isAt(index: number, owner: number, number: number): boolean {
     return this.fields[index * FIELDS + OWNER] === owner && this.fields[index * FIELDS + NUMBER] === number
   }
@@ -269,6 +278,8 @@ interface Copy {
 }
 
 export class PageTree implements Pages {
+  /** Maximum number of entries of a node. Tests set a lower number, so that few pages make a tree of several levels. */
+  static entriesMax = NODE_ENTRIES_MAX
   #root = new PageNode(0)
   #isWriting = false
   /** Number of pages that exist, but have no copy in the log yet. */
@@ -356,6 +367,7 @@ export class PageTree implements Pages {
     const index = node.search(owner, number, true) - 1
     if (node.level > 0) {
       const at = Math.max(0, index)
+      if (index < 0) node.lowerBound(owner, number)
       const split = this.#set(node.children[at]!, owner, number, copy)
       if (split === undefined) return undefined
       node.insert(at + 1, split.fields[OWNER]!, split.fields[NUMBER]!, split)
@@ -369,7 +381,7 @@ export class PageTree implements Pages {
       this.size++
       this.#unwritten--
     }
-    if (node.count < NODE_ENTRIES_MAX) return undefined
+    if (node.count < PageTree.entriesMax) return undefined
     this.nodes++
     // Pages are often added in ascending order. In that case the left node stays full.
     return node.split(index + 2 === node.count ? node.count - 1 : node.count >>> 1)
@@ -394,9 +406,9 @@ export class PageTree implements Pages {
     this.size--
     this.bytes -= bytes
     while (this.#root.level > 0 && this.#root.count <= 1) {
+      // The old root keeps its child: `#dirtyBelow` may be about to visit it.
       const only = this.#root.children[0] ?? new PageNode(0)
       this.nodes -= this.#root.count
-      this.#root.removeEntries(0, this.#root.count)
       this.#root = only
       if (only.count === 0) this.nodes = 1
     }
@@ -483,7 +495,7 @@ export class PageTree implements Pages {
     for (let index = 0; index < node.count; index++) {
       const child = node.children[index]!
       const next = node.children[index + 1]
-      if (child.dirty && next !== undefined && child.count + next.count <= NODE_ENTRIES_MAX / 2) {
+      if (child.dirty && next !== undefined && child.count + next.count <= PageTree.entriesMax / 2) {
         child.append(next)
         next.removeEntries(0, next.count)
         node.removeEntries(index + 1, index + 2)
@@ -495,11 +507,11 @@ export class PageTree implements Pages {
   }
 
   *#dirtyBelow(node: PageNode): IterableIterator<PageNode> {
-    // Pages can be removed while the caller waits, and empty nodes with them.
+    // Pages can be removed while the caller waits, and empty nodes with them. The root can then be a lower node.
     for (const child of node.children.slice()) {
       if (!child.dirty || child.count === 0) continue
       yield* this.#dirtyBelow(child)
-      if (child.count > 0 && child !== this.#root) yield child
+      if (child.count > 0 && child.level < this.#root.level) yield child
     }
   }
 
