@@ -135,6 +135,14 @@ export class Chunk {
     return this.#columns === undefined ? -1 : this.#columns.get(COLUMN.key, index) - 1
   }
 
+  /** Number of live messages that are not dead and have no due time. */
+  get undelayed(): number {
+    if (!this.hasDues) return this.live - (this.dead?.size ?? 0)
+    let undelayed = 0
+    for (const index of this.liveIndexes()) if (!this.isDead(index) && this.dueAt(index) === 0) undelayed++
+    return undelayed
+  }
+
   get hasDues(): boolean {
     return this.#columns?.has(COLUMN.due) === true
   }

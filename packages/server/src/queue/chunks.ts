@@ -62,11 +62,21 @@ export class Chunks {
     return this.summaryAt(offset).firstMs
   }
 
-  /** Numbers of the first `count` chunks that are in memory or cold. */
-  head(count: number): number[] {
+  /**
+   * Numbers of the cold chunks among the first chunks that together have `messages` messages ready, or among all chunks.
+   * Messages with a due time are not counted, because they may not be ready.
+   */
+  coldHead(messages: number): number[] {
     const numbers: number[] = []
-    for (let at = this.firstNumber - this.#first; at < this.#list.length && numbers.length < count; at++)
-      if (this.#list[at] !== undefined || this.#cold.has(this.#first + at)) numbers.push(this.#first + at)
+    let found = 0
+    for (let at = this.firstNumber - this.#first; at < this.#list.length && found < messages; at++) {
+      const chunk = this.#list[at]
+      if (chunk !== undefined) found += chunk.undelayed
+      else if (this.#cold.has(this.#first + at)) {
+        numbers.push(this.#first + at)
+        found += CHUNK_MESSAGES
+      }
+    }
     return numbers
   }
 

@@ -258,6 +258,32 @@ describe('cold chunks', () => {
     expect(bytes).toBeLessThan(16 << 20)
   })
 
+  it('are read at a start if leases of their messages can be claimed, behind chunks with few messages', async () => {
+    const bench = await filled()
+    const worker = bench.consume(1_000)
+    for (let left = 5 * CHUNK_MESSAGES; left > 0;) {
+      await bench.settle()
+      bench.broker.turn.begin()
+      const got = worker.got.splice(0, left)
+      left -= got.length
+      for (const { offset, tag } of got) {
+        const outcome = offset % 500 === 0 ? OUTCOME.deadLetter : OUTCOME.ack
+        bench.broker.leases.settle(worker.subscription, [{ firstTag: tag, count: 1, outcome }])
+      }
+    }
+    await bench.fill(40_000)
+    const { subscription } = worker
+    const claims = worker.got.map(({ offset, tag, attempt }) => ({
+      ...{ offset, tag, attempt, bytes: 28, boot: bench.broker.boot },
+      ...{ queueNumber: subscription.queue.id, subscriptionId: subscription.id },
+    }))
+    await withHead(1, () => bench.crash())
+    expect(bench.broker.coldChunks()).toBeGreaterThan(0)
+    const again = bench.consume(1_000)
+    bench.broker.turn.begin()
+    expect(bench.broker.leases.claim(again.subscription, claims)).toHaveLength(claims.length)
+  })
+
   it('make a cancel fail if the queue is deleted and created again during the read', async () => {
     const bench = await filled()
     await withHead(1, () => bench.crash())

@@ -148,8 +148,8 @@ export class Replay {
     const pages: PageEntry[] = []
     for (const { id, chunks } of this.#state.queues.values()) {
       if (chunks.coldCount === 0) continue
-      for (const number of chunks.head(Replay.headChunks))
-        if (chunks.isCold(number * CHUNK_MESSAGES)) pages.push(this.#state.tree.find(PAGE.chunk, id, number)!)
+      for (const number of chunks.coldHead(Replay.headChunks * CHUNK_MESSAGES))
+        pages.push(this.#state.tree.find(PAGE.chunk, id, number)!)
     }
     return pages
   }
