@@ -457,7 +457,7 @@ export class Bench {
     const { broker, model } = this
     for (const queue of model.queues.values()) {
       // Unlike `info` of the broker, this does not change the broker's state.
-      const info = broker.catalog.queue(queue.name).info(this.nowMs, 0)
+      const info = broker.catalog.queue(queue.name).info(this.nowMs)
       const states = { ready: 0, scheduled: 0, leased: 0, dead: 0 }
       for (const { state } of queue.messages) states[state]++
       const counters = Object.fromEntries(

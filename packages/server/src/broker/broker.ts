@@ -60,8 +60,6 @@ export interface BrokerOptions {
   readonly pendingBytesMax?: number
   /** Bytes of log between two checkpoints. Default: half a segment. */
   readonly checkpointBytes?: number
-  /** Number of offsets in one window of a replay; the log is read twice for each window. Default: 2^25. */
-  readonly replayWindowOffsets?: number
   /** Maximum number of messages beyond lowered limits that the publishes of one turn evict. Default: 1,024. */
   readonly excessMax?: number
   /** Maximum number of due messages that one turn makes ready, for all queues without keys together. Default: 8,192. */
@@ -250,7 +248,7 @@ export class Broker {
     this.#dispatcher = new Dispatcher(this.#blocks, cold, writer, this.leases, turn, options)
     this.catalog = new Catalog(state, writer, moves, this.leases, turn, options)
     this.operator = new Operator(state, records, cold, moves, requests, turn, observer)
-    this.replays = new Replays(state, writer, this.intake, requests, turn, options)
+    this.replays = new Replays(state, this.intake, records, cold, requests, turn)
     this.history = new History(log, state, requests)
     turn.connect({
       writer,

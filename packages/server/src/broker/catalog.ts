@@ -218,7 +218,7 @@ export class Catalog {
   // The running time of this method depends on the number of overdue messages, but not on the number of other
   // messages or keys.
   #info(queue: Queue): QueueInfo {
-    return queue.infoAt(this.#turn.nowMs, this.#state.segments.retainedBytes(queue.id))
+    return queue.infoAt(this.#turn.nowMs)
   }
 
   /**
@@ -298,7 +298,7 @@ export class Catalog {
     this.#observer?.purging(queue)
     this.#turn.catchUp(queue)
     this.#leases.endLeases(queue)
-    const messages = queue.purge(this.#turn.nowMs)
+    const messages = queue.purge()
     this.#turn.changed(queue)
     this.#observer?.purged(queue, messages)
     return messages

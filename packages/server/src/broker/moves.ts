@@ -166,7 +166,7 @@ export class Moves {
     facts.move(kind, offset, target.name)
     const batch = { bytes, at: 0, end: bytes.length }
     const { baseOffset } = this.#intake.take(target, batch, 'moved', { queue, facts })
-    queue.moved(offset, kind === 'carry', this.#turn.nowMs)
+    queue.moved(offset, kind === 'carry')
     this.#observer?.moved(queue, offset, kind === 'carry', target, baseOffset, dead.reason)
     this.#turn.changed(queue)
   }

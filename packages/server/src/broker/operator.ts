@@ -195,7 +195,7 @@ export class Operator {
     const counts = { discarded: 0 }
     return this.#forDead(request, caller, counts, 'discarded', (queue, offset) => {
       if (!request.dryRun) {
-        queue.discard(offset, this.#turn.nowMs)
+        queue.discard(offset)
         this.#observer?.discarded(queue, offset)
         this.#turn.changed(queue)
       }

@@ -29,7 +29,7 @@ export class Records {
   }
 
   /**
-   * Returns a copy of the record at `offset`, whose message must not be gone. Returns undefined if the block of the
+   * Returns a copy of the record at `offset`, whose message must be live or retained. Returns undefined if the block of the
    * record must be loaded first.
    * @throws SluiceError CORRUPT
    */
@@ -45,24 +45,24 @@ export class Records {
   }
 
   /**
-   * Returns a copy of the record at `offset`, which is read from disk if necessary. Returns undefined if the message
-   * is gone after the read.
+   * Returns a copy of the record at `offset`, which is read from disk if necessary, together with the bytes that follow it
+   * if `ahead` is set. Returns undefined if the message is neither live nor retained after the read.
    * @throws SluiceError CORRUPT; errors of the log's `readRange`
    */
-  async read(queue: Queue, offset: number): Promise<Uint8Array | undefined> {
+  async read(queue: Queue, offset: number, ahead = false): Promise<Uint8Array | undefined> {
     for (let loads = 0; ; loads++) {
-      while (queue.chunks.isCold(offset)) await this.#cold.load(queue, offset)
-      if (queue.stateOf(offset) === undefined) return undefined
+      while (queue.isCold(offset)) await this.#cold.load(queue, offset)
+      if (!isStored(queue, offset)) return undefined
       const record = this.find(queue, offset)
       if (record !== undefined) return record
       const position = this.#positionOf(queue, offset)
       try {
-        await this.#blocks.load(position, false)
+        await this.#blocks.load(position, ahead)
       } catch (error) {
         // After the wait, the message can be gone, or its batch can have been relocated and the old segment freed.
         const isStill =
-          queue.chunks.at(offset) !== undefined &&
-          queue.stateOf(offset) !== undefined &&
+          queue.heldChunk(offset) !== undefined &&
+          isStored(queue, offset) &&
           this.#positionOf(queue, offset) === position
         if (isStill && loads > 0) throw error
       }
@@ -73,6 +73,11 @@ export class Records {
     queue.locate(offset, this.#location)
     return this.#location.batchPosition
   }
+}
+
+// Whether the message is live or retained. Its chunk must not be cold.
+function isStored(queue: Queue, offset: number): boolean {
+  return queue.stateOf(offset) !== undefined || queue.isRetained(offset)
 }
 
 /** The part of a message's state that a filter can check without its record. */

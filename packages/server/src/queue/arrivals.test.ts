@@ -74,7 +74,7 @@ test('batches that wait in the ring have the same effect as batches applied at o
         expect(queue.bytes).toBeCloseTo(recordBytes)
         expect(pagesOf(queue)).toEqual(pagesOf(prompt[index]!))
         queue.audit()
-        queue.chunks.eachLiveBatch((position, bytes) => void live.set(position, bytes))
+        queue.chunks.eachNeededBatch((position, bytes) => void live.set(position, bytes))
       })
       for (const [position, bytes] of use.live) expect(bytes).toBe(live.get(position) ?? 0)
     }),

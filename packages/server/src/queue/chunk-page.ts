@@ -4,13 +4,14 @@
  * decodes them.
  *
  * Page: u64 base · u64 record bytes · u16 count · u16 batches · u16 waiting · u16 dead · u16 redriven · u16 live · u32 flags
- *   (1 gone, 2 priorities, 4 expiries, 8 keys, 16 ids, 32 sizes, 64 narrow, 128 listed) · batches of u16 first index, u64 position,
+ *   (1 gone, 2 priorities, 4 expiries, 8 keys, 16 ids, 32 sizes, 64 narrow, 128 listed, 256 retained) · batches of u16 first index, u64 position,
  *   u48 time, u32 bytes; narrow: u16 first index, u64 position and u48 time of the first batch, then for each batch u16
  *   first index, u32 position and u32 time relative to the first batch, u16 bytes ·
  *   128 B of gone bits, index 0 in the lowest bit; or listed: live × u16 index, all other messages are gone · then for each
  *   message, or for each listed one: u8 priority; u48 expiry; two u32 of the key's hash; four u32 of the id's hash; u32 record
  *   size · waiting of u32 index and attempts, u64 due · redriven of u16 index, u16 redrives, u32 attempts before
  *   the last redrive · dead of u32 index and attempts, u8 death (128: to be moved), u8 0, u16 reason bytes, u64 time, reason.
+ *   · retained: u64 time of the last acknowledgement, u64 record bytes, 128 B of bits of the retained messages.
  *   A u32 of index and attempts has the index in its low 10 bits.
  */
 import {
@@ -32,6 +33,7 @@ import type { ColumnName } from './columns.js'
 import { DeadMessages } from './dead.js'
 import { ID_WORDS, isId } from './hash.js'
 import { NONE, type Keys } from './keys.js'
+import { Retained } from './retained.js'
 
 const HEAD_BYTES = 32
 const GONE_BYTES = CHUNK_WORDS * 4
@@ -49,7 +51,10 @@ const FLAG = {
   sizes: 32,
   narrow: 64,
   listed: 128,
+  retained: 256,
 } as const
+/** Time and bytes, then one bit for each message. */
+const RETAINED_BYTES = 16 + CHUNK_WORDS * 4
 const MOVING = 128
 /** Live messages are listed if fewer than one message in this many is live. */
 const LISTED_SHARE = 4
@@ -66,6 +71,7 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   const indexes = isListed ? chunk.liveIndexes() : columns.length > 0 ? ALL_INDEXES.slice(0, count) : []
   const waiting = waitingIn(chunk)
   let flags = (hasGone ? FLAG.gone : 0) | (isListed ? FLAG.listed : 0) | (batches.isNarrow ? FLAG.narrow : 0)
+  if (chunk.retained !== undefined) flags |= FLAG.retained
   let rowBytes = isListed ? INDEX_BYTES : 0
   for (const { flag, bytes } of columns) {
     flags |= flag
@@ -73,7 +79,7 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   }
   const size = HEAD_BYTES + batches.pageBytes + (hasGone ? GONE_BYTES : 0) + indexes.length * rowBytes
   const bytes = new Uint8Array(
-    size + waiting.length * WAITING_BYTES + redrivenBytes(chunk) + deadBytes(chunk),
+    size + waiting.length * WAITING_BYTES + redrivenBytes(chunk) + deadBytes(chunk) + retainedBytes(chunk),
   )
   encodeHead(bytes, chunk, waiting.length, flags)
   let at = batches.encode(bytes, HEAD_BYTES)
@@ -82,7 +88,8 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   for (const column of columns) at = column.encode(bytes, at, chunk, indexes, keys)
   at = encodeWaiting(bytes, at, chunk, waiting)
   at = encodeRedriven(bytes, at, chunk)
-  encodeDead(bytes, at, chunk)
+  at = encodeDead(bytes, at, chunk)
+  encodeRetained(bytes, at, chunk)
   return bytes
 }
 
@@ -110,8 +117,10 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
   for (const column of columns) at = column.decode(bytes, at, chunk, indexes, keys)
   at = decodeWaiting(bytes, at, chunk, head.waiting)
   at = decodeRedriven(bytes, at, chunk, head.redriven)
-  decodeDead(bytes, at, chunk, head.dead)
-  chunk.pack(0)
+  at = decodeDead(bytes, at, chunk, head.dead)
+  if (flags & FLAG.retained) decodeRetained(bytes, at, chunk)
+  if (chunk.isOnlyRetained) chunk.marks.list()
+  else chunk.pack(0)
   chunk.dirty = false
   return chunk
 }
@@ -379,7 +388,7 @@ function deadBytes({ dead }: Chunk): number {
   return bytes
 }
 
-function encodeDead(bytes: Uint8Array, at: number, { dead }: Chunk): void {
+function encodeDead(bytes: Uint8Array, at: number, { dead }: Chunk): number {
   for (const index of dead?.indexes() ?? []) {
     const { attempts, death, timeMs, reason, isMoving } = dead!.get(index)!
     writeU32(bytes, at, withAttempts(index, attempts))
@@ -389,10 +398,11 @@ function encodeDead(bytes: Uint8Array, at: number, { dead }: Chunk): void {
     writeU16(bytes, at + 6, reasonBytes)
     at += DEAD_BYTES + reasonBytes
   }
+  return at
 }
 
-function decodeDead(bytes: Uint8Array, at: number, chunk: Chunk, count: number): void {
-  if (count === 0) return
+function decodeDead(bytes: Uint8Array, at: number, chunk: Chunk, count: number): number {
+  if (count === 0) return at
   const dead = (chunk.dead = new DeadMessages())
   for (let i = 0; i < count; i++) {
     const word = readU32(bytes, at)
@@ -409,6 +419,26 @@ function decodeDead(bytes: Uint8Array, at: number, chunk: Chunk, count: number):
     })
     at = reasonEnd
   }
+  return at
+}
+
+// --- retained messages ---
+
+function retainedBytes({ retained }: Chunk): number {
+  return retained === undefined ? 0 : RETAINED_BYTES
+}
+
+function encodeRetained(bytes: Uint8Array, at: number, { retained }: Chunk): void {
+  if (retained === undefined) return
+  writeU64(bytes, at, retained.newestMs)
+  writeU64(bytes, at + 8, Math.round(retained.bytes))
+  at += 16
+  for (const word of retained.words) at = writeWord(bytes, at, word)
+}
+
+function decodeRetained(bytes: Uint8Array, at: number, chunk: Chunk): void {
+  const words = Uint32Array.from({ length: CHUNK_WORDS }, (_, word) => readU32(bytes, at + 16 + word * 4))
+  chunk.retained = new Retained(words, readU64(bytes, at + 8), readU64(bytes, at))
 }
 
 function withAttempts(index: number, attempts: number): number {

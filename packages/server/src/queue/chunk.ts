@@ -14,6 +14,7 @@ import type { DeadMessages } from './dead.js'
 import { ID_WORDS } from './hash.js'
 import type { Location } from './location.js'
 import { LISTED_MAX, MARK, Marks, type Mark } from './marks.js'
+import { Retained } from './retained.js'
 
 export { DEATH, type Death }
 
@@ -77,6 +78,8 @@ export class Chunk {
   readonly marks = new Marks()
   dead: DeadMessages | undefined
   redriven: Map<number, RedriveHistory> | undefined
+  /** Acknowledged messages that the queue keeps for replay; undefined if there are none. */
+  retained: Retained | undefined
   /** State of single messages, if there is any. */
   #columns: Columns | undefined
   /** Number and bytes of the live messages whose size is known. */
@@ -109,6 +112,11 @@ export class Chunk {
       this.dead === undefined &&
       this.redriven === undefined
     )
+  }
+
+  /** Whether every message of the chunk is gone, and some are kept for replay. Such a chunk gets no more messages. */
+  get isOnlyRetained(): boolean {
+    return this.live === 0 && this.full && this.retained !== undefined
   }
 
   priorityAt(index: number): number {
@@ -429,7 +437,7 @@ export class Chunk {
   append(end: number, position: number, timeMs: number, bytes: number, batchBytes: number): void {
     // If there are at least twice as many batches as live messages, the room of batches without live messages is reused.
     const { count, room } = this.batches
-    if (count === room && count >= BATCHES_KEPT && this.live * 2 <= count)
+    if (count === room && count >= BATCHES_KEPT && this.live * 2 <= count && this.retained === undefined)
       this.batches.keep(this.liveIndexes())
     this.batches.push(this.count, position, timeMs, batchBytes)
     this.priorityMask |= 1
@@ -449,6 +457,55 @@ export class Chunk {
     const end = this.batchEnd(batch)
     // Checks the last message first: while messages are settled in order, this check alone detects that a batch is live.
     return this.isGone(end - 1) && this.marks.firstLive(this.batches.first(batch), end) === end
+  }
+
+  /** Whether the log may drop the batch as far as this chunk is concerned: no message of the batch here is live or retained. */
+  isUnneededHere(batch: number): boolean {
+    if (!this.isGoneHere(batch)) return false
+    return (
+      this.retained === undefined ||
+      this.retained.countIn(this.batches.first(batch), this.batchEnd(batch)) === 0
+    )
+  }
+
+  /** Whether the log must keep the message: it is live or retained. */
+  isNeeded(index: number): boolean {
+    return index < this.count && (!this.isGone(index) || this.retained?.has(index) === true)
+  }
+
+  /** Number of messages in `[from, to)` that are live or retained. The range may end after `count`. */
+  neededIn(from: number, to: number): number {
+    const retained = this.retained === undefined ? 0 : this.retained.countIn(from, Math.min(to, this.count))
+    return this.liveIn(from, to) + retained
+  }
+
+  /**
+   * Keeps the live messages in `[from, to)`, which are about to be removed, for replay. Returns their record bytes.
+   * `bytes` is the size of all their records, if it is known.
+   */
+  retain(from: number, to: number, timeMs: number, bytes?: number): number {
+    const retained = (this.retained ??= new Retained())
+    const live = this.liveIn(from, to)
+    const before = retained.bytes
+    for (let index = from; index < to; index++) {
+      if (this.isGone(index)) continue
+      retained.add(index, bytes === undefined ? this.bytesAt(index) : bytes / live, timeMs)
+    }
+    this.dirty = true
+    return retained.bytes - before
+  }
+
+  /** Called when all messages of a full chunk are gone and some are retained: drops what only live messages need. */
+  close(): void {
+    this.#columns = undefined
+    this.dead = undefined
+    this.redriven = undefined
+    this.#sizedLive = 0
+    this.#sizedBytes = 0
+    if (!this.marks.areListed) this.marks.list()
+    this.batches.keep([...this.retained!.indexes()])
+    this.batches.trim()
+    this.dirty = true
   }
 
   /** Sets the new position of a batch that was copied forward in the log. */
@@ -486,7 +543,7 @@ export class Chunk {
       return
     }
     if (!this.marks.areListed) this.marks.list()
-    if (live * 4 <= this.batches.room) {
+    if (live * 4 <= this.batches.room && this.retained === undefined) {
       this.batches.keep(this.liveIndexes())
       this.batches.trim()
     }
@@ -503,6 +560,8 @@ export class Chunk {
     if (indexes.length !== live || marked !== live)
       this.#differs(`live is ${live}, counted ${indexes.length}, by marks ${marked}`)
     if (live === 0 && this.bytes !== 0) this.#differs(`no message is live, but bytes is ${this.bytes}`)
+    for (const index of this.retained?.indexes() ?? [])
+      if (index >= count || !this.isGone(index)) this.#differs(`${index} is retained, but not gone`)
     let sizedLive = 0
     let sizedBytes = 0
     for (const index of indexes) {

@@ -1,15 +1,16 @@
 /**
- * The chunks of one queue, by offset. A chunk that is full and has no live message is dropped. A full chunk may be
- * cold, that is, not in memory, if its page contains all of its state (see cold.ts). All messages of a chunk that is
- * neither in memory nor cold are gone.
+ * The chunks of one queue, by offset. A chunk that is full and has no live message is dropped, or is kept by `retention`
+ * alone. A full chunk may be cold, that is, not in memory, if its page contains all of its state (see cold.ts). All
+ * messages of a chunk that is neither in memory nor cold are gone.
  */
 import { LIMITS } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
 import { Chunk } from './chunk.js'
-import type { ChunkSummary } from './cold.js'
+import { NO_BATCH, type ChunkSummary } from './cold.js'
 import type { LogUse } from './log-use.js'
 import { NO_PAGES, type Pages } from './pages.js'
 import { MARK } from './marks.js'
+import type { Retention } from './retention.js'
 
 /** Maximum number of chunks that one batch can span. */
 const BATCH_CHUNKS_MAX = Math.ceil(LIMITS.batchCountMax / CHUNK_MESSAGES) + 1
@@ -31,6 +32,8 @@ export class Chunks {
   #cold = NO_NUMBERS
   readonly #pages: Pages
   readonly #queueId: number
+  /** The messages that are kept for replay; undefined if there are none. */
+  retention: Retention | undefined
 
   constructor(pages: Pages = NO_PAGES, queueId = 0) {
     this.#pages = pages
@@ -54,7 +57,7 @@ export class Chunks {
 
   /** The summary of the cold chunk of `offset`. */
   summaryAt(offset: number): ChunkSummary {
-    return this.#pages.summary(this.#queueId, Math.floor(offset / CHUNK_MESSAGES))!
+    return this.#summary(Math.floor(offset / CHUNK_MESSAGES))
   }
 
   /** Publish time of the first message of the cold chunk of `offset`. */
@@ -148,6 +151,7 @@ export class Chunks {
   }
 
   clear(): void {
+    this.retention = undefined
     this.#list = []
     this.#first = 0
     this.#empty = 0
@@ -172,12 +176,35 @@ export class Chunks {
     for (const chunk of this.#list.slice()) if (chunk !== undefined) yield chunk
   }
 
-  // --- batches with live messages: the log keeps a batch until its last message is gone ---
+  // --- batches with live or retained messages: the log keeps a batch until the last of them is gone ---
 
-  /** Position of the batch that holds the oldest live message; -1 if no message is live. */
+  /** The chunk in memory with live or retained messages at `number`. */
+  held(number: number): Chunk | undefined {
+    return this.#list[number - this.#first] ?? this.retention?.at(number)
+  }
+
+  /** Whether the chunk is not in memory although it has live or retained messages. */
+  isColdNumber(number: number): boolean {
+    return this.#cold.has(number) || this.retention?.isCold(number) === true
+  }
+
+  // Numbers of all chunks with live or retained messages, in ascending order. Numbers of other chunks can be among them.
+  *#neededNumbers(): Generator<number, void> {
+    const retained = this.retention?.numbers ?? []
+    let next = 0
+    for (let at = 0; at < this.#list.length; at++) {
+      const number = this.#first + at
+      for (; next < retained.length && retained[next]! < number; next++) yield retained[next]!
+      if (retained[next] === number) next++
+      yield number
+    }
+    for (; next < retained.length; next++) yield retained[next]!
+  }
+
+  /** Position of the batch that holds the oldest live or retained message; -1 if there is no such message. */
   get oldestPosition(): number {
     let oldest = -1
-    this.eachLiveBatch((position) => {
+    this.eachNeededBatch((position) => {
       oldest = position
       return true
     })
@@ -185,18 +212,16 @@ export class Chunks {
   }
 
   /**
-   * Visits the batches that have a live message, each batch once, in the order of their offsets, until `visit` returns
-   * true. Allocates nothing per batch, because a queue that is deleted can have millions of batches.
+   * Visits the batches that have a live or retained message, each batch once, in the order of their offsets, until
+   * `visit` returns true. Allocates nothing per batch, because a queue that is deleted can have millions of batches.
    */
-  eachLiveBatch(visit: (position: number, bytes: number) => boolean | void): void {
+  eachNeededBatch(visit: (position: number, bytes: number) => boolean | void): void {
     let last = -1
-    for (let at = 0; at < this.#list.length; at++) {
-      const chunk = this.#list[at]
+    for (const number of this.#neededNumbers()) {
+      const chunk = this.held(number)
       if (chunk === undefined) {
-        if (!this.#cold.has(this.#first + at)) continue
-        const { uses, firstPosition, firstBytes, lastPosition } = this.summaryAt(
-          (this.#first + at) * CHUNK_MESSAGES,
-        )
+        if (!this.isColdNumber(number)) continue
+        const { uses, firstPosition, firstBytes, lastPosition } = this.#summary(number)
         for (const [position, bytes] of uses) {
           const isVisited = position === firstPosition && position === last
           if (visit(position, isVisited ? bytes - firstBytes : bytes) === true) return
@@ -204,11 +229,11 @@ export class Chunks {
         last = lastPosition
         continue
       }
-      if (chunk.live === 0) continue
+      if (chunk.live === 0 && chunk.retained === undefined) continue
       for (let batch = 0; batch < chunk.batches.count; batch++) {
         const position = chunk.batches.position(batch)
         // A batch that continues from the previous chunk was visited there.
-        if (position === last || chunk.isGoneHere(batch)) continue
+        if (position === last || chunk.isUnneededHere(batch)) continue
         last = position
         if (visit(position, chunk.batches.bytes(batch)) === true) return
       }
@@ -245,59 +270,64 @@ export class Chunks {
   }
 
   /**
-   * Number of live messages in the batch of `[offset, offset + count)`; 0 if that batch is no longer at `position`. None
-   * of its chunks may be cold.
+   * Number of live or retained messages in the batch of `[offset, offset + count)`; 0 if that batch is no longer at
+   * `position`. None of its chunks may be cold.
    */
-  liveAt(offset: number, count: number, position: number): number {
-    let live = 0
+  neededAt(offset: number, count: number, position: number): number {
+    let needed = 0
     for (let from = offset; from < offset + count;) {
       const to = Math.min(offset + count, chunkEndAfter(from))
-      const chunk = this.at(from)
+      const chunk = this.held(Math.floor(from / CHUNK_MESSAGES))
       if (chunk !== undefined && from - chunk.base < chunk.count) {
         const batch = chunk.batches.find(from - chunk.base)
         if (chunk.batches.position(batch) === position)
-          live += chunk.liveIn(from - chunk.base, to - chunk.base)
+          needed += chunk.neededIn(from - chunk.base, to - chunk.base)
       }
       from = to
     }
-    return live
+    return needed
   }
 
-  /** Whether no message of the batch is live, neither in this chunk nor in any other chunk that the batch reaches. */
-  isBatchGone(chunk: Chunk, batch: number): boolean {
-    if (!chunk.isGoneHere(batch)) return false
+  /** Whether no message of the batch is live or retained, neither in this chunk nor in any other chunk that the batch reaches. */
+  isBatchUnneeded(chunk: Chunk, batch: number): boolean {
+    if (!chunk.isUnneededHere(batch)) return false
     const position = chunk.batches.position(batch)
-    if (batch === 0 && this.#isLiveFrom(chunk.base, -CHUNK_MESSAGES, position)) return false
+    if (batch === 0 && this.#isNeededFrom(chunk.number, -1, position)) return false
     const isLast = batch + 1 === chunk.batches.count
-    return !isLast || !chunk.full || !this.#isLiveFrom(chunk.base, CHUNK_MESSAGES, position)
+    return !isLast || !chunk.full || !this.#isNeededFrom(chunk.number, 1, position)
   }
 
   /** Removes the batches of the cold chunk `number`, which was dropped, from `use`. */
   removeUses(number: number, summary: ChunkSummary, use: LogUse): void {
     for (const [position, bytes] of summary.uses) use.remove(position, bytes)
-    // A batch that reaches into another chunk may still be live there.
+    // A batch that reaches into another chunk may still be needed there.
     const { firstPosition, firstBytes, lastPosition, lastBytes } = summary
-    const base = number * CHUNK_MESSAGES
     const isOne = firstPosition === lastPosition
-    const isLastLive = this.#isLiveFrom(base, CHUNK_MESSAGES, lastPosition)
-    if (this.#isLiveFrom(base, -CHUNK_MESSAGES, firstPosition) || (isOne && isLastLive))
+    const isLastNeeded = this.#isNeededFrom(number, 1, lastPosition)
+    if (this.#isNeededFrom(number, -1, firstPosition) || (isOne && isLastNeeded))
       use.add(firstPosition, firstBytes)
-    if (!isOne && isLastLive) use.add(lastPosition, lastBytes)
+    if (!isOne && isLastNeeded) use.add(lastPosition, lastBytes)
   }
 
-  // Whether the batch at `position` has a live message in the nearest present chunk in the direction of `step`. Absent chunks
-  // are skipped, because the batch may have filled them and reach beyond them.
-  #isLiveFrom(base: number, step: number, position: number): boolean {
+  // Whether the batch at `position` has a live or retained message in the nearest present chunk in the direction of `step`.
+  // Absent chunks are skipped, because the batch may have filled them and reach beyond them.
+  #isNeededFrom(number: number, step: 1 | -1, position: number): boolean {
+    if (position === NO_BATCH) return false
     for (let i = 1; i <= BATCH_CHUNKS_MAX; i++) {
-      const chunk = this.at(base + i * step)
-      if (chunk === undefined && this.isCold(base + i * step)) {
-        const { firstPosition, lastPosition } = this.summaryAt(base + i * step)
+      const other = number + i * step
+      const chunk = this.held(other)
+      if (chunk === undefined && this.isColdNumber(other)) {
+        const { firstPosition, lastPosition } = this.#summary(other)
         return (step > 0 ? firstPosition : lastPosition) === position
       }
       if (chunk === undefined || chunk.batches.count === 0) continue
       const batch = step > 0 ? 0 : chunk.batches.count - 1
-      return chunk.batches.position(batch) === position && !chunk.isGoneHere(batch)
+      return chunk.batches.position(batch) === position && !chunk.isUnneededHere(batch)
     }
     return false
+  }
+
+  #summary(number: number): ChunkSummary {
+    return this.#pages.summary(this.#queueId, number)!
   }
 }

@@ -1,19 +1,25 @@
 /**
- * Cold chunks: full chunks that are not in memory, because their pages contain all of their state. Every message of a
- * cold chunk is ready and has no state of its own, so its page is only the table of batches. A summary of each page is
- * kept in memory with the position of the page. The summary answers every question except where a single message is
- * stored.
+ * Cold chunks: full chunks that are not in memory, because their pages contain all of their state. Either every message
+ * of a cold chunk is ready and has no state of its own, or all its messages are gone and some are retained for replay. So
+ * its page is only the table of batches and the set of retained messages. A summary of each page is kept in memory with
+ * the position of the page. The summary answers every question except where a single message is stored.
  */
 import type { Chunk } from './chunk.js'
+import { RETAINED_COARSE_BYTES } from './retention.js'
 
 /** A chunk stays in memory if its batches are in more segments than this. */
 export const SUMMARY_SEGMENTS_MAX = 4
 
+/** In a summary: the first or last batch has no retained message in the chunk. */
+export const NO_BATCH = 0
+
 export interface ChunkSummary {
-  /** Record bytes of the messages. */
+  /** Record bytes of the messages that are live or retained. */
   readonly bytes: number
   /** Publish time of the first message. */
   readonly firstMs: number
+  /** Time of the last acknowledgement, if all messages are gone and some are retained; 0 if all messages are live. */
+  readonly retainedMs: number
   /** Position and size of the first batch, which can begin in the previous chunk. */
   readonly firstPosition: number
   readonly firstBytes: number
@@ -21,19 +27,21 @@ export interface ChunkSummary {
   readonly lastPosition: number
   readonly lastBytes: number
   /**
-   * For each segment that holds batches of the chunk, in order of first occurrence: the position of one of these
-   * batches, and their total size, headers included. The first position is that of the first batch.
+   * For each segment that holds batches with live or retained messages, in order of first occurrence: the position of
+   * the first of these batches, and their total size, headers included.
    */
   readonly uses: readonly (readonly [position: number, bytes: number])[]
 }
 
 /** The summary of a chunk that may be cold; undefined if the chunk must stay in memory. */
 export function summaryOf(chunk: Chunk, segmentOf: (position: number) => number): ChunkSummary | undefined {
-  if (!chunk.isUntouched) return undefined
-  const { batches } = chunk
+  const { batches, retained } = chunk
+  const isRetained = chunk.isOnlyRetained && retained!.bytes <= RETAINED_COARSE_BYTES
+  if (!isRetained && !chunk.isUntouched) return undefined
   const last = batches.count - 1
   const uses = new Map<number, [number, number]>()
   for (let batch = 0; batch <= last; batch++) {
+    if (isRetained && chunk.isUnneededHere(batch)) continue
     const position = batches.position(batch)
     const segment = segmentOf(position)
     const use = uses.get(segment)
@@ -42,11 +50,12 @@ export function summaryOf(chunk: Chunk, segmentOf: (position: number) => number)
     else uses.set(segment, [position, batches.bytes(batch)])
   }
   return {
-    bytes: Math.round(chunk.bytes),
+    bytes: Math.round(isRetained ? retained!.bytes : chunk.bytes),
     firstMs: batches.timeMs(0),
-    firstPosition: batches.position(0),
+    retainedMs: isRetained ? retained!.newestMs : 0,
+    firstPosition: isRetained && chunk.isUnneededHere(0) ? NO_BATCH : batches.position(0),
     firstBytes: batches.bytes(0),
-    lastPosition: batches.position(last),
+    lastPosition: isRetained && chunk.isUnneededHere(last) ? NO_BATCH : batches.position(last),
     lastBytes: batches.bytes(last),
     uses: [...uses.values()],
   }

@@ -24,17 +24,18 @@ import { NO_ARRIVAL, type Arrivals, type Arriving } from './arrivals.js'
 import { CHUNK_MESSAGES } from './bits.js'
 import type { Chunk, RedriveHistory, Traits } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
-import { Chunks, chunkEndAfter } from './chunks.js'
+import { chunkEndAfter, type Chunks } from './chunks.js'
 import { NO_COUNTS, NO_TALLY, type Counts, type Tally } from './counts.js'
 import { DeadMessages, type Dead } from './dead.js'
-import { NO_FOLLOWER, type Follower } from './follower.js'
+import type { Follower } from './follower.js'
 import { ID_WORDS, isId } from './hash.js'
 import { IdWindow } from './ids.js'
 import { Keys, NONE } from './keys.js'
-import type { Location } from './location.js'
 import type { LogUse } from './log-use.js'
 import { PAGE } from './pages.js'
 import { Reasons } from './reasons.js'
+import type { OffsetRange } from './retention.js'
+import { Source } from './source.js'
 
 /** The durable properties of a queue, apart from its messages and counters. */
 export interface QueueDefinition {
@@ -57,22 +58,18 @@ export interface AppendedBatch {
 
 /** Maximum number of messages of one queue in the ring of arrivals. Applying 1,024 batches takes 0.2 ms. */
 const ARRIVED_MAX = CHUNK_MESSAGES
-/** Settle time of a message that was never available to a consumer. Such a message is not retained. */
-const NEVER = -1
+/** The time of an acknowledgement, for a message that is gone without one. Such a message is not retained. */
+const NOT_ACKED = -1
+const NO_RANGES: readonly OffsetRange[] = []
 const NEVER_REDRIVEN: RedriveHistory = { redrives: 0, attempts: 0 }
 
-export class Contents implements Arriving {
+export class Contents extends Source implements Arriving {
   // Fields that each append reads are declared first, because with thousands of queues few cache lines stay in the cache.
-  readonly id: number
-  readonly name: string
   /** Offset of the next message. */
   next = 0
   live = 0
-  /** Whether the counters, the ids or a chunk differ from their newest pages. */
-  dirty = true
   /** Whether the options of the queue require a check of each batch, even if its messages have no delivery options. */
   checksBatches = false
-  protected readonly use: LogUse
   readonly #arrivals: Arrivals
   lastArrival = NO_ARRIVAL
   /** Number of messages in the ring of arrivals. These are the newest messages of the queue. */
@@ -80,11 +77,8 @@ export class Contents implements Arriving {
   /** Total record bytes of all messages that are not gone. */
   bytes = 0
   #options!: QueueOptions
-  #follower = NO_FOLLOWER
   /** The chunk that was filled last, unless it was dropped. This saves the look-up in the list. */
   #newest: Chunk | undefined
-  /** The chunks without the arrivals. Only a follower that is notified of arrivals reads this field directly. */
-  protected readonly appliedChunks: Chunks
   readonly keys = new Keys()
   readonly createdAtMs: number
   paused: boolean
@@ -103,11 +97,6 @@ export class Contents implements Arriving {
   pagePosition = -1
   /** Position of the newest page of the definition; -1 if there is none, or the definition has changed since. */
   definitionPosition = -1
-  /**
-   * Position in the log of the fact that is being applied; only used during recovery. A chunk with a newer page already
-   * contains the fact and ignores it.
-   */
-  appliedFrom = Infinity
   /** The ids of the window; undefined until the first id is remembered, because most queues have no ids. */
   rememberedIds: IdWindow | undefined
   /** Lower bound for the time at which the next message expires. */
@@ -121,13 +110,10 @@ export class Contents implements Arriving {
     arrivals: Arrivals,
     reasons: Reasons = new Reasons(),
   ) {
-    this.id = id
-    this.name = definition.name
+    super(id, definition.name, use)
     this.createdAtMs = definition.createdAtMs
     this.paused = definition.paused
     this.idsFrom = definition.idsFrom
-    this.use = use
-    this.appliedChunks = new Chunks(use.pages, id)
     this.#arrivals = arrivals
     this.#reasons = reasons
     this.options = definition.options
@@ -147,7 +133,6 @@ export class Contents implements Arriving {
     return (this.rememberedIds ??= new IdWindow(this.use.pages, this.id))
   }
 
-  /** The chunks, after all arrivals are applied. */
   get chunks(): Chunks {
     if (this.lastArrival !== NO_ARRIVAL) this.applyArrivals()
     return this.appliedChunks
@@ -155,7 +140,7 @@ export class Contents implements Arriving {
 
   /** Ends recovery: `follower`, which knows the current contents, is notified of each later change. */
   protected follow(follower: Follower): void {
-    this.#follower = follower
+    this.follower = follower
   }
 
   get counts(): Counts {
@@ -234,7 +219,7 @@ export class Contents implements Arriving {
         const share = (bytes * (to - from)) / count
         const position = arrivals.position(slot)
         chunk.append(to - chunk.base, position, arrivals.timeMs(slot), share, BATCH_HEADER_BYTES + bytes)
-        this.#follower.entered(chunk, from - chunk.base, to - chunk.base)
+        this.follower.entered(chunk, from - chunk.base, to - chunk.base)
         from = to
       }
       slot = arrivals.free(slot)
@@ -254,8 +239,8 @@ export class Contents implements Arriving {
     const recordsBytes = length - BATCH_HEADER_BYTES
     for (let from = base; from < end;) {
       const to = Math.min(end, chunkEndAfter(from))
-      // The page of a cold chunk is newer than all batches of the chunk, so the chunk already has these messages.
-      if (this.chunks.isCold(from)) {
+      // The page of a cold or retained chunk is newer than all batches of the chunk, so the chunk already has these messages.
+      if (this.isCold(from) || this.heldChunk(from)?.isOnlyRetained === true) {
         from = to
         continue
       }
@@ -270,7 +255,7 @@ export class Contents implements Arriving {
         if (traits !== undefined) this.#setTraits(chunk, index, to - chunk.base, traits, from - base)
         this.live += to - from
         this.bytes += bytes
-        if (duplicates === undefined) this.#follower.entered(chunk, index, to - chunk.base)
+        if (duplicates === undefined) this.follower.entered(chunk, index, to - chunk.base)
       }
       from = to
     }
@@ -306,7 +291,7 @@ export class Contents implements Arriving {
       // A delayed message can be cancelled by its id until it is delivered.
       if (!isId(ids, at * ID_WORDS) || (!all && dues[at] === 0)) continue
       chunk.setId(index, ids, at * ID_WORDS)
-      this.#follower.idPending(chunk.base + index)
+      this.follower.idPending(chunk.base + index)
     }
   }
 
@@ -323,29 +308,32 @@ export class Contents implements Arriving {
 
   // Called after the whole batch is in its chunks. Any earlier, a batch that starts with duplicates would count as gone.
   #takeDuplicates(base: number, end: number, duplicates: Duplicates): void {
-    for (const index of duplicates.keys()) this.remove(base + index, 1, NEVER)
+    for (const index of duplicates.keys()) this.remove(base + index, 1)
     for (let from = base; from < end;) {
       const to = Math.min(end, chunkEndAfter(from))
       const chunk = this.chunks.at(from)
       if (chunk !== undefined) {
         for (let index = from - chunk.base; index < to - chunk.base; index++)
-          if (!chunk.isGone(index)) this.#follower.entered(chunk, index, index + 1)
+          if (!chunk.isGone(index)) this.follower.entered(chunk, index, index + 1)
       }
-      this.#follower.passed(to)
+      this.follower.passed(to)
       from = to
     }
   }
 
-  /** Removes messages `[offset, offset + count)`. Returns how many were not gone before. */
-  remove(offset: number, count: number, timeMs: number, bytes?: number): number {
+  /**
+   * Removes messages `[offset, offset + count)`. If they were acknowledged at `ackedMs`, a queue with retention keeps them
+   * for replay. Returns how many were not gone before.
+   */
+  remove(offset: number, count: number, ackedMs = NOT_ACKED, bytes?: number): number {
     let removed = 0
     const end = Math.min(offset + count, this.next)
     for (let from = offset; from < end;) {
-      const chunk = this.#chunkToApply(from)
+      const chunk = this.toApply(this.chunks.at(from), from)
       const to = Math.min(end, chunkEndAfter(from))
       if (chunk !== undefined) {
         const share = bytes === undefined ? undefined : (bytes * (to - from)) / count
-        removed += this.#removeIn(chunk, from - chunk.base, to - chunk.base, timeMs, share)
+        removed += this.#removeIn(chunk, from - chunk.base, to - chunk.base, ackedMs, share)
       }
       from = to
     }
@@ -356,7 +344,7 @@ export class Contents implements Arriving {
     const chunk = this.#liveChunkToApply(offset)
     if (chunk === undefined) return
     chunk.setDue(offset - chunk.base, attempts, dueMs)
-    this.#changed(chunk)
+    this.changed(chunk)
   }
 
   /** The message is dead. `size` is the size of its record, if it is known. */
@@ -364,7 +352,7 @@ export class Contents implements Arriving {
     const chunk = this.#liveChunkToApply(offset)
     if (chunk === undefined) return
     const index = offset - chunk.base
-    if (chunk.hasId(index) && !chunk.isDead(index)) this.#follower.idDone(offset)
+    if (chunk.hasId(index) && !chunk.isDead(index)) this.follower.idDone(offset)
     chunk.dead ??= new DeadMessages()
     // Rounded, because `dead` stores integers, and because the number that is added here must be subtracted later.
     const known = chunk.dead.get(index)
@@ -374,7 +362,7 @@ export class Contents implements Arriving {
       this.deadBytes += bytes
     } else this.#reasons.forget(known.reason)
     chunk.dead.set(index, { ...dead, reason: this.#reasons.keep(dead.reason), bytes })
-    this.#changed(chunk)
+    this.changed(chunk)
   }
 
   /** A dead message is redriven in its queue: it is due at `timeMs`, without attempts and without a time to live. */
@@ -396,8 +384,8 @@ export class Contents implements Arriving {
     }
     chunk.setDue(index, 0, timeMs)
     if (chunk.expiryAt(index) !== 0) chunk.setExpiry(index, 0)
-    if (chunk.hasId(index)) this.#follower.idPending(offset)
-    this.#changed(chunk)
+    if (chunk.hasId(index)) this.follower.idPending(offset)
+    this.changed(chunk)
   }
 
   /** Changes the due time of a message. If the message has not been tried yet, its time to live starts at the new time. */
@@ -413,41 +401,29 @@ export class Contents implements Arriving {
       this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)
     }
     chunk.setDue(index, attempts, dueMs)
-    this.#changed(chunk)
+    this.changed(chunk)
   }
 
   /** All messages below `below` are gone, except dead ones. */
-  purgeFact(below: number, timeMs: number): void {
-    for (const number of [...this.chunks.coldNumbers])
-      if ((number + 1) * CHUNK_MESSAGES <= below) this.#purgeCold(number, timeMs)
+  purgeFact(below: number): void {
+    for (const number of [...this.chunks.coldNumbers]) {
+      if ((number + 1) * CHUNK_MESSAGES > below) continue
+      const summary = this.chunks.summaryAt(number * CHUNK_MESSAGES)
+      this.chunks.drop(number)
+      this.forgetCold(number, summary)
+      this.live -= CHUNK_MESSAGES
+      this.bytes -= summary.bytes
+    }
     for (const chunk of this.chunks) {
       if (chunk.pagePosition > this.appliedFrom) continue
       const end = Math.min(chunk.count, below - chunk.base)
       if (end <= 0) continue
       let from = 0
       for (const index of [...(chunk.dead?.indexes() ?? []), end]) {
-        if (index > from) this.#removeIn(chunk, from, Math.min(index, end), timeMs)
+        if (index > from) this.#removeIn(chunk, from, Math.min(index, end), NOT_ACKED)
         from = index + 1
       }
     }
-  }
-
-  /** The batch that starts at `offset` was copied to `position`. */
-  relocateFact(offset: number, count: number, position: number): void {
-    let from = -1
-    let bytes = 0
-    for (let at = offset; at < offset + count; at = chunkEndAfter(at)) {
-      const chunk = this.#chunkToApply(at)
-      if (chunk === undefined) continue
-      const index = at - chunk.base
-      const batch = chunk.batches.find(index)
-      if (chunk.batches.first(batch) !== index) continue
-      from = chunk.batches.position(batch)
-      bytes = chunk.batches.bytes(batch)
-      chunk.relocate(batch, position)
-      this.dirty = true
-    }
-    if (from !== -1) this.#follower.copied(from, position, bytes)
   }
 
   /** Used in recovery: the definition was changed. */
@@ -475,10 +451,14 @@ export class Contents implements Arriving {
   // --- chunks ---
 
   /** Used in recovery: a chunk stays out of memory. Its page has this summary. */
-  restoreCold(number: number, { bytes }: ChunkSummary): void {
+  restoreCold(number: number, summary: ChunkSummary): void {
+    if (summary.retainedMs > 0) {
+      this.retention.restoreCold(number, summary)
+      return
+    }
     this.chunks.setCold(number)
     this.live += CHUNK_MESSAGES
-    this.bytes += bytes
+    this.bytes += summary.bytes
   }
 
   /**
@@ -487,10 +467,14 @@ export class Contents implements Arriving {
    */
   makeCold(chunk: Chunk): boolean {
     const { number } = chunk
-    if (chunk.dirty || !chunk.marks.areNone || !chunk.isUntouched) return false
-    if (this.chunkAt(chunk.base) !== chunk || !this.mayBeCold(number)) return false
+    if (chunk.dirty || this.chunks.held(number) !== chunk) return false
     const summary = this.use.pages.summary(this.id, number)
     if (summary === undefined) return false
+    if (chunk.isOnlyRetained) {
+      this.retention.makeCold(chunk)
+      return true
+    }
+    if (!chunk.marks.areNone || !chunk.isUntouched || !this.mayBeCold(number)) return false
     // The page has whole bytes.
     this.bytes += summary.bytes - chunk.bytes
     this.chunks.setCold(number)
@@ -509,15 +493,13 @@ export class Contents implements Arriving {
     return ids === undefined || ids.size === 0 || (number + 1) * CHUNK_MESSAGES <= ids.oldestOffset
   }
 
-  /** Puts a cold chunk, which was decoded from its page, back into memory. */
-  makeWarm(chunk: Chunk): void {
-    this.chunks.place(chunk)
-  }
-
   /** Called when the queue is deleted: it needs nothing in the log any more. */
   drop(): void {
-    this.#follower.dropped()
+    this.follower.dropped()
     for (const number of this.chunks.coldNumbers) this.use.pages.removed(PAGE.chunk, this.id, number)
+    for (const number of this.chunks.retention?.numbers ?? [])
+      if (this.chunks.at(number * CHUNK_MESSAGES) === undefined)
+        this.use.pages.removed(PAGE.chunk, this.id, number)
     for (const chunk of this.chunks) {
       this.use.pages.removed(PAGE.chunk, this.id, chunk.number)
       for (const index of chunk.dead?.indexes() ?? []) this.#reasons.forget(chunk.dead!.get(index)!.reason)
@@ -530,8 +512,22 @@ export class Contents implements Arriving {
     this.deadCount = 0
   }
 
-  chunkAt(offset: number): Chunk | undefined {
-    return this.chunks.at(offset)
+  /** The id of a dead message, if the message may not return while another message with this id is pending; otherwise undefined. */
+  uniqueIdOf(offset: number): Uint32Array | undefined {
+    if (this.options.unique !== 'pending') return undefined
+    const chunk = this.chunkAt(offset)!
+    const index = offset - chunk.base
+    return chunk.hasId(index) ? chunk.idAt(index) : undefined
+  }
+
+  /** Retained messages that are beyond the limits of retention at `nowMs`; see `Retention.toRelease`. */
+  protected releasable(nowMs: number): readonly OffsetRange[] {
+    return this.appliedChunks.retention?.toRelease(this.options, nowMs) ?? NO_RANGES
+  }
+
+  /** See `Retention.nextMs`. */
+  protected get nextReleaseMs(): number {
+    return this.appliedChunks.retention?.nextMs(this.options) ?? Infinity
   }
 
   /** The state of a message; undefined if it is gone or never existed. */
@@ -548,14 +544,13 @@ export class Contents implements Arriving {
     return chunk?.stateAt(offset - chunk.base, nowMs)
   }
 
-  /** Fills `location` with the place in the log of the message at `offset`, which is not gone. */
-  locate(offset: number, location: Location): void {
-    const chunk = this.chunkAt(offset)!
-    chunk.locate(offset - chunk.base, location)
-  }
-
   /** Adds a chunk that was decoded from a page. */
   restore(chunk: Chunk): void {
+    if (chunk.retained !== undefined) {
+      this.retention.bytes += chunk.retained.bytes
+      this.retention.add(chunk)
+    }
+    if (chunk.isOnlyRetained) return
     this.chunks.place(chunk)
     this.#newest = undefined
     this.live += chunk.live
@@ -569,27 +564,18 @@ export class Contents implements Arriving {
     this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)
   }
 
-  // The chunk that a fact about `offset` changes; undefined if the chunk is gone, or if its page already contains the
-  // fact.
-  #chunkToApply(offset: number): Chunk | undefined {
-    const chunk = this.chunks.at(offset)
-    // In recovery, the page of a chunk that is still cold contains the fact.
-    if (chunk === undefined && this.appliedFrom === Infinity && this.chunks.isCold(offset))
-      throw new Error(`the chunk of offset ${offset} of the queue ${this.name} is cold`)
-    return chunk === undefined || chunk.pagePosition > this.appliedFrom ? undefined : chunk
-  }
-
   #liveChunkToApply(offset: number): Chunk | undefined {
-    const chunk = this.#chunkToApply(offset)
+    const chunk = this.toApply(this.chunks.at(offset), offset)
     return chunk === undefined || chunk.isGone(offset - chunk.base) ? undefined : chunk
   }
 
   // Removes messages batch by batch, because each batch may be in a different segment. `size` is the total size of their
   // records, if it is known.
-  #removeIn(chunk: Chunk, from: number, to: number, timeMs: number, size?: number): number {
+  #removeIn(chunk: Chunk, from: number, to: number, ackedMs: number, size?: number): number {
     let removed = 0
     const end = Math.min(to, chunk.count)
     const hasMore = chunk.holdsResources
+    if (ackedMs !== NOT_ACKED && this.retains) this.retain(chunk, from, end, ackedMs, size)
     for (let index = from; index < end;) {
       const batch = chunk.batches.find(index)
       const batchEnd = Math.min(chunk.batchEnd(batch), end)
@@ -601,10 +587,7 @@ export class Contents implements Arriving {
       if (count > 0) {
         removed += count
         this.bytes -= bytesBefore - chunk.bytes
-        this.#follower.removedFrom(chunk, batch)
-        // Messages that were settled before the page of the queue was written are counted in that page.
-        if (this.retains && timeMs !== NEVER && this.pagePosition < this.appliedFrom)
-          this.use.retain(this.id, chunk.batches.position(batch), bytesBefore - chunk.bytes, timeMs)
+        this.follower.removedFrom(chunk, batch)
       }
       index = batchEnd
     }
@@ -613,7 +596,8 @@ export class Contents implements Arriving {
     this.dirty = true
     if (chunk.live === 0 && chunk.full) {
       this.chunks.drop(chunk.number)
-      this.use.pages.removed(PAGE.chunk, this.id, chunk.number)
+      if (chunk.retained === undefined) this.use.pages.removed(PAGE.chunk, this.id, chunk.number)
+      else chunk.close()
       if (this.#newest === chunk) this.#newest = undefined
     } else chunk.pack(end)
     return removed
@@ -629,7 +613,7 @@ export class Contents implements Arriving {
       bytes += size
       const slot = chunk.keyAt(index)
       if (slot !== NONE) this.keys.release(slot)
-      if (chunk.hasId(index) && !chunk.isDead(index)) this.#follower.idDone(chunk.base + index)
+      if (chunk.hasId(index) && !chunk.isDead(index)) this.follower.idDone(chunk.base + index)
       chunk.redriven?.delete(index)
       chunk.forgetSize(index)
       const dead = chunk.dead?.get(index)
@@ -640,28 +624,6 @@ export class Contents implements Arriving {
       this.deadBytes -= dead.bytes
     }
     return bytes
-  }
-
-  // Removes all messages of a cold chunk without reading its page.
-  #purgeCold(number: number, timeMs: number): void {
-    const summary = this.chunks.summaryAt(number * CHUNK_MESSAGES)
-    this.chunks.drop(number)
-    this.use.pages.removed(PAGE.chunk, this.id, number)
-    this.#follower.removedCold(number, summary)
-    this.live -= CHUNK_MESSAGES
-    this.bytes -= summary.bytes
-    this.dirty = true
-    if (!this.retains || this.pagePosition >= this.appliedFrom) return
-    let total = 0
-    for (const [, bytes] of summary.uses) total += bytes
-    for (const [position, bytes] of summary.uses)
-      this.use.retain(this.id, position, (summary.bytes * bytes) / total, timeMs)
-  }
-
-  // Marks the queue too, because a checkpoint looks only at the chunks of dirty queues.
-  #changed(chunk: Chunk): void {
-    chunk.dirty = true
-    this.dirty = true
   }
 
   #undead(chunk: Chunk, index: number): void {

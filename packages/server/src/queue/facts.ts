@@ -62,6 +62,8 @@ export const FACT = {
   tally: 20,
   /** The subscription with id `offset` ended and returned messages: none of its leases can be claimed after a restart. */
   ended: 21,
+  /** Acknowledged messages from `offset` up to but not including `time` are no longer kept for replay. */
+  release: 22,
   /** `offset` is the id of the producer with the identity `text`, in hex. */
   producer: 32,
   /** An atomic step: `time` is its number, `offset` the id of its producer, `count` its checksum, and `text` its batches as JSON. */
@@ -85,6 +87,7 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.reschedule,
   FACT.ttl,
   FACT.tally,
+  FACT.release,
   FACT.atomic,
 ])
 
@@ -222,6 +225,11 @@ export class FactBuffer {
 
   ended(subscriptionId: number): void {
     this.#item(FACT.ended, 0, 0, subscriptionId, 0)
+  }
+
+  release(from: number, end: number): void {
+    const at = this.#item(FACT.release, 0, 0, from, TIME_BYTES)
+    writeU64(this.#bytes, at + HEAD_BYTES, end)
   }
 
   ensure(definition: string): void {

@@ -14,9 +14,9 @@ export interface Follower {
   idPending(offset: number): void
   /** The message at `offset` has an id and is no longer pending; it is still in its chunk. */
   idDone(offset: number): void
-  /** Some or all messages of the batch with the number `batch` in `chunk` are gone. */
+  /** Some or all messages of the batch with the number `batch` in `chunk` are gone, or are no longer retained. */
   removedFrom(chunk: Chunk, batch: number): void
-  /** All messages of a cold chunk are gone. Called after the chunk was dropped. */
+  /** All messages of a cold chunk are gone and none is retained. Called after the chunk was dropped. */
   removedCold(number: number, summary: ChunkSummary): void
   /** A live batch was copied from `from` to `to`. */
   copied(from: number, to: number, bytes: number): void

@@ -1,20 +1,18 @@
 import type { Pages } from './pages.js'
 
 /**
- * Counts the bytes of batches that have live messages, by segment of the log. The counts show which segments are still
- * needed, and the cost of copying their batches. A batch counts in full until its last message is gone.
+ * Counts the bytes of batches that have live or retained messages, by segment of the log. The counts show which segments
+ * are still needed, and the cost of copying their batches. A batch counts in full until its last such message is gone.
  */
 export interface LogUse {
   /** Gets notified of the pages of chunks and ids. */
   readonly pages: Pages
   /** Number of the segment that contains `position`. */
   segmentOf(position: number): number
-  /** The batch at `position` now has live messages. `bytes` is its size, including its header. */
+  /** The batch at `position` is needed now. `bytes` is its size, including its header. */
   add(position: number, bytes: number): void
-  /** Called when no message of the batch at `position` is live any more. */
+  /** Called when no message of the batch at `position` is live or retained any more. */
   remove(position: number, bytes: number): void
   /** A live batch was copied from `from` to `to`. */
   move(from: number, to: number, bytes: number): void
-  /** Called when messages of a queue with retention were settled. They stay readable for some time. */
-  retain(queueId: number, position: number, bytes: number, timeMs: number): void
 }

@@ -198,7 +198,7 @@ class Pair {
       queue.advance(model.now)
     } else if (step.kind === 'purge') {
       const expected = queue.live - queue.deadCount
-      expect(queue.purge(model.now)).toBe(expected)
+      expect(queue.purge()).toBe(expected)
       for (const message of model.messages) if (message.state !== 'dead') message.state = 'gone'
       this.leased.length = 0
     } else this.#restart()

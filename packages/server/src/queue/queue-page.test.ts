@@ -10,7 +10,7 @@ const newQueue = (): Queue => new Queue(1, definition(), new CountedUse(), new A
 
 function restored(queue: Queue): Queue {
   const copy = newQueue()
-  restoreCounters(copy, encodeCountersPage(queue, []), 0)
+  restoreCounters(copy, encodeCountersPage(queue), 0)
   return copy
 }
 

@@ -21,9 +21,6 @@ import { ALL_ENDED } from './former.js'
 import type { Queue } from './queue.js'
 import type { SharedOptions } from './shared-options.js'
 
-/** Segments with settled messages that are retained: number, time of the last settle, bytes. */
-export type RetainedSegments = readonly (readonly [number, number, number])[]
-
 /** Two lines of JSON: the options are a line of their own, so that queues with the same line share one object. */
 export function encodeDefinition(queue: Queue): string {
   const { name, createdAtMs, paused, idsFrom } = queue
@@ -71,51 +68,39 @@ const HEAD_BYTES = 32
 const NUMBER_BYTES = 8
 /** Written instead of the number of ended subscriptions: all subscriptions count as ended. */
 const ALL = 0xffff
-const NONE_RETAINED: RetainedSegments = []
 
 /**
- * Layout: u64 next · u64 redelivered below · u64 carried · u16 counters · u16 ended subscriptions · u16 retained segments ·
- * u16 0 · u64 each counter · u64 id of each ended subscription · for each retained segment u64 number, u64 time of the last
- * settle, u64 bytes.
+ * Layout: u64 next · u64 redelivered below · u64 carried · u16 counters · u16 ended subscriptions · u32 0 · u64 each counter
+ * · u64 id of each ended subscription.
  */
-export function encodeCountersPage(queue: Queue, retained: RetainedSegments): Uint8Array {
+export function encodeCountersPage(queue: Queue): Uint8Array {
   const { ended } = queue.former
   const isAll = ended[0] === ALL_ENDED
   // Tallied counters have the values of the last tally fact before the page, so that page and facts agree.
   const counts = { ...queue.counts, ...queue.tallied }
-  const numbers = [...COUNTERS.map((name) => counts[name]), ...(isAll ? [] : ended), ...retained.flat()]
+  const numbers = [...COUNTERS.map((name) => counts[name]), ...(isAll ? [] : ended)]
   const bytes = new Uint8Array(HEAD_BYTES + numbers.length * NUMBER_BYTES)
   writeU64(bytes, 0, queue.next)
   writeU64(bytes, 8, queue.redeliveredBelow)
   writeU64(bytes, 16, queue.carried)
   writeU16(bytes, 24, COUNTERS.length)
   writeU16(bytes, 26, isAll ? ALL : ended.length)
-  writeU16(bytes, 28, retained.length)
   for (const [index, number] of numbers.entries()) writeU64(bytes, HEAD_BYTES + index * NUMBER_BYTES, number)
   return bytes
 }
 
-/** Reads a page into the queue, and returns the retained segments. */
-export function restoreCounters(queue: Queue, bytes: Uint8Array, start: number): RetainedSegments {
+/** Reads a page into the queue. */
+export function restoreCounters(queue: Queue, bytes: Uint8Array, start: number): void {
   queue.next = readU64(bytes, start)
   queue.redeliveredBelow = readU64(bytes, start + 8)
   queue.carried = readU64(bytes, start + 16)
   const counters = readU16(bytes, start + 24)
   const ended = readU16(bytes, start + 26)
-  const retained = readU16(bytes, start + 28)
   let at = start + HEAD_BYTES
   queue.restoreCounts(readCounts(bytes, at, counters))
   at += counters * NUMBER_BYTES
   if (ended === ALL) queue.former.restoreEnded([ALL_ENDED])
-  else if (ended > 0) {
-    queue.former.restoreEnded(numbersAt(bytes, at, ended))
-    at += ended * NUMBER_BYTES
-  }
-  if (retained === 0) return NONE_RETAINED
-  return Array.from({ length: retained }, (_, index) => {
-    const [number, lastMs, size] = numbersAt(bytes, at + index * 3 * NUMBER_BYTES, 3)
-    return [number!, lastMs!, size!] as const
-  })
+  else if (ended > 0) queue.former.restoreEnded(numbersAt(bytes, at, ended))
 }
 
 function readCounts(bytes: Uint8Array, at: number, counters: number): Counts {

@@ -278,8 +278,7 @@ describe('queue', () => {
     expect(pages).toHaveLength(3)
     expect(Math.max(...pages)).toBeLessThan(150 + 150 * left)
     for (const chunk of queue.chunks)
-      for (const offset of [...chunk.liveIndexes()].map((index) => chunk.base + index))
-        queue.discard(offset, 1)
+      for (const offset of [...chunk.liveIndexes()].map((index) => chunk.base + index)) queue.discard(offset)
     expect([queue.live, queue.keys.size, queue.bytes]).toEqual([0, 0, 0])
   })
 
@@ -341,7 +340,7 @@ describe('queue', () => {
     chunk.pagePosition = 5_000
     queue.appliedFrom = 4_000
     queue.remove(0, 5, 1)
-    queue.purgeFact(10, 1)
+    queue.purgeFact(10)
     queue.appendFact(batch(10, 5), 4_000)
     expect(queue.live).toBe(10)
     queue.appliedFrom = 6_000

@@ -178,7 +178,7 @@ export class Queue extends Contents implements Follower {
   }
 
   removedFrom(chunk: Chunk, batch: number): void {
-    if (this.appliedChunks.isBatchGone(chunk, batch))
+    if (this.appliedChunks.isBatchUnneeded(chunk, batch))
       this.use.remove(chunk.batches.position(batch), chunk.batches.bytes(batch))
   }
 
@@ -191,7 +191,7 @@ export class Queue extends Contents implements Follower {
   }
 
   dropped(): void {
-    this.chunks.eachLiveBatch((position, bytes) => this.use.remove(position, bytes))
+    this.chunks.eachNeededBatch((position, bytes) => this.use.remove(position, bytes))
     this.#line.clear()
     this.#moving?.clear()
     this.leased = 0
@@ -202,7 +202,7 @@ export class Queue extends Contents implements Follower {
   /** Called when recovery is over: builds the line and the rest of the volatile state. */
   open(nowMs: number): void {
     this.follow(this)
-    this.chunks.eachLiveBatch((position, bytes) => this.use.add(position, bytes))
+    this.chunks.eachNeededBatch((position, bytes) => this.use.add(position, bytes))
     this.former.open()
     if (this.deadCount > 0) this.moving.list()
     for (const chunk of this.chunks) {
@@ -218,6 +218,7 @@ export class Queue extends Contents implements Follower {
   applyOptions(options: QueueOptions, nowMs: number): void {
     const { onFail, keyConcurrency, dedupWindowMs } = this.options
     this.options = options
+    if (!this.retains && this.retainedBytes > 0) this.#release(0, this.next)
     if (onFail !== options.onFail || keyConcurrency !== options.keyConcurrency)
       this.#line.reorder(options, nowMs)
     if (dedupWindowMs !== options.dedupWindowMs) {
@@ -232,7 +233,13 @@ export class Queue extends Contents implements Follower {
   advance(nowMs: number, max = Infinity): number {
     const count = this.#advanceLine(nowMs, max)
     if (nowMs >= this.#nextSweepMs) this.#sweep(nowMs)
+    for (const range of this.releasable(nowMs)) this.#release(range.from, range.end)
     return count
+  }
+
+  #release(from: number, end: number): void {
+    this.facts.release(from, end)
+    this.releaseFact(from, end)
   }
 
   /**
@@ -256,11 +263,11 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * Time at which the queue has work next: a message is due, expired or past its deadline. Infinity if there is no such
+   * Time at which the queue has work next: a message is due, expired, past its deadline, or no longer retained. Infinity if there is no such
    * time. Due messages do not count while `hasMoreDue` is set, because then each turn calls `advance` anyway.
    */
   get nextDeadline(): number {
-    const otherMs = Math.min(this.#nextSweepMs, this.earliestDeadlineMs)
+    const otherMs = Math.min(this.#nextSweepMs, this.earliestDeadlineMs, this.nextReleaseMs)
     return this.hasMoreDue ? otherMs : Math.min(otherMs, this.#line.nextDeadline)
   }
 
@@ -272,7 +279,7 @@ export class Queue extends Contents implements Follower {
   nextRun(max: number, nowMs: number, run: Run): boolean {
     while (this.#line.next(max, nowMs, run)) {
       if (!run.expired) return true
-      this.#expireInLine(this.chunkAt(run.offset)!, run.offset, 1, nowMs)
+      this.#expireInLine(this.chunkAt(run.offset)!, run.offset, 1)
     }
     return false
   }
@@ -442,11 +449,11 @@ export class Queue extends Contents implements Follower {
   }
 
   /** Removes all messages that are not dead, and returns their number. The caller must have ended the leases before. */
-  purge(nowMs: number): number {
+  purge(): number {
     const messages = this.live - this.deadCount
     this.facts.purge(this.next, messages)
     this.#pending?.clear()
-    this.purgeFact(this.next, nowMs)
+    this.purgeFact(this.next)
     this.count('purged', messages)
     this.dirty = true
     this.#line.clear()
@@ -460,7 +467,7 @@ export class Queue extends Contents implements Follower {
     const chunk = this.#inLine(offset)
     this.#line.leave(chunk, offset - chunk.base, nowMs)
     this.#gone('cancel', offset)
-    this.count('cancelled', this.remove(offset, 1, nowMs))
+    this.count('cancelled', this.remove(offset, 1))
   }
 
   /** Makes a message that is in the line due at `dueMs`. @throws SluiceError if it is not in the line; then nothing changes */
@@ -492,14 +499,6 @@ export class Queue extends Contents implements Follower {
     return this.chunkAt(offset)!
   }
 
-  /** The id of a dead message, if the message may not return while another message with this id is pending; otherwise undefined. */
-  uniqueIdOf(offset: number): Uint32Array | undefined {
-    if (this.options.unique !== 'pending') return undefined
-    const chunk = this.chunkAt(offset)!
-    const index = offset - chunk.base
-    return chunk.hasId(index) ? chunk.idAt(index) : undefined
-  }
-
   /** Returns a dead message to the end of the line. */
   redrive(offset: number, nowMs: number, by: string): void {
     const redrives = this.redriveHistory(offset).redrives + 1
@@ -514,15 +513,15 @@ export class Queue extends Contents implements Follower {
   }
 
   /** Removes a dead message. */
-  discard(offset: number, nowMs: number): void {
+  discard(offset: number): void {
     this.#gone('discard', offset)
-    this.count('discarded', this.remove(offset, 1, nowMs))
+    this.count('discarded', this.remove(offset, 1))
     this.#moving?.trim(this.deadCount)
   }
 
   /** Removes a dead message that moved to another queue. The caller records the fact, and updates `moving` unless `isRedrive` is set. */
-  moved(offset: number, isRedrive: boolean, nowMs: number): void {
-    this.remove(offset, 1, nowMs)
+  moved(offset: number, isRedrive: boolean): void {
+    this.remove(offset, 1)
     if (isRedrive) {
       this.carried++
       this.count('redriven', 1)
@@ -546,7 +545,7 @@ export class Queue extends Contents implements Follower {
     this.#line.leave(chunk, offset - chunk.base, nowMs)
     if (this.options.overflow === 'drop-oldest') {
       this.#gone('drop', offset)
-      this.count('dropped', this.remove(offset, 1, nowMs))
+      this.count('dropped', this.remove(offset, 1))
     } else this.#die(offset, this.attemptsOf(offset), DEATH.overflow, nowMs, '')
     return true
   }
@@ -567,8 +566,8 @@ export class Queue extends Contents implements Follower {
    * Like `info`, but as of `nowMs`, even if `advance` has not run: due messages count as ready, and expired ones as gone. The
    * method changes nothing. Its cost is proportional to the number of due messages and of chunks with expired messages.
    */
-  infoAt(nowMs: number, retainedBytes: number): QueueInfo {
-    const info = this.info(nowMs, retainedBytes)
+  infoAt(nowMs: number): QueueInfo {
+    const info = this.info(nowMs)
     let due = 0
     let oldestDueMs = nowMs
     let expired = 0
@@ -601,7 +600,7 @@ export class Queue extends Contents implements Follower {
     }
   }
 
-  info(nowMs: number, retainedBytes: number): QueueInfo {
+  info(nowMs: number): QueueInfo {
     const oldest = this.#line.oldestSince
     return {
       name: this.name,
@@ -617,7 +616,7 @@ export class Queue extends Contents implements Follower {
       published: this.next - this.counts.duplicates,
       acked: this.acked,
       ...this.counts,
-      retainedBytes: Math.round(retainedBytes),
+      retainedBytes: Math.round(this.retainedBytes),
       createdAtMs: this.createdAtMs,
     }
   }
@@ -665,21 +664,21 @@ export class Queue extends Contents implements Follower {
   #expireLeased(offset: number, nowMs: number): void {
     this.leased--
     this.#line.settled(offset, 1, nowMs)
-    this.#noteExpired(offset, 1, nowMs)
+    this.#noteExpired(offset, 1)
   }
 
-  #expireInLine(chunk: Chunk, offset: number, count: number, nowMs: number): void {
+  #expireInLine(chunk: Chunk, offset: number, count: number): void {
     const first = offset - chunk.base
     // Each message left the line when it expired, not when that was noticed.
     for (let index = first; index < first + count; index++)
       this.#line.leave(chunk, index, chunk.expiryAt(index))
-    this.#noteExpired(offset, count, nowMs)
+    this.#noteExpired(offset, count)
   }
 
-  #noteExpired(offset: number, count: number, nowMs: number): void {
+  #noteExpired(offset: number, count: number): void {
     this.#gone('expire', offset, count)
     for (let at = offset; at < offset + count; at++) this.observer?.expired(this, at)
-    this.count('expired', this.remove(offset, count, nowMs))
+    this.count('expired', this.remove(offset, count))
   }
 
   // Removes the expired messages of the line. Leased messages are checked when they return.
@@ -690,9 +689,9 @@ export class Queue extends Contents implements Follower {
     if (this.keys.size > 0) {
       // Messages leave in the order of their expiry, because each one may free its key for the next.
       expired.sort((a, b) => a.timeMs - b.timeMs)
-      for (const { chunk, index } of expired) this.#expireInLine(chunk, chunk.base + index, 1, nowMs)
+      for (const { chunk, index } of expired) this.#expireInLine(chunk, chunk.base + index, 1)
     } else
-      eachRun(expired, (chunk, index, count) => this.#expireInLine(chunk, chunk.base + index, count, nowMs))
+      eachRun(expired, (chunk, index, count) => this.#expireInLine(chunk, chunk.base + index, count))
     this.earliestExpiryMs = Infinity
     for (const chunk of this.chunks)
       this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)

@@ -334,7 +334,6 @@ export class Session implements Peer, Connection, Receiver {
     this.#unread.clear()
     this.#reading.close()
     this.consuming.end(!this.#saidGoodbye)
-    this.#broker.replays.forget(this)
     this.producing.end(this.#hasLeft)
     this.#onClosed(this, why)
   }

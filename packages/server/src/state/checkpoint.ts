@@ -246,9 +246,9 @@ export class Checkpoints {
       const exists = (): boolean => this.#state.has(queue)
       // Changes between two of its pages mark the queue for the next checkpoint.
       queue.dirty = false
-      for (const chunk of queue.chunks) {
+      for (const chunk of queue.heldChunks()) {
         // A chunk can be freed while the checkpoint waits between two slices.
-        if (!chunk.dirty || queue.chunkAt(chunk.base) !== chunk) continue
+        if (!chunk.dirty || queue.heldChunk(chunk.base) !== chunk) continue
         this.#writeChunk(queue, chunk, nowMs)
         yield true
       }
@@ -282,7 +282,7 @@ export class Checkpoints {
   *#isReadable({ kind, id, number }: PageEntry): Generator<boolean, boolean> {
     const queue = this.#state.queuesById.get(id)
     const offset = number * CHUNK_MESSAGES
-    if (kind !== PAGE.chunk || queue?.chunks.isCold(offset) !== true) return true
+    if (kind !== PAGE.chunk || queue?.isCold(offset) !== true) return true
     const read = { isOver: false }
     const done = (): void => {
       read.isOver = true
@@ -290,7 +290,7 @@ export class Checkpoints {
     }
     this.#cold.load(queue, offset).then(done, done)
     while (!read.isOver) yield false
-    return this.#state.queuesById.get(id)?.chunkAt(offset) !== undefined
+    return this.#state.queuesById.get(id)?.heldChunk(offset) !== undefined
   }
 
   #writeAgain({ kind, id, number }: PageEntry, nowMs: number): void {
@@ -304,7 +304,7 @@ export class Checkpoints {
       // The counters of a queue that has changed are written after its chunks.
       if (!queue.dirty) this.#writeCounters(queue, nowMs)
     } else if (kind === PAGE.ids) this.#writeIds(queue, number, nowMs)
-    else this.#writeChunk(queue, queue.chunkAt(number * CHUNK_MESSAGES)!, nowMs)
+    else this.#writeChunk(queue, queue.heldChunk(number * CHUNK_MESSAGES)!, nowMs)
   }
 
   #writeChunk(queue: Queue, chunk: Chunk, nowMs: number): void {
@@ -326,8 +326,7 @@ export class Checkpoints {
   }
 
   #writeCounters(queue: Queue, nowMs: number): void {
-    const retained = this.#state.segments.retained(queue.id)
-    queue.pagePosition = this.#write(PAGE.counters, queue.id, 0, encodeCountersPage(queue, retained), nowMs)
+    queue.pagePosition = this.#write(PAGE.counters, queue.id, 0, encodeCountersPage(queue), nowMs)
   }
 
   #writeProducer(producer: Producer, nowMs: number): void {

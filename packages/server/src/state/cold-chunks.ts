@@ -55,22 +55,22 @@ export class ColdChunks {
    * @throws SluiceError CORRUPT; errors of the log's `readRange`
    */
   async load(queue: Queue, offset: number): Promise<void> {
-    for (let failures = 0; queue.chunks.isCold(offset) && !this.takeBack(queue, offset);) {
+    for (let failures = 0; queue.isCold(offset) && !this.takeBack(queue, offset);) {
       const position = this.positionOf(queue, offset)
       try {
         await this.#blocks.load(position, true)
       } catch (error) {
         // After the wait, the messages can be gone, or the page can have been written again and the old segment freed.
-        if (failures++ > 0 && queue.chunks.isCold(offset) && this.positionOf(queue, offset) === position)
-          throw error
+        if (failures++ > 0 && queue.isCold(offset) && this.positionOf(queue, offset) === position) throw error
       }
     }
   }
 
   /** Makes the chunk cold, if it can be cold and is not near the head of its queue. */
   leave({ queue, number }: ChunkOf): void {
-    const chunk = queue.chunkAt(number * CHUNK_MESSAGES)
-    if (chunk !== undefined && number >= queue.chunks.firstNumber + HEAD_CHUNKS) queue.makeCold(chunk)
+    const chunk = queue.heldChunk(number * CHUNK_MESSAGES)
+    if (chunk === undefined) return
+    if (chunk.isOnlyRetained || number >= queue.chunks.firstNumber + HEAD_CHUNKS) queue.makeCold(chunk)
   }
 
   #cool(): void {

@@ -30,10 +30,10 @@ export const NODE_ENTRIES_MAX = 256
 const LEAF_ENTRY_BYTES = 24
 /**
  * Summary of a chunk, after its entry in a leaf: u8 segments · u8 0 · u64 record bytes · u48 publish time of the first
- * message · u64 position and u32 bytes of the first batch, and of the last · for each segment u64 position, u32 bytes. The
+ * message · u48 time of the last acknowledgement, or 0 if the messages are live · u64 position and u32 bytes of the first batch, and of the last · for each segment u64 position, u32 bytes. The
  * kind of an entry with a summary has bit 15.
  */
-const SUMMARY_BYTES = 40
+const SUMMARY_BYTES = 46
 const SUMMARY_SEGMENT_BYTES = 12
 const HAS_SUMMARY = 0x8000
 /** Inner entry: u16 kind · u32 id · u48 number of the lower bound · u64 position · u32 bytes · u64 lowest position. */
@@ -50,7 +50,8 @@ const NUMBER = 1
 const POSITION = 2
 const BYTES = 3
 /** Fields of a summary in memory: the number of segments, 0 for an entry without a summary, then as in the log. */
-const SUMMARY_FIELDS = 7 + 2 * SUMMARY_SEGMENTS_MAX
+const SUMMARY_HEAD_FIELDS = 8
+const SUMMARY_FIELDS = SUMMARY_HEAD_FIELDS + 2 * SUMMARY_SEGMENTS_MAX
 const ENTRIES_FIRST = 16
 /** Shared by all nodes without entries. */
 const NO_FIELDS = new Float64Array(0)
@@ -158,15 +159,16 @@ export class PageNode {
     const at = index * SUMMARY_FIELDS
     if (summaries === undefined || summaries[at] === 0) return undefined
     const uses: [number, number][] = []
-    for (let use = at + 7; uses.length < summaries[at]!; use += 2)
+    for (let use = at + SUMMARY_HEAD_FIELDS; uses.length < summaries[at]!; use += 2)
       uses.push([summaries[use]!, summaries[use + 1]!])
     return {
       bytes: summaries[at + 1]!,
       firstMs: summaries[at + 2]!,
-      firstPosition: summaries[at + 3]!,
-      firstBytes: summaries[at + 4]!,
-      lastPosition: summaries[at + 5]!,
-      lastBytes: summaries[at + 6]!,
+      retainedMs: summaries[at + 3]!,
+      firstPosition: summaries[at + 4]!,
+      firstBytes: summaries[at + 5]!,
+      lastPosition: summaries[at + 6]!,
+      lastBytes: summaries[at + 7]!,
       uses,
     }
   }
@@ -178,9 +180,19 @@ export class PageNode {
       return
     }
     this.summaries ??= new Float64Array((this.fields.length / FIELDS) * SUMMARY_FIELDS)
-    const { bytes, firstMs, firstPosition, firstBytes, lastPosition, lastBytes, uses } = summary
+    const { bytes, firstMs, retainedMs, firstPosition, firstBytes, lastPosition, lastBytes, uses } = summary
     this.summaries.set(
-      [uses.length, bytes, firstMs, firstPosition, firstBytes, lastPosition, lastBytes, ...uses.flat()],
+      [
+        uses.length,
+        bytes,
+        firstMs,
+        retainedMs,
+        firstPosition,
+        firstBytes,
+        lastPosition,
+        lastBytes,
+        ...uses.flat(),
+      ],
       at,
     )
   }
@@ -617,10 +629,11 @@ function encodeSummary(bytes: Uint8Array, at: number, summary: ChunkSummary): nu
   bytes[at] = summary.uses.length
   writeU64(bytes, at + 2, Math.round(summary.bytes))
   writeU48(bytes, at + 10, summary.firstMs)
-  writeU64(bytes, at + 16, summary.firstPosition)
-  writeU32(bytes, at + 24, summary.firstBytes)
-  writeU64(bytes, at + 28, summary.lastPosition)
-  writeU32(bytes, at + 36, summary.lastBytes)
+  writeU48(bytes, at + 16, summary.retainedMs)
+  writeU64(bytes, at + 22, summary.firstPosition)
+  writeU32(bytes, at + 30, summary.firstBytes)
+  writeU64(bytes, at + 34, summary.lastPosition)
+  writeU32(bytes, at + 42, summary.lastBytes)
   at += SUMMARY_BYTES
   for (const [position, useBytes] of summary.uses) {
     writeU64(bytes, at, position)
@@ -637,10 +650,11 @@ function decodeSummary(bytes: Uint8Array, at: number): ChunkSummary {
   return {
     bytes: readU64(bytes, at + 2),
     firstMs: readU48(bytes, at + 10),
-    firstPosition: readU64(bytes, at + 16),
-    firstBytes: readU32(bytes, at + 24),
-    lastPosition: readU64(bytes, at + 28),
-    lastBytes: readU32(bytes, at + 36),
+    retainedMs: readU48(bytes, at + 16),
+    firstPosition: readU64(bytes, at + 22),
+    firstBytes: readU32(bytes, at + 30),
+    lastPosition: readU64(bytes, at + 34),
+    lastBytes: readU32(bytes, at + 42),
     uses,
   }
 }

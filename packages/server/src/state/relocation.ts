@@ -70,8 +70,6 @@ export class Relocation {
   #passUpkeepBytes = 0
   /** Every live batch before this position has been copied or is being copied. */
   before = 0
-  /** Segments from this position on are not copied, because queues retain messages in them. */
-  retainedFrom = Infinity
   /** Bytes that the next checkpoint will free. */
   freedBytes = 0
   /** Whether publishes are refused for lack of room. In that case dead bytes are freed without delay. */
@@ -92,14 +90,13 @@ export class Relocation {
   get excessBytes(): number {
     const { bytes } = this.#log.usage()
     const { segments } = this.#state
-    const kept = this.retainedFrom === Infinity ? 0 : Math.max(0, this.#tail.position - this.retainedFrom)
     const { segmentBytes } = this.#log
-    const needed = segments.liveBytesBefore(this.retainedFrom) + segments.upkeepBytes
-    const excess = bytes - kept - 2 * needed - SLACK_SEGMENTS * segmentBytes
+    const needed = segments.liveBytes + segments.upkeepBytes
+    const excess = bytes - 2 * needed - SLACK_SEGMENTS * segmentBytes
     if (!this.isScarce) return excess
     // The more room is left, the more dead bytes are tolerated before live bytes are copied.
     const slack = Math.max(segmentBytes, (this.#log.room() - this.copyBytes) / 2)
-    return Math.max(excess, bytes - kept - needed - slack)
+    return Math.max(excess, bytes - needed - slack)
   }
 
   /** Room needed to copy a segment and free it, including the checkpoint. */
@@ -186,7 +183,7 @@ export class Relocation {
     const { firstPosition } = this.#log.usage()
     const start = this.#state.segments.oldestLive(Math.max(firstPosition, this.before))
     const active = Math.floor(this.#tail.position / this.#log.segmentBytes) * this.#log.segmentBytes
-    if (start >= active || start >= this.retainedFrom) return Infinity
+    if (start >= active) return Infinity
     if (this.isScarce && !this.#fits(start)) return Infinity
     const { segmentBytes } = this.#log
     if (start < this.#passEnd) return start
@@ -249,7 +246,7 @@ export class Relocation {
 
   #copyBatch(queue: Queue, entry: LogEntry, at: number, nowMs: number): void {
     const header = readBatchHeader(entry.bytes, at)
-    if (queue.chunks.liveAt(header.baseOffset, header.count, entry.position + at) === 0) return
+    if (queue.chunks.neededAt(header.baseOffset, header.count, entry.position + at) === 0) return
     const to = this.#tail.reserve(header.length, nowMs)
     this.#tail.bytes.set(entry.bytes.subarray(at, at + header.length), to)
     writeBatchAttributes(this.#tail.bytes, to, header.attributes | BATCH_ATTRIBUTE.relocated)
@@ -270,9 +267,8 @@ export class Relocation {
 }
 
 // Offset of the first message of the batch that is in a cold chunk; -1 if there is none.
-function coldIn({ chunks }: Queue, baseOffset: number, count: number): number {
-  if (chunks.coldCount === 0) return -1
+function coldIn(queue: Queue, baseOffset: number, count: number): number {
   for (let offset = baseOffset; offset < baseOffset + count; offset = chunkEndAfter(offset))
-    if (chunks.isCold(offset)) return offset
+    if (queue.isCold(offset)) return offset
   return -1
 }

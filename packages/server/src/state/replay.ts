@@ -103,14 +103,14 @@ export class Replay {
     } else if (kind === PAGE.counters) {
       const queue = this.#state.queuesById.get(id)
       if (queue === undefined) return
-      this.#state.segments.restoreRetained(id, restoreCounters(queue, bytes, start))
+      restoreCounters(queue, bytes, start)
       queue.pagePosition = position
     } else if (kind === PAGE.chunk) {
       const queue = this.#state.queuesById.get(id)
       if (queue === undefined) return
       const chunk = decodeChunkPage(bytes, start, queue.keys)
       chunk.pagePosition = position
-      if (queue.chunks.isCold(chunk.base)) {
+      if (queue.isCold(chunk.base)) {
         queue.makeWarm(chunk)
         this.#cold--
       } else queue.restore(chunk)
@@ -164,11 +164,16 @@ export class Replay {
    */
   leavesCold({ kind, id, number }: PageEntry): boolean {
     if (kind !== PAGE.chunk) return false
+    if (this.#state.tree.summary(id, number)?.retainedMs) return this.#leaveCold(id, number)
     if (this.#headOf.queueId !== id) this.#headOf = { queueId: id, number }
     if (number < this.#headOf.number + Replay.headChunks) return false
+    return this.#state.queuesById.get(id)?.mayBeCold(number) === true && this.#leaveCold(id, number)
+  }
+
+  #leaveCold(id: number, number: number): boolean {
     const queue = this.#state.queuesById.get(id)
     const summary = this.#state.tree.summary(id, number)
-    if (queue === undefined || summary === undefined || !queue.mayBeCold(number)) return false
+    if (queue === undefined || summary === undefined) return false
     queue.restoreCold(number, summary)
     this.#cold++
     return true
@@ -183,19 +188,21 @@ export class Replay {
     const found = new Map<number, PageEntry>()
     const look = (from: number, count: number): void => {
       for (let offset = from; offset < from + count; offset = chunkEndAfter(offset)) {
-        if (!queue!.chunks.isCold(offset)) continue
+        if (!queue!.isCold(offset)) continue
         const number = Math.floor(offset / CHUNK_MESSAGES)
         const page = this.#state.tree.find(PAGE.chunk, queue!.id, number)!
         if (page.position < position) found.set(number, page)
       }
     }
-    if (queue === undefined || queue.chunks.coldCount === 0) return []
+    if (queue === undefined) return []
     const type = batchType(bytes, at)
     if (type === BATCH_TYPE.messages) {
       if ((header.attributes & BATCH_ATTRIBUTE.relocated) !== 0) look(header.baseOffset, header.count)
     } else if (type === BATCH_TYPE.facts) {
-      readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, ({ kind, offset, count }) => {
+      readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, ({ kind, offset, count, timeMs }) => {
         if (RANGES.has(kind)) look(offset, count)
+        // The chunks in between are released as a whole.
+        else if (kind === FACT.release) for (const edge of [offset, timeMs - 1]) look(edge, 1)
         else if (SINGLES.has(kind)) look(offset, 1)
       })
     }
@@ -308,13 +315,15 @@ export class Replay {
     queue.appliedFrom = position
     switch (fact.kind) {
       case FACT.ack:
+        queue.remove(offset, count, timeMs)
+        break
       case FACT.expire:
       case FACT.drop:
       case FACT.cancel:
       case FACT.discard:
       case FACT.move:
       case FACT.carry:
-        queue.remove(offset, count, timeMs)
+        queue.remove(offset, count)
         break
       case FACT.retry:
         queue.retryFact(offset, fact.attempts, fact.timeMs)
@@ -344,7 +353,7 @@ export class Replay {
         this.#precedingFacts().ttlMs = fact.timeMs
         break
       case FACT.purge:
-        queue.purgeFact(offset, timeMs)
+        queue.purgeFact(offset)
         break
       case FACT.delivered:
         if (offset > queue.redeliveredBelow) {
@@ -354,6 +363,9 @@ export class Replay {
         break
       case FACT.tally:
         if (queue.pagePosition < position) queue.tallyFact(offset, fact.timeMs)
+        break
+      case FACT.release:
+        this.#applyRelease(queue, offset, fact.timeMs, position)
         break
       case FACT.hand:
         break
@@ -368,6 +380,19 @@ export class Replay {
     }
     queue.appliedFrom = Infinity
     if (queue.pagePosition < position) countFact(queue, fact)
+  }
+
+  // Chunks that are released as a whole need not be read.
+  #applyRelease(queue: Queue, from: number, end: number, position: number): void {
+    const retention = queue.chunks.retention
+    for (const number of retention?.numbersIn(from, end) ?? []) {
+      const isWhole = number * CHUNK_MESSAGES >= from && (number + 1) * CHUNK_MESSAGES <= end
+      if (!isWhole || !retention!.isCold(number)) continue
+      if (this.#state.tree.positionOf(PAGE.chunk, queue.id, number) >= position) continue
+      queue.releaseCold(number)
+      this.#cold--
+    }
+    queue.releaseFact(from, end)
   }
 
   // An orderly stop writes facts about what was delivered. After any other stop, every message may have been delivered.

@@ -16,13 +16,11 @@ import type { State } from './state.js'
 /** Why the oldest segment of the log cannot be freed. All later segments wait for it. */
 export interface Holder {
   /**
-   * `writing`: it is the only segment. `messages`: it contains unsettled messages. `retained`: it contains settled
-   * messages that a queue retains. `checkpoint`: its state pages have no later copy yet. `nothing`: it is being freed.
+   * `writing`: it is the only segment. `messages`: it contains messages that are unsettled or retained. `checkpoint`: its state pages have no later copy yet. `nothing`: it is being freed.
    */
-  readonly by: 'writing' | 'messages' | 'retained' | 'checkpoint' | 'nothing'
+  readonly by: 'writing' | 'messages' | 'checkpoint' | 'nothing'
   /**
-   * Name of a queue whose oldest message is in the segment, or that retains messages in it; undefined if no such queue
-   * is known.
+   * Name of a queue whose oldest message is in the segment; undefined if no such queue is known.
    */
   readonly queue: string | undefined
 }
@@ -39,8 +37,6 @@ const PATIENCE_MS = 5_000
  */
 const CHECK_MS = 20
 const CHECK_SEGMENTS = 1 / 4
-/** Interval at which the retained segments are checked. */
-const CHECK_RETAINED_MS = 1_000
 /** Part of a segment that is kept free beyond the room that copying needs. */
 const MARGIN = 1 / 4
 /**
@@ -64,9 +60,6 @@ export class Space {
   #patientUntilMs = Infinity
   /** Low-water mark when the pause before an early checkpoint last began. */
   #seenLowWater = 0
-  #retainedCheckedMs = 0
-  /** Time at which the next retained segment expires. */
-  #retainedUntilMs = Infinity
   /**
    * Position before which neither the state nor live messages need a segment. The facts that made this true are
    * durable.
@@ -107,17 +100,15 @@ export class Space {
     }
     this.#checkedMs = nowMs
     this.#checkedBytes = this.#tail.appendedBytes
-    if (nowMs >= this.#retainedCheckedMs + CHECK_RETAINED_MS) this.#checkRetained(nowMs)
     const { firstPosition } = this.#log.usage()
     const firstStart = Math.floor(firstPosition / segmentBytes) * segmentBytes
     const live = this.#state.segments.oldestLive(firstPosition)
     const needed = Math.min(live, this.#tail.position - segmentBytes)
-    const wanted = Math.min(needed, this.#relocation.retainedFrom)
     const isScarce = !this.#log.hasRoomFor(this.#tail.pendingBytes + this.checkpointBytesMax, nowMs)
     this.#relocation.isScarce = isScarce
     this.#checkpoints.isScarce = isScarce
     this.#relocation.markFrees = this.#checkpoints.markFrees
-    this.#wantLowWater(wanted, nowMs)
+    this.#wantLowWater(needed, nowMs)
     this.#checkpoints.isFilling = isScarce && this.#relocation.isCopying
     // Segments before the oldest live batch are kept only for their pages, so these pages are rewritten. If there are
     // many pages, this happens only while the log uses too much space: otherwise each checkpoint would write all of
@@ -129,16 +120,11 @@ export class Space {
     if (this.#done === undefined && before > Math.max(this.#doneBefore, firstStart))
       this.#done = { before, gate: this.#tail.gate }
     this.#confirmDone()
-    // Retention depends on the clock alone, so it does not wait for durable facts.
-    if (this.#firstAfter(this.#doneBefore) > firstStart && !this.#truncating && nowMs >= this.#retryMs) {
-      // Messages that were settled since the last check may be retained.
-      this.#checkRetained(nowMs)
-      const start = this.#firstAfter(this.#doneBefore)
-      if (start > firstStart) this.#truncateBefore(start)
-    }
+    if (this.#doneBefore > firstStart && !this.#truncating && nowMs >= this.#retryMs)
+      this.#truncateBefore(this.#doneBefore)
     if (!this.#relocation.isRunning) this.#relocation.step(nowMs)
     this.#updateExhausted()
-    this.#nextCheckMs = this.#nextAfter(nowMs, wanted)
+    this.#nextCheckMs = this.#nextAfter(nowMs, needed)
   }
 
   /**
@@ -149,12 +135,7 @@ export class Space {
   }
 
   #nextAfter(nowMs: number, wantedLowWater: number): number {
-    const checkAgainMs = this.#retainedCheckedMs + CHECK_RETAINED_MS
-    // The last check does not include messages that were settled since.
-    let nextMs = this.#state.segments.retainsMore
-      ? checkAgainMs
-      : Math.max(this.#retainedUntilMs, checkAgainMs)
-    nextMs = Math.min(nextMs, this.#relocation.nextStepMs(nowMs))
+    let nextMs = this.#relocation.nextStepMs(nowMs)
     if (
       this.#relocation.excessBytes > 0 &&
       this.#hasNextSegment &&
@@ -192,8 +173,8 @@ export class Space {
   }
 
   /**
-   * True while the remaining room is needed to free space and space is being freed: connections must wait. If nothing
-   * can be freed, this is false, and settles may use up the remaining room.
+   * True while the remaining room is needed to free space, and space is being freed or will be freed when retention ends:
+   * connections must wait. If nothing can be freed, this is false, and settles may use up the remaining room.
    */
   isExhausted = false
 
@@ -201,14 +182,21 @@ export class Space {
     const { firstPosition } = this.#log.usage()
     const isFreeing =
       this.#truncating ||
-      (this.#done !== undefined && this.#firstAfter(this.#done.before) > firstPosition) ||
+      (this.#done !== undefined && this.#done.before > firstPosition) ||
       this.#checkpoints.isUnderWay ||
       // A checkpoint is about to start, or to end the segment so that it takes effect. It does neither if it would free
       // nothing, because live or retained messages keep older segments.
       this.#checkpoints.freesEnoughUpTo(this.#checkpoints.wantedLowWater) ||
       this.#relocation.isCopying
     const needed = this.#relocation.copyBytes + this.#log.segmentBytes * MARGIN
-    this.isExhausted = this.#relocation.isScarce && isFreeing && this.#log.room() < needed
+    const isShort = this.#relocation.isScarce && this.#log.room() < needed
+    this.isExhausted = isShort && (isFreeing || this.#retains())
+  }
+
+  // Whether time alone will free space. The release of retained messages is a fact, which needs room.
+  #retains(): boolean {
+    for (const { retainedBytes } of this.#state.queues.values()) if (retainedBytes > 0) return true
+    return false
   }
 
   /** Returns what keeps the oldest segment. Visits every queue. */
@@ -217,16 +205,12 @@ export class Space {
     const { segmentBytes } = this.#log
     const number = Math.floor(firstPosition / segmentBytes)
     const isInOldest = (position: number): boolean => Math.floor(position / segmentBytes) === number
-    const { segments, queues, queuesById } = this.#state
+    const { segments, queues } = this.#state
     if (isInOldest(this.#tail.position)) return { by: 'writing', queue: undefined }
     if (isInOldest(segments.oldestLive(firstPosition))) {
       for (const { name, chunks } of queues.values())
         if (isInOldest(chunks.oldestPosition)) return { by: 'messages', queue: name }
       return { by: 'messages', queue: undefined }
-    }
-    if (isInOldest(this.#relocation.retainedFrom)) {
-      const queueId = segments.retainerOf(firstPosition)
-      return { by: 'retained', queue: queueId === undefined ? undefined : queuesById.get(queueId)?.name }
     }
     return { by: isInOldest(this.#checkpoints.lowWater) ? 'checkpoint' : 'nothing', queue: undefined }
   }
@@ -242,25 +226,10 @@ export class Space {
     this.#relocation.stop()
   }
 
-  #checkRetained(nowMs: number): void {
-    this.#retainedCheckedMs = nowMs
-    const { oldest, untilMs } = this.#state.segments.oldestRetained(this.#state.queuesById, nowMs)
-    this.#relocation.retainedFrom = oldest
-    this.#retainedUntilMs = untilMs
-  }
-
   #confirmDone(): void {
     if (this.#done === undefined || this.#tail.durableLsn < this.#done.gate) return
     this.#doneBefore = this.#done.before
     this.#done = undefined
-  }
-
-  /**
-   * Start of the oldest segment that remains once all segments before `start` are freed, except the first retained
-   * segment and those after it.
-   */
-  #firstAfter(start: number): number {
-    return Math.min(start, this.#relocation.retainedFrom)
   }
 
   #truncateBefore(start: number): void {

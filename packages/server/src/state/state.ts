@@ -99,7 +99,6 @@ export class State {
     queue.drop()
     this.tree.removed(PAGE.definition, queue.id, 0)
     this.tree.removed(PAGE.counters, queue.id, 0)
-    this.segments.forgetQueue(queue.id)
     this.queues.delete(queue.name)
     this.names.forget(queue)
     this.queuesById.delete(queue.id)
@@ -149,8 +148,11 @@ export class State {
     for (const queue of this.queues.values()) {
       const [from, end] = queue.rememberedIds?.pageNumbers ?? [0, 0]
       count += end - from
-      count += queue.chunks.coldCount
-      for (const chunk of queue.chunks) {
+      const { chunks } = queue
+      count += chunks.coldCount
+      for (const number of chunks.retention?.numbers ?? []) if (chunks.retention!.isCold(number)) count++
+      chunks.retention?.audit()
+      for (const chunk of queue.heldChunks()) {
         count++
         if (chunk.dirty && !queue.dirty)
           throw new Error(`Chunk ${chunk.base} of the queue ${queue.name} is dirty, but the queue is not.`)
@@ -170,7 +172,7 @@ export class State {
     if (queue === undefined) return false
     if (kind === PAGE.chunk) {
       const offset = number * CHUNK_MESSAGES
-      return queue.chunks.isCold(offset) || queue.chunkAt(offset)?.pagePosition === position
+      return queue.isCold(offset) || queue.heldChunk(offset)?.pagePosition === position
     }
     if (kind === PAGE.counters) return queue.pagePosition === position
     // A definition that has changed since has no position any more.

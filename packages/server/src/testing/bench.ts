@@ -171,7 +171,6 @@ export interface BenchOptions {
   readonly queuesMax?: number
   readonly pagesMax?: number
   readonly producersMax?: number
-  readonly replayWindowOffsets?: number
   /** Whether the bench keeps a copy of the log from before each entry, as the next broker would find it. */
   readonly keepsSnapshots?: boolean
   /**

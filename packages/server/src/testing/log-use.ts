@@ -22,6 +22,4 @@ export class CountedUse implements LogUse {
   segmentOf(): number {
     return 0
   }
-
-  retain(): void {}
 }

@@ -1,0 +1,66 @@
+/** The acknowledged messages of one chunk that the queue keeps for replay. Their batches stay in the log. */
+import {
+  CHUNK_MESSAGES,
+  CHUNK_WORDS,
+  addBits,
+  countRange,
+  hasBit,
+  removeBits,
+  trailingZeros,
+} from './bits.js'
+
+export class Retained {
+  count: number
+  /** Record bytes of these messages. */
+  bytes: number
+  /** Time of the last acknowledgement. */
+  newestMs: number
+  readonly words: Uint32Array
+
+  constructor(words = new Uint32Array(CHUNK_WORDS), bytes = 0, newestMs = 0) {
+    this.words = words
+    this.count = countRange(words, 0, CHUNK_MESSAGES)
+    this.bytes = bytes
+    this.newestMs = newestMs
+  }
+
+  has(index: number): boolean {
+    return hasBit(this.words, index)
+  }
+
+  /** Number of retained messages in `[from, to)`. */
+  countIn(from: number, to: number): number {
+    return to <= from ? 0 : countRange(this.words, from, to)
+  }
+
+  /** Index of the first retained message at or after `index`; CHUNK_MESSAGES if there is none. */
+  next(index: number): number {
+    for (let at = index; at < CHUNK_MESSAGES; at = (at | 31) + 1) {
+      const word = this.words[at >>> 5]! & (-1 << (at & 31))
+      if (word !== 0) return (at & ~31) + trailingZeros(word)
+    }
+    return CHUNK_MESSAGES
+  }
+
+  /** The indexes of the retained messages, in order. */
+  *indexes(): Generator<number, void> {
+    for (let index = this.next(0); index < CHUNK_MESSAGES; index = this.next(index + 1)) yield index
+  }
+
+  /** Adds the message at `index`, whose record has `bytes` bytes. It was acknowledged at `timeMs`. */
+  add(index: number, bytes: number, timeMs: number): void {
+    this.count += addBits(this.words, index, index + 1)
+    this.bytes += bytes
+    this.newestMs = Math.max(this.newestMs, timeMs)
+  }
+
+  /** Releases the messages in `[from, to)`, and returns their record bytes. */
+  release(from: number, to: number): number {
+    const count = this.countIn(from, to)
+    const bytes = count === this.count ? this.bytes : (this.bytes * count) / this.count
+    removeBits(this.words, from, to)
+    this.count -= count
+    this.bytes -= bytes
+    return bytes
+  }
+}

@@ -1,0 +1,253 @@
+/**
+ * The acknowledged messages that a queue keeps for replay, by chunk. Each chunk with such messages has an entry here,
+ * from its first retained message until its last one is released. While the chunk also has live messages, it is in the
+ * list of chunks as well. A chunk whose messages are all gone is only here, and can be cold: then only the summary of its
+ * page is in memory (see cold.ts).
+ *
+ * Messages are released chunk by chunk, when the last acknowledgement in the chunk is older than the age limit, or when
+ * the newer chunks reach the limit of bytes. The queue records each release as a fact. So the log frees a retained batch
+ * only after a durable fact, as with any other batch.
+ */
+import { CHUNK_MESSAGES } from './bits.js'
+import type { Chunk } from './chunk.js'
+import type { ChunkSummary } from './cold.js'
+import { TimeHeap } from './heap.js'
+import type { Pages } from './pages.js'
+
+/**
+ * A chunk with more retained bytes than this stays in memory. The limit of bytes then releases its messages batch by
+ * batch, so the queue keeps at most this many bytes too much. With records of 16 KiB or more, the tables of such a chunk
+ * take less than a thousandth of its bytes.
+ */
+export const RETAINED_COARSE_BYTES = 16 << 20
+/** Maximum number of chunks that one call of `toRelease` returns. Releasing them takes a few milliseconds. */
+const RELEASED_MAX = 64
+
+/** Entries of released chunks are removed when there are more than twice as many entries as chunks, plus this number. */
+const STALE_SLACK = 64
+
+/** The limits of retention. 0 means that there is no such limit. */
+export interface RetentionLimits {
+  readonly retainAgeMs: number
+  readonly retainBytes: number
+}
+
+/** Offsets `[from, end)`. */
+export interface OffsetRange {
+  readonly from: number
+  readonly end: number
+}
+
+export class Retention {
+  /** Record bytes of all retained messages. */
+  bytes = 0
+  /** Numbers of all chunks with retained messages, in ascending order. */
+  readonly numbers: number[] = []
+  readonly #inMemory = new Map<number, Chunk>()
+  /** For each chunk the time of its last acknowledgement when the entry was added, which can be too early. */
+  readonly #times = new TimeHeap()
+  readonly #pages: Pages
+  readonly #queueId: number
+
+  constructor(pages: Pages, queueId: number) {
+    this.#pages = pages
+    this.#queueId = queueId
+  }
+
+  get isEmpty(): boolean {
+    return this.numbers.length === 0
+  }
+
+  /** The chunk, if it has retained messages and is in memory. */
+  at(number: number): Chunk | undefined {
+    return this.#inMemory.get(number)
+  }
+
+  has(number: number): boolean {
+    return this.numbers[this.#search(number)] === number
+  }
+
+  isCold(number: number): boolean {
+    return this.has(number) && !this.#inMemory.has(number)
+  }
+
+  /** The chunks that are in memory, in any order. */
+  get inMemory(): Iterable<Chunk> {
+    return this.#inMemory.values()
+  }
+
+  get inMemoryCount(): number {
+    return this.#inMemory.size
+  }
+
+  /** Called when a chunk in memory has its first retained message. */
+  add(chunk: Chunk): void {
+    const { number } = chunk
+    this.#inMemory.set(number, chunk)
+    this.#insert(number)
+    this.#noteTime(chunk.retained!.newestMs, number)
+  }
+
+  /** Used in recovery: a chunk stays out of memory. Its page has this summary. */
+  restoreCold(number: number, { bytes, retainedMs }: ChunkSummary): void {
+    this.#insert(number)
+    this.bytes += bytes
+    this.#noteTime(retainedMs, number)
+  }
+
+  /** Called when the page of a cold chunk was read. */
+  makeWarm(chunk: Chunk): void {
+    this.#inMemory.set(chunk.number, chunk)
+    this.bytes += chunk.retained!.bytes - this.#summary(chunk.number).bytes
+  }
+
+  /** Removes the chunk from memory. Its page contains all of its state. */
+  makeCold(chunk: Chunk): void {
+    // The page has whole bytes.
+    this.bytes += this.#summary(chunk.number).bytes - chunk.retained!.bytes
+    this.#inMemory.delete(chunk.number)
+  }
+
+  /** Called when the last retained message of the chunk was released. */
+  remove(number: number): void {
+    const at = this.#search(number)
+    if (this.numbers[at] !== number) return
+    this.numbers.splice(at, 1)
+    this.#inMemory.delete(number)
+    if (this.numbers.length === 0) this.#times.clear()
+  }
+
+  /**
+   * Time at which messages can be released next; Infinity if there is no such time. May be too early, but is never too
+   * late.
+   */
+  nextMs({ retainAgeMs, retainBytes }: RetentionLimits): number {
+    if (this.isEmpty) return Infinity
+    if (retainBytes > 0 && this.bytes > retainBytes && this.#excess(retainBytes) !== undefined) return 0
+    return retainAgeMs > 0 ? this.#times.firstTime + retainAgeMs : Infinity
+  }
+
+  /** Messages that the limits release at `nowMs`: at most `RELEASED_MAX` chunks. Call again until there are none. */
+  toRelease({ retainAgeMs, retainBytes }: RetentionLimits, nowMs: number): OffsetRange[] {
+    const ranges: OffsetRange[] = []
+    while (retainAgeMs > 0 && this.#times.firstTime + retainAgeMs <= nowMs && ranges.length < RELEASED_MAX) {
+      const number = this.#times.firstOffset
+      this.#times.pop()
+      if (!this.has(number)) continue
+      const newestMs = this.#newestMs(number)
+      if (newestMs + retainAgeMs > nowMs) this.#times.push(newestMs, number)
+      else ranges.push(wholeChunk(number))
+    }
+    if (ranges.length > 0 || retainBytes === 0) return ranges
+    const excess = this.#excess(retainBytes)
+    return excess === undefined ? ranges : [excess]
+  }
+
+  // The oldest messages beyond the limit: a whole chunk or, in a chunk with many bytes, its first messages.
+  #excess(retainBytes: number): OffsetRange | undefined {
+    const number = this.numbers[0]
+    const excessBytes = this.bytes - retainBytes
+    if (number === undefined || excessBytes <= 0) return undefined
+    const retained = this.#inMemory.get(number)?.retained
+    const bytes = retained?.bytes ?? this.#summary(number).bytes
+    if (bytes <= excessBytes) return wholeChunk(number)
+    if (retained === undefined || bytes <= RETAINED_COARSE_BYTES) return undefined
+    let released = Math.floor((excessBytes * retained.count) / bytes)
+    if (released === 0) return undefined
+    let index = retained.next(0)
+    for (; released > 1; released--) index = retained.next(index + 1)
+    return { from: number * CHUNK_MESSAGES, end: number * CHUNK_MESSAGES + index + 1 }
+  }
+
+  /**
+   * Offset of the next retained message at or after `offset`; -1 if there is none. If the chunk of that message is cold,
+   * returns the lowest offset in the chunk that the message can have.
+   */
+  next(offset: number): number {
+    const first = Math.floor(offset / CHUNK_MESSAGES)
+    for (let at = this.#search(first); at < this.numbers.length; at++) {
+      const number = this.numbers[at]!
+      const base = number * CHUNK_MESSAGES
+      const retained = this.#inMemory.get(number)?.retained
+      if (retained === undefined) return Math.max(base, offset)
+      const index = retained.next(Math.max(0, offset - base))
+      if (index < CHUNK_MESSAGES) return base + index
+    }
+    return -1
+  }
+
+  /** An offset at or before that of the first retained message that was published at `timeMs` or later. */
+  offsetAt(timeMs: number): number {
+    let low = 0
+    let high = this.numbers.length
+    while (low < high) {
+      const middle = (low + high) >>> 1
+      if (this.#firstMs(this.numbers[middle]!) < timeMs) low = middle + 1
+      else high = middle
+    }
+    // The message can be in the chunk before the first one that begins at that time.
+    return low === 0 ? 0 : this.numbers[low - 1]! * CHUNK_MESSAGES
+  }
+
+  /** Numbers of the chunks with retained messages that `[from, end)` reaches. */
+  numbersIn(from: number, end: number): number[] {
+    const first = this.#search(Math.floor(from / CHUNK_MESSAGES))
+    return this.numbers.slice(first, this.#search(Math.ceil(end / CHUNK_MESSAGES)))
+  }
+
+  /** Compares the counts of the chunks with their sets. @throws Error with the difference */
+  audit(): void {
+    let bytes = 0
+    for (const number of this.numbers) {
+      const chunk = this.#inMemory.get(number)
+      if (chunk !== undefined && !((chunk.retained?.count ?? 0) > 0))
+        throw new Error(`chunk ${number} is listed as retained, but has no retained message`)
+      bytes += chunk?.retained?.bytes ?? this.#summary(number).bytes
+    }
+    if (Math.abs(bytes - this.bytes) > 1)
+      throw new Error(`the retained messages have ${bytes} bytes, but the counter is ${this.bytes}`)
+  }
+
+  #summary(number: number): ChunkSummary {
+    return this.#pages.summary(this.#queueId, number)!
+  }
+
+  #newestMs(number: number): number {
+    return this.#inMemory.get(number)?.retained?.newestMs ?? this.#summary(number).retainedMs
+  }
+
+  #firstMs(number: number): number {
+    return this.#inMemory.get(number)?.batches.timeMs(0) ?? this.#summary(number).firstMs
+  }
+
+  // Index of the first number that is at least `number`.
+  #search(number: number): number {
+    const { numbers } = this
+    let low = 0
+    let high = numbers.length
+    if (high === 0 || numbers[high - 1]! < number) return high
+    while (low < high) {
+      const middle = (low + high) >>> 1
+      if (numbers[middle]! < number) low = middle + 1
+      else high = middle
+    }
+    return low
+  }
+
+  // Without a limit of age, or after a release by bytes, entries of released chunks would pile up.
+  #noteTime(timeMs: number, number: number): void {
+    this.#times.push(timeMs, number)
+    if (this.#times.size > 2 * this.numbers.length + STALE_SLACK)
+      this.#times.keep((_, other) => this.has(other))
+  }
+
+  #insert(number: number): void {
+    const at = this.#search(number)
+    if (at === this.numbers.length) this.numbers.push(number)
+    else if (this.numbers[at] !== number) this.numbers.splice(at, 0, number)
+  }
+}
+
+function wholeChunk(number: number): OffsetRange {
+  return { from: number * CHUNK_MESSAGES, end: (number + 1) * CHUNK_MESSAGES }
+}

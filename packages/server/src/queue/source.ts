@@ -1,0 +1,224 @@
+/**
+ * Where the messages of a queue are stored: the batches of its chunks, for the messages that are live and, in a queue with
+ * retention, for those that were acknowledged and are kept for replay. `Contents` adds what has become of each message.
+ *
+ * Invariant: `locate` is the only way from an offset to a place in the log. The log keeps a batch while a message in it is
+ * live or retained.
+ */
+import { CHUNK_MESSAGES } from './bits.js'
+import type { Chunk } from './chunk.js'
+import { chunkEndAfter, Chunks } from './chunks.js'
+import type { ChunkSummary } from './cold.js'
+import { NO_FOLLOWER } from './follower.js'
+import type { Location } from './location.js'
+import type { LogUse } from './log-use.js'
+import { PAGE } from './pages.js'
+import { Retention } from './retention.js'
+
+export abstract class Source {
+  readonly id: number
+  readonly name: string
+  /** Whether the counters, the ids or a chunk differ from their newest pages. */
+  dirty = true
+  protected readonly use: LogUse
+  protected follower = NO_FOLLOWER
+  /** The chunks without the arrivals. Only a follower that is notified of arrivals reads this field directly. */
+  protected readonly appliedChunks: Chunks
+  /**
+   * Position in the log of the fact that is being applied; only used during recovery. A chunk with a newer page already
+   * contains the fact and ignores it.
+   */
+  appliedFrom = Infinity
+
+  constructor(id: number, name: string, use: LogUse) {
+    this.id = id
+    this.name = name
+    this.use = use
+    this.appliedChunks = new Chunks(use.pages, id)
+  }
+
+  /** The chunks, after all arrivals are applied. */
+  abstract get chunks(): Chunks
+
+  /** Whether acknowledged messages are kept for replay. */
+  abstract get retains(): boolean
+
+  chunkAt(offset: number): Chunk | undefined {
+    return this.chunks.at(offset)
+  }
+
+  /** The chunk of `offset`, if it is in memory and has live or retained messages. */
+  heldChunk(offset: number): Chunk | undefined {
+    return this.chunks.held(Math.floor(offset / CHUNK_MESSAGES))
+  }
+
+  /** All chunks that are in memory: those with live messages, then those with retained messages alone. */
+  *heldChunks(): Generator<Chunk, void> {
+    yield* this.chunks
+    for (const chunk of this.chunks.retention?.inMemory ?? []) if (chunk.isOnlyRetained) yield chunk
+  }
+
+  /** Whether the chunk of `offset` has live or retained messages and is not in memory. */
+  isCold(offset: number): boolean {
+    return this.chunks.isColdNumber(Math.floor(offset / CHUNK_MESSAGES))
+  }
+
+  /** Fills `location` with the place in the log of the message at `offset`, which is live or retained. */
+  locate(offset: number, location: Location): void {
+    const chunk = this.heldChunk(offset)!
+    chunk.locate(offset - chunk.base, location)
+  }
+
+  // --- retained messages ---
+
+  /** Record bytes of the acknowledged messages that are kept for replay. */
+  get retainedBytes(): number {
+    return this.appliedChunks.retention?.bytes ?? 0
+  }
+
+  /** Whether the message was acknowledged and is kept for replay. Its chunk must not be cold. */
+  isRetained(offset: number): boolean {
+    const chunk = this.heldChunk(offset)
+    return chunk?.retained?.has(offset - chunk.base) === true
+  }
+
+  /** See `Retention.next`; -1 if the queue retains no messages. */
+  nextRetained(offset: number): number {
+    return this.appliedChunks.retention?.next(offset) ?? -1
+  }
+
+  /** An offset at or before that of the first retained message that was published at `timeMs` or later. */
+  retainedSince(timeMs: number): number {
+    return this.appliedChunks.retention?.offsetAt(timeMs) ?? 0
+  }
+
+  /** Publish time of the message at `offset`, whose chunk is in memory. */
+  publishedAt(offset: number): number {
+    const chunk = this.heldChunk(offset)!
+    return chunk.publishedAt(offset - chunk.base)
+  }
+
+  protected get retention(): Retention {
+    return (this.appliedChunks.retention ??= new Retention(this.use.pages, this.id))
+  }
+
+  /** Keeps the live messages `[from, to)` of the chunk, which were acknowledged at `ackedMs` and are about to be removed. */
+  protected retain(chunk: Chunk, from: number, to: number, ackedMs: number, bytes: number | undefined): void {
+    const isFirst = chunk.retained === undefined
+    const retainedBytes = chunk.retain(from, to, ackedMs, chunk.hasSizes ? undefined : bytes)
+    if (chunk.retained!.count === 0) {
+      chunk.retained = undefined
+      return
+    }
+    if (isFirst) this.retention.add(chunk)
+    this.retention.bytes += retainedBytes
+  }
+
+  /**
+   * The acknowledged messages in `[from, end)` are no longer kept for replay. In recovery, the page of a chunk that is still
+   * cold contains this fact.
+   */
+  releaseFact(from: number, end: number): void {
+    const { retention } = this.chunks
+    if (retention === undefined) return
+    for (const number of retention.numbersIn(from, end)) {
+      const chunk = retention.at(number)
+      if (chunk !== undefined) this.#releaseIn(chunk, from, end)
+      else if (this.appliedFrom === Infinity) this.releaseCold(number)
+    }
+    if (retention.isEmpty && !this.retains) this.appliedChunks.retention = undefined
+  }
+
+  /** Releases all messages of a cold chunk without reading its page. */
+  releaseCold(number: number): void {
+    const { retention } = this
+    const summary = this.appliedChunks.summaryAt(number * CHUNK_MESSAGES)
+    retention.bytes -= summary.bytes
+    retention.remove(number)
+    this.forgetCold(number, summary)
+  }
+
+  /**
+   * Used in recovery, when all facts were applied: releases the retained messages whose batches are before `position`, where
+   * the log begins. Such messages were acknowledged before the queue was set to retain, and recovery applied the
+   * acknowledgement with the later options.
+   */
+  releaseBefore(position: number): void {
+    for (const chunk of [...(this.appliedChunks.retention?.inMemory ?? [])]) {
+      for (let batch = 0; chunk.retained !== undefined && batch < chunk.batches.count; batch++)
+        if (chunk.batches.position(batch) < position)
+          this.#releaseIn(chunk, chunk.base + chunk.batches.first(batch), chunk.base + chunk.batchEnd(batch))
+    }
+  }
+
+  #releaseIn(chunk: Chunk, from: number, end: number): void {
+    if (chunk.pagePosition > this.appliedFrom) return
+    const retained = chunk.retained!
+    const last = Math.min(end - chunk.base, chunk.count)
+    for (let index = Math.max(0, from - chunk.base); index < last;) {
+      const batch = chunk.batches.find(index)
+      const batchEnd = Math.min(chunk.batchEnd(batch), last)
+      if (retained.countIn(index, batchEnd) > 0) {
+        this.retention.bytes -= retained.release(index, batchEnd)
+        this.follower.removedFrom(chunk, batch)
+      }
+      index = batchEnd
+    }
+    this.changed(chunk)
+    if (retained.count > 0) return
+    const isGone = chunk.isOnlyRetained
+    chunk.retained = undefined
+    this.retention.remove(chunk.number)
+    if (isGone) this.use.pages.removed(PAGE.chunk, this.id, chunk.number)
+  }
+
+  // --- cold chunks ---
+
+  // Called when no message of a cold chunk is live or retained any more.
+  protected forgetCold(number: number, summary: ChunkSummary): void {
+    this.use.pages.removed(PAGE.chunk, this.id, number)
+    this.follower.removedCold(number, summary)
+    this.dirty = true
+  }
+
+  /** Puts a cold chunk, which was decoded from its page, back into memory. */
+  makeWarm(chunk: Chunk): void {
+    if (chunk.isOnlyRetained) this.retention.makeWarm(chunk)
+    else this.chunks.place(chunk)
+  }
+
+  // --- copies ---
+
+  /** The batch that starts at `offset` was copied to `position`. */
+  relocateFact(offset: number, count: number, position: number): void {
+    let from = -1
+    let bytes = 0
+    for (let at = offset; at < offset + count; at = chunkEndAfter(at)) {
+      const chunk = this.toApply(this.heldChunk(at), at)
+      if (chunk === undefined) continue
+      const index = at - chunk.base
+      const batch = chunk.batches.find(index)
+      if (chunk.batches.first(batch) !== index) continue
+      from = chunk.batches.position(batch)
+      bytes = chunk.batches.bytes(batch)
+      chunk.relocate(batch, position)
+      this.dirty = true
+    }
+    if (from !== -1) this.follower.copied(from, position, bytes)
+  }
+
+  // Returns the chunk of `offset` if a fact changes it; undefined if the chunk is gone, or if its page already contains
+  // the fact.
+  protected toApply(chunk: Chunk | undefined, offset: number): Chunk | undefined {
+    // In recovery, the page of a chunk that is still cold contains the fact.
+    if (chunk === undefined && this.appliedFrom === Infinity && this.isCold(offset))
+      throw new Error(`the chunk of offset ${offset} of the queue ${this.name} is cold`)
+    return chunk === undefined || chunk.pagePosition > this.appliedFrom ? undefined : chunk
+  }
+
+  // Marks the queue too, because a checkpoint looks only at the chunks of dirty queues.
+  protected changed(chunk: Chunk): void {
+    chunk.dirty = true
+    this.dirty = true
+  }
+}
