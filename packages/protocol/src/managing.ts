@@ -394,7 +394,7 @@ export interface HistoryEvent {
 export const HISTORY_EVENTS = {
   published: 'Accepted.',
   delivered:
-    'Delivered to the consumer that `text` names. Recorded only if the queue keeps settled messages for replay.',
+    'Delivered to the consumer that `text` names. Recorded only if the queue keeps acknowledged messages for replay.',
   retried: 'The attempt failed; the message is due again at `dueMs`.',
   acked: 'Done.',
   dead: 'Became a dead letter; `text` has the reason.',

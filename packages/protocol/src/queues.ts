@@ -158,7 +158,7 @@ export const QUEUE_OPTIONS = {
     default: 0,
     min: 0,
     max: LIMITS.delayMsMax,
-    meaning: 'How long settled messages are kept in the log for replay; 0: not by age.',
+    meaning: 'How long acknowledged messages are kept for replay; 0: not by age.',
   },
   retainBytes: {
     kind: 'number',
@@ -166,7 +166,7 @@ export const QUEUE_OPTIONS = {
     min: 0,
     max: Number.MAX_SAFE_INTEGER,
     meaning:
-      'Maximum bytes of settled messages kept for replay, in whole segments; 0: only `retainAgeMs` applies.',
+      'Maximum bytes of acknowledged messages kept for replay, within one chunk of 1,024 messages; 0: only `retainAgeMs` applies.',
   },
 } as const satisfies Record<string, QueueOption>
 
@@ -301,7 +301,7 @@ export interface QueueInfo extends QueueCounts {
   readonly published: number
   /** Number of messages acknowledged since the queue was created. */
   readonly acked: number
-  /** Bytes of the records of settled messages that are kept for replay. */
+  /** Bytes of the records of acknowledged messages that are kept for replay. */
   readonly retainedBytes: number
   readonly createdAtMs: number
 }

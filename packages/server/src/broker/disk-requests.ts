@@ -16,6 +16,11 @@ import type { Turn } from './turn.js'
 const RUNNING_MAX = 8
 const REQUESTS_MAX = 256
 
+/** Maximum number of messages that one page examines, whether they match or not. */
+export const EXAMINED_MAX = 100_000
+/** Number of messages that a request examines before other input is served; this takes about a millisecond. */
+export const EXAMINED_IN_TURN = 512
+
 /** The client that sent a request. */
 export interface Caller {
   /** Label of the client, which the history of a message shows. */

@@ -22,7 +22,14 @@ import {
 import { chunkEndAfter, ID_WORDS, hashId, type Chunk, type Queue } from '../queue/index.js'
 import type { State } from '../state/state.js'
 import { checkAt } from '../state/traits.js'
-import { cutFault, type Caller, type CutShort, type DiskRequests } from './disk-requests.js'
+import {
+  EXAMINED_IN_TURN,
+  EXAMINED_MAX,
+  cutFault,
+  type Caller,
+  type CutShort,
+  type DiskRequests,
+} from './disk-requests.js'
 import type { Moves } from './moves.js'
 import { observed, type Observer } from './observer.js'
 import { fittedRecord } from './origin.js'
@@ -32,10 +39,6 @@ import type { Turn } from './turn.js'
 
 /** Maximum size of one answer in bytes, unless a single message is larger. */
 const PAGE_BYTES = 1 << 20
-/** Maximum number of messages that one page examines, whether they match or not. */
-const EXAMINED_MAX = 100_000
-/** Number of messages that a request examines before other input is served; this takes about a millisecond. */
-const EXAMINED_IN_TURN = 512
 
 export interface RedriveResult extends CutShort {
   readonly matched: number

@@ -11,18 +11,21 @@ import type { Queue } from '../queue/index.js'
 import type { ColdChunks } from '../state/cold-chunks.js'
 import type { State } from '../state/state.js'
 import { numbersOf } from '../log/cursor.js'
-import { cutFault, type Caller, type CutShort, type DiskRequests } from './disk-requests.js'
+import {
+  EXAMINED_IN_TURN,
+  EXAMINED_MAX,
+  cutFault,
+  type Caller,
+  type CutShort,
+  type DiskRequests,
+} from './disk-requests.js'
 import type { Intake } from './intake.js'
 import { movedBatch, type Origin } from './origin.js'
 import { matchesRecord, matchesState, needsRecord, type Records } from './records.js'
 import type { Turn } from './turn.js'
 
-/** Maximum number of messages that one page examines, whether they match or not. */
-const EXAMINED_MAX = 100_000
-/** Number of messages that a page examines before other input is served; this takes about a millisecond. */
-const EXAMINED_IN_TURN = 512
-/** Maximum size of the records that one page reads, in bytes. */
-const PAGE_BYTES = 64 << 20
+/** Maximum size of the records that one page reads, in bytes. The page ends after the record that reaches it. */
+const REPLAY_BYTES_MAX = 64 << 20
 
 export interface ReplayResult extends CutShort {
   readonly matched: number
@@ -77,7 +80,7 @@ export class Replays {
   async #run(page: Page, queue: Queue, request: ReplayRequest, caller: Caller): Promise<void> {
     const { limit, dryRun, filter } = request
     for (let examined = 1; page.next < page.end; examined++) {
-      if (examined > EXAMINED_MAX || page.readBytes > PAGE_BYTES) return
+      if (examined > EXAMINED_MAX || page.readBytes >= REPLAY_BYTES_MAX) return
       if (examined % EXAMINED_IN_TURN === 0) await this.#requests.pause(caller)
       const offset = queue.nextRetained(page.next)
       if (offset === -1 || offset >= page.end) page.next = page.end

@@ -47,8 +47,8 @@ export const replay = command<ReplayFlags>({
         ),
       ),
     ).epilogue(
-      'Publishes again the acknowledged messages that the log still holds: at least those that --retain-age and ' +
-        '--retain-bytes of `sluice queue ensure` keep, often more. Each copy is a new message. Try --dry-run first.',
+      'Publishes again the acknowledged messages that --retain-age and --retain-bytes of `sluice queue ensure` keep. ' +
+        'Each copy is a new message. Try --dry-run first.',
     ),
   handler: async (options) => {
     const queue = queueName(options.queue)
@@ -91,7 +91,7 @@ export const history = command<{ readonly queue: string; readonly offset: string
       .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
       .positional('offset', { type: 'string', demandOption: true, describe: 'Offset of the message' })
       .epilogue(
-        'The history reaches back as far as the log, which is further for a queue with --retain-age or --retain-bytes.',
+        'The history reaches back as far as the log, which keeps its segments only while they are needed.',
       ),
   handler: async (options) => {
     const queue = queueName(options.queue)

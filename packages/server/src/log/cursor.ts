@@ -1,6 +1,6 @@
 /**
- * Reads old parts of the log for requests such as history and replay. Each page of an answer reads a bounded part of
- * the log, and a cursor says where the next page continues.
+ * Reads old parts of the log for the history of a message. Each page of an answer reads a bounded part of the log, and a
+ * cursor says where the next page continues.
  */
 import { SluiceError } from '@sluice/protocol'
 import type { Log, LogEntry } from './log.js'

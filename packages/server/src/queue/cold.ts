@@ -5,7 +5,7 @@
  * the position of the page. The summary answers every question except where a single message is stored.
  */
 import type { Chunk } from './chunk.js'
-import { RETAINED_COARSE_BYTES } from './retention.js'
+import { RETAINED_COARSE_BYTES } from './retained.js'
 
 /** A chunk stays in memory if its batches are in more segments than this. */
 export const SUMMARY_SEGMENTS_MAX = 4

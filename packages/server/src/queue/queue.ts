@@ -690,8 +690,7 @@ export class Queue extends Contents implements Follower {
       // Messages leave in the order of their expiry, because each one may free its key for the next.
       expired.sort((a, b) => a.timeMs - b.timeMs)
       for (const { chunk, index } of expired) this.#expireInLine(chunk, chunk.base + index, 1)
-    } else
-      eachRun(expired, (chunk, index, count) => this.#expireInLine(chunk, chunk.base + index, count))
+    } else eachRun(expired, (chunk, index, count) => this.#expireInLine(chunk, chunk.base + index, count))
     this.earliestExpiryMs = Infinity
     for (const chunk of this.chunks)
       this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)

@@ -9,6 +9,12 @@ import {
   trailingZeros,
 } from './bits.js'
 
+/**
+ * A chunk with more retained bytes than this stays in memory. The limit of bytes then releases its messages batch by
+ * batch, so the queue keeps at most this many bytes too much. With records of 16 KiB or more, the tables of such a chunk
+ * take less than a thousandth of its bytes.
+ */
+export const RETAINED_COARSE_BYTES = 16 << 20
 export class Retained {
   count: number
   /** Record bytes of these messages. */

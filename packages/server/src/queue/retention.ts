@@ -13,13 +13,8 @@ import type { Chunk } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
 import { TimeHeap } from './heap.js'
 import type { Pages } from './pages.js'
+import { RETAINED_COARSE_BYTES } from './retained.js'
 
-/**
- * A chunk with more retained bytes than this stays in memory. The limit of bytes then releases its messages batch by
- * batch, so the queue keeps at most this many bytes too much. With records of 16 KiB or more, the tables of such a chunk
- * take less than a thousandth of its bytes.
- */
-export const RETAINED_COARSE_BYTES = 16 << 20
 /** Maximum number of chunks that one call of `toRelease` returns. Releasing them takes a few milliseconds. */
 const RELEASED_MAX = 64
 
@@ -130,12 +125,13 @@ export class Retention {
   /** Messages that the limits release at `nowMs`: at most `RELEASED_MAX` chunks. Call again until there are none. */
   toRelease({ retainAgeMs, retainBytes }: RetentionLimits, nowMs: number): OffsetRange[] {
     const ranges: OffsetRange[] = []
-    while (retainAgeMs > 0 && this.#times.firstTime + retainAgeMs <= nowMs && ranges.length < RELEASED_MAX) {
+    const releasedMs = retainAgeMs > 0 ? nowMs - retainAgeMs : -Infinity
+    while (this.#times.firstTime <= releasedMs && ranges.length < RELEASED_MAX) {
       const number = this.#times.firstOffset
       this.#times.pop()
       if (!this.has(number)) continue
       const newestMs = this.#newestMs(number)
-      if (newestMs + retainAgeMs > nowMs) this.#times.push(newestMs, number)
+      if (newestMs > releasedMs) this.#times.push(newestMs, number)
       else ranges.push(wholeChunk(number))
     }
     if (ranges.length > 0 || retainBytes === 0) return ranges

@@ -315,15 +315,13 @@ export class Replay {
     queue.appliedFrom = position
     switch (fact.kind) {
       case FACT.ack:
-        queue.remove(offset, count, timeMs)
-        break
       case FACT.expire:
       case FACT.drop:
       case FACT.cancel:
       case FACT.discard:
       case FACT.move:
       case FACT.carry:
-        queue.remove(offset, count)
+        queue.remove(offset, count, fact.kind === FACT.ack ? timeMs : undefined)
         break
       case FACT.retry:
         queue.retryFact(offset, fact.attempts, fact.timeMs)
