@@ -479,7 +479,6 @@ const NO_LIMIT: Readonly<Record<string, string>> = {
   TRIES_MAX: 'attempts to get the lock while its files change',
   LOCK_BYTES_MAX: 'a longer lock file is not parsed',
   LISTED_MAX: 'the layout of a chunk changes',
-  RETAINED_MAX: 'further buckets are merged in pairs',
   OLDEST_LOOKED_AT_MAX: 'beyond it a displayed number is a bound, not an exact value',
   CONFIRMS_BYTES_MAX: 'further confirms go into the next frame',
   IN_FLIGHT_MESSAGES_MAX: 'the command waits for confirms',

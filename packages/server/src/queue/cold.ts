@@ -5,7 +5,7 @@
  * the position of the page. The summary answers every question except where a single message is stored.
  */
 import type { Chunk } from './chunk.js'
-import { RETAINED_COARSE_BYTES } from './retained.js'
+import { RETAINED_EXCESS_BYTES_MAX } from './retained.js'
 
 /** A chunk stays in memory if its batches are in more segments than this. */
 export const SUMMARY_SEGMENTS_MAX = 4
@@ -36,7 +36,7 @@ export interface ChunkSummary {
 /** The summary of a chunk that may be cold; undefined if the chunk must stay in memory. */
 export function summaryOf(chunk: Chunk, segmentOf: (position: number) => number): ChunkSummary | undefined {
   const { batches, retained } = chunk
-  const isRetained = chunk.isOnlyRetained && retained!.bytes <= RETAINED_COARSE_BYTES
+  const isRetained = chunk.isOnlyRetained && retained!.bytes <= RETAINED_EXCESS_BYTES_MAX
   if (!isRetained && !chunk.isUntouched) return undefined
   const last = batches.count - 1
   const uses = new Map<number, [number, number]>()

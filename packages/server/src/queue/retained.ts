@@ -14,7 +14,7 @@ import {
  * batch, so the queue keeps at most this many bytes too much. With records of 16 KiB or more, the tables of such a chunk
  * take less than a thousandth of its bytes.
  */
-export const RETAINED_COARSE_BYTES = 16 << 20
+export const RETAINED_EXCESS_BYTES_MAX = 16 << 20
 export class Retained {
   count: number
   /** Record bytes of these messages. */

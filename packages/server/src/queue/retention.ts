@@ -13,7 +13,7 @@ import type { Chunk } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
 import { TimeHeap } from './heap.js'
 import type { Pages } from './pages.js'
-import { RETAINED_COARSE_BYTES } from './retained.js'
+import { RETAINED_EXCESS_BYTES_MAX } from './retained.js'
 
 /** Maximum number of chunks that one call of `toRelease` returns. Releasing them takes a few milliseconds. */
 const RELEASED_MAX = 64
@@ -147,7 +147,7 @@ export class Retention {
     const retained = this.#inMemory.get(number)?.retained
     const bytes = retained?.bytes ?? this.#summary(number).bytes
     if (bytes <= excessBytes) return wholeChunk(number)
-    if (retained === undefined || bytes <= RETAINED_COARSE_BYTES) return undefined
+    if (retained === undefined || bytes <= RETAINED_EXCESS_BYTES_MAX) return undefined
     let released = Math.floor((excessBytes * retained.count) / bytes)
     if (released === 0) return undefined
     let index = retained.next(0)

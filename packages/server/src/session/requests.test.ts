@@ -112,6 +112,9 @@ describe('a defect', () => {
     bench.log.read = () => {
       throw failure
     }
+    bench.broker.catalog.queue(Q).nextRetained = () => {
+      throw failure
+    }
     bench.broker.catalog.info = () => {
       throw failure
     }
