@@ -93,7 +93,7 @@ export class Writer {
 
   /** Notes that the queue may have unwritten facts, which are written by the end of the turn. */
   note(queue: Queue): void {
-    if (queue.facts.isEmpty) return
+    if (!queue.hasFacts) return
     // After many settles in one turn, the facts are written before the end of the turn, so that not all facts stay in
     // memory.
     if (queue.facts.length > this.limits.factsBytesMax) {
@@ -110,7 +110,7 @@ export class Writer {
   writeNoted(): void {
     for (const queue of this.#withFacts) {
       queue.hasPendingFacts = false
-      if (queue.facts.isEmpty) continue
+      if (!queue.hasFacts) continue
       queue.tally()
       this.writeFacts(queue.id, queue.facts)
     }

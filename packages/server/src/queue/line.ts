@@ -22,7 +22,7 @@ import { MARK } from './marks.js'
 import { ReturnedMessages } from './returned.js'
 import { FROM_PLAIN_LINE, type Run } from './run.js'
 import { Schedule } from './schedule.js'
-import type { Suspects } from './suspects.js'
+import { NO_SUSPECTS } from './suspects.js'
 import { TimeQueue } from './time-queue.js'
 
 /**
@@ -66,14 +66,14 @@ export class Line {
   #schedule: Schedule | undefined
   /** One bit per priority, set if the due queue of the priority is not empty. */
   #dueMask = 0
-  readonly #suspects: Suspects
+  /** The queue replaces `NO_SUSPECTS` when it has its first suspect. */
+  suspects = NO_SUSPECTS
   /** The options that concern keys. */
   #rules: KeyRules
 
-  constructor(chunks: Chunks, keys: Keys, suspects: Suspects, rules: KeyRules) {
+  constructor(chunks: Chunks, keys: Keys, rules: KeyRules) {
     this.#chunks = chunks
     this.#keys = keys
-    this.#suspects = suspects
     this.#rules = rules
   }
 
@@ -326,7 +326,7 @@ export class Line {
   retry(chunk: Chunk, offset: number, dueMs: number, nowMs: number): void {
     const index = offset - chunk.base
     this.#mark(chunk, index)
-    this.#suspects.clear(offset, 1)
+    this.suspects.clear(offset, 1)
     const slot = chunk.keyAt(index)
     if (slot !== NONE) this.#keys.countLeased(slot, -1)
     this.enter(chunk, index, dueMs, nowMs)
@@ -378,7 +378,7 @@ export class Line {
       this.#keys.countLeased(slot, 1)
     }
     this.leave(chunk, index, nowMs)
-    this.#suspects.clear(chunk.base + index, 1)
+    this.suspects.clear(chunk.base + index, 1)
     return isPlain ? FROM_PLAIN_LINE : chunk.lineTimeAt(index)
   }
 
@@ -392,7 +392,7 @@ export class Line {
    * when they were leased. Now their keys are free for the next message, and the messages are no longer suspects.
    */
   settled(offset: number, count: number, nowMs: number): void {
-    this.#suspects.clear(offset, count)
+    this.suspects.clear(offset, count)
     if (this.#keys.size === 0) return
     for (let at = offset; at < offset + count; at++) {
       const chunk = this.#chunks.at(at)!
@@ -418,7 +418,7 @@ export class Line {
     this.#due = undefined
     this.#returned?.clear()
     this.#schedule?.clear()
-    this.#suspects.clearAll()
+    this.suspects.clearAll()
     this.#keys.clear()
   }
 
@@ -498,11 +498,11 @@ export class Line {
     else if (chunk.hasExpiries) {
       for (let at = index + 1; at < end; at++) if (chunk.isExpired(at, nowMs)) end = at
     }
-    if (this.#suspects.size > 0) end = this.#untilSuspect(chunk, index, end)
+    if (this.suspects.size > 0) end = this.#untilSuspect(chunk, index, end)
     run.count = end - index
     run.attempt = 1
     run.redelivered = marked
-    run.alone = this.#suspects.has(offset)
+    run.alone = this.suspects.has(offset)
     run.sinceMs = FROM_PLAIN_LINE
   }
 
@@ -516,7 +516,7 @@ export class Line {
     run.count = this.#isFirstTry(chunk, index) ? this.#neighbours(due, chunk, index, room) : 1
     run.attempt = Math.min(attempts + 1, LIMITS.maxDeliveriesMax)
     run.redelivered = attempts > 0 || this.#isMarked(chunk, index) || chunk.redriven?.has(index) === true
-    run.alone = this.#suspects.has(offset)
+    run.alone = this.suspects.has(offset)
     run.expired = chunk.isExpired(index, nowMs)
     run.sinceMs = due.firstTime
   }
@@ -525,7 +525,7 @@ export class Line {
   // this state can share a run.
   #isFirstTry(chunk: Chunk, index: number): boolean {
     return (
-      this.#suspects.size === 0 &&
+      this.suspects.size === 0 &&
       !chunk.hasExpiries &&
       chunk.redriven === undefined &&
       chunk.attemptsAt(index) === 0 &&
@@ -594,8 +594,8 @@ export class Line {
 
   // End of the run that starts at `from`, at most `to`. A suspect is delivered alone, so a run ends before the next suspect.
   #untilSuspect(chunk: Chunk, from: number, to: number): number {
-    if (this.#suspects.has(chunk.base + from)) return from + 1
-    return this.#suspects.firstIn(chunk.base + from + 1, chunk.base + to) - chunk.base
+    if (this.suspects.has(chunk.base + from)) return from + 1
+    return this.suspects.firstIn(chunk.base + from + 1, chunk.base + to) - chunk.base
   }
 
   #delay(chunk: Chunk, index: number, dueMs: number): void {

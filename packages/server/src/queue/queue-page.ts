@@ -74,7 +74,7 @@ const ALL = 0xffff
  * · u64 id of each ended subscription.
  */
 export function encodeCountersPage(queue: Queue): Uint8Array {
-  const { ended } = queue.former
+  const ended = queue.endedSubscriptions
   const isAll = ended[0] === ALL_ENDED
   // Tallied counters have the values of the last tally fact before the page, so that page and facts agree.
   const counts = { ...queue.counts, ...queue.tallied }

@@ -17,6 +17,7 @@ import {
   type QueueOptions,
 } from '@sluice/protocol'
 import { NO_ARRIVAL } from './arrivals.js'
+import { auditCounts } from './audit.js'
 import { DEATH, type Chunk, type Death, type Traits } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
 import { Contents } from './contents.js'
@@ -27,10 +28,10 @@ import { FormerLeases, type Reclaimed } from './former.js'
 import { PendingIds } from './ids.js'
 import type { Timed } from './key-lines.js'
 import { Line } from './line.js'
-import { ENTRIES_PER_DEAD, Moving } from './moving.js'
+import { Moving } from './moving.js'
 import type { Run } from './run.js'
 import { SubscriptionOf, type ConsumerOf } from './subscription.js'
-import { Suspects } from './suspects.js'
+import { NO_SUSPECTS, Suspects } from './suspects.js'
 import type { Timer } from './timer.js'
 
 export const Subscription = SubscriptionOf<Queue>
@@ -52,13 +53,11 @@ export interface QueueObserver {
 export class Queue extends Contents implements Follower {
   /** The subscriptions, in the order in which they were attached. */
   subscriptions: readonly Subscription[] = NO_SUBSCRIPTIONS
-  readonly suspects = new Suspects()
-  readonly #appliedLine = new Line(this.appliedChunks, this.keys, this.suspects, this.options)
+  readonly #appliedLine = new Line(this.appliedChunks, this.keys, this.options)
   leased = 0
   /** Whether some due messages are not ready yet. Until they are, nothing is delivered; see `Turn.continueDue`. */
   hasMoreDue = false
-  /** Facts that are applied here and not yet written to the open entry. */
-  readonly facts = new FactBuffer()
+  #facts: FactBuffer | undefined
   // The next three fields belong to the broker, which reads them for each batch. A map by queue would cost another look-up.
   /** Whether the queue is in the list of queues with facts to write; see `Writer.note`. */
   hasPendingFacts = false
@@ -69,7 +68,7 @@ export class Queue extends Contents implements Follower {
   /** Lower bound for the deadlines of the messages that are being handled. */
   earliestDeadlineMs = Infinity
   #moving: Moving | undefined
-  readonly former = new FormerLeases()
+  #former: FormerLeases | undefined
   #pending: PendingIds | undefined
   /** Highest offset that was delivered since the broker started, plus 1. */
   #deliveredBelow = 0
@@ -78,7 +77,33 @@ export class Queue extends Contents implements Follower {
   /** Offset of the message that `evictOldest` could not drop because its chunk is cold; otherwise -1. */
   coldToDrop = -1
 
-  /** The dead messages that wait to be moved. Created when first read, because most queues have none. */
+  // The next five parts are created when they are first read, because with many queues most of them are never needed.
+
+  /** Facts that are applied here and not yet written to the open entry. */
+  get facts(): FactBuffer {
+    return (this.#facts ??= new FactBuffer())
+  }
+
+  get hasFacts(): boolean {
+    return this.#facts !== undefined && !this.#facts.isEmpty
+  }
+
+  get suspects(): Suspects {
+    const line = this.#appliedLine
+    if (line.suspects === NO_SUSPECTS) line.suspects = new Suspects()
+    return line.suspects
+  }
+
+  get former(): FormerLeases {
+    return (this.#former ??= new FormerLeases())
+  }
+
+  /** Subscriptions of this boot that ended and returned messages. */
+  get endedSubscriptions(): readonly number[] {
+    return this.#former === undefined ? [] : this.#former.ended
+  }
+
+  /** The dead messages that wait to be moved. */
   get moving(): Moving {
     return (this.#moving ??= new Moving(this.appliedChunks))
   }
@@ -87,7 +112,7 @@ export class Queue extends Contents implements Follower {
     return this.#moving === undefined ? 0 : this.#moving.length
   }
 
-  /** Ids of pending messages. Created when first read. */
+  /** Ids of pending messages. */
   get pending(): PendingIds {
     return (this.#pending ??= new PendingIds(this.appliedChunks))
   }
@@ -203,7 +228,7 @@ export class Queue extends Contents implements Follower {
   open(nowMs: number): void {
     this.follow(this)
     this.chunks.eachNeededBatch((position, bytes) => this.use.add(position, bytes))
-    this.former.open()
+    this.#former?.open()
     if (this.deadCount > 0) this.moving.list()
     for (const chunk of this.chunks) {
       if (!chunk.hasIds) continue
@@ -297,8 +322,8 @@ export class Queue extends Contents implements Follower {
   lease(run: Run, count: number, nowMs: number, client: string): void {
     this.#line.lease(run, count, nowMs)
     this.leased += count
-    if (this.former.size > 0)
-      for (let offset = run.offset; offset < run.offset + count; offset++) this.former.delete(offset)
+    if (this.#former !== undefined && this.#former.size > 0)
+      for (let offset = run.offset; offset < run.offset + count; offset++) this.#former.delete(offset)
     if (run.redelivered) this.count('redelivered', count)
     if (run.offset + count > this.#deliveredBelow) this.#deliveredBelow = run.offset + count
     if (this.retains) this.facts.hand(run.offset, count, client)
@@ -315,7 +340,7 @@ export class Queue extends Contents implements Follower {
       return undefined
     const index = offset - chunk.base
     if (chunk.isDead(index) || !chunk.isInLine(index)) return undefined
-    const former = this.former.get(offset)
+    const former = this.#former?.get(offset)
     if (claim.boot === boot) {
       // A lease to another consumer since then would have deleted the former lease.
       if (former?.subscriptionId !== claim.subscriptionId || former.tag !== claim.tag) return undefined
@@ -324,7 +349,7 @@ export class Queue extends Contents implements Follower {
       claim.attempt !== chunk.attemptsAt(index) + 1 ||
       // The count of attempts stops at this maximum.
       claim.attempt > LIMITS.maxDeliveriesMax ||
-      this.former.hadEnded(claim) ||
+      this.#former?.hadEnded(claim) === true ||
       this.#line.isSeen(chunk, index) ||
       chunk.redriven?.has(index) === true
     ) {
@@ -335,7 +360,7 @@ export class Queue extends Contents implements Follower {
     const sinceMs = this.#line.reclaim(chunk, index, nowMs)
     if (sinceMs === undefined) return undefined
     const bytes = this.claimBytes(offset)
-    this.former.delete(offset)
+    this.#former?.delete(offset)
     this.leased++
     if (this.retains) this.facts.hand(offset, 1, client)
     return {
@@ -353,7 +378,7 @@ export class Queue extends Contents implements Follower {
    * client could make the credit wrong. 0 means that there is no such message.
    */
   claimBytes(offset: number): number {
-    const former = this.former.get(offset)
+    const former = this.#former?.get(offset)
     if (former !== undefined) return former.bytes
     const chunk = this.stateOf(offset) === undefined ? undefined : this.chunkAt(offset)
     return chunk === undefined ? 0 : Math.round(chunk.bytesAt(offset - chunk.base))
@@ -442,7 +467,7 @@ export class Queue extends Contents implements Follower {
 
   #die(offset: number, attempts: number, death: Death, nowMs: number, reason: string, bytes?: number): void {
     const isMoving = this.options.deadLetter !== ''
-    this.suspects.clear(offset, 1)
+    this.#appliedLine.suspects.clear(offset, 1)
     this.facts.dead(offset, attempts, death, isMoving, nowMs, reason)
     this.deadFact(offset, { attempts, death, timeMs: nowMs, reason, isMoving }, bytes)
     if (isMoving) this.moving.add(offset)
@@ -457,7 +482,7 @@ export class Queue extends Contents implements Follower {
     this.count('purged', messages)
     this.dirty = true
     this.#line.clear()
-    this.former.clear()
+    this.#former?.clear()
     this.leased = 0
     return messages
   }
@@ -474,7 +499,7 @@ export class Queue extends Contents implements Follower {
   reschedule(offset: number, dueMs: number, nowMs: number): void {
     const chunk = this.#inLine(offset)
     this.#line.leave(chunk, offset - chunk.base, nowMs)
-    this.former.delete(offset)
+    this.#former?.delete(offset)
     this.facts.reschedule(offset, dueMs)
     this.rescheduleFact(offset, dueMs)
     this.#line.enter(chunk, offset - chunk.base, dueMs, nowMs)
@@ -502,7 +527,7 @@ export class Queue extends Contents implements Follower {
   /** Returns a dead message to the end of the line. */
   redrive(offset: number, nowMs: number, by: string): void {
     const redrives = this.redriveHistory(offset).redrives + 1
-    this.former.delete(offset)
+    this.#former?.delete(offset)
     this.facts.redrive(offset, redrives, nowMs, by)
     this.redriveFact(offset, redrives, nowMs)
     this.count('redriven', 1)
@@ -531,7 +556,7 @@ export class Queue extends Contents implements Follower {
   }
 
   #gone(kind: GoneFact, offset: number, count = 1): void {
-    this.suspects.clear(offset, count)
+    this.#appliedLine.suspects.clear(offset, count)
     this.facts.gone(kind, offset, count)
     this.dirty = true
   }
@@ -623,37 +648,8 @@ export class Queue extends Contents implements Follower {
 
   /** Recounts the messages and compares the results with the counters. @throws Error with both counts */
   audit(): void {
-    const cold = this.chunks.coldMessages
-    let live = cold
-    let dead = 0
-    let deadBytes = 0
-    let inLine = cold
-    for (const chunk of this.chunks) {
-      chunk.invariants()
-      live += chunk.live
-      for (const index of chunk.dead?.indexes() ?? []) {
-        dead++
-        deadBytes += chunk.dead!.get(index)!.bytes
-      }
-      for (const index of chunk.liveIndexes()) if (chunk.isInLine(index)) inLine++
-    }
     this.#line.invariants()
-    let held = 0
-    for (const subscription of this.subscriptions) held += subscription.unsettled
-    const counted = inLine + this.leased + dead
-    if (
-      live !== this.live ||
-      dead !== this.deadCount ||
-      deadBytes !== this.deadBytes ||
-      counted !== live ||
-      held !== this.leased ||
-      this.movingCount > ENTRIES_PER_DEAD * dead
-    ) {
-      throw new Error(
-        `queue ${this.name}: live ${this.live}/${live}, dead ${this.deadCount}/${dead} of ${this.deadBytes}/${deadBytes} bytes, ` +
-          `leased ${this.leased}/${held}, in the line ${inLine} + leased + dead = ${counted}, to be moved ${this.movingCount}`,
-      )
-    }
+    auditCounts(this)
   }
 
   #isExpired(offset: number, nowMs: number): boolean {

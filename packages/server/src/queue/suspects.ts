@@ -72,3 +72,6 @@ export class Suspects {
     this.#isEmpty = this.size === 0 && (this.#deaths?.size ?? 0) === 0
   }
 }
+
+/** Shared by all queues that never had a suspect. Nothing is added to it. */
+export const NO_SUSPECTS = new Suspects()

@@ -399,7 +399,7 @@ export class Replay {
     this.#state.boot = header.count
     this.#state.seed = readSeed(bytes, at + BATCH_HEADER_BYTES)
     for (const queue of this.#state.queues.values())
-      if (queue.pagePosition < position) queue.former.bootBegan()
+      if (queue.endedSubscriptions.length > 0 && queue.pagePosition < position) queue.former.bootBegan()
     if (header.attributes === BOOT_AFTER_CLOSE) return
     this.#state.crashed(position)
   }
