@@ -46,7 +46,7 @@ export const waiting: Scenario = async (messages) => {
       const from = `from batches of ${size}`
       findings.push(
         { what: `${from}, published per second`, value: whole(rate), isMet: true },
-        { what: `${from}, memory grew, MiB`, value: fixed(grown), isMet: grown <= 160 },
+        { what: `${from}, memory grew, MiB`, value: fixed(grown), isMet: grown <= 40 },
         { what: `${from}, ready after kill -9, ms`, value: whole(readyMs), isMet: readyMs <= 1_500 },
         {
           what: `${from}, drained per second after the restart, against messages still in memory`,

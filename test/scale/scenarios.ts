@@ -7,6 +7,7 @@ import { connections, steady } from './long.js'
 import { queues } from './many.js'
 import { Bench, BODY, drain, fill, median, percentile } from './measures.js'
 import { peakMib } from './proc.js'
+import { beside, replay } from './retained.js'
 import { fixed, whole, type Scenario } from './scenario.js'
 
 /** A blocked key with many waiting messages: does a message of another key arrive without delay? */
@@ -339,6 +340,8 @@ export const SCENARIOS: Readonly<Record<string, Scenario>> = {
   waiting,
   later,
   keys,
+  replay,
+  beside,
   queues,
   connections,
   steady,

@@ -79,7 +79,7 @@ export interface QueueOptions {
    * idle. Default false.
    */
   readonly single?: boolean
-  /** Keeps settled messages for `replay`: up to this age, up to this number of bytes, or both; 0 means not set. Default: none are kept. */
+  /** Keeps acknowledged messages for `replay`: up to this age, up to this number of bytes, or both; 0 means not set. Default: none are kept. */
   readonly retain?: { readonly age?: Duration; readonly bytes?: number }
 }
 
@@ -405,7 +405,7 @@ export class Queues {
   }
 
   /**
-   * Publishes again the acknowledged messages that the queue still keeps; see `retain`. The call works page by page.
+   * Publishes again the acknowledged messages that the queue retains; see `retain`. The call works page by page.
    * An error or the signal can end it early. Messages that were published before that stay published: the error has
    * `outcome: 'partial'`, and `progress` has the counts and the `cursor` at which to continue.
    *
