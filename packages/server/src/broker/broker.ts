@@ -28,6 +28,7 @@ import { Replays } from './replays.js'
 import { recover, type Recovered } from '../state/recovery.js'
 import { ColdChunks } from '../state/cold-chunks.js'
 import { PAGES_MAX } from '../state/directory.js'
+import { SharedIntake } from './shared-intake.js'
 import { Space, type Holder } from '../state/space.js'
 import { BOOT_AFTER_CLOSE, type State } from '../state/state.js'
 import { Turn } from './turn.js'
@@ -122,6 +123,7 @@ export class Broker {
   readonly turn: Turn
   readonly producers: Producers
   readonly intake: Intake
+  readonly sharedIntake: SharedIntake
   readonly leases: Leases
   readonly catalog: Catalog
   readonly operator: Operator
@@ -239,6 +241,7 @@ export class Broker {
     const records = new Records(this.#blocks, cold)
     const writer = new Writer(log, this.#tail, turn)
     this.intake = new Intake(state, cold, writer, turn, options)
+    this.sharedIntake = new SharedIntake(state, writer, turn, this.intake, options.messageBytesMax)
     const moves = new Moves(state, this.intake, records, turn, observer)
     const requests = new DiskRequests(turn)
     this.#writer = writer

@@ -3,7 +3,7 @@
  * id.
  */
 import type { AtomicBatch } from '@sluice/protocol'
-import type { Subscription } from '../queue/index.js'
+import type { Queue, Subscription } from '../queue/index.js'
 
 /** Consecutive deliveries that an atomic step acknowledges. */
 export interface AckRange {
@@ -18,6 +18,20 @@ export interface BatchBytes {
   readonly bytes: Uint8Array
   readonly at: number
   readonly end: number
+}
+
+/** Consecutive records of a batch. */
+export interface RecordRange {
+  /** Index of the first record. */
+  readonly index: number
+  readonly count: number
+}
+
+/** A queue that gets records of a shared batch. */
+export interface Target {
+  readonly queue: Queue
+  /** The records, in ascending order without overlaps; undefined if the queue gets all records. */
+  readonly ranges: readonly RecordRange[] | undefined
 }
 
 export interface AtomicStep {

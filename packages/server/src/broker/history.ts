@@ -17,6 +17,7 @@ import {
 import { entryBatches } from '../log/entry.js'
 import type { Log } from '../log/log.js'
 import { FACT, readFacts, type Fact, type Queue } from '../queue/index.js'
+import { batchesWith } from '../state/shared-batches.js'
 import type { State } from '../state/state.js'
 import type { Caller, DiskRequests } from './disk-requests.js'
 import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/cursor.js'
@@ -116,12 +117,12 @@ function eventsIn(
   each: (event: HistoryEvent) => void,
 ): void {
   let isDuplicate = false
+  const stored = batchesWith(bytes, queueId, offset)
   for (const at of entryBatches(bytes, 0)) {
-    if (batchQueueId(bytes, at) !== queueId) continue
+    if (batchQueueId(bytes, at) !== queueId && !stored.has(at)) continue
     const header = readBatchHeader(bytes, at)
     if (header.type === BATCH_TYPE.messages) {
-      const holds = offset >= header.baseOffset && offset < header.baseOffset + header.count
-      if (!holds || header.attributes & BATCH_ATTRIBUTE.relocated) continue
+      if (!stored.has(at) || header.attributes & BATCH_ATTRIBUTE.relocated) continue
       known.complete = true
       // A duplicate was never added to the queue. Its fact of the kind `duplicate` precedes the batch.
       known.isPending = !isDuplicate

@@ -4,7 +4,7 @@
  *
  * `publish` and `atomic` accept the numbered batches of a producer, and remember each result under its number (invariant
  * 3). They are called by sessions. `take` accepts a batch that has no producer. It is called for messages that the
- * broker moves or replays.
+ * broker moves or replays. The steps of these methods are also used by `SharedIntake`.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -55,7 +55,7 @@ interface CheckedBatch {
  * The result for a batch that its queue does not check: a plain batch, whose messages are only counted, or a batch that
  * is exempt from limits and ids.
  */
-const UNCHECKED: AdmittedBatch = {
+export const UNCHECKED: AdmittedBatch = {
   base: 0,
   later: undefined,
   duplicates: undefined,
@@ -129,9 +129,12 @@ export class Intake {
     this.#excessLeft = this.#excessMax
   }
 
-  // If the oldest message is in a cold chunk, the message stays until the chunk has been read, and the queue exceeds
-  // its limit until then. This happens only if the limit was set when the queue already had cold chunks.
-  #makeRoom(queue: Queue, admission: Admission): void {
+  /**
+   * Drops messages to make room for what was admitted. If the oldest message is in a cold chunk, the message stays until
+   * the chunk has been read, and the queue exceeds its limit until then. This happens only if the limit was set when the
+   * queue already had cold chunks.
+   */
+  makeRoom(queue: Queue, admission: Admission): void {
     this.#excessLeft -= admission.makeRoom(this.#turn.nowMs, this.#excessLeft)
     if (queue.coldToDrop === -1) return
     // A read error is ignored here, and is reported when the chunk is needed for a delivery.
@@ -184,7 +187,7 @@ export class Intake {
     try {
       checkFollows(producer, number, bytes, at)
       const queue = typeof to === 'string' ? this.#state.queue(to) : to
-      const flags = this.#checkedFlags(bytes, at, end, this.#messageBytesMax)
+      const flags = this.checkedFlags(bytes, at, end, this.#messageBytesMax)
       placed = isPlain(queue, flags)
         ? this.#acceptPlain(queue, bytes, at, end, producer)
         : this.#accept(queue, bytes, at, end, flags, 'new', producer, undefined)
@@ -206,7 +209,7 @@ export class Intake {
     // The queue can have been deleted while the caller waited, and recovery drops a batch of an unknown queue.
     if (!this.#state.has(queue)) throw queueNotFound(queue.name)
     const messageBytesMax = arrival === 'new' ? this.#messageBytesMax : Infinity
-    const flags = this.#checkedFlags(bytes, at, end, messageBytesMax)
+    const flags = this.checkedFlags(bytes, at, end, messageBytesMax)
     const { baseOffset, duplicates } = this.#accept(queue, bytes, at, end, flags, arrival, undefined, before)
     return { baseOffset, duplicates, gate: this.#writer.tail.gate }
   }
@@ -226,18 +229,18 @@ export class Intake {
     const admission = new Admission(to)
     const batch = this.#admitBatch(to, bytes, at, end, flags, admission, arrival)
     const { queue, admitted } = batch
-    this.#admit(admission)
+    this.admit(admission)
     const beforeBytes = before === undefined ? 0 : writer.factsBytes(before.facts)
     writer.checkRoom(beforeBytes + end - at)
     if (arrival !== 'moved') writer.checkMemory()
-    if (producer?.id === 0) this.#declare(producer)
-    const cancelled = admitted.replaced === undefined ? undefined : this.#replace(queue, admission)
-    this.#makeRoom(queue, admission)
+    if (producer?.id === 0) this.declare(producer)
+    const cancelled = admitted.replaced === undefined ? undefined : this.replace(queue, admission)
+    this.makeRoom(queue, admission)
     // If messages are replaced, the facts about dropped messages are written first, so that only the facts about the
     // replaced ones must be in the entry of the batch. Otherwise they are written at the end of the turn.
     if (cancelled !== undefined) writer.writeFacts(queue.id, queue.facts)
     if (before !== undefined) writer.writeFacts(before.queue.id, before.queue.facts)
-    this.#factsAhead(batch)
+    this.factsAhead(batch)
     const cancelledBytes = cancelled === undefined ? 0 : writer.factsBytes(cancelled)
     writer.together(beforeBytes + cancelledBytes + writer.factsBytes(this.#facts) + end - at)
     if (before !== undefined) writer.writeFacts(before.queue.id, before.facts)
@@ -253,7 +256,7 @@ export class Intake {
     const writer = this.#writer
     writer.checkRoom(end - at)
     writer.checkMemory()
-    if (producer.id === 0) this.#declare(producer)
+    if (producer.id === 0) this.declare(producer)
     const baseOffset = queue.next
     const position = writer.writeMessages(bytes, at, end, queue, producer.id, batchAttributes(bytes, at))
     queue.append(batchCount(bytes, at), position, this.#turn.nowMs, end - at - BATCH_HEADER_BYTES)
@@ -263,9 +266,11 @@ export class Intake {
     return { baseOffset, duplicates: undefined }
   }
 
-  // Removes the messages that the batch replaces. Returns the facts about the removed messages, which must be in the entry
-  // of the batch.
-  #replace(queue: Queue, admission: Admission): FactBuffer {
+  /**
+   * Removes the messages that the batch replaces. Returns the facts about the removed messages, which must be in the entry
+   * of the batch.
+   */
+  replace(queue: Queue, admission: Admission): FactBuffer {
     this.#writer.writeFacts(queue.id, queue.facts)
     admission.replace(this.#turn.nowMs)
     return queue.facts.take()
@@ -303,7 +308,7 @@ export class Intake {
       }
       this.#writer.checkRoom(bytes)
       this.#writer.checkMemory()
-      if (producer.id === 0) this.#declare(producer)
+      if (producer.id === 0) this.declare(producer)
       return this.#apply(producer, step, batches, admissions)
     } catch (error) {
       throw refused(producer, number, error)
@@ -327,12 +332,12 @@ export class Intake {
     for (const admission of admissions.values()) admission.replace(nowMs)
     const cancelled = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
     for (const [queue, admission] of admissions) {
-      this.#makeRoom(queue, admission)
+      this.makeRoom(queue, admission)
       writer.writeFacts(queue.id, queue.facts)
     }
     const ahead = batches.map((batch) => {
       const facts = new FactBuffer()
-      if (batch.readsRecords) this.#factsAhead(batch, facts)
+      if (batch.readsRecords) this.factsAhead(batch, facts)
       return facts
     })
     const result = new FactBuffer()
@@ -399,17 +404,17 @@ export class Intake {
         bytes,
         at,
         end,
-        this.#checkedFlags(bytes, at, end, this.#messageBytesMax),
+        this.checkedFlags(bytes, at, end, this.#messageBytesMax),
         admissionTo(admissions, queue),
         'new',
       )
     })
-    for (const admission of admissions.values()) this.#admit(admission)
+    for (const admission of admissions.values()) this.admit(admission)
     return batches
   }
 
-  // @throws SluiceError
-  #admit(admission: Admission): void {
+  /** @throws SluiceError */
+  admit(admission: Admission): void {
     const most = this.#writer.limits.aheadBytesMax
     admission.check()
     for (const batch of admission.batches) {
@@ -422,8 +427,8 @@ export class Intake {
     }
   }
 
-  // Returns the flags of all options that any record of the batch has. @throws SluiceError
-  #checkedFlags(bytes: Uint8Array, at: number, end: number, messageBytesMax: number): number {
+  /** Returns the flags of all options that any record of the batch has. @throws SluiceError */
+  checkedFlags(bytes: Uint8Array, at: number, end: number, messageBytesMax: number): number {
     const count = batchCount(bytes, at)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
@@ -480,9 +485,15 @@ export class Intake {
     return { queue, bytes, at, end, count, base, readsRecords, traits, lacksTtl, admitted }
   }
 
-  // Facts that recovery must know before it applies the batch.
-  #factsAhead(
-    { queue, count, base, lacksTtl, admitted }: CheckedBatch,
+  /** Adds the facts that recovery must know before it applies the batch. */
+  factsAhead(
+    {
+      queue,
+      count,
+      base,
+      lacksTtl,
+      admitted,
+    }: Pick<CheckedBatch, 'queue' | 'count' | 'base' | 'lacksTtl' | 'admitted'>,
     facts: FactBuffer = this.#facts,
   ): void {
     if (lacksTtl && queue.options.ttlMs > 0) facts.ttl(base, count, queue.options.ttlMs)
@@ -511,15 +522,16 @@ export class Intake {
     return { baseOffset, duplicates: duplicatesIn(admitted, baseOffset) }
   }
 
-  #declare(producer: Producer): void {
+  /** Gives the producer its id in the log, before its first batch. */
+  declare(producer: Producer): void {
     this.#state.declareProducer(producer)
     this.#facts.producer(producer.id, producer.identity)
     this.#writer.writeFacts(NO_QUEUE, this.#facts)
   }
 }
 
-// Whether no message of the batch has a delivery option, and no option of the queue requires a check of each batch.
-function isPlain(queue: Queue, flags: number): boolean {
+/** Whether no message of the batch has a delivery option, and no option of the queue requires a check of each batch. */
+export function isPlain(queue: Queue, flags: number): boolean {
   return !queue.checksBatches && !hasDeliveryOptions(flags)
 }
 
@@ -536,7 +548,7 @@ function leaseLost(tag: number): SluiceError {
   )
 }
 
-function admittedFactsBytes({ duplicates, replaced }: AdmittedBatch): number {
+export function admittedFactsBytes({ duplicates, replaced }: AdmittedBatch): number {
   return (duplicates?.size ?? 0) * DUPLICATE_FACT_BYTES + (replaced?.size ?? 0) * REPLACE_FACTS_BYTES
 }
 
@@ -546,7 +558,7 @@ function duplicatesIn({ duplicates, replaced }: AdmittedBatch, baseOffset: numbe
 
 // Refuses a batch that follows a refused batch, because the messages of the refused batch may be sent again and must
 // come first. @throws SluiceError EARLIER_REFUSED
-function checkFollows(producer: Producer, number: number, bytes: Uint8Array, at: number): void {
+export function checkFollows(producer: Producer, number: number, bytes: Uint8Array, at: number): void {
   const distance = batchFollows(bytes, at)
   if (distance > 0 && producer.wasRefused(number - distance)) throw earlierRefused(number, number - distance)
 }
@@ -557,7 +569,7 @@ function earlierRefused(number: number, earlier: number): SluiceError {
 
 // Remembers a refusal. A final refusal is the answer to every retry of the number. After a retryable refusal the
 // batch is checked again.
-function refused(producer: Producer, number: number, error: unknown): unknown {
+export function refused(producer: Producer, number: number, error: unknown): unknown {
   if (error instanceof SluiceError) producer.refuse(number, error satisfies Fault)
   return error
 }

@@ -17,7 +17,8 @@ import {
 import { entryLimits, type EntryLimits } from '../log/entry-limits.js'
 import type { Log } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
-import { factsUntil, type FactBuffer, type Queue } from '../queue/index.js'
+import { SHARED_QUEUE_ID, factsUntil, type FactBuffer, type Queue } from '../queue/index.js'
+import { writeReferFacts } from '../state/shared-batches.js'
 import type { Turn } from './turn.js'
 
 /** Memory that the process uses, and its budget. */
@@ -176,6 +177,34 @@ export class Writer {
     const to = this.tail.reserve(length, this.turn.nowMs)
     this.tail.bytes.set(viewBytes(bytes, at, end), to)
     stampBatch(this.tail.bytes, to, queue.id, queue.next, this.turn.nowMs, producerId)
+    writeBatchAttributes(this.tail.bytes, to, attributes)
+    this.recordBytes += length - BATCH_HEADER_BYTES
+    this.turn.wake()
+    return this.tail.add(length)
+  }
+
+  /**
+   * Writes the batch `bytes[at, end)` as a shared batch of `queues` queues, after its `refer` facts. Returns its position
+   * in the log.
+   */
+  writeShared(
+    bytes: Uint8Array,
+    at: number,
+    end: number,
+    refers: FactBuffer,
+    queues: number,
+    producerId: number,
+    attributes: number,
+  ): number {
+    const { nowMs } = this.turn
+    const factsBytes = BATCH_HEADER_BYTES + refers.length
+    const length = end - at
+    const factsAt = this.tail.reserve(factsBytes + length, nowMs)
+    writeReferFacts(this.tail.bytes, factsAt, refers, nowMs)
+    this.tail.add(factsBytes)
+    const to = this.tail.reserve(length, nowMs)
+    this.tail.bytes.set(viewBytes(bytes, at, end), to)
+    stampBatch(this.tail.bytes, to, SHARED_QUEUE_ID, queues, nowMs, producerId)
     writeBatchAttributes(this.tail.bytes, to, attributes)
     this.recordBytes += length - BATCH_HEADER_BYTES
     this.turn.wake()

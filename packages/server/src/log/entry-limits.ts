@@ -10,7 +10,7 @@
 import { LIMITS } from '@sluice/protocol'
 
 /**
- * Smallest `entryBytesMax` of a server. The largest page that these limits do not bound is that of a chunk: up to 80
+ * Smallest `entryBytesMax` of a server. The largest page that these limits do not bound is that of a chunk: up to 82
  * KiB without its reasons. Tests with small pages use a smaller value.
  */
 export const ENTRY_BYTES_MIN = 128 << 10

@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { expect, it } from 'vitest'
-import { BatchTable } from './batches.js'
+import { BatchTable, NOT_SHARED } from './batches.js'
 import { runs } from '../../../../test/amount.js'
 import { expectSame } from '../../../../test/same.js'
 
@@ -9,6 +9,8 @@ interface Batch {
   position: number
   timeMs: number
   bytes: number
+  /** Index in the batch, if the batch is shared; otherwise `NOT_SHARED`. */
+  shared: number
 }
 
 function contentsOf(table: BatchTable): Batch[] {
@@ -17,6 +19,7 @@ function contentsOf(table: BatchTable): Batch[] {
     position: table.position(batch),
     timeMs: table.timeMs(batch),
     bytes: table.bytes(batch),
+    shared: table.sharedIndex(batch),
   }))
 }
 
@@ -30,14 +33,23 @@ const size = fc.oneof(
   { weight: 1, arbitrary: fc.constantFrom(2 ** 16, 2 ** 32 - 1) },
 )
 
+const shared = fc.oneof(
+  { weight: 20, arbitrary: fc.constant(NOT_SHARED) },
+  { weight: 1, arbitrary: fc.integer({ min: 0, max: 65_534 }) },
+)
+
 it('returns the pushed batches, however far apart they are, and also after a page was decoded', () => {
   let wide = 0
   let narrow = 0
+  let tablesWithShared = 0
   fc.assert(
     fc.property(
       fc.integer({ min: 2 ** 26, max: 2 ** 52 }),
       fc.integer({ min: 2 ** 26, max: 2 ** 47 }),
-      fc.array(fc.tuple(fc.integer({ min: 1, max: 20 }), far, far, size), { minLength: 1, maxLength: 50 }),
+      fc.array(fc.tuple(fc.integer({ min: 1, max: 20 }), far, far, size, shared), {
+        minLength: 1,
+        maxLength: 50,
+      }),
       fc.array(fc.tuple(fc.nat(49), fc.oneof(fc.nat(2 ** 20), fc.nat(2 ** 33))), { maxLength: 4 }),
       fc.boolean(),
       (position, timeMs, steps, moved, isInOrder) => {
@@ -46,15 +58,17 @@ it('returns the pushed batches, however far apart they are, and also after a pag
         let first = 3
         // Positions and times either ascend, as in a log, or are in any order.
         const before = { position, timeMs }
-        for (const [messages, positionAbove, timeAbove, bytes] of steps) {
+        for (const [messages, positionAbove, timeAbove, bytes, shared] of steps) {
           const batch = {
             first,
             position: before.position + positionAbove,
             timeMs: before.timeMs + timeAbove,
             bytes,
+            shared,
           }
           if (isInOrder) Object.assign(before, batch)
           table.push(batch.first, batch.position, batch.timeMs, bytes)
+          if (shared !== NOT_SHARED) table.share(shared)
           plain.push(batch)
           first += messages
         }
@@ -64,7 +78,8 @@ it('returns the pushed batches, however far apart they are, and also after a pag
           plain[batch]!.position = position + above
         }
         expect(contentsOf(table)).toEqual(plain)
-        if (table.isNarrow) narrow++
+        if (table.hasShared) tablesWithShared++
+        else if (table.isNarrow) narrow++
         else wide++
         for (let index = 3; index < first; index++)
           expectSame(
@@ -74,10 +89,10 @@ it('returns the pushed batches, however far apart they are, and also after a pag
         const page = new Uint8Array(table.pageBytes + 8)
         expect(table.encode(page, 5)).toBe(5 + table.pageBytes)
         const again = new BatchTable()
-        expect(again.decode(page, 5, table.count, table.isNarrow)).toBe(5 + table.pageBytes)
+        expect(again.decode(page, 5, table.count, table.form)).toBe(5 + table.pageBytes)
         // Further batches can be pushed.
         for (const one of [table, again]) one.push(first, position + 7, timeMs + 9, 99)
-        plain.push({ first, position: position + 7, timeMs: timeMs + 9, bytes: 99 })
+        plain.push({ first, position: position + 7, timeMs: timeMs + 9, bytes: 99, shared: NOT_SHARED })
         expect(contentsOf(again)).toEqual(plain)
         expect(contentsOf(table)).toEqual(plain)
       },
@@ -86,6 +101,7 @@ it('returns the pushed batches, however far apart they are, and also after a pag
   )
   expect(wide).toBeGreaterThan(30)
   expect(narrow).toBeGreaterThan(30)
+  expect(tablesWithShared).toBeGreaterThan(10)
 })
 
 it('has the page layout that the document describes', () => {
@@ -124,6 +140,15 @@ it('has the page layout that the document describes', () => {
       '24230000',
     ].join(''),
   )
+  table.share(0x0506)
+  const shared = new Uint8Array(table.pageBytes)
+  table.encode(shared, 0)
+  expect(Buffer.from(shared).toString('hex')).toBe(
+    [
+      ...['0000', '0706050403020100', '161514131211', '22210000', '0000'],
+      ...['0403', '0706050400000000', '23211f1d1211', '24230000', '0705'],
+    ].join(''),
+  )
 })
 
 it('keeps the batches of the remaining messages, and the first and last batch', () => {
@@ -137,16 +162,23 @@ it('keeps the batches of the remaining messages, and the first and last batch', 
         left.sort((a, b) => a - b)
         const table = new BatchTable()
         for (const first of firsts) table.push(first, first * 1_000, first * 7, 100 + first)
+        if (firsts.length % 2 === 0) table.share(7)
         const live = left.filter((index) => index >= firsts[0]!)
         const before = live.map((index) => [
           table.positionAt(index),
           table.timeAt(index),
           table.bytes(table.find(index)),
+          table.sharedIndex(table.find(index)),
         ])
         table.keep(live)
         table.trim()
         expect(
-          live.map((index) => [table.positionAt(index), table.timeAt(index), table.bytes(table.find(index))]),
+          live.map((index) => [
+            table.positionAt(index),
+            table.timeAt(index),
+            table.bytes(table.find(index)),
+            table.sharedIndex(table.find(index)),
+          ]),
         ).toEqual(before)
         expect(table.count).toBeLessThanOrEqual(live.length + 2)
         expect(table.room).toBe(Math.max(2, table.count))

@@ -5,12 +5,17 @@
  * batch takes 12 bytes, and otherwise 20. The size matters, because ten million messages in batches of one need ten
  * million entries.
  *
+ * A row is the part of a batch that is in this chunk. In a shared batch, which several queues use, a row also has the
+ * index in the batch at which it begins, because the header of the batch has no offset of this queue. A table with such a
+ * row takes 22 bytes for each row.
+ *
  * The whole table is in one array of 16-bit words, as in a page. A client that publishes to 10,000 queues in turn
  * misses the CPU cache for each queue: one array costs one miss, and eight arrays would cost eight.
  *
  * Words: the first eight are the index, position and time of the first batch, in the wide form. Positions and times in the
  * narrow form are relative to these. The eight words are followed by the words of each batch:
  *   narrow: first index · 2 of position · 2 of time · bytes    wide: first index · 4 of position · 3 of time · 2 of bytes
+ *   shared: like wide, and then the index in the batch plus 1, or 0 in the row of a batch that is not shared
  */
 import { readU16, writeU16 } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
@@ -20,6 +25,7 @@ const BATCHES_FIRST = 2
 const COPIED_BY_WORD = 16
 const NARROW = 6
 const WIDE = 10
+const SHARED = 11
 /** Number of words before the words of the first batch. */
 const AHEAD = 8
 const FIRST = 0
@@ -28,11 +34,18 @@ const TIME_NARROW = 3
 const TIME_WIDE = 5
 const BYTES_NARROW = 5
 const BYTES_WIDE = 8
+const INDEX_SHARED = 10
 const WORD = 0x1_0000
 /** Shared by all empty tables. Never changed. */
 const NO_WORDS: Uint16Array = new Uint16Array(AHEAD + BATCHES_FIRST * NARROW)
 const WORD_2 = 2 ** 32
 const WORD_3 = 2 ** 48
+/** The index in the batch of a row whose batch is not shared. */
+export const NOT_SHARED = -1
+
+/** The form of the rows of a table. */
+export type BatchForm = 'narrow' | 'wide' | 'shared'
+const WIDTH = { narrow: NARROW, wide: WIDE, shared: SHARED } as const
 
 export class BatchTable {
   count = 0
@@ -46,9 +59,18 @@ export class BatchTable {
     return this.#width === NARROW
   }
 
+  /** Whether the table may have rows of shared batches. */
+  get hasShared(): boolean {
+    return this.#width === SHARED
+  }
+
+  get form(): BatchForm {
+    return this.isNarrow ? 'narrow' : this.hasShared ? 'shared' : 'wide'
+  }
+
   /** Size of the table in a page. */
   get pageBytes(): number {
-    return (this.isNarrow ? AHEAD + this.count * NARROW : this.count * WIDE) * 2
+    return (this.isNarrow ? AHEAD + this.count * NARROW : this.count * this.#width) * 2
   }
 
   /** Adds a batch of `bytes` bytes, including its header. Its first message has the index `first`, above all indexes in the table. */
@@ -61,10 +83,25 @@ export class BatchTable {
     }
     this.#words[AHEAD + batch * this.#width] = first
     this.#set(batch, position, timeMs)
-    if (this.isNarrow && bytes >= WORD) this.#widen()
+    if (this.isNarrow && bytes >= WORD) this.#widen(WIDE)
     const at = AHEAD + batch * this.#width
     if (this.isNarrow) this.#words[at + BYTES_NARROW] = bytes
-    else this.#setPair(at + BYTES_WIDE, bytes)
+    else {
+      this.#setPair(at + BYTES_WIDE, bytes)
+      // The words can be those of an earlier row.
+      if (this.hasShared) this.#words[at + INDEX_SHARED] = 0
+    }
+  }
+
+  /** Makes the newest row that of a shared batch. Its first message has this index in the batch. */
+  share(index: number): void {
+    if (!this.hasShared) this.#widen(SHARED)
+    this.#words[AHEAD + (this.count - 1) * SHARED + INDEX_SHARED] = index + 1
+  }
+
+  /** Index of the row's first message in its shared batch; `NOT_SHARED` if the batch is not shared. */
+  sharedIndex(batch: number): number {
+    return this.hasShared ? this.#words[AHEAD + batch * SHARED + INDEX_SHARED]! - 1 : NOT_SHARED
   }
 
   /**
@@ -118,6 +155,10 @@ export class BatchTable {
     return this.isNarrow ? this.#words[at + BYTES_NARROW]! : this.#pair(at + BYTES_WIDE)
   }
 
+  isShared(batch: number): boolean {
+    return this.hasShared && this.#words[AHEAD + batch * SHARED + INDEX_SHARED] !== 0
+  }
+
   setPosition(batch: number, position: number): void {
     this.#set(batch, position, this.timeMs(batch))
   }
@@ -161,14 +202,14 @@ export class BatchTable {
   }
 
   /** Fills an empty table with the `count` batches that `encode` wrote. Returns the end. */
-  decode(bytes: Uint8Array, at: number, count: number, isNarrow: boolean): number {
-    this.#width = isNarrow ? NARROW : WIDE
+  decode(bytes: Uint8Array, at: number, count: number, form: BatchForm): number {
+    this.#width = WIDTH[form]
     this.count = count
     this.room = Math.max(count, BATCHES_FIRST)
     this.#words = new Uint16Array(AHEAD + this.room * this.#width)
     const end = at + this.pageBytes
     if (count <= COPIED_BY_WORD) {
-      let word = isNarrow ? 0 : AHEAD
+      let word = this.isNarrow ? 0 : AHEAD
       for (let from = at; from < end; from += 2) this.#words[word++] = readU16(bytes, from)
       return end
     }
@@ -196,21 +237,22 @@ export class BatchTable {
       this.#setPair(at + TIME_NARROW, timeAbove)
       return
     }
-    this.#widen()
+    this.#widen(WIDE)
     this.#setWide(AHEAD + batch * WIDE, position, timeMs)
   }
 
-  #widen(): void {
-    const wide = new Uint16Array(AHEAD + this.room * WIDE)
-    for (let batch = 0; batch < this.count; batch++) wide[AHEAD + batch * WIDE] = this.first(batch)
+  // Changes a narrow table to another form, or a wide table to the shared form.
+  #widen(width: typeof WIDE | typeof SHARED): void {
+    const wide = new Uint16Array(AHEAD + this.room * width)
+    for (let batch = 0; batch < this.count; batch++) wide[AHEAD + batch * width] = this.first(batch)
     const positions = Array.from({ length: this.count }, (_, batch) => this.position(batch))
     const times = positions.map((_, batch) => this.timeMs(batch))
     const bytes = positions.map((_, batch) => this.bytes(batch))
-    this.#width = WIDE
+    this.#width = width
     this.#words = wide
     for (let batch = 0; batch < this.count; batch++) {
-      this.#setWide(AHEAD + batch * WIDE, positions[batch]!, times[batch]!)
-      this.#setPair(AHEAD + batch * WIDE + BYTES_WIDE, bytes[batch]!)
+      this.#setWide(AHEAD + batch * width, positions[batch]!, times[batch]!)
+      this.#setPair(AHEAD + batch * width + BYTES_WIDE, bytes[batch]!)
     }
   }
 

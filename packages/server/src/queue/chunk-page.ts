@@ -4,8 +4,8 @@
  * decodes them.
  *
  * Page: u64 base · u64 record bytes · u16 count · u16 batches · u16 waiting · u16 dead · u16 redriven · u16 live · u32 flags
- *   (1 gone, 2 priorities, 4 expiries, 8 keys, 16 ids, 32 sizes, 64 narrow, 128 listed, 256 retained) · batches of u16 first index, u64 position,
- *   u48 time, u32 bytes; narrow: u16 first index, u64 position and u48 time of the first batch, then for each batch u16
+ *   (1 gone, 2 priorities, 4 expiries, 8 keys, 16 ids, 32 sizes, 64 narrow, 128 listed, 256 retained, 512 shared) · batches
+ *   of u16 first index, u64 position, u48 time, u32 bytes; shared: and u16 index in the batch plus 1, 0 if it is not shared; narrow: u16 first index, u64 position and u48 time of the first batch, then for each batch u16
  *   first index, u32 position and u32 time relative to the first batch, u16 bytes ·
  *   128 B of gone bits, index 0 in the lowest bit; or listed: live × u16 index, all other messages are gone · then for each
  *   message, or for each listed one: u8 priority; u48 expiry; two u32 of the key's hash; four u32 of the id's hash; u32 record
@@ -52,9 +52,11 @@ const FLAG = {
   narrow: 64,
   listed: 128,
   retained: 256,
+  shared: 512,
 } as const
 /** Time and bytes, then one bit for each message. */
 const RETAINED_BYTES = 16 + CHUNK_WORDS * 4
+const FORM_FLAG = { narrow: FLAG.narrow, wide: 0, shared: FLAG.shared } as const
 const MOVING = 128
 /** Live messages are listed if fewer than one message in this many is live. */
 const LISTED_SHARE = 4
@@ -70,7 +72,7 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   const columns = PAGE_COLUMNS.filter((column) => column.isIn(chunk))
   const indexes = isListed ? chunk.liveIndexes() : columns.length > 0 ? ALL_INDEXES.slice(0, count) : []
   const waiting = waitingIn(chunk)
-  let flags = (hasGone ? FLAG.gone : 0) | (isListed ? FLAG.listed : 0) | (batches.isNarrow ? FLAG.narrow : 0)
+  let flags = (hasGone ? FLAG.gone : 0) | (isListed ? FLAG.listed : 0) | FORM_FLAG[batches.form]
   if (chunk.retained !== undefined) flags |= FLAG.retained
   let rowBytes = isListed ? INDEX_BYTES : 0
   for (const { flag, bytes } of columns) {
@@ -98,7 +100,8 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
   const head = decodeHead(bytes, start)
   const { count, flags } = head
   const chunk = new Chunk(head.base)
-  let at = chunk.batches.decode(bytes, start + HEAD_BYTES, head.batches, (flags & FLAG.narrow) !== 0)
+  const form = flags & FLAG.narrow ? 'narrow' : flags & FLAG.shared ? 'shared' : 'wide'
+  let at = chunk.batches.decode(bytes, start + HEAD_BYTES, head.batches, form)
   if (head.batches > 0) chunk.restored(count, head.recordBytes)
   if (flags & FLAG.gone) at = decodeGone(bytes, at, chunk)
   const columns =

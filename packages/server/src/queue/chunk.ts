@@ -18,6 +18,15 @@ import { Retained } from './retained.js'
 
 export { DEATH, type Death }
 
+/** The header fields of a batch to append. */
+export interface AppendedBatch {
+  readonly baseOffset: number
+  readonly count: number
+  readonly timeMs: number
+  /** Size of the batch, header included. */
+  readonly length: number
+}
+
 /** Options of the messages of one batch, by index in the batch. One object is reused for all batches. */
 export interface Traits {
   readonly priorities: Uint8Array
@@ -35,6 +44,12 @@ export interface Traits {
   readonly replaces: Uint8Array
   /** Sizes of the records; undefined if the queue does not need the sizes of single records. */
   readonly sizes: Uint32Array | undefined
+}
+
+export function sumOf(sizes: Uint32Array, from: number, to: number): number {
+  let sum = 0
+  for (let at = from; at < to; at++) sum += sizes[at]!
+  return sum
 }
 
 /** History of a message that was redriven. */
@@ -269,6 +284,7 @@ export class Chunk {
     location.publishedAtMs = batches.timeMs(batch)
     location.batchFrom = base + batches.first(batch)
     location.batchEnd = base + this.batchEnd(batch)
+    location.sharedIndex = batches.sharedIndex(batch)
   }
 
   /** Size of the message's record; 0 if it is not known. */

@@ -213,9 +213,9 @@ export class Chunks {
 
   /**
    * Visits the batches that have a live or retained message, each batch once, in the order of their offsets, until
-   * `visit` returns true. Allocates nothing per batch, because a queue that is deleted can have millions of batches.
+   * `visit` returns true. A shared batch is visited once for each of its rows with such a message. Allocates nothing per batch, because a queue that is deleted can have millions of batches.
    */
-  eachNeededBatch(visit: (position: number, bytes: number) => boolean | void): void {
+  eachNeededBatch(visit: (position: number, bytes: number, isShared: boolean) => boolean | void): void {
     let last = -1
     for (const number of this.#neededNumbers()) {
       const chunk = this.held(number)
@@ -224,7 +224,7 @@ export class Chunks {
         const { uses, firstPosition, firstBytes, lastPosition } = this.#summary(number)
         for (const [position, bytes] of uses) {
           const isVisited = position === firstPosition && position === last
-          if (visit(position, isVisited ? bytes - firstBytes : bytes) === true) return
+          if (visit(position, isVisited ? bytes - firstBytes : bytes, false) === true) return
         }
         last = lastPosition
         continue
@@ -232,10 +232,11 @@ export class Chunks {
       if (chunk.live === 0 && chunk.retained === undefined) continue
       for (let batch = 0; batch < chunk.batches.count; batch++) {
         const position = chunk.batches.position(batch)
+        const isShared = chunk.batches.isShared(batch)
         // A batch that continues from the previous chunk was visited there.
-        if (position === last || chunk.isUnneededHere(batch)) continue
+        if ((position === last && !isShared) || chunk.isUnneededHere(batch)) continue
         last = position
-        if (visit(position, chunk.batches.bytes(batch)) === true) return
+        if (visit(position, chunk.batches.bytes(batch), isShared) === true) return
       }
     }
   }
@@ -288,18 +289,36 @@ export class Chunks {
     return needed
   }
 
-  /** Whether no message of the batch is live or retained, neither in this chunk nor in any other chunk that the batch reaches. */
-  isBatchUnneeded(chunk: Chunk, batch: number): boolean {
-    if (!chunk.isUnneededHere(batch)) return false
+  /**
+   * Removes the batch from `use` if none of its messages is live or retained, neither in this chunk nor in any other chunk
+   * that the batch reaches. Of a shared batch, only this row is considered.
+   */
+  removeUse(chunk: Chunk, batch: number, use: LogUse): void {
+    if (!chunk.isUnneededHere(batch)) return
+    const { batches } = chunk
+    const isShared = batches.isShared(batch)
+    if (isShared || !this.#isNeededElsewhere(chunk, batch))
+      use.remove(batches.position(batch), batches.bytes(batch), isShared)
+  }
+
+  #isNeededElsewhere(chunk: Chunk, batch: number): boolean {
     const position = chunk.batches.position(batch)
-    if (batch === 0 && this.#isNeededFrom(chunk.number, -1, position)) return false
+    if (batch === 0 && this.#isNeededFrom(chunk.number, -1, position)) return true
     const isLast = batch + 1 === chunk.batches.count
-    return !isLast || !chunk.full || !this.#isNeededFrom(chunk.number, 1, position)
+    return isLast && chunk.full && this.#isNeededFrom(chunk.number, 1, position)
+  }
+
+  /** Adds every batch that has a live or retained message to `use`. */
+  addUses(use: LogUse): void {
+    this.eachNeededBatch((position, bytes, isShared) => {
+      if (isShared) use.share(position, bytes, 1)
+      else use.add(position, bytes)
+    })
   }
 
   /** Removes the batches of the cold chunk `number`, which was dropped, from `use`. */
   removeUses(number: number, summary: ChunkSummary, use: LogUse): void {
-    for (const [position, bytes] of summary.uses) use.remove(position, bytes)
+    for (const [position, bytes] of summary.uses) use.remove(position, bytes, false)
     // A batch that reaches into another chunk may still be needed there.
     const { firstPosition, firstBytes, lastPosition, lastBytes } = summary
     const isOne = firstPosition === lastPosition

@@ -37,7 +37,8 @@ export interface ChunkSummary {
 export function summaryOf(chunk: Chunk, segmentOf: (position: number) => number): ChunkSummary | undefined {
   const { batches, retained } = chunk
   const isRetained = chunk.isOnlyRetained && retained!.bytes <= RETAINED_EXCESS_BYTES_MAX
-  if (!isRetained && !chunk.isUntouched) return undefined
+  // The use of a shared batch is counted by its rows in memory.
+  if ((!isRetained && !chunk.isUntouched) || batches.hasShared) return undefined
   const last = batches.count - 1
   const uses = new Map<number, [number, number]>()
   for (let batch = 0; batch <= last; batch++) {

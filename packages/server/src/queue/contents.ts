@@ -21,12 +21,14 @@ import {
   type QueueOptions,
 } from '@sluice/protocol'
 import { NO_ARRIVAL, type Arrivals, type Arriving } from './arrivals.js'
+import { NOT_SHARED } from './batches.js'
 import { CHUNK_MESSAGES } from './bits.js'
-import type { Chunk, RedriveHistory, Traits } from './chunk.js'
+import { sumOf, type AppendedBatch, type Chunk, type RedriveHistory, type Traits } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
 import { NO_COUNTS, NO_TALLY, type Counts, type Tally } from './counts.js'
 import { DeadMessages, type Dead } from './dead.js'
+import type { Refer } from './facts.js'
 import type { Follower } from './follower.js'
 import { ID_WORDS, isId } from './hash.js'
 import { IdWindow } from './ids.js'
@@ -45,15 +47,6 @@ export interface QueueDefinition {
   readonly paused: boolean
   /** Ids of messages below this offset were forgotten when the deduplication window changed. */
   readonly idsFrom: number
-}
-
-/** The header fields of a batch to append. */
-export interface AppendedBatch {
-  readonly baseOffset: number
-  readonly count: number
-  readonly timeMs: number
-  /** Size of the batch, header included. */
-  readonly length: number
 }
 
 /** Maximum number of messages of one queue in the ring of arrivals. Applying 1,024 batches takes 0.2 ms. */
@@ -234,31 +227,63 @@ export class Contents extends Source implements Arriving {
    */
   appendFact(batch: AppendedBatch, position: number, traits?: Traits, duplicates?: Duplicates): void {
     this.applyArrivals()
-    const { baseOffset: base, count, timeMs, length } = batch
+    const { baseOffset: base, count, length } = batch
     const end = base + count
-    const recordsBytes = length - BATCH_HEADER_BYTES
     for (let from = base; from < end;) {
       const to = Math.min(end, chunkEndAfter(from))
-      // The page of a cold or retained chunk is newer than all batches of the chunk, so the chunk already has these messages.
-      if (this.isCold(from) || this.heldChunk(from)?.isOnlyRetained === true) {
-        from = to
-        continue
-      }
-      const chunk = this.#chunkToFill(from)
-      const index = from - chunk.base
-      if (chunk.pagePosition <= this.appliedFrom && index >= chunk.count) {
-        const bytes =
-          traits?.sizes === undefined
-            ? (recordsBytes * (to - from)) / count
-            : sumOf(traits.sizes, from - base, to - base)
-        chunk.append(to - chunk.base, position, timeMs, bytes, length)
-        if (traits !== undefined) this.#setTraits(chunk, index, to - chunk.base, traits, from - base)
-        this.live += to - from
-        this.bytes += bytes
-        if (duplicates === undefined) this.follower.entered(chunk, index, to - chunk.base)
-      }
+      this.#appendTo(from, to, batch, position, length - BATCH_HEADER_BYTES, NOT_SHARED, traits, duplicates)
       from = to
     }
+    this.#appended(batch, traits, duplicates)
+  }
+
+  /**
+   * Like `appendFact`, for messages of a shared batch, which is at `position` in the log. `refers` are the places of all
+   * of these messages in the batch, in the order of their offsets. In `batch`, only the size is that of the whole batch.
+   */
+  referFact(
+    refers: readonly Refer[],
+    batch: AppendedBatch,
+    position: number,
+    recordsBytes: number,
+    traits?: Traits,
+    duplicates?: Duplicates,
+  ): void {
+    this.applyArrivals()
+    for (const { offset, count, index } of refers)
+      this.#appendTo(offset, offset + count, batch, position, recordsBytes, index, traits, duplicates)
+    this.#appended(batch, traits, duplicates)
+  }
+
+  // Appends the messages `[from, to)` of the batch to their chunk. All messages of the batch have `recordsBytes`.
+  #appendTo(
+    from: number,
+    to: number,
+    { baseOffset: base, count, timeMs, length }: AppendedBatch,
+    position: number,
+    recordsBytes: number,
+    sharedIndex: number,
+    traits: Traits | undefined,
+    duplicates: Duplicates | undefined,
+  ): void {
+    // The page of a cold or retained chunk is newer than all batches of the chunk, so the chunk already has these messages.
+    if (this.isCold(from) || this.heldChunk(from)?.isOnlyRetained === true) return
+    const chunk = this.#chunkToFill(from)
+    const index = from - chunk.base
+    if (chunk.pagePosition > this.appliedFrom || index < chunk.count) return
+    const share = (recordsBytes * (to - from)) / count
+    const bytes = traits?.sizes === undefined ? share : sumOf(traits.sizes, from - base, to - base)
+    chunk.append(to - chunk.base, position, timeMs, bytes, length)
+    if (sharedIndex !== NOT_SHARED) chunk.batches.share(sharedIndex)
+    if (traits !== undefined) this.#setTraits(chunk, index, to - chunk.base, traits, from - base)
+    this.live += to - from
+    this.bytes += bytes
+    if (duplicates === undefined) this.follower.entered(chunk, index, to - chunk.base)
+  }
+
+  #appended(batch: AppendedBatch, traits: Traits | undefined, duplicates: Duplicates | undefined): void {
+    const { baseOffset: base, count } = batch
+    const end = base + count
     if (end > this.next) this.next = end
     if (duplicates !== undefined) this.#takeDuplicates(base, end, duplicates)
     if (traits?.hasIds === true && this.#options.dedupWindowMs > 0 && this.#options.unique === 'window')
@@ -630,10 +655,4 @@ export class Contents extends Source implements Arriving {
     chunk.dead!.delete(index)
     if (chunk.dead!.size === 0) chunk.dead = undefined
   }
-}
-
-function sumOf(sizes: Uint32Array, from: number, to: number): number {
-  let sum = 0
-  for (let at = from; at < to; at++) sum += sizes[at]!
-  return sum
 }

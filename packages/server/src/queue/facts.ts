@@ -64,6 +64,11 @@ export const FACT = {
   ended: 21,
   /** Acknowledged messages from `offset` up to but not including `time` are no longer kept for replay. */
   release: 22,
+  /**
+   * Precedes a shared batch: `count` messages from `offset` of a queue are records of the batch. The queue and the index
+   * of the first record are in `time`; see `referOf`. All messages are in one chunk.
+   */
+  refer: 23,
   /** `offset` is the id of the producer with the identity `text`, in hex. */
   producer: 32,
   /** An atomic step: `time` is its number, `offset` the id of its producer, `count` its checksum, and `text` its batches as JSON. */
@@ -88,11 +93,31 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.ttl,
   FACT.tally,
   FACT.release,
+  FACT.refer,
   FACT.atomic,
 ])
 
 /** Bit in the `death` byte of a `dead` fact: the message will be moved to the dead-letter queue. */
 export const MOVING = 128
+
+/** Size of a `refer` fact. */
+export const REFER_BYTES = HEAD_BYTES + TIME_BYTES
+/** Queue ids are below this number. */
+const QUEUE_IDS = 2 ** 32
+
+/** Consecutive messages of a queue that are stored in a shared batch. They are in one chunk of the queue. */
+export interface Refer {
+  readonly queueId: number
+  /** Offset of the first message. */
+  readonly offset: number
+  readonly count: number
+  /** Index of the first message in the batch. */
+  readonly index: number
+}
+
+export function referOf({ offset, count, timeMs }: Fact): Refer {
+  return { queueId: timeMs % QUEUE_IDS, offset, count, index: Math.floor(timeMs / QUEUE_IDS) }
+}
 
 export type GoneFact = 'ack' | 'expire' | 'drop' | 'cancel' | 'discard'
 
@@ -230,6 +255,11 @@ export class FactBuffer {
   release(from: number, end: number): void {
     const at = this.#item(FACT.release, 0, 0, from, TIME_BYTES)
     writeU64(this.#bytes, at + HEAD_BYTES, end)
+  }
+
+  refer({ queueId, offset, count, index }: Refer): void {
+    const at = this.#item(FACT.refer, 0, count, offset, TIME_BYTES)
+    writeU64(this.#bytes, at + HEAD_BYTES, index * QUEUE_IDS + queueId)
   }
 
   ensure(definition: string): void {

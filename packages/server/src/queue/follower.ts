@@ -18,7 +18,7 @@ export interface Follower {
   removedFrom(chunk: Chunk, batch: number): void
   /** All messages of a cold chunk are gone and none is retained. Called after the chunk was dropped. */
   removedCold(number: number, summary: ChunkSummary): void
-  /** A live batch was copied from `from` to `to`. */
+  /** A live batch that no other queue uses was copied from `from` to `to`. */
   copied(from: number, to: number, bytes: number): void
   /** The queue is about to be dropped. */
   dropped(): void

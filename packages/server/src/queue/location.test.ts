@@ -7,8 +7,9 @@ import {
 } from '@sluice/protocol'
 import { expect, test } from 'vitest'
 import { Arrivals } from './arrivals.js'
+import { NOT_SHARED } from './batches.js'
 import { CHUNK_MESSAGES } from './bits.js'
-import { checkBatchAt, emptyLocation, indexInBatch } from './location.js'
+import { SHARED_QUEUE_ID, checkBatchAt, emptyLocation, indexInBatch } from './location.js'
 import { Queue } from './queue.js'
 import { CountedUse } from '../testing/log-use.js'
 
@@ -43,6 +44,7 @@ test('a location gives the batch of its message, and the header of that batch gi
         publishedAtMs: timeMs,
         batchFrom: Math.max(base, chunkBase),
         batchEnd: Math.min(base + count, chunkBase + CHUNK_MESSAGES),
+        sharedIndex: NOT_SHARED,
       })
       checkBatchAt(location, queue, header, 0)
       if (indexInBatch(location, header, 0) === offset - base) located++
@@ -57,9 +59,21 @@ test.each([
   ['that is longer', headerOf(1, 10, 6)],
   ['that ends before the message', headerOf(1, 10, 3)],
 ])('rejects a batch %s', (_, header) => {
-  const location = { offset: 13, batchPosition: 512, publishedAtMs: 1, batchFrom: 10, batchEnd: 15 }
+  const location = { ...emptyLocation(), offset: 13, batchPosition: 512, batchFrom: 10, batchEnd: 15 }
   expect(() => checkBatchAt(location, { id: 1, name: 'q' }, header, 0)).toThrow(
     'The batch at position 512 of the log is not the batch of the queue q that was written there.',
   )
   checkBatchAt(location, { id: 1, name: 'q' }, headerOf(1, 10, 5), 0)
+})
+
+test.each([
+  ['of a queue', headerOf(1, 10, 9)],
+  ['that ends before the message', headerOf(SHARED_QUEUE_ID, 0, 6)],
+])('rejects a batch %s as a shared batch', (_, header) => {
+  const place = { ...emptyLocation(), batchPosition: 512, batchFrom: 10, batchEnd: 20, sharedIndex: 3 }
+  expect(() => checkBatchAt({ ...place, offset: 13 }, { id: 1, name: 'q' }, header, 0)).toThrow(
+    'The batch at position 512 of the log is not the batch of the queue q that was written there.',
+  )
+  checkBatchAt({ ...place, offset: 13 }, { id: 1, name: 'q' }, headerOf(SHARED_QUEUE_ID, 0, 7), 0)
+  expect(indexInBatch({ ...place, offset: 13 }, header, 0)).toBe(6)
 })

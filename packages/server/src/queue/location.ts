@@ -1,10 +1,15 @@
 /**
  * A location: the place of a message in the log. Only `Contents.locate` and `Chunk.locate` map an offset to a place, by
  * filling in a location: readers of the log do not use batch tables. The index of the message in its batch is computed
- * from the header of the stored batch, because the chunk with the first message of the batch may be gone.
+ * from the header of the stored batch, because the chunk with the first message of the batch may be gone. The header of
+ * a shared batch, which several queues use, has no offset; the location then has an index in the batch.
  */
 import { SluiceError, batchBaseOffset, batchCount, batchQueueId } from '@sluice/protocol'
+import { NOT_SHARED } from './batches.js'
 import { CHUNK_MESSAGES } from './bits.js'
+
+/** Queue id in the header of a shared batch. */
+export const SHARED_QUEUE_ID = 0
 
 export interface Location {
   offset: number
@@ -17,35 +22,54 @@ export interface Location {
    */
   batchFrom: number
   batchEnd: number
+  /** Index in the batch of the message at `batchFrom`, if the batch is shared; otherwise `NOT_SHARED`. */
+  sharedIndex: number
 }
 
 export function emptyLocation(): Location {
-  return { offset: 0, batchPosition: 0, publishedAtMs: 0, batchFrom: 0, batchEnd: 0 }
+  return {
+    offset: 0,
+    batchPosition: 0,
+    publishedAtMs: 0,
+    batchFrom: 0,
+    batchEnd: 0,
+    sharedIndex: NOT_SHARED,
+  }
 }
 
 /** Index of the message in its batch, whose header is at `bytes[at]`. */
-export function indexInBatch({ offset }: Location, bytes: Uint8Array, at: number): number {
-  return offset - batchBaseOffset(bytes, at)
+export function indexInBatch(
+  { offset, batchFrom, sharedIndex }: Location,
+  bytes: Uint8Array,
+  at: number,
+): number {
+  return sharedIndex === NOT_SHARED ? offset - batchBaseOffset(bytes, at) : sharedIndex + offset - batchFrom
 }
 
 /**
  * Checks that the batch at `bytes[at]` is the batch of the location. The checksum of a batch does not cover its
  * header, so the header is compared with the location. If the range of the location is the whole chunk, the batch
- * only has to be of this queue and to contain the range.
+ * only has to be of this queue and to contain the range. A shared batch has no queue and no offsets, and only has to
+ * contain the index of the message.
  * @throws SluiceError CORRUPT
  */
 export function checkBatchAt(
-  { offset, batchPosition, batchFrom, batchEnd }: Location,
+  location: Location,
   queue: { readonly id: number; readonly name: string },
   bytes: Uint8Array,
   at: number,
 ): void {
-  const first = batchBaseOffset(bytes, at)
+  const { offset, batchPosition, batchFrom, batchEnd, sharedIndex } = location
+  const isShared = sharedIndex !== NOT_SHARED
+  const first = isShared ? batchFrom - sharedIndex : batchBaseOffset(bytes, at)
   const end = first + batchCount(bytes, at)
-  const isFirst = batchFrom % CHUNK_MESSAGES === 0 ? first <= batchFrom : first === batchFrom
+  const isFirst = isShared || (batchFrom % CHUNK_MESSAGES === 0 ? first <= batchFrom : first === batchFrom)
   // Batches between this one and the next one in the batch table may be gone.
-  const isLast = batchEnd % CHUNK_MESSAGES === 0 ? end >= batchEnd : end > offset && end <= batchEnd
-  if (isFirst && isLast && batchQueueId(bytes, at) === queue.id) return
+  const isLast =
+    !isShared && batchEnd % CHUNK_MESSAGES === 0
+      ? end >= batchEnd
+      : end > offset && (isShared || end <= batchEnd)
+  if (isFirst && isLast && batchQueueId(bytes, at) === (isShared ? SHARED_QUEUE_ID : queue.id)) return
   throw new SluiceError(
     'CORRUPT',
     `The batch at position ${batchPosition} of the log is not the batch of the queue ${queue.name} that was written there.`,

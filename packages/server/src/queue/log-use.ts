@@ -3,6 +3,7 @@ import type { Pages } from './pages.js'
 /**
  * Counts the bytes of batches that have live or retained messages, by segment of the log. The counts show which segments
  * are still needed, and the cost of copying their batches. A batch counts in full until its last such message is gone.
+ * For a shared batch, which several queues use, the rows that have such messages are counted.
  */
 export interface LogUse {
   /** Gets notified of the pages of chunks and ids. */
@@ -11,8 +12,10 @@ export interface LogUse {
   segmentOf(position: number): number
   /** The batch at `position` is needed now. `bytes` is its size, including its header. */
   add(position: number, bytes: number): void
-  /** Called when no message of the batch at `position` is live or retained any more. */
-  remove(position: number, bytes: number): void
+  /** `rows` more rows of the shared batch at `position` are needed now. `bytes` is the size of the batch. */
+  share(position: number, bytes: number, rows: number): void
+  /** Called when no message of the batch at `position`, or of a row of a shared batch, is live or retained any more. */
+  remove(position: number, bytes: number, isShared: boolean): void
   /** A live batch was copied from `from` to `to`. */
   move(from: number, to: number, bytes: number): void
 }

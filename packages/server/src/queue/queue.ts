@@ -203,8 +203,7 @@ export class Queue extends Contents implements Follower {
   }
 
   removedFrom(chunk: Chunk, batch: number): void {
-    if (this.appliedChunks.isBatchUnneeded(chunk, batch))
-      this.use.remove(chunk.batches.position(batch), chunk.batches.bytes(batch))
+    this.appliedChunks.removeUse(chunk, batch, this.use)
   }
 
   removedCold(number: number, summary: ChunkSummary): void {
@@ -216,7 +215,7 @@ export class Queue extends Contents implements Follower {
   }
 
   dropped(): void {
-    this.chunks.eachNeededBatch((position, bytes) => this.use.remove(position, bytes))
+    this.chunks.eachNeededBatch((position, bytes, isShared) => this.use.remove(position, bytes, isShared))
     this.#line.clear()
     this.#moving?.clear()
     this.leased = 0
@@ -227,7 +226,7 @@ export class Queue extends Contents implements Follower {
   /** Called when recovery is over: builds the line and the rest of the volatile state. */
   open(nowMs: number): void {
     this.follow(this)
-    this.chunks.eachNeededBatch((position, bytes) => this.use.add(position, bytes))
+    this.chunks.addUses(this.use)
     this.#former?.open()
     if (this.deadCount > 0) this.moving.list()
     for (const chunk of this.chunks) {

@@ -189,7 +189,10 @@ export abstract class Source {
 
   // --- copies ---
 
-  /** The batch that starts at `offset` was copied to `position`. */
+  /**
+   * The batch that starts at `offset`, or the part of a shared batch, was copied to `position`. The follower is not
+   * notified of a shared batch.
+   */
   relocateFact(offset: number, count: number, position: number): void {
     let from = -1
     let bytes = 0
@@ -199,7 +202,7 @@ export abstract class Source {
       const index = at - chunk.base
       const batch = chunk.batches.find(index)
       if (chunk.batches.first(batch) !== index) continue
-      from = chunk.batches.position(batch)
+      if (!chunk.batches.isShared(batch)) from = chunk.batches.position(batch)
       bytes = chunk.batches.bytes(batch)
       chunk.relocate(batch, position)
       this.dirty = true

@@ -1,6 +1,7 @@
 /**
  * Frees space by copying the live batches of the oldest segments to the end of the log, so that those segments can be
- * truncated. A copied batch keeps its header, and so its offsets, times and checksum; only its position changes.
+ * truncated. A copied batch keeps its header, and so its offsets, times and checksum; only its position changes. The copy
+ * of a shared batch is preceded by the `refer` facts about those rows that are still needed.
  *
  * Invariant: while the broker is idle, copying ends after some time. Live bytes are exactly the bytes that copying
  * would write, and page bytes are exactly the bytes that rewriting the pages would write. So copying can free the whole
@@ -9,8 +10,11 @@
  */
 import {
   BATCH_ATTRIBUTE,
+  BATCH_HEADER_BYTES,
   BATCH_TYPE,
   SluiceError,
+  batchAttributes,
+  batchLength,
   batchType,
   readBatchHeader,
   writeBatchAttributes,
@@ -19,8 +23,9 @@ import { entryBatches } from '../log/entry.js'
 import type { Log, LogEntry } from '../log/log.js'
 import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
 import type { Tail } from '../log/tail.js'
-import { chunkEndAfter, type Queue } from '../queue/index.js'
+import { FactBuffer, chunkEndAfter, type Queue, type Refer } from '../queue/index.js'
 import type { ColdChunks } from './cold-chunks.js'
+import { isSharedBatch, refersIn, writeReferFacts } from './shared-batches.js'
 import type { State } from './state.js'
 
 /** Dead bytes that are tolerated before anything is copied, in segments. */
@@ -227,8 +232,17 @@ export class Relocation {
   // Copies the live batches of the entry. Waits only for cold chunks: a chunk must be in memory when one of its batches
   // is copied.
   async #copy(entry: LogEntry, nowMs: number): Promise<void> {
+    let refers: readonly Refer[] = []
     for (const at of entryBatches(entry.bytes, 0)) {
-      if (batchType(entry.bytes, at) !== BATCH_TYPE.messages) continue
+      if (batchType(entry.bytes, at) !== BATCH_TYPE.messages) {
+        refers = refersIn(entry.bytes, at)
+        continue
+      }
+      if (isSharedBatch(entry.bytes, at)) {
+        // A chunk with messages of a shared batch is never cold.
+        this.#copyShared(refers, entry, at, nowMs)
+        continue
+      }
       const { queueId, baseOffset, count } = readBatchHeader(entry.bytes, at)
       const queue = this.#state.queuesById.get(queueId)
       if (queue === undefined) continue
@@ -247,13 +261,45 @@ export class Relocation {
   #copyBatch(queue: Queue, entry: LogEntry, at: number, nowMs: number): void {
     const header = readBatchHeader(entry.bytes, at)
     if (queue.chunks.neededAt(header.baseOffset, header.count, entry.position + at) === 0) return
-    const to = this.#tail.reserve(header.length, nowMs)
-    this.#tail.bytes.set(entry.bytes.subarray(at, at + header.length), to)
-    writeBatchAttributes(this.#tail.bytes, to, header.attributes | BATCH_ATTRIBUTE.relocated)
-    const position = this.#tail.add(header.length)
+    const position = this.#append(entry.bytes, at, nowMs)
     queue.relocateFact(header.baseOffset, header.count, position)
-    this.#allowance -= header.length
-    this.#tail.upkeepBytes += header.length
+  }
+
+  #copyShared(refers: readonly Refer[], entry: LogEntry, at: number, nowMs: number): void {
+    const from = entry.position + at
+    const { queuesById, segments } = this.#state
+    const needed = refers.filter(({ queueId, offset, count }) => {
+      const queue = queuesById.get(queueId)
+      return queue !== undefined && queue.chunks.neededAt(offset, count, from) > 0
+    })
+    if (needed.length === 0) return
+    const facts = new FactBuffer()
+    for (const refer of needed) facts.refer(refer)
+    const factsBytes = BATCH_HEADER_BYTES + facts.length
+    // A crash keeps either the facts and the batch or no part of them.
+    const to = this.#tail.reserve(factsBytes + batchLength(entry.bytes, at), nowMs)
+    writeReferFacts(this.#tail.bytes, to, facts, nowMs)
+    this.#tail.add(factsBytes)
+    this.#count(factsBytes)
+    const position = this.#append(entry.bytes, at, nowMs)
+    for (const { queueId, offset, count } of needed)
+      queuesById.get(queueId)!.relocateFact(offset, count, position)
+    segments.moveShared(from, position)
+  }
+
+  // Appends a copy of the batch at `bytes[at]` and returns its position.
+  #append(bytes: Uint8Array, at: number, nowMs: number): number {
+    const length = batchLength(bytes, at)
+    const to = this.#tail.reserve(length, nowMs)
+    this.#tail.bytes.set(bytes.subarray(at, at + length), to)
+    writeBatchAttributes(this.#tail.bytes, to, batchAttributes(bytes, at) | BATCH_ATTRIBUTE.relocated)
+    this.#count(length)
+    return this.#tail.add(length)
+  }
+
+  #count(bytes: number): void {
+    this.#allowance -= bytes
+    this.#tail.upkeepBytes += bytes
   }
 
   #refill(nowMs: number): void {

@@ -16,6 +16,7 @@ import {
   batchTimeMs,
   batchType,
   readBatchHeader,
+  type BatchHeader,
   type Duplicates,
   type Placed,
   type QueueCounter,
@@ -35,11 +36,13 @@ import {
   type Death,
   type Fact,
   type Queue,
+  type Refer,
   type PageKind,
 } from '../queue/index.js'
 import type { Directory } from './directory.js'
 import type { PageEntry } from './page-tree.js'
 import { Producer, answeredDuplicates } from './producers.js'
+import { SharedRecords, byQueue, countOf, isSharedBatch, refersIn } from './shared-batches.js'
 import { BOOT_AFTER_CLOSE, type State } from './state.js'
 import { readTraits } from './traits.js'
 
@@ -60,8 +63,10 @@ export class Replay {
    * written.
    */
   #listedProducerIds = 0
-  /** Facts about the batch that follows them. */
-  #preceding: PrecedingFacts | undefined
+  /** Facts about the batch that follows them, by queue. */
+  readonly #preceding = new Map<number, PrecedingFacts>()
+  /** The `refer` facts of the shared batch that follows them. */
+  #refers: readonly Refer[] = []
   /** Duplicates in the batches of an atomic step, by queue and base offset; kept until the step's own fact is read. */
   readonly #stepDuplicates = new Map<string, Duplicates>()
 
@@ -214,7 +219,8 @@ export class Replay {
     const type = batchType(bytes, at)
     // Batches of every type have a time in their header.
     this.#state.newestMs = Math.max(this.#state.newestMs, batchTimeMs(bytes, at))
-    if (type === BATCH_TYPE.messages) this.#applyMessages(bytes, at, position)
+    if (isSharedBatch(bytes, at)) this.#applyShared(bytes, at, position)
+    else if (type === BATCH_TYPE.messages) this.#applyMessages(bytes, at, position)
     else if (type === BATCH_TYPE.facts) this.#applyFacts(bytes, at, position)
     else if (type === BATCH_TYPE.boot) this.#applyBoot(bytes, at, position)
     this.#state.closed = type === BATCH_TYPE.close
@@ -223,8 +229,8 @@ export class Replay {
   #applyMessages(bytes: Uint8Array, at: number, position: number): void {
     const header = readBatchHeader(bytes, at)
     const queue = this.#state.queuesById.get(header.queueId)
-    const preceding = this.#preceding
-    this.#preceding = undefined
+    const preceding = this.#preceding.get(header.queueId)
+    this.#forgetPreceding()
     const relocated = (header.attributes & BATCH_ATTRIBUTE.relocated) !== 0
     const duplicates = relocated ? undefined : byIndex(preceding?.duplicates, header.baseOffset)
     const answered = relocated
@@ -233,17 +239,7 @@ export class Replay {
     // Only a batch of an atomic step has a number and no producer.
     if (answered !== undefined && header.producerId === 0 && header.batchNumber > 0)
       this.#stepDuplicates.set(`${header.queueId}:${header.baseOffset}`, answered)
-    if (!relocated) {
-      const producer = this.#state.producersById.get(header.producerId)
-      if (
-        producer !== undefined &&
-        producer.pagePosition < position &&
-        header.batchNumber >= producer.windowStart
-      ) {
-        producer.accept(header.batchNumber, header.baseOffset, header.recordsCrc, answered)
-        producer.lastUsedMs = header.timeMs
-      }
-    }
+    if (!relocated) this.#applyNumber(header, position, answered)
     if (queue === undefined) return
     queue.appliedFrom = position
     if (relocated) {
@@ -261,9 +257,59 @@ export class Replay {
     queue.appliedFrom = Infinity
   }
 
+  // The result of a batch is remembered under its number. The base offset of a shared batch is the number of its queues.
+  #applyNumber(header: BatchHeader, position: number, answered: Duplicates | undefined): void {
+    const producer = this.#state.producersById.get(header.producerId)
+    if (producer === undefined || producer.pagePosition >= position) return
+    if (header.batchNumber < producer.windowStart) return
+    producer.accept(header.batchNumber, header.baseOffset, header.recordsCrc, answered)
+    producer.lastUsedMs = header.timeMs
+  }
+
+  #applyShared(bytes: Uint8Array, at: number, position: number): void {
+    const header = readBatchHeader(bytes, at)
+    const isRelocated = (header.attributes & BATCH_ATTRIBUTE.relocated) !== 0
+    const records = new SharedRecords(bytes, at, header, this.#state.seed)
+    for (const refers of byQueue(this.#refers)) {
+      const queue = this.#state.queuesById.get(refers[0]!.queueId)
+      if (queue === undefined) continue
+      queue.appliedFrom = position
+      if (isRelocated) for (const { offset, count } of refers) queue.relocateFact(offset, count, position)
+      else this.#applyRefers(queue, refers, header, position, records)
+      queue.appliedFrom = Infinity
+    }
+    if (!isRelocated) this.#applyNumber(header, position, undefined)
+    this.#forgetPreceding()
+    this.#refers = []
+  }
+
+  // Clearing an empty map would allocate, and most batches have no such facts.
+  #forgetPreceding(): void {
+    if (this.#preceding.size > 0) this.#preceding.clear()
+  }
+
+  #applyRefers(
+    queue: Queue,
+    refers: readonly Refer[],
+    { attributes, timeMs, length }: BatchHeader,
+    position: number,
+    records: SharedRecords,
+  ): void {
+    const baseOffset = refers[0]!.offset
+    const preceding = this.#preceding.get(queue.id)
+    const duplicates = byIndex(preceding?.duplicates, baseOffset)
+    const rules = { ttlMs: preceding?.ttlMs ?? 0, maxBytes: queue.options.maxBytes }
+    const traits = attributes & BATCH_ATTRIBUTE.traits ? records.traitsOf(refers, rules) : undefined
+    const batch = { baseOffset, count: countOf(refers), timeMs, length }
+    queue.referFact(refers, batch, position, records.bytesOf(refers), traits, duplicates)
+    if (duplicates !== undefined && queue.pagePosition < position) queue.count('duplicates', duplicates.size)
+  }
+
   #applyFacts(bytes: Uint8Array, at: number, position: number): void {
     const header = readBatchHeader(bytes, at)
     const id = header.queueId
+    this.#refers = refersIn(bytes, at)
+    if (this.#refers.length > 0) return
     readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
       if (fact.kind === FACT.producer) {
         // A producer that was added during the checkpoint can have a page in the checkpoint. Recovery already knows
@@ -287,8 +333,11 @@ export class Replay {
     })
   }
 
-  #precedingFacts(): PrecedingFacts {
-    return (this.#preceding ??= { ttlMs: 0, duplicates: new Map(), replacing: new Set() })
+  #precedingFacts({ id }: Queue): PrecedingFacts {
+    let preceding = this.#preceding.get(id)
+    if (preceding === undefined)
+      this.#preceding.set(id, (preceding = { ttlMs: 0, duplicates: new Map(), replacing: new Set() }))
+    return preceding
   }
 
   // `text` lists the queue id and base offset of each batch of an atomic step. The duplicates were collected when the
@@ -342,13 +391,13 @@ export class Replay {
         queue.rescheduleFact(offset, fact.timeMs)
         break
       case FACT.duplicate:
-        this.#precedingFacts().duplicates.set(offset, fact.timeMs)
+        this.#precedingFacts(queue).duplicates.set(offset, fact.timeMs)
         break
       case FACT.replace:
-        this.#precedingFacts().replacing.add(offset)
+        this.#precedingFacts(queue).replacing.add(offset)
         break
       case FACT.ttl:
-        this.#precedingFacts().ttlMs = fact.timeMs
+        this.#precedingFacts(queue).ttlMs = fact.timeMs
         break
       case FACT.purge:
         queue.purgeFact(offset)

@@ -3,14 +3,29 @@
  * queues retain. These batches are called live here. They are counted as the queues report changes.
  *
  * Invariant 6: the live bytes of a segment are the bytes of those batches in it that have a live or retained message,
- * headers included. Copying the segment would copy exactly these bytes.
+ * headers included. Copying the segment would copy exactly these bytes. For a shared batch they include its `refer`
+ * facts: one for each row of a chunk that has such a message of the batch.
  */
+import { BATCH_HEADER_BYTES } from '@sluice/protocol'
 import { DIRECTORY_BYTES } from './directory.js'
-import type { LogUse, Queue } from '../queue/index.js'
+import { REFER_BYTES, type LogUse, type Queue } from '../queue/index.js'
 import type { PageTree } from './page-tree.js'
 
 interface Use {
   liveBytes: number
+}
+
+/** A shared batch with live or retained messages. */
+interface Shared {
+  /** Size of the batch, its header included. */
+  readonly bytes: number
+  /** Number of rows, in the chunks of all queues, that have such a message of the batch. */
+  rows: number
+}
+
+/** Bytes that a copy of the batch appends: the batch and a batch with its `refer` facts. */
+function sharedBytes({ bytes, rows }: Shared): number {
+  return bytes + BATCH_HEADER_BYTES + rows * REFER_BYTES
 }
 
 export class Segments implements LogUse {
@@ -21,6 +36,11 @@ export class Segments implements LogUse {
   goneBytes = 0
   readonly #segmentBytes: number
   readonly #uses = new Map<number, Use>()
+  /**
+   * Shared batches that are needed, by position. Each of them has a row in a chunk that is in memory, so the memory budget
+   * bounds this table too.
+   */
+  readonly #shared = new Map<number, Shared>()
   #last: Use | undefined
   #lastNumber = -1
 
@@ -38,7 +58,35 @@ export class Segments implements LogUse {
     this.liveBytes += bytes
   }
 
-  remove(position: number, bytes: number): void {
+  share(position: number, bytes: number, rows: number): void {
+    const shared = this.#shared.get(position)
+    if (shared === undefined) {
+      const added = { bytes, rows }
+      this.#shared.set(position, added)
+      this.add(position, sharedBytes(added))
+      return
+    }
+    shared.rows += rows
+    this.add(position, rows * REFER_BYTES)
+  }
+
+  remove(position: number, bytes: number, isShared: boolean): void {
+    if (isShared) this.#unshare(position)
+    else this.#remove(position, bytes)
+  }
+
+  #unshare(position: number): void {
+    const shared = this.#shared.get(position)!
+    if (shared.rows === 1) {
+      this.#shared.delete(position)
+      this.#remove(position, sharedBytes(shared))
+      return
+    }
+    shared.rows--
+    this.#remove(position, REFER_BYTES)
+  }
+
+  #remove(position: number, bytes: number): void {
     this.#use(position).liveBytes -= bytes
     this.liveBytes -= bytes
     this.goneBytes += bytes
@@ -47,6 +95,14 @@ export class Segments implements LogUse {
   move(from: number, to: number, bytes: number): void {
     this.#use(from).liveBytes -= bytes
     this.#use(to).liveBytes += bytes
+  }
+
+  /** The shared batch at `from` was copied to `to`, with the facts about its rows that are needed. */
+  moveShared(from: number, to: number): void {
+    const shared = this.#shared.get(from)!
+    this.#shared.delete(from)
+    this.#shared.set(to, shared)
+    this.move(from, to, sharedBytes(shared))
   }
 
   /** Bytes of live batches in the segment that contains `position`. */
@@ -60,13 +116,27 @@ export class Segments implements LogUse {
    */
   audit(queues: Iterable<Queue>): void {
     const counted = new Map<number, number>()
+    const shared = new Map<number, Shared>()
     let total = 0
+    const count = (position: number, bytes: number): void => {
+      const number = Math.floor(position / this.#segmentBytes)
+      counted.set(number, (counted.get(number) ?? 0) + bytes)
+      total += bytes
+    }
     for (const queue of queues) {
-      queue.chunks.eachNeededBatch((position, bytes) => {
-        const number = Math.floor(position / this.#segmentBytes)
-        counted.set(number, (counted.get(number) ?? 0) + bytes)
-        total += bytes
+      queue.chunks.eachNeededBatch((position, bytes, isShared) => {
+        if (!isShared) count(position, bytes)
+        else shared.set(position, { bytes, rows: (shared.get(position)?.rows ?? 0) + 1 })
       })
+    }
+    for (const [position, batch] of shared) count(position, sharedBytes(batch))
+    for (const position of new Set([...shared.keys(), ...this.#shared.keys()])) {
+      const rows = shared.get(position)?.rows ?? 0
+      const known = this.#shared.get(position)?.rows ?? 0
+      if (rows !== known)
+        throw new Error(
+          `The shared batch at ${position} has ${rows} needed rows, but its counter is ${known}.`,
+        )
     }
     for (const number of new Set([...counted.keys(), ...this.#uses.keys()])) {
       const bytes = counted.get(number) ?? 0

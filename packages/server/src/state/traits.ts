@@ -42,23 +42,44 @@ export interface BatchTraits extends Traits {
   readonly lacksTtl: boolean
 }
 
-// Reused for every batch; grows to the largest batch of this process.
-const scratch = {
-  priorities: new Uint8Array(0),
-  dues: new Float64Array(0),
-  expiries: new Float64Array(0),
-  isKeyed: false,
-  keys: new Uint32Array(0),
-  hasIds: false,
-  ids: new Uint32Array(0),
-  replaces: new Uint8Array(0),
-  sizes: undefined as Uint32Array | undefined,
-  lacksTtl: false,
+interface Scratch extends BatchTraits {
+  isKeyed: boolean
+  hasIds: boolean
+  priorities: Uint8Array
+  dues: Float64Array
+  expiries: Float64Array
+  keys: Uint32Array
+  ids: Uint32Array
+  replaces: Uint8Array
+  sizes: Uint32Array | undefined
+  lacksTtl: boolean
 }
-let sizes = new Uint32Array(0)
 
-function growScratch(count: number): void {
-  if (count <= scratch.dues.length) return
+// Each is reused for every batch, and grows to the largest batch of this process.
+const scratch = emptyScratch()
+/** Options of some records of a batch. */
+const selected = emptyScratch()
+let sizes = new Uint32Array(0)
+let selectedSizes = new Uint32Array(0)
+
+function emptyScratch(): Scratch {
+  return {
+    priorities: new Uint8Array(0),
+    dues: new Float64Array(0),
+    expiries: new Float64Array(0),
+    isKeyed: false,
+    keys: new Uint32Array(0),
+    hasIds: false,
+    ids: new Uint32Array(0),
+    replaces: new Uint8Array(0),
+    sizes: undefined,
+    lacksTtl: false,
+  }
+}
+
+// Returns the new room; 0 if the scratch is large enough.
+function grow(scratch: Scratch, count: number): number {
+  if (count <= scratch.dues.length) return 0
   const room = Math.min(LIMITS.batchCountMax, Math.max(count, scratch.dues.length * 2, 64))
   scratch.priorities = new Uint8Array(room)
   scratch.dues = new Float64Array(room)
@@ -66,7 +87,7 @@ function growScratch(count: number): void {
   scratch.keys = new Uint32Array(room * 2)
   scratch.ids = new Uint32Array(room * ID_WORDS)
   scratch.replaces = new Uint8Array(room)
-  sizes = new Uint32Array(room)
+  return room
 }
 
 /**
@@ -81,7 +102,8 @@ export function readTraits(
   seed: Seed,
   { ttlMs, maxBytes }: TraitRules,
 ): BatchTraits {
-  growScratch(count)
+  const room = grow(scratch, count)
+  if (room > 0) sizes = new Uint32Array(room)
   const { priorities, dues, expiries, keys, ids } = scratch
   scratch.isKeyed = false
   scratch.hasIds = false
@@ -130,6 +152,39 @@ export function readTraits(
     record += size
   }
   return scratch
+}
+
+/**
+ * The options of some records of a batch, in the order of `ranges`; valid until the next call. `all` are the options of
+ * all records.
+ */
+export function selectTraits(
+  all: BatchTraits,
+  ranges: readonly { readonly index: number; readonly count: number }[],
+): BatchTraits {
+  const room = grow(
+    selected,
+    ranges.reduce((sum, { count }) => sum + count, 0),
+  )
+  if (room > 0) selectedSizes = new Uint32Array(room)
+  const { priorities, dues, expiries, keys, ids, replaces } = selected
+  selected.isKeyed = all.isKeyed
+  selected.hasIds = all.hasIds
+  selected.lacksTtl = all.lacksTtl
+  selected.sizes = all.sizes === undefined ? undefined : selectedSizes
+  let to = 0
+  for (const { index, count } of ranges) {
+    const end = index + count
+    priorities.set(all.priorities.subarray(index, end), to)
+    dues.set(all.dues.subarray(index, end), to)
+    expiries.set(all.expiries.subarray(index, end), to)
+    keys.set(all.keys.subarray(index * 2, end * 2), to * 2)
+    ids.set(all.ids.subarray(index * ID_WORDS, end * ID_WORDS), to * ID_WORDS)
+    replaces.set(all.replaces.subarray(index, end), to)
+    if (all.sizes !== undefined) selectedSizes.set(all.sizes.subarray(index, end), to)
+    to += count
+  }
+  return selected
 }
 
 /**

@@ -14,6 +14,10 @@ export class CountedUse implements LogUse {
     this.add(position, -bytes)
   }
 
+  share(position: number, bytes: number): void {
+    this.add(position, bytes)
+  }
+
   move(from: number, to: number, bytes: number): void {
     this.remove(from, bytes)
     this.add(to, bytes)

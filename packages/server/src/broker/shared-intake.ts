@@ -1,0 +1,296 @@
+/**
+ * Accepts shared batches: one batch for several queues, whose body is stored once. Each target applies its own options:
+ * limits, ids, time to live, keys and priorities. The batch is checked for every target before anything changes; if one
+ * target refuses it, no target gets it, and the error names that target.
+ *
+ * `publish` accepts the numbered batch of a producer, and remembers the number of targets as its result. `take` accepts
+ * a batch that has no producer.
+ */
+import {
+  BATCH_ATTRIBUTE,
+  BATCH_HEADER_BYTES,
+  SluiceError,
+  batchAttributes,
+  batchCount,
+  batchNumber,
+  batchRecordsCrc,
+  checkBatch,
+} from '@sluice/protocol'
+import {
+  Admission,
+  FactBuffer,
+  REFER_BYTES,
+  chunkEndAfter,
+  type AdmittedBatch,
+  type Queue,
+  type Refer,
+} from '../queue/index.js'
+import type { Producer } from '../state/producers.js'
+import { SharedRecords, countOf } from '../state/shared-batches.js'
+import { queueNotFound, type State } from '../state/state.js'
+import { checkTraits, hasDeliveryOptions, type BatchTraits } from '../state/traits.js'
+import type { BatchBytes, Target } from './commands.js'
+import {
+  UNCHECKED,
+  admittedFactsBytes,
+  checkFollows,
+  isPlain,
+  refused,
+  type Arrival,
+  type Intake,
+} from './intake.js'
+import type { Turn } from './turn.js'
+import type { Writer } from './writer.js'
+
+/** Maximum number of queues that get one batch. */
+export const TARGETS_MAX = 1_024
+/** Maximum size of a fact with a time to live, and of the headers of the facts of one target, in bytes. */
+const TTL_FACT_BYTES = 24
+const FACTS_HEADERS_BYTES = 2 * BATCH_HEADER_BYTES
+
+/** The part of a batch that one target gets. */
+interface Part {
+  readonly queue: Queue
+  readonly refers: readonly Refer[]
+  /** Offset of the first message, number of messages, and size of their records. */
+  readonly base: number
+  readonly count: number
+  readonly recordsBytes: number
+  /** Whether the options of the records must be read for this target. */
+  readonly readsRecords: boolean
+  readonly lacksTtl: boolean
+  readonly admission: Admission
+  readonly admitted: AdmittedBatch
+}
+
+/** A batch for several queues that all of them can accept. */
+interface CheckedShared extends BatchBytes {
+  readonly parts: readonly Part[]
+  readonly records: SharedRecords
+  readonly refers: FactBuffer
+  /** Maximum size in the log, with all facts that precede the batch. */
+  readonly totalBytes: number
+}
+
+/** The receipt of a shared batch. */
+export interface Shared {
+  /** Number of queues that got messages. */
+  readonly targets: number
+  /** Number of the entry with the batch. */
+  readonly gate: number
+}
+
+export class SharedIntake {
+  readonly #state: State
+  readonly #writer: Writer
+  readonly #turn: Turn
+  readonly #intake: Intake
+  readonly #messageBytesMax: number
+
+  constructor(state: State, writer: Writer, turn: Turn, intake: Intake, messageBytesMax: number) {
+    this.#messageBytesMax = messageBytesMax
+    this.#state = state
+    this.#writer = writer
+    this.#turn = turn
+    this.#intake = intake
+  }
+
+  /**
+   * Accepts the batch `bytes[at, end)` of a producer for all targets, and returns the number of targets. A batch that is
+   * sent again gets the answer that it got first, whatever the targets are now. `unanswered` is described at
+   * `Intake.publish`.
+   * @throws SluiceError the refusal
+   */
+  publish(
+    producer: Producer,
+    targets: readonly Target[],
+    { bytes, at, end }: BatchBytes,
+    unanswered: number,
+  ): number {
+    checkBatch(bytes, at, end)
+    const number = batchNumber(bytes, at)
+    const crc = batchRecordsCrc(bytes, at)
+    const known = producer.resultOf(number, crc, unanswered)?.[0]
+    if (known !== undefined) return known.baseOffset
+    try {
+      checkFollows(producer, number, bytes, at)
+      this.#accept(targets, { bytes, at, end }, 'new', producer)
+    } catch (error) {
+      throw refused(producer, number, error)
+    }
+    producer.accept(number, targets.length, crc, undefined)
+    producer.lastUsedMs = this.#turn.nowMs
+    return targets.length
+  }
+
+  /**
+   * Accepts a batch that has no producer for all targets. The batch is sealed with the number 0. A refused batch changes
+   * nothing, except that due messages become ready and expired messages are removed.
+   * @throws SluiceError the refusal
+   */
+  take(targets: readonly Target[], batch: BatchBytes, arrival: Arrival): Shared {
+    this.#accept(targets, batch, arrival, undefined)
+    return { targets: targets.length, gate: this.#writer.tail.gate }
+  }
+
+  // @throws SluiceError
+  #accept(
+    targets: readonly Target[],
+    batch: BatchBytes,
+    arrival: Arrival,
+    producer: Producer | undefined,
+  ): void {
+    const checked = this.#check(targets, batch, arrival)
+    this.#writer.checkRoom(checked.totalBytes)
+    if (arrival !== 'moved') this.#writer.checkMemory()
+    if (producer?.id === 0) this.#intake.declare(producer)
+    this.#take(checked, producer?.id ?? 0)
+  }
+
+  // --- check: changes nothing, except that due messages become ready and expired messages are removed ---
+
+  // @throws SluiceError
+  #check(targets: readonly Target[], { bytes, at, end }: BatchBytes, arrival: Arrival): CheckedShared {
+    const { limits } = this.#writer
+    const { nowMs } = this.#turn
+    const count = batchCount(bytes, at)
+    const messageBytesMax = arrival === 'new' ? this.#messageBytesMax : Infinity
+    const flags = this.#intake.checkedFlags(bytes, at, end, messageBytesMax)
+    checkTargets(targets, count)
+    if (hasDeliveryOptions(flags)) checkTraits(bytes, at, count, nowMs)
+    const header = { length: end - at, count, timeMs: nowMs }
+    const records = new SharedRecords(bytes, at, header, this.#state.seed)
+    const refers = new FactBuffer()
+    let aheadBytes = 0
+    const parts = inOrderOfRules(targets).map((target) => {
+      const part = this.#checkTarget(target, records, count, flags, arrival)
+      for (const refer of part.refers) refers.refer(refer)
+      const partBytes = admittedFactsBytes(part.admitted) + (part.lacksTtl ? TTL_FACT_BYTES : 0)
+      if (partBytes > 0) aheadBytes += partBytes + FACTS_HEADERS_BYTES
+      return part
+    })
+    checkFacts('which queues have which records', refers.length, limits.factsBytesMax)
+    checkFacts('known ids and times to live', aheadBytes, limits.aheadBytesMax)
+    const totalBytes = aheadBytes + BATCH_HEADER_BYTES + refers.length + end - at
+    return { bytes, at, end, parts, records, refers, totalBytes }
+  }
+
+  // @throws SluiceError
+  #checkTarget(
+    { queue, ranges }: Target,
+    records: SharedRecords,
+    batchCount: number,
+    flags: number,
+    arrival: Arrival,
+  ): Part {
+    // The queue can have been deleted while the caller waited.
+    if (!this.#state.has(queue)) throw queueNotFound(queue.name)
+    const refers = refersOf(queue, ranges ?? [{ index: 0, count: batchCount }])
+    const base = queue.next
+    const count = countOf(refers)
+    const recordsBytes = records.bytesOf(refers)
+    const admission = new Admission(queue)
+    const part = { queue, refers, base, count, recordsBytes, admission }
+    if (isPlain(queue, flags)) return { ...part, readsRecords: false, lacksTtl: false, admitted: UNCHECKED }
+    const { maxBytes, ttlMs } = queue.options
+    const readsRecords = hasDeliveryOptions(flags) || ttlMs > 0 || maxBytes > 0
+    this.#turn.catchUp(queue)
+    this.#writer.note(queue)
+    const traits = readsRecords ? records.traitsOf(refers, queue.options) : undefined
+    const admitted = arrival === 'new' ? admission.look(count, recordsBytes, traits) : UNCHECKED
+    this.#intake.admit(admission)
+    return { ...part, readsRecords, lacksTtl: traits?.lacksTtl === true && ttlMs > 0, admitted }
+  }
+
+  // --- take: nothing is refused any more ---
+
+  #take({ bytes, at, end, parts, records, refers }: CheckedShared, producerId: number): void {
+    const writer = this.#writer
+    const { nowMs } = this.#turn
+    const ahead: { readonly queue: Queue; readonly facts: FactBuffer }[] = []
+    for (const part of parts) {
+      const { queue, admission, admitted } = part
+      if (admitted.replaced !== undefined)
+        ahead.push({ queue, facts: this.#intake.replace(queue, admission) })
+      this.#intake.makeRoom(queue, admission)
+      // Facts about dropped messages need not be in the entry of the batch.
+      if (admitted.replaced !== undefined) writer.writeFacts(queue.id, queue.facts)
+      const facts = new FactBuffer()
+      this.#intake.factsAhead(part, facts)
+      if (!facts.isEmpty) ahead.push({ queue, facts })
+    }
+    const rows = refers.count
+    let together = BATCH_HEADER_BYTES + refers.length + end - at
+    for (const { facts } of ahead) together += writer.factsBytes(facts)
+    writer.together(together)
+    for (const { queue, facts } of ahead) writer.writeFacts(queue.id, facts)
+    const readsRecords = parts.some((part) => part.readsRecords)
+    const attributes = batchAttributes(bytes, at) | (readsRecords ? BATCH_ATTRIBUTE.traits : 0)
+    const position = writer.writeShared(bytes, at, end, refers, parts.length, producerId, attributes)
+    const length = end - at
+    this.#state.segments.share(position, length, rows)
+    for (const part of parts) {
+      const { queue, base, count, recordsBytes, admitted } = part
+      const { duplicates } = admitted
+      let traits: BatchTraits | undefined
+      if (part.readsRecords) traits = records.traitsOf(part.refers, queue.options)
+      const batch = { baseOffset: base, count, timeMs: nowMs, length }
+      queue.referFact(part.refers, batch, position, recordsBytes, traits, duplicates)
+      if (duplicates !== undefined) queue.count('duplicates', duplicates.size)
+      this.#turn.changed(queue)
+    }
+  }
+}
+
+// Targets with the same rules follow each other, so that the options of the records are read once for all of them.
+function inOrderOfRules(targets: readonly Target[]): Target[] {
+  return targets.toSorted(
+    ({ queue: { options: a } }, { queue: { options: b } }) =>
+      a.ttlMs - b.ttlMs || Number(a.maxBytes > 0) - Number(b.maxBytes > 0),
+  )
+}
+
+// The places of the records at the next offsets of the queue. Each place is in one chunk.
+function refersOf(queue: Queue, ranges: NonNullable<Target['ranges']>): Refer[] {
+  const refers: Refer[] = []
+  let offset = queue.next
+  for (const range of ranges) {
+    for (let index = range.index; index < range.index + range.count;) {
+      const count = Math.min(range.index + range.count - index, chunkEndAfter(offset) - offset)
+      refers.push({ queueId: queue.id, offset, count, index })
+      index += count
+      offset += count
+    }
+  }
+  return refers
+}
+
+// Targets and ranges come from the broker, not from a client, so all but their number are defects. @throws SluiceError
+// BATCH_TOO_LARGE
+function checkTargets(targets: readonly Target[], count: number): void {
+  if (targets.length > TARGETS_MAX) {
+    throw new SluiceError(
+      'BATCH_TOO_LARGE',
+      `A batch has ${targets.length} target queues; it may have at most ${TARGETS_MAX}.`,
+    )
+  }
+  if (targets.length === 0 || new Set(targets.map(({ queue }) => queue)).size < targets.length)
+    throw new Error('a shared batch needs targets, each with another queue')
+  for (const { queue, ranges } of targets) {
+    let end = 0
+    for (const range of ranges ?? []) {
+      if (range.index < end || range.count < 1) throw new Error(`ranges of ${queue.name} are not in order`)
+      end = range.index + range.count
+    }
+    if (end > count || ranges?.length === 0) throw new Error(`ranges of ${queue.name} are not in the batch`)
+  }
+}
+
+// @throws SluiceError BATCH_TOO_LARGE
+function checkFacts(what: string, bytes: number, bytesMax: number): void {
+  if (bytes <= bytesMax) return
+  throw new SluiceError(
+    'BATCH_TOO_LARGE',
+    `The facts about ${what} of a batch for several queues take ${bytes} bytes; an entry of this broker's log allows at most ${bytesMax} bytes. A queue takes ${REFER_BYTES} bytes for each range of records.`,
+  )
+}

@@ -1,0 +1,411 @@
+/** Shared batches: in the log, in memory, after crashes, and when they are copied and freed. */
+import { BATCH_HEADER_BYTES, OUTCOME, queueName, type QueueName } from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import type { RecordRange } from '../broker/commands.js'
+import { BatchTable } from '../queue/batches.js'
+import { Contents } from '../queue/contents.js'
+import { FactBuffer, REFER_BYTES } from '../queue/index.js'
+import { Bench, batchOf, type BenchOptions, type Message } from '../testing/bench.js'
+import { drained, named, numbered, peeked, queueOf, read, share, upTo } from '../testing/sharing.js'
+import { Segments } from './segments.js'
+import { TIMEOUT_MS, runs, seedsFrom } from '../../../../test/amount.js'
+import { Chance } from '../../../../test/simulation/chance.js'
+import { replaced } from '../../../../test/simulation/defects.js'
+
+const OPTIONS: BenchOptions = {
+  segmentBytes: 256 * 1024,
+  checkpointBytes: 16 * 1024,
+  messageBytesMax: 16 * 1024,
+}
+function isThere(bench: Bench, name: QueueName): boolean {
+  try {
+    queueOf(bench, name)
+    return true
+  } catch {
+    return false
+  }
+}
+
+async function opened(names: readonly QueueName[], options: BenchOptions = OPTIONS): Promise<Bench> {
+  const bench = await new Bench(options).open()
+  for (const name of names) bench.ensure({}, name)
+  await bench.settle()
+  return bench
+}
+
+/** Publishes this number of KiB to another queue, which is purged, so that the oldest segments are copied and freed. */
+async function turnOver(bench: Bench, kib: number): Promise<void> {
+  const other = queueName('other')
+  bench.ensure({}, other)
+  for (let done = 0; done < kib; done += 28) {
+    bench.put(
+      upTo(32).map(() => ({ bodyBytes: 880 })),
+      other,
+    )
+    await bench.pass(25)
+    bench.broker.catalog.purge(other)
+  }
+  await bench.pass(1_100)
+}
+
+/** Size of all entries. */
+const logBytes = (bench: Bench): number => bench.log.entries.reduce((sum, { bytes }) => sum + bytes.length, 0)
+const isInLog = (bench: Bench, bytes: Uint8Array): boolean =>
+  bench.log.entries.some((entry) => Buffer.from(entry.bytes).includes(Buffer.from(bytes)))
+
+const BODY_BYTES = 10 * 1024
+const large = (): Message[] => upTo(10).map((number) => numbered(number, { bodyBytes: BODY_BYTES }))
+
+describe('a batch that several queues share', () => {
+  it.each([
+    [3, 102],
+    [100, 105],
+    [1_000, 128],
+  ])('takes the room of one batch for %i queues', async (count, kib) => {
+    const names = named(count)
+    const bench = await opened(names, { messageBytesMax: 16 * 1024, segmentBytes: 8 << 20 })
+    const before = logBytes(bench)
+    const targets = names.map((name) => ({ name }))
+    expect(share(bench, large(), targets)).toBe(count)
+    await bench.settle()
+    expect(logBytes(bench) - before).toBeLessThan(kib * 1024)
+    bench.broker.audit()
+  })
+
+  it.each([3, 100, 1_000])('stays until the last of %i queues is done with it', async (count) => {
+    const names = named(count)
+    const bench = await opened(names, { ...OPTIONS, segmentBytes: 512 * 1024 })
+    share(
+      bench,
+      large(),
+      names.map((name) => ({ name })),
+    )
+    await bench.settle()
+    const live = bench.broker.usage().liveBytes
+    const rest = names[count >> 1]!
+    for (const name of names)
+      if (name !== rest) expect((await drained(bench, name)).map(([, number]) => number)).toEqual(upTo(10))
+    bench.broker.audit()
+    const left = live - (count - 1) * REFER_BYTES
+    expect(bench.broker.usage().liveBytes).toBe(left)
+    const firstSegment = (): number => bench.log.usage().firstPosition
+    const first = firstSegment()
+    await bench.fill(2 << 20)
+    expect(firstSegment()).toBeGreaterThan(first)
+    bench.broker.audit()
+    await bench.crash()
+    bench.broker.audit()
+    expect(bench.broker.usage().liveBytes).toBe(left)
+    const marker = batchOf([large()[7]!], 0).subarray(BATCH_HEADER_BYTES)
+    expect(isInLog(bench, marker)).toBe(true)
+    expect(await drained(bench, rest)).toEqual(upTo(10).map((at) => [at, at]))
+    expect(bench.broker.usage().liveBytes).toBe(0)
+    await bench.fill(3 << 20)
+    expect(isInLog(bench, marker)).toBe(false)
+    bench.broker.audit()
+  })
+})
+
+/**
+ * Queues that get batches of their own and shared batches with random ranges, whose messages are consumed, purged,
+ * copied and recovered. The number of each message is known by its queue and offset.
+ */
+class Scene {
+  readonly bench: Bench
+  readonly names = named(5)
+  /** Numbers of the messages by offset, by the id of their queue. */
+  readonly numbers = new Map<number, number[]>()
+  /** Offsets of the messages that are gone, by the id of their queue. */
+  readonly gone = new Map<number, Set<number>>()
+  /** For each shared batch, its queues and the offsets after its messages. */
+  readonly shared: (readonly (readonly [queueId: number, end: number])[])[] = []
+  readonly #chance: Chance
+  #number = 0
+
+  constructor(bench: Bench, seed: number) {
+    this.bench = bench
+    this.#chance = new Chance(seed)
+  }
+
+  numbersOf(name: QueueName): number[] {
+    const { id } = queueOf(this.bench, name)
+    let numbers = this.numbers.get(id)
+    if (numbers === undefined) this.numbers.set(id, (numbers = []))
+    return numbers
+  }
+
+  goneIn(name: QueueName): Set<number> {
+    const { id } = queueOf(this.bench, name)
+    let gone = this.gone.get(id)
+    if (gone === undefined) this.gone.set(id, (gone = new Set()))
+    return gone
+  }
+
+  /** The messages that the model has. */
+  expected(name: QueueName): [number, number][] {
+    const gone = this.goneIn(name)
+    return this.numbersOf(name)
+      .map((number, offset): [number, number] => [offset, number])
+      .filter(([offset]) => !gone.has(offset))
+  }
+
+  async check(): Promise<void> {
+    this.bench.broker.audit()
+    for (const name of this.names) expect(await peeked(this.bench, name)).toEqual(this.expected(name))
+  }
+
+  #messages(): Message[] {
+    const chance = this.#chance
+    const count = chance.hit(0.05) ? chance.int(500, 1_500) : chance.int(1, 30)
+    return upTo(count).map(() => {
+      const options: Message = chance.hit(0.9)
+        ? {}
+        : { priority: chance.int(0, 3), key: `k${chance.int(0, 4)}` }
+      return numbered(this.#number++, { ...options, bodyBytes: chance.skewed(count > 100 ? 20 : 400) })
+    })
+  }
+
+  #ranges(count: number): RecordRange[] | undefined {
+    const chance = this.#chance
+    if (chance.hit(0.5)) return undefined
+    const ranges: RecordRange[] = []
+    for (let index = chance.int(0, 2); index < count;) {
+      const length = Math.min(count - index, 1 + chance.skewed(count))
+      ranges.push({ index, count: length })
+      index += length + chance.skewed(count)
+    }
+    return ranges.length === 0 ? undefined : ranges
+  }
+
+  share(): void {
+    const messages = this.#messages()
+    const first = this.#number - messages.length
+    const targets = this.names
+      .filter(() => this.#chance.hit(0.6))
+      .map((name) => ({ name, ranges: this.#ranges(messages.length) }))
+    if (targets.length === 0) return
+    share(this.bench, messages, targets)
+    const ends = targets.map(({ name, ranges = [{ index: 0, count: messages.length }] }) => {
+      const numbers = this.numbersOf(name)
+      for (const { index, count } of ranges) for (let i = 0; i < count; i++) numbers.push(first + index + i)
+      return [queueOf(this.bench, name).id, numbers.length] as const
+    })
+    this.shared.push(ends)
+  }
+
+  async step(): Promise<void> {
+    const { bench } = this
+    const chance = this.#chance
+    const name = chance.pick(this.names)
+    const action = chance.int(1, 100)
+    if (action <= 35) this.share()
+    else if (action <= 51) {
+      const messages = this.#messages()
+      bench.put(messages, name)
+      this.numbersOf(name).push(...upTo(this.#number, this.#number - messages.length))
+    } else if (action <= 75) await this.#consume(name)
+    else if (action <= 78) {
+      bench.broker.turn.begin()
+      const gone = this.goneIn(name)
+      const dead = new Set(this.#dead(name))
+      for (const [offset] of this.expected(name)) if (!dead.has(offset)) gone.add(offset)
+      bench.broker.catalog.purge(name)
+    } else if (action <= 81) {
+      bench.broker.turn.begin()
+      bench.broker.catalog.delete(name)
+      bench.ensure({}, name)
+    } else if (action <= 91) await turnOver(bench, chance.int(20, 1_200))
+    await bench.settle()
+  }
+
+  #dead(name: QueueName): number[] {
+    const queue = queueOf(this.bench, name)
+    return this.expected(name).flatMap(([offset]) => (queue.deadAt(offset) === undefined ? [] : [offset]))
+  }
+
+  async #consume(name: QueueName): Promise<void> {
+    const chance = this.#chance
+    const reader = await read(this.bench, name, 1 + chance.skewed(2_000))
+    const numbers = this.numbersOf(name)
+    for (const [offset, number] of reader.numbers) {
+      expect(number).toBe(numbers[offset])
+      if (chance.hit(0.2)) continue
+      const isAcked = chance.hit(0.95)
+      reader.settle(offset, isAcked ? OUTCOME.ack : OUTCOME.deadLetter)
+      if (isAcked) this.goneIn(name).add(offset)
+    }
+    reader.leave()
+  }
+}
+
+const SCENE: BenchOptions = { segmentBytes: 128 * 1024, checkpointBytes: 16 * 1024 }
+
+async function scene(seed: number, steps: number, options: BenchOptions = SCENE): Promise<Scene> {
+  const bench = await opened(named(5), options)
+  const made = new Scene(bench, seed)
+  for (let step = 0; step < steps; step++) {
+    await made.step()
+    if (step % 10 === 9) await made.check()
+    if (step % 40 !== 39) continue
+    await bench.crash()
+    await made.check()
+  }
+  return made
+}
+
+/** The offsets and numbers that a consumer gets until the queue is empty. */
+async function emptied(bench: Bench, name: QueueName): Promise<[number, number][]> {
+  const all: [number, number][] = []
+  for (let got = await drained(bench, name); got.length > 0; got = await drained(bench, name))
+    all.push(...got)
+  return all
+}
+
+describe('shared batches and batches of one queue', () => {
+  it.each(seedsFrom(1, 5, 200))('give each queue its messages, seed %i', async (seed) => {
+    const { bench, names, shared } = await scene(seed, 120)
+    expect(shared.length).toBeGreaterThan(10)
+    for (const name of names) {
+      await emptied(bench, name)
+      bench.broker.turn.begin()
+      bench.broker.catalog.delete(name)
+    }
+    await bench.settle()
+    bench.broker.audit()
+    expect(bench.broker.usage().liveBytes).toBe(0)
+  })
+
+  it(
+    'are recovered as a whole, whichever entry of the log was the last before a kill',
+    async () => {
+      let copies = 0
+      const remove = replaced(Segments.prototype, (before) => ({
+        moveShared(from, to) {
+          copies++
+          before.moveShared.call(this, from, to)
+        },
+      }))
+      try {
+        const made = await scene(77, 40, { ...SCENE, keepsSnapshots: true })
+        expect(copies).toBeGreaterThan(15)
+        expect(await starts(made, runs(10, 1))).toBeGreaterThan(15)
+      } finally {
+        remove()
+      }
+    },
+    TIMEOUT_MS,
+  )
+})
+
+/**
+ * Starts a broker on every `step`th snapshot. Expects that each queue has only its messages, that all or none of the
+ * queues of a shared batch have messages of it, and that recovery is idempotent. Returns the number of starts.
+ */
+async function starts({ bench, numbers, shared }: Scene, step: number): Promise<number> {
+  const { snapshots } = bench
+  let checked = 0
+  for (let at = 0; at < snapshots.length; at += step) {
+    await bench.restart(snapshots[at]!.reopened())
+    bench.broker.audit()
+    const queues = named(5).filter((name) => isThere(bench, name))
+    const ends = new Map(queues.map((name) => [queueOf(bench, name).id, queueOf(bench, name).next]))
+    for (const targets of shared) {
+      const known = targets.filter(([queueId]) => ends.has(queueId))
+      expect(new Set(known.map(([queueId, end]) => ends.get(queueId)! >= end)).size).toBeLessThan(2)
+    }
+    const found = new Map<QueueName, [number, number][]>()
+    for (const name of queues) {
+      const messages = await peeked(bench, name)
+      for (const [offset, number] of messages)
+        expect(number).toBe(numbers.get(queueOf(bench, name).id)![offset])
+      found.set(name, messages)
+    }
+    await bench.crash()
+    bench.broker.audit()
+    for (const [name, messages] of found) expect(await peeked(bench, name)).toEqual(messages)
+    checked++
+  }
+  return checked
+}
+
+// Mistakes that the tests above must find.
+describe('planted mistakes about shared batches', () => {
+  it.each<[string, () => () => void]>([
+    [
+      'the use of a shared batch counts one row too few',
+      () =>
+        replaced(Segments.prototype, (before) => ({
+          share(position, bytes, rows) {
+            before.share.call(this, position, bytes, rows > 1 ? rows - 1 : rows)
+          },
+        })),
+    ],
+    [
+      'a queue that leaves a shared batch does not release its row',
+      () =>
+        replaced(Segments.prototype, (before) => ({
+          remove(position, bytes, isShared) {
+            if (!isShared) before.remove.call(this, position, bytes, isShared)
+          },
+        })),
+    ],
+    [
+      'a copy of a shared batch does not take its count along',
+      () => replaced(Segments.prototype, () => ({ moveShared() {} })),
+    ],
+    [
+      'a row records the index in its queue, not in the batch',
+      () =>
+        replaced(BatchTable.prototype, (before) => ({
+          share() {
+            before.share.call(this, 0)
+          },
+        })),
+    ],
+    [
+      'recovery ignores which records a queue takes',
+      () =>
+        replaced(Contents.prototype, (before) => ({
+          referFact(refers, ...rest) {
+            const isService = this.appliedFrom === Infinity
+            const wrong = refers.map((refer) => ({ ...refer, index: 0 }))
+            before.referFact.call(this, isService ? refers : wrong, ...rest)
+          },
+        })),
+    ],
+  ])('found: %s', async (_what, plant) => {
+    const remove = plant()
+    try {
+      await expect(scene(3, 120)).rejects.toBeInstanceOf(Error)
+    } finally {
+      remove()
+    }
+  })
+
+  it('found: the facts before a copy have the wrong offset', async () => {
+    const bench = await opened(named(3))
+    const all = named(3).map((name) => ({ name }))
+    share(
+      bench,
+      upTo(40).map((number) => numbered(number)),
+      all,
+    )
+    await bench.settle()
+    const remove = replaced(FactBuffer.prototype, (before) => ({
+      refer(refer) {
+        before.refer.call(this, { ...refer, offset: refer.offset + 1 })
+      },
+    }))
+    const copied = async (): Promise<void> => {
+      await bench.fill(2 << 20)
+      await bench.crash()
+      bench.broker.audit()
+      expect(await drained(bench, named(3)[1]!)).toEqual(upTo(40).map((at) => [at, at]))
+    }
+    try {
+      await expect(copied()).rejects.toBeInstanceOf(Error)
+    } finally {
+      remove()
+    }
+  })
+})
