@@ -14,6 +14,7 @@ import type { DeadMessages } from './dead.js'
 import { ID_WORDS } from './hash.js'
 import type { Location } from './location.js'
 import { LISTED_MAX, MARK, Marks, type Mark } from './marks.js'
+import { NOT_WRITTEN } from './not-written.js'
 import { Retained } from './retained.js'
 
 export { DEATH, type Death }
@@ -87,9 +88,9 @@ export class Chunk {
   readonly batches = new BatchTable()
   /** One bit per priority, set if a message with that priority was appended. */
   priorityMask = 0
-  /** Whether the state differs from its newest page in the log, whose position is `pagePosition` (-1 if there is none). */
+  /** Whether the state differs from its newest page in the log, whose position is `pagePosition`. */
   dirty = true
-  pagePosition = -1
+  pagePosition = NOT_WRITTEN
   readonly marks = new Marks()
   dead: DeadMessages | undefined
   redriven: Map<number, RedriveHistory> | undefined

@@ -34,6 +34,7 @@ import { ID_WORDS, isId } from './hash.js'
 import { IdWindow } from './ids.js'
 import { Keys, NONE } from './keys.js'
 import type { LogUse } from './log-use.js'
+import { NOT_WRITTEN } from './not-written.js'
 import { PAGE } from './pages.js'
 import { Reasons } from './reasons.js'
 import type { OffsetRange } from './retention.js'
@@ -86,10 +87,10 @@ export class Contents extends Source implements Arriving {
   deadCount = 0
   /** Total record bytes of the dead messages. */
   deadBytes = 0
-  /** Position of the newest page of the counters; -1 if there is none. */
-  pagePosition = -1
-  /** Position of the newest page of the definition; -1 if there is none, or the definition has changed since. */
-  definitionPosition = -1
+  /** Position of the newest page of the counters. */
+  pagePosition = NOT_WRITTEN
+  /** Position of the newest page of the definition; `NOT_WRITTEN` if the definition has changed since. */
+  definitionPosition = NOT_WRITTEN
   /** The ids of the window; undefined until the first id is remembered, because most queues have no ids. */
   rememberedIds: IdWindow | undefined
   /** Lower bound for the time at which the next message expires. */
@@ -462,7 +463,7 @@ export class Contents extends Source implements Arriving {
 
   /** The next checkpoint writes the definition. */
   definitionChanged(): void {
-    this.definitionPosition = -1
+    this.definitionPosition = NOT_WRITTEN
     this.dirty = true
   }
 

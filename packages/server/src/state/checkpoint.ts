@@ -11,6 +11,7 @@ import type { Log } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
 import {
   CHUNK_MESSAGES,
+  NOT_WRITTEN,
   PAGE,
   encodeChunkPage,
   encodeDefinitionPage,
@@ -258,7 +259,7 @@ export class Checkpoints {
         yield true
       }
       if (!exists()) continue
-      if (queue.definitionPosition === -1) {
+      if (queue.definitionPosition === NOT_WRITTEN) {
         this.#writeDefinition(queue, nowMs)
         yield true
       }

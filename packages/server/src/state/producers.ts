@@ -20,6 +20,7 @@ import {
   type Placed,
 } from '@sluice/protocol'
 import { PRODUCER_NUMBER_BYTES, type EntryLimits } from '../log/entry-limits.js'
+import { NOT_WRITTEN } from '../queue/index.js'
 
 const IDENTITY_BYTES = 16
 /** Capacity of a window when its first result arrives; a power of two. */
@@ -46,7 +47,7 @@ export class Producer {
   /** Number of open connections of this producer. */
   connections = 0
   dirty = true
-  pagePosition = -1
+  pagePosition = NOT_WRITTEN
   /** Results of numbers below this are forgotten. */
   windowStart = 1
   #numbers: Float64Array = NO_NUMBERS

@@ -25,6 +25,7 @@ import {
   FACT,
   MOVING,
   CHUNK_MESSAGES,
+  NOT_WRITTEN,
   PAGE,
   chunkEndAfter,
   decodeChunkPage,
@@ -130,7 +131,8 @@ export class Replay {
 
   /** Called after the last page. A queue that was deleted while the nodes were written can be listed without counters. */
   pagesRestored(): void {
-    for (const queue of this.#state.queues.values()) if (queue.pagePosition === -1) this.#state.tree.created()
+    for (const queue of this.#state.queues.values())
+      if (queue.pagePosition === NOT_WRITTEN) this.#state.tree.created()
   }
 
   /** Called after the last page of each kind. */

@@ -12,6 +12,7 @@ import type { Log } from '../log/log.js'
 import {
   Arrivals,
   CHUNK_MESSAGES,
+  NOT_WRITTEN,
   PAGE,
   Queue,
   Reasons,
@@ -176,7 +177,7 @@ export class State {
     }
     if (kind === PAGE.counters) return queue.pagePosition === position
     // A definition that has changed since has no position any more.
-    if (kind === PAGE.definition) return [position, -1].includes(queue.definitionPosition)
+    if (kind === PAGE.definition) return [position, NOT_WRITTEN].includes(queue.definitionPosition)
     const [from, end] = queue.rememberedIds?.pageNumbers ?? [0, 0]
     return number >= from && number < end
   }
