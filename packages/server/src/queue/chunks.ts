@@ -172,8 +172,8 @@ export class Chunks {
   }
 
   /** The chunks that are in memory. */
-  *[Symbol.iterator](): IterableIterator<Chunk> {
-    for (const chunk of this.#list.slice()) if (chunk !== undefined) yield chunk
+  [Symbol.iterator](): IterableIterator<Chunk> {
+    return this.#list.filter((chunk) => chunk !== undefined).values()
   }
 
   // --- batches with live or retained messages: the log keeps a batch until the last of them is gone ---

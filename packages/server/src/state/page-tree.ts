@@ -66,6 +66,8 @@ export interface PageEntry {
   readonly position: number
   /** Size in the log, header included. */
   readonly bytes: number
+  /** Whether the page is that of a chunk that can be cold. */
+  readonly hasSummary: boolean
 }
 
 export class PageNode {
@@ -226,6 +228,7 @@ export class PageNode {
       number: this.fields[at + NUMBER]!,
       position: child === undefined ? this.fields[at + POSITION]! : child.position,
       bytes: child === undefined ? this.fields[at + BYTES]! : child.bytes,
+      hasSummary: this.summaries !== undefined && this.summaries[index * SUMMARY_FIELDS]! > 0,
     }
   }
 

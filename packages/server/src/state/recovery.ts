@@ -59,8 +59,10 @@ export async function recover(log: Log): Promise<Recovered> {
   return { state, bounds, directory, entries }
 }
 
-/** Length of one read; all pages within it are read together. */
+/** Maximum length of one read; all pages within it are read together. */
 const READ_BYTES = 1 << 20
+/** A read does not continue over a gap of this length. Most pages are shorter. */
+const GAP_BYTES = 128 << 10
 
 /** Reads the nodes below `root`, level by level, into the tree. */
 async function restoreNodes(log: Log, root: PageNode): Promise<void> {
@@ -113,30 +115,38 @@ async function readPages(
   positions: ArrayLike<number>,
   visit: (bytes: Uint8Array, at: number, index: number) => void,
 ): Promise<void> {
-  let held: { position: number; bytes: Uint8Array } = { position: 0, bytes: new Uint8Array(0) }
-  for (let index = 0; index < positions.length; index++) {
-    const position = positions[index]!
-    let at = position - held.position
-    if (
-      at < 0 ||
-      at + BATCH_HEADER_BYTES > held.bytes.length ||
-      at + batchLength(held.bytes, at) > held.bytes.length
-    ) {
-      held = { position, bytes: await readAhead(log, position, held.bytes) }
-      at = 0
-    }
-    checkBatch(held.bytes, at, position, BATCH_TYPE.page)
-    visit(held.bytes, at, index)
+  const buffer = new Uint8Array(READ_BYTES)
+  for (let index = 0; index < positions.length;) {
+    const from = positions[index]!
+    const length = lengthToRead(log, positions, index)
+    let bytes = await log.readRange(from, length, buffer.subarray(0, length))
+    if (!holdsBatch(bytes, 0)) bytes = await readBatch(log, from, BATCH_TYPE.page)
+    do {
+      const at = positions[index]! - from
+      checkBatch(bytes, at, positions[index]!, BATCH_TYPE.page)
+      visit(bytes, at, index++)
+    } while (index < positions.length && holdsBatch(bytes, positions[index]! - from))
   }
 }
 
-// Reads into `spare`, whose content is no longer needed, if it has the right length.
-async function readAhead(log: Log, position: number, spare: Uint8Array): Promise<Uint8Array> {
-  const segmentEnd = (Math.floor(position / log.segmentBytes) + 1) * log.segmentBytes
-  const wanted = Math.min(READ_BYTES, segmentEnd - position)
-  const bytes = await log.readRange(position, wanted, spare.length === wanted ? spare : undefined)
-  const length = batchLength(bytes, 0)
-  return length <= bytes.length ? bytes : readBatch(log, position, BATCH_TYPE.page)
+// The length of a read from the page `positions[index]` on. The read ends with the segment or after a page that no other
+// page follows closely: the nodes of one checkpoint are neighbours, but the pages between the nodes of two checkpoints
+// need not be read.
+function lengthToRead(log: Log, positions: ArrayLike<number>, index: number): number {
+  const from = positions[index]!
+  const segmentEnd = (Math.floor(from / log.segmentBytes) + 1) * log.segmentBytes
+  const end = Math.min(from + READ_BYTES, segmentEnd)
+  let last = from
+  for (let next = index + 1; next < positions.length; next++) {
+    const position = positions[next]!
+    if (position >= end || position - last > GAP_BYTES) break
+    last = position
+  }
+  return Math.min(end, last + GAP_BYTES) - from
+}
+
+function holdsBatch(bytes: Uint8Array, at: number): boolean {
+  return at + BATCH_HEADER_BYTES <= bytes.length && at + batchLength(bytes, at) <= bytes.length
 }
 
 async function readBatch(log: Log, position: number, type: number): Promise<Uint8Array> {

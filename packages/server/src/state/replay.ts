@@ -137,7 +137,7 @@ export class Replay {
 
   /** Called after the last page of each kind. */
   restored(kind: PageKind): void {
-    if (kind > PAGE.ids) return
+    if (kind !== PAGE.counters && kind !== PAGE.ids) return
     // Which chunks can be cold depends on the ids that the queue remembers.
     for (const queue of this.#state.queues.values()) {
       if (queue.pagePosition < this.#state.crashedAt) queue.redeliveredBelow = queue.next
@@ -169,12 +169,13 @@ export class Replay {
    * Leaves a chunk out of memory if its page has a summary and the chunk is not near the head of its queue. Called for
    * the pages of chunks in the order of their offsets. Returns whether the page need not be read.
    */
-  leavesCold({ kind, id, number }: PageEntry): boolean {
+  leavesCold({ kind, id, number, hasSummary }: PageEntry): boolean {
     if (kind !== PAGE.chunk) return false
-    if (this.#state.tree.summary(id, number)?.retainedMs) return this.#leaveCold(id, number)
+    if (hasSummary && this.#state.tree.summary(id, number)!.retainedMs > 0) return this.#leaveCold(id, number)
     if (this.#headOf.queueId !== id) this.#headOf = { queueId: id, number }
     if (number < this.#headOf.number + Replay.headChunks) return false
-    return this.#state.queuesById.get(id)?.mayBeCold(number) === true && this.#leaveCold(id, number)
+    if (!hasSummary || this.#state.queuesById.get(id)?.mayBeCold(number) !== true) return false
+    return this.#leaveCold(id, number)
   }
 
   #leaveCold(id: number, number: number): boolean {
