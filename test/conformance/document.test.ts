@@ -127,7 +127,7 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
     ['Content types', CONTENT_TYPE, 3],
     ['Record flags', RECORD_FLAG, 6],
     ['Batch types', BATCH_TYPE, 6],
-    ['Batch attributes', BATCH_ATTRIBUTE, 2],
+    ['Batch attributes', BATCH_ATTRIBUTE, 4],
     ['Delivery flags', DELIVER_FLAG, 3],
     ['Outcomes', OUTCOME, 4],
     ['Losses', LOSS, 2],

@@ -2,7 +2,24 @@
  * Planted bugs: each changes a part of a world, and the simulation must find each of them. A simulation that does not
  * find planted bugs proves nothing when it finds no others.
  */
-import { DELIVER_FLAG, FRAME_HEADER_BYTES, OP, readU32, readU64 } from '@sluice/protocol'
+import {
+  BATCH_TYPE,
+  DELIVER_FLAG,
+  FRAME_HEADER_BYTES,
+  OP,
+  batchCount,
+  batchLength,
+  batchType,
+  crc32,
+  firstRecordAt,
+  indexOfSlot,
+  isSparse,
+  presentCount,
+  readU32,
+  readU64,
+  writeRecordsCrc,
+  writeU16,
+} from '@sluice/protocol'
 import { Producer as BrokerProducer } from '../../packages/server/src/state/producers.js'
 import { Tail } from '../../packages/server/src/log/tail.js'
 import { Turn } from '../../packages/server/src/broker/turn.js'
@@ -20,6 +37,7 @@ import {
   Queue,
   Subscription,
 } from '../../packages/server/src/queue/index.js'
+import { Chunks } from '../../packages/server/src/queue/chunks.js'
 import { FormerLeases } from '../../packages/server/src/queue/former.js'
 import { KeyLines } from '../../packages/server/src/queue/key-lines.js'
 import type { Transport } from '../../packages/server/src/net/peer.js'
@@ -167,6 +185,18 @@ export function replaced<Class extends object>(
   return () => {
     for (const name of Object.keys(methods) as (keyof Class)[]) prototype[name] = before[name]
   }
+}
+
+// Adds 1 to each index of a sparse batch, unless the last index would be too high.
+function shiftIndexes(bytes: Uint8Array, at: number): void {
+  const present = presentCount(bytes, at)
+  const indexesAt = firstRecordAt(bytes, at) - 2 * present
+  if (indexOfSlot(bytes, at, present - 1) + 1 === batchCount(bytes, at)) return
+  for (let slot = 0; slot < present; slot++)
+    writeU16(bytes, indexesAt + 2 * slot, indexOfSlot(bytes, at, slot) + 1)
+  writeRecordsCrc(bytes, at, 0)
+  const end = at + batchLength(bytes, at)
+  writeRecordsCrc(bytes, at, crc32(bytes, at, end))
 }
 
 export const DEFECTS: readonly Defect[] = [
@@ -529,6 +559,41 @@ export const DEFECTS: readonly Defect[] = [
       replaced(Chunk.prototype, () => ({
         isGoneHere(this: Chunk, batch) {
           return this.isGone(this.batches.first(batch))
+        },
+      })),
+  },
+  {
+    name: 'a sparse copy lacks a message that is left',
+    install: () =>
+      replaced(Chunks.prototype, (before) => ({
+        neededIndexesAt(this: Chunks, offset, count, position) {
+          return before.neededIndexesAt.call(this, offset, count, position).slice(0, -1)
+        },
+      })),
+  },
+  {
+    name: 'the indexes of a sparse copy are one too high',
+    install: () => {
+      let start = 0
+      return replaced(Tail.prototype, (before) => ({
+        reserve(this: Tail, length, nowMs) {
+          return (start = before.reserve.call(this, length, nowMs))
+        },
+        add(this: Tail, length) {
+          const { bytes } = this
+          if (batchType(bytes, start) === BATCH_TYPE.messages && isSparse(bytes, start))
+            shiftIndexes(bytes, start)
+          return before.add.call(this, length)
+        },
+      }))
+    },
+  },
+  {
+    name: 'a batch counts as large as before it was copied',
+    install: () =>
+      replaced(Chunk.prototype, (before) => ({
+        relocate(this: Chunk, batch, position) {
+          before.relocate.call(this, batch, position, this.batches.bytes(batch))
         },
       })),
   },

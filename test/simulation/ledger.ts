@@ -84,7 +84,7 @@ export interface LedgerQueue {
   readonly live: Map<number, LedgerMessage>
   /** Positions of the copies of each batch, by the batch's first offset. */
   readonly places: Map<number, number[]>
-  /** Size of each batch, by its first offset. */
+  /** Size of the newest copy of each batch, by its first offset. */
   readonly batchBytes: Map<number, number>
   /** All accepted ids, except those that a change of options has forgotten. */
   readonly remembered: RememberedIds
@@ -168,6 +168,7 @@ const WITH_TIME: ReadonlySet<number> = new Set([
 const ENTRY_HEADER = 64
 const BATCH_HEADER = 48
 const RELOCATED = 2
+const SPARSE = 8
 const AFTER_CLOSE = 4
 const MOVING = 128
 
@@ -227,6 +228,7 @@ export class LedgerState {
   pages = 0
   directories = 0
   relocated = 0
+  sparse = 0
   atomics = 0
   /**
    * Called for each message that left without a request. It is set for only one of the two states, `durable` and
@@ -331,7 +333,10 @@ export class LedgerState {
     const producerId = readU32(bytes, at + 40)
     if (bytes[at + 5]! & RELOCATED) {
       this.relocated++
+      if (bytes[at + 5]! & SPARSE) this.sparse++
+      if (queue !== undefined) checkCopy(queue, bytes, at)
       queue?.places.get(base)?.push(position)
+      queue?.batchBytes.set(base, readU32(bytes, at))
       return
     }
     if (queue === undefined)
@@ -763,6 +768,7 @@ export class LedgerState {
     copy.pages = this.pages
     copy.directories = this.directories
     copy.relocated = this.relocated
+    copy.sparse = this.sparse
     copy.atomics = this.atomics
     for (const queue of this.queues.values()) {
       copy.queues.set(queue.id, {
@@ -788,10 +794,38 @@ function replacesIn(later: Uint8Array, record: Uint8Array): boolean {
   return replaces && id === contentOf(record).id
 }
 
-function recordsOf(bytes: Uint8Array, at: number, count: number): Uint8Array[] {
+// A copy has the record of every message of the batch that is not gone, unchanged.
+function checkCopy(queue: LedgerQueue, bytes: Uint8Array, at: number): void {
+  const count = readU32(bytes, at + 12)
+  const base = readU64(bytes, at + 16)
+  const found = new Map<number, Uint8Array>()
+  if (bytes[at + 5]! & SPARSE) {
+    const present = readU16(bytes, at + BATCH_HEADER)
+    const indexesAt = at + BATCH_HEADER + 2
+    const records = recordsOf(bytes, at, present, indexesAt + 2 * present)
+    for (const [slot, record] of records.entries())
+      found.set(base + readU16(bytes, indexesAt + 2 * slot), record)
+    if (found.size !== present || found.size >= count || [...found.keys()].some((o) => o >= base + count))
+      throw new Violation(1, `a copy of ${count} messages names the wrong ${present} of them`)
+  } else for (const [index, record] of recordsOf(bytes, at, count).entries()) found.set(base + index, record)
+  for (let offset = base; offset < base + count; offset++) {
+    const message = queue.live.get(offset)
+    if (message === undefined) continue
+    const record = found.get(offset)
+    if (record === undefined || !sameBytes(record, message.record))
+      throw new Violation(1, `message ${offset} of ${queue.name} is not in the copy of its batch`)
+  }
+}
+
+function recordsOf(
+  bytes: Uint8Array,
+  at: number,
+  count: number,
+  start: number = at + BATCH_HEADER,
+): Uint8Array[] {
   const end = at + readU32(bytes, at)
   const records: Uint8Array[] = []
-  let record = at + BATCH_HEADER
+  let record = start
   for (let i = 0; i < count; i++) {
     const size = readU32(bytes, record)
     records.push(bytes.subarray(record, record + size))

@@ -23,6 +23,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   'state pages': 5000,
   'recovered from a checkpoint': 100,
   'relocated batches': 1000,
+  'sparse copies': 120,
   truncations: 250,
   rests: 60,
   coldReads: 1000,

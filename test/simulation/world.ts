@@ -874,7 +874,7 @@ export class World implements Surroundings, Listening, LogListening {
     this.#check()
   }
 
-  // Live bytes are those that a relocation would copy: every batch with at least one message left, as a whole.
+  // Live bytes are those of every batch with at least one message left, as it was copied last.
   #checkLive(broker: Broker): void {
     let bytes = 0
     for (const queue of this.ledger.durable.queues.values()) {
@@ -883,7 +883,7 @@ export class World implements Surroundings, Listening, LogListening {
     }
     const { liveBytes } = broker.usage()
     if (liveBytes !== bytes)
-      throw new Violation(6, `the broker counts ${liveBytes} live bytes; a relocation would copy ${bytes}`)
+      throw new Violation(6, `the broker counts ${liveBytes} live bytes; its live batches have ${bytes}`)
   }
 
   /** Checks that at rest nothing is written and no timer wakes the broker without need. */
@@ -1004,6 +1004,7 @@ export class World implements Surroundings, Listening, LogListening {
     add('directories', durable.directories)
     add('state pages', durable.pages)
     add('relocated batches', durable.relocated)
+    add('sparse copies', durable.sparse)
     add('steps in the log', durable.atomics)
     add('segments begun', Math.floor(durable.nextPosition / this.segmentBytes))
     for (const [what, count] of Object.entries(this.model.state.counts)) add(what, count)

@@ -4,9 +4,9 @@ import {
   BATCH_ATTRIBUTE,
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
-  batchIsIntact,
   checkBatch,
   readBatchHeader,
+  recordsMatchCrc,
   sealBatch,
   stampBatch,
 } from './batch.js'
@@ -65,7 +65,7 @@ describe('seal, stamp and read', () => {
       producerId: 0xffff_fffe,
     })
     expect([bytes[5 + 38], bytes[5 + 39]]).toStrictEqual([0, 0])
-    expect(batchIsIntact(bytes, 5, bytes.length)).toBe(true)
+    expect(recordsMatchCrc(bytes, 5, bytes.length)).toBe(true)
   })
 
   test('every flipped bit of the records and of the CRC is detected', () => {
@@ -73,17 +73,17 @@ describe('seal, stamp and read', () => {
     let seen = 0
     for (let bit = 44 * 8; bit < bytes.length * 8; bit++) {
       bytes[bit >> 3]! ^= 1 << (bit & 7)
-      if (!batchIsIntact(bytes, 0, bytes.length)) seen++
+      if (!recordsMatchCrc(bytes, 0, bytes.length)) seen++
       bytes[bit >> 3]! ^= 1 << (bit & 7)
     }
     expect(seen).toBe((4 + 20) * 8)
-    expect(batchIsIntact(bytes, 0, bytes.length)).toBe(true)
+    expect(recordsMatchCrc(bytes, 0, bytes.length)).toBe(true)
   })
 
   test('the CRC does not cover the header', () => {
     const bytes = sealed()
     bytes.fill(0xff, 0, 44)
-    expect(batchIsIntact(bytes, 0, bytes.length)).toBe(true)
+    expect(recordsMatchCrc(bytes, 0, bytes.length)).toBe(true)
   })
 })
 
@@ -110,6 +110,7 @@ describe('checkBatch', () => {
     ['type 0', (b) => (b[4] = 0), refusal('BATCH_MALFORMED', 'batch type 0')],
     ['the type of facts', (b) => (b[4] = BATCH_TYPE.facts), refusal('BATCH_MALFORMED', 'batch type 2')],
     ['relocated', (b) => (b[5] = 2), refusal('BATCH_MALFORMED', 'batch attributes 2')],
+    ['sparse', (b) => (b[5] = 8), refusal('BATCH_MALFORMED', 'batch attributes 8')],
     ['unknown attributes', (b) => (b[5] = 0x81), refusal('BATCH_MALFORMED', 'batch attributes 129')],
     ['version 0', (b) => writeU16(b, 6, 0), refusal('BATCH_MALFORMED', 'Batch version 0')],
     ['version 2', (b) => writeU16(b, 6, 2), refusal('BATCH_MALFORMED', 'Batch version 2')],

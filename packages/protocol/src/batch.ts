@@ -32,9 +32,9 @@ export const BATCH_TYPE = { messages: 1, facts: 2, page: 3, boot: 4, directory: 
 /**
  * `atomic`: all or none of the messages are accepted. `relocated`: the broker has copied the batch to the end of the
  * log, with its original header. `traits`: set by the broker if a record has a priority, a delay, a due time, a time to
- * live, a key or an id, or if its queue has `ttlMs` or `maxBytes`.
+ * live, a key or an id, or if its queue has `ttlMs` or `maxBytes`. `sparse`: the copy leaves out records; see sparse.ts.
  */
-export const BATCH_ATTRIBUTE = { atomic: 1, relocated: 2, traits: 4 } as const
+export const BATCH_ATTRIBUTE = { atomic: 1, relocated: 2, traits: 4, sparse: 8 } as const
 
 export interface BatchHeader {
   readonly length: number
@@ -92,6 +92,14 @@ export function stampBatch(
 
 export function writeBatchAttributes(bytes: Uint8Array, at: number, attributes: number): void {
   bytes[at + ATTRIBUTES_AT] = attributes
+}
+
+export function writeBatchLength(bytes: Uint8Array, at: number, length: number): void {
+  writeU32(bytes, at, length)
+}
+
+export function writeRecordsCrc(bytes: Uint8Array, at: number, crc: number): void {
+  writeU32(bytes, at + RECORDS_CRC_AT, crc)
 }
 
 export function readBatchHeader(bytes: Uint8Array, at: number): BatchHeader {
@@ -157,8 +165,8 @@ export function batchRecordsCrc(bytes: Uint8Array, at: number): number {
   return readU32(bytes, at + RECORDS_CRC_AT)
 }
 
-/** Whether the checksum of the batch at `[at, end)` matches its records. */
-export function batchIsIntact(bytes: Uint8Array, at: number, end: number): boolean {
+/** Whether the checksum of the batch at `[at, end)`, which is not sparse, matches its records. */
+export function recordsMatchCrc(bytes: Uint8Array, at: number, end: number): boolean {
   return batchRecordsCrc(bytes, at) === crc32(bytes, at + BATCH_HEADER_BYTES, end)
 }
 
@@ -182,7 +190,7 @@ export function checkBatch(bytes: Uint8Array, at: number, end: number): void {
   if (count > 1 && length > LIMITS.batchBytesMax) throw tooLong(count, length)
   const number = batchNumber(bytes, at)
   if (number === 0 || !Number.isSafeInteger(number)) throw numberOutOfRange(number)
-  if (!batchIsIntact(bytes, at, end)) throw corrupt(number)
+  if (!recordsMatchCrc(bytes, at, end)) throw corrupt(number)
 }
 
 // The errors are made outside `checkBatch`. If they were made inside it, V8 would format a number that several errors

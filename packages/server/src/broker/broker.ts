@@ -236,6 +236,7 @@ export class Broker {
       cold,
       checkpointBytes,
       directory?.lowWater ?? bounds.firstPosition,
+      () => this.#writer.writeNoted(),
       () => turn.wake(),
     )
     const records = new Records(this.#blocks, cold)

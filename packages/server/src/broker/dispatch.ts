@@ -13,7 +13,7 @@ import {
   FROM_PLAIN_LINE,
   checkBatchAt,
   emptyRun,
-  indexInBatch,
+  slotInBatch,
   type Delivery,
   type Queue,
   type Subscription,
@@ -43,11 +43,11 @@ interface Progress {
   unreadablePosition: number
   /**
    * Position of the batch of the last delivery; -1 before the first delivery. The search for the next message of this batch
-   * starts at `index` and `byte`.
+   * starts at `slot` and `byte`.
    */
   batchPosition: number
-  /** Index of a message in that batch, and its distance in bytes from the start of the batch. */
-  index: number
+  /** Slot of a message in that batch, and the distance of its record in bytes from the start of the batch. */
+  slot: number
   byte: number
 }
 
@@ -129,7 +129,7 @@ export class Dispatcher {
         isLoading: false,
         unreadablePosition: -1,
         batchPosition: -1,
-        index: 0,
+        slot: 0,
         byte: 0,
       }
       this.#progress.set(queue, progress)
@@ -258,7 +258,7 @@ export class Dispatcher {
     // after which the previous consumer can no longer claim the message.
     if (run.redelivered && queue.former.isWatched) run.ungated = false
     queue.lease(run, count, nowMs, subscription.consumer.label)
-    progress.index += count
+    progress.slot += count
     progress.byte += at - start
     const delivery = this.#delivery
     delivery.firstTag = firstTag
@@ -287,18 +287,18 @@ export class Dispatcher {
   #find(queue: Queue, progress: Progress, block: Block, batchAt: number): void {
     const run = this.#run
     const { bytes } = block
-    const index = indexInBatch(run, bytes, batchAt)
     const isOther = progress.batchPosition !== run.batchPosition
     if (isOther) checkBatchAt(run, queue, bytes, batchAt)
-    if (isOther || progress.index > index || index - progress.index > WAYPOINT_RECORDS) {
+    const slot = slotInBatch(run, run.count, bytes, batchAt)
+    if (isOther || progress.slot > slot || slot - progress.slot > WAYPOINT_RECORDS) {
       progress.batchPosition = run.batchPosition
-      progress.index = index
-      progress.byte = recordAt(block, batchAt, index) - batchAt
+      progress.slot = slot
+      progress.byte = recordAt(block, batchAt, slot) - batchAt
       return
     }
-    while (progress.index < index) {
+    while (progress.slot < slot) {
       progress.byte += recordSize(bytes, batchAt + progress.byte)
-      progress.index++
+      progress.slot++
     }
   }
 

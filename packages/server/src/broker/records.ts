@@ -16,7 +16,7 @@ import {
 } from '@sluice/protocol'
 import { recordAt, type Blocks } from '../log/blocks.js'
 import type { ColdChunks } from '../state/cold-chunks.js'
-import { checkBatchAt, emptyLocation, indexInBatch, type Dead, type Queue } from '../queue/index.js'
+import { checkBatchAt, emptyLocation, slotInBatch, type Dead, type Queue } from '../queue/index.js'
 
 export class Records {
   readonly #blocks: Blocks
@@ -40,7 +40,7 @@ export class Records {
     if (block === undefined) return undefined
     const batchAt = batchPosition - block.position
     checkBatchAt(this.#location, queue, block.bytes, batchAt)
-    const at = recordAt(block, batchAt, indexInBatch(this.#location, block.bytes, batchAt))
+    const at = recordAt(block, batchAt, slotInBatch(this.#location, 1, block.bytes, batchAt))
     return copyBytes(block.bytes, at, at + recordSize(block.bytes, at))
   }
 

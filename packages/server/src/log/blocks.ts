@@ -9,9 +9,10 @@ import {
   BATCH_HEADER_BYTES,
   LIMITS,
   SluiceError,
-  batchCount,
   batchIsIntact,
   batchLength,
+  firstRecordAt,
+  presentCount,
   recordSize,
 } from '@sluice/protocol'
 import type { Log } from './log.js'
@@ -333,19 +334,20 @@ export function holdsBatch(block: Block, position: number): boolean {
 export const WAYPOINT_RECORDS = 64
 
 /**
- * Returns the byte in the block at which the record `index` of the batch at byte `batchAt` starts. Records have no
- * index on disk, so they are walked in order. Messages of one batch can be needed one by one, in any order, so waypoints
+ * Returns the byte in the block at which the record in `slot` of the batch at byte `batchAt` starts. The bytes of a record
+ * are found only by the sizes of the records before it, so records are walked in order. Messages of one batch can be needed one by one, in any order, so waypoints
  * shorten the walk.
  */
-export function recordAt(block: Block, batchAt: number, index: number): number {
+export function recordAt(block: Block, batchAt: number, slot: number): number {
   const { bytes } = block
-  const waypoints = index < WAYPOINT_RECORDS ? undefined : waypointsOf(block, batchAt)
+  const waypoints = slot < WAYPOINT_RECORDS ? undefined : waypointsOf(block, batchAt)
   const waypoint =
-    waypoints === undefined ? 0 : Math.min(Math.floor(index / WAYPOINT_RECORDS), waypoints.known)
+    waypoints === undefined ? 0 : Math.min(Math.floor(slot / WAYPOINT_RECORDS), waypoints.known)
   let at =
-    batchAt +
-    (waypoints === undefined || waypoint === 0 ? BATCH_HEADER_BYTES : waypoints.bytes[waypoint - 1]!)
-  for (let record = waypoint * WAYPOINT_RECORDS + 1; record <= index; record++) {
+    waypoints === undefined || waypoint === 0
+      ? firstRecordAt(bytes, batchAt)
+      : batchAt + waypoints.bytes[waypoint - 1]!
+  for (let record = waypoint * WAYPOINT_RECORDS + 1; record <= slot; record++) {
     at += recordSize(bytes, at)
     if (waypoints !== undefined && record % WAYPOINT_RECORDS === 0)
       waypoints.bytes[waypoints.known++] = at - batchAt
@@ -357,7 +359,7 @@ function waypointsOf(block: Block, batchAt: number): Waypoints {
   const all = (block.waypoints ??= new Map<number, Waypoints>())
   let waypoints = all.get(batchAt)
   if (waypoints === undefined) {
-    const records = Math.min(batchCount(block.bytes, batchAt), LIMITS.batchCountMax)
+    const records = Math.min(presentCount(block.bytes, batchAt), LIMITS.batchCountMax)
     waypoints = { bytes: new Uint32Array(Math.floor(records / WAYPOINT_RECORDS)), known: 0 }
     all.set(batchAt, waypoints)
   }

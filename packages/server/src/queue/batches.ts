@@ -159,8 +159,12 @@ export class BatchTable {
     return this.hasShared && this.#words[AHEAD + batch * SHARED + INDEX_SHARED] !== 0
   }
 
-  setPosition(batch: number, position: number): void {
+  /** Sets the position and the size of a batch, which never grows. */
+  move(batch: number, position: number, bytes: number): void {
     this.#set(batch, position, this.timeMs(batch))
+    const at = AHEAD + batch * this.#width
+    if (this.isNarrow) this.#words[at + BYTES_NARROW] = bytes
+    else this.#setPair(at + BYTES_WIDE, bytes)
   }
 
   /** Number of the batch that holds the message at `index`. */

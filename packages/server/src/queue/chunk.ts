@@ -525,9 +525,9 @@ export class Chunk {
     this.dirty = true
   }
 
-  /** Sets the new position of a batch that was copied forward in the log. */
-  relocate(batch: number, position: number): void {
-    this.batches.setPosition(batch, position)
+  /** Sets the new position and size of a batch that was copied forward in the log. */
+  relocate(batch: number, position: number, bytes: number): void {
+    this.batches.move(batch, position, bytes)
     this.dirty = true
   }
 

@@ -3,7 +3,7 @@
  * alone. A full chunk may be cold, that is, not in memory, if its page contains all of its state (see cold.ts). All
  * messages of a chunk that is neither in memory nor cold are gone.
  */
-import { LIMITS } from '@sluice/protocol'
+import { BATCH_HEADER_BYTES, LIMITS } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
 import { Chunk } from './chunk.js'
 import { NO_BATCH, type ChunkSummary } from './cold.js'
@@ -289,16 +289,36 @@ export class Chunks {
     return needed
   }
 
+  /** Indexes in that batch of its live and retained messages, ascending: a copy of the batch must have their records. */
+  neededIndexesAt(offset: number, count: number, position: number): number[] {
+    const indexes: number[] = []
+    for (let from = offset; from < offset + count; from = chunkEndAfter(from)) {
+      const chunk = this.held(Math.floor(from / CHUNK_MESSAGES))
+      if (chunk === undefined || chunk.batches.positionAt(from - chunk.base) !== position) continue
+      const end = Math.min(offset + count, chunkEndAfter(from)) - chunk.base
+      for (let index = from - chunk.base; index < end; index++)
+        if (chunk.isNeeded(index)) indexes.push(chunk.base + index - offset)
+    }
+    return indexes
+  }
+
   /**
-   * Removes the batch from `use` if none of its messages is live or retained, neither in this chunk nor in any other chunk
-   * that the batch reaches. Of a shared batch, only this row is considered.
+   * Messages of the batch are gone, with about `bytes` of records. Removes the batch from `use` if none of its messages is
+   * live or retained, neither in this chunk nor in any other chunk that the batch reaches. Of a shared batch, only this row
+   * is considered.
    */
-  removeUse(chunk: Chunk, batch: number, use: LogUse): void {
-    if (!chunk.isUnneededHere(batch)) return
+  removeUse(chunk: Chunk, batch: number, bytes: number, use: LogUse): void {
     const { batches } = chunk
-    const isShared = batches.isShared(batch)
-    if (isShared || !this.#isNeededElsewhere(chunk, batch))
-      use.remove(batches.position(batch), batches.bytes(batch), isShared)
+    // Among rows of shared batches, the record bytes of single rows are not known.
+    if (!batches.hasShared) use.gone(bytes)
+    if (!chunk.isUnneededHere(batch)) return
+    const position = batches.position(batch)
+    const length = batches.bytes(batch)
+    if (batches.isShared(batch)) use.remove(position, length, true)
+    else if (!this.#isNeededElsewhere(chunk, batch)) {
+      if (batches.hasShared) removeWhole(position, length, use)
+      else use.remove(position, length, false)
+    }
   }
 
   #isNeededElsewhere(chunk: Chunk, batch: number): boolean {
@@ -314,11 +334,40 @@ export class Chunks {
       if (isShared) use.share(position, bytes, 1)
       else use.add(position, bytes)
     })
+    use.gone(this.#goneBytes)
+  }
+
+  /** Removes all batches from `use`, because the queue is about to be dropped. */
+  removeAllUses(use: LogUse): void {
+    use.gone(-this.#goneBytes)
+    this.eachNeededBatch((position, bytes, isShared) => {
+      if (isShared) use.remove(position, bytes, true)
+      else removeWhole(position, bytes, use)
+    })
+  }
+
+  // Estimate of the record bytes of messages that are neither live nor retained, in batches that are still needed. Cold
+  // chunks, and chunks with rows of shared batches, are not included.
+  get #goneBytes(): number {
+    let bytes = 0
+    let last = -1
+    for (const number of this.#neededNumbers()) {
+      const chunk = this.held(number)
+      if (chunk === undefined || chunk.batches.hasShared) continue
+      bytes -= chunk.bytes + (chunk.retained?.bytes ?? 0)
+      for (let batch = 0; batch < chunk.batches.count; batch++) {
+        const position = chunk.batches.position(batch)
+        if (position === last || chunk.isUnneededHere(batch)) continue
+        last = position
+        bytes += chunk.batches.bytes(batch) - BATCH_HEADER_BYTES
+      }
+    }
+    return bytes
   }
 
   /** Removes the batches of the cold chunk `number`, which was dropped, from `use`. */
   removeUses(number: number, summary: ChunkSummary, use: LogUse): void {
-    for (const [position, bytes] of summary.uses) use.remove(position, bytes, false)
+    for (const [position, bytes] of summary.uses) removeWhole(position, bytes, use)
     // A batch that reaches into another chunk may still be needed there.
     const { firstPosition, firstBytes, lastPosition, lastBytes } = summary
     const isOne = firstPosition === lastPosition
@@ -349,4 +398,10 @@ export class Chunks {
   #summary(number: number): ChunkSummary {
     return this.#pages.summary(this.#queueId, number)!
   }
+}
+
+// Removes a batch, or several, whose messages were not reported as gone one by one.
+function removeWhole(position: number, bytes: number, use: LogUse): void {
+  use.gone(bytes - BATCH_HEADER_BYTES)
+  use.remove(position, bytes, false)
 }

@@ -601,7 +601,8 @@ export class Contents extends Source implements Arriving {
     let removed = 0
     const end = Math.min(to, chunk.count)
     const hasMore = chunk.holdsResources
-    if (ackedMs !== NOT_ACKED && this.retains) this.retain(chunk, from, end, ackedMs, size)
+    const isRetained = ackedMs !== NOT_ACKED && this.retains
+    if (isRetained) this.retain(chunk, from, end, ackedMs, size)
     for (let index = from; index < end;) {
       const batch = chunk.batches.find(index)
       const batchEnd = Math.min(chunk.batchEnd(batch), end)
@@ -613,7 +614,7 @@ export class Contents extends Source implements Arriving {
       if (count > 0) {
         removed += count
         this.bytes -= bytesBefore - chunk.bytes
-        this.follower.removedFrom(chunk, batch)
+        this.follower.removedFrom(chunk, batch, isRetained ? 0 : bytesBefore - chunk.bytes)
       }
       index = batchEnd
     }

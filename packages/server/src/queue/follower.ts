@@ -14,12 +14,15 @@ export interface Follower {
   idPending(offset: number): void
   /** The message at `offset` has an id and is no longer pending; it is still in its chunk. */
   idDone(offset: number): void
-  /** Some or all messages of the batch with the number `batch` in `chunk` are gone, or are no longer retained. */
-  removedFrom(chunk: Chunk, batch: number): void
+  /**
+   * Some or all messages of the batch with the number `batch` in `chunk` are gone, or are no longer retained. The log need
+   * no longer keep about `bytes` of their records.
+   */
+  removedFrom(chunk: Chunk, batch: number, bytes: number): void
   /** All messages of a cold chunk are gone and none is retained. Called after the chunk was dropped. */
   removedCold(number: number, summary: ChunkSummary): void
-  /** A live batch that no other queue uses was copied from `from` to `to`. */
-  copied(from: number, to: number, bytes: number): void
+  /** A live batch of `bytes`, which no other queue uses, was copied from `from` to `to`, where it takes `copyBytes`. */
+  copied(from: number, to: number, bytes: number, copyBytes: number): void
   /** The queue is about to be dropped. */
   dropped(): void
 }

@@ -3,14 +3,17 @@ import {
   BATCH_TYPE,
   QUEUE_OPTION_DEFAULTS,
   sealBatch,
+  sparseBytes,
   stampBatch,
+  writeSparse,
 } from '@sluice/protocol'
 import { expect, test } from 'vitest'
 import { Arrivals } from './arrivals.js'
 import { NOT_SHARED } from './batches.js'
 import { CHUNK_MESSAGES } from './bits.js'
-import { SHARED_QUEUE_ID, checkBatchAt, emptyLocation, indexInBatch } from './location.js'
+import { SHARED_QUEUE_ID, checkBatchAt, emptyLocation, slotInBatch } from './location.js'
 import { Queue } from './queue.js'
+import { batchOf } from '../testing/bench.js'
 import { CountedUse } from '../testing/log-use.js'
 
 const COUNTS = [1, 300, 2_500, 7, 900, 1_024, 40]
@@ -47,10 +50,31 @@ test('a location gives the batch of its message, and the header of that batch gi
         sharedIndex: NOT_SHARED,
       })
       checkBatchAt(location, queue, header, 0)
-      if (indexInBatch(location, header, 0) === offset - base) located++
+      if (slotInBatch(location, 1, header, 0) === offset - base) located++
     }
   }
   expect(located).toBe(COUNTS.reduce((sum, count) => sum + count, 0))
+})
+
+test('in a sparse batch, messages are found by their slots, and a message without a record is an error', () => {
+  const batch = batchOf([{}, {}, {}, {}, {}, {}], 1)
+  stampBatch(batch, 0, 1, 100, 1, 1)
+  const indexes = [1, 3, 4]
+  const sparse = new Uint8Array(sparseBytes(batch, 0, indexes))
+  writeSparse(sparse, 0, batch, 0, indexes, sparse.length, 0)
+  const slot = (offset: number, count: number): number =>
+    slotInBatch({ ...emptyLocation(), batchPosition: 512, offset }, count, sparse, 0)
+  expect([slot(101, 1), slot(103, 1), slot(103, 2), slot(104, 1)]).toEqual([0, 1, 1, 2])
+  for (const [offset, count] of [
+    [100, 1],
+    [102, 1],
+    [105, 1],
+    [101, 2],
+    [104, 2],
+  ] as const)
+    expect(() => slot(offset, count)).toThrow(
+      `The batch at position 512 of the log does not have the messages from ${offset} to ${offset + count - 1}.`,
+    )
 })
 
 test.each([
@@ -75,5 +99,5 @@ test.each([
     'The batch at position 512 of the log is not the batch of the queue q that was written there.',
   )
   checkBatchAt({ ...place, offset: 13 }, { id: 1, name: 'q' }, headerOf(SHARED_QUEUE_ID, 0, 7), 0)
-  expect(indexInBatch({ ...place, offset: 13 }, header, 0)).toBe(6)
+  expect(slotInBatch({ ...place, offset: 13 }, 1, header, 0)).toBe(6)
 })

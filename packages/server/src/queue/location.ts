@@ -1,10 +1,17 @@
 /**
  * A location: the place of a message in the log. Only `Contents.locate` and `Chunk.locate` map an offset to a place, by
- * filling in a location: readers of the log do not use batch tables. The index of the message in its batch is computed
- * from the header of the stored batch, because the chunk with the first message of the batch may be gone. The header of
- * a shared batch, which several queues use, has no offset; the location then has an index in the batch.
+ * filling in a location: readers of the log do not use batch tables. The slot of the message in its batch is computed
+ * from the stored batch, because the chunk with the first message of the batch may be gone. The header of a shared batch,
+ * which several queues use, has no offset; the location then has an index in the batch.
  */
-import { SluiceError, batchBaseOffset, batchCount, batchQueueId } from '@sluice/protocol'
+import {
+  SluiceError,
+  batchBaseOffset,
+  batchCount,
+  batchQueueId,
+  isSparse,
+  slotOfIndex,
+} from '@sluice/protocol'
 import { NOT_SHARED } from './batches.js'
 import { CHUNK_MESSAGES } from './bits.js'
 
@@ -37,13 +44,26 @@ export function emptyLocation(): Location {
   }
 }
 
-/** Index of the message in its batch, whose header is at `bytes[at]`. */
-export function indexInBatch(
-  { offset, batchFrom, sharedIndex }: Location,
+/**
+ * Slot of the message in its batch, which is at `bytes[at]`. The `count` messages from this one on, which are not gone, are
+ * in consecutive slots.
+ * @throws SluiceError CORRUPT if one of them is not in the batch
+ */
+export function slotInBatch(
+  { offset, batchPosition, batchFrom, sharedIndex }: Location,
+  count: number,
   bytes: Uint8Array,
   at: number,
 ): number {
-  return sharedIndex === NOT_SHARED ? offset - batchBaseOffset(bytes, at) : sharedIndex + offset - batchFrom
+  const index =
+    sharedIndex === NOT_SHARED ? offset - batchBaseOffset(bytes, at) : sharedIndex + offset - batchFrom
+  if (!isSparse(bytes, at)) return index
+  const slot = slotOfIndex(bytes, at, index)
+  if (slot !== -1 && slotOfIndex(bytes, at, index + count - 1) === slot + count - 1) return slot
+  throw new SluiceError(
+    'CORRUPT',
+    `The batch at position ${batchPosition} of the log does not have the messages from ${offset} to ${offset + count - 1}.`,
+  )
 }
 
 /**

@@ -14,8 +14,13 @@ export interface LogUse {
   add(position: number, bytes: number): void
   /** `rows` more rows of the shared batch at `position` are needed now. `bytes` is the size of the batch. */
   share(position: number, bytes: number, rows: number): void
-  /** Called when no message of the batch at `position`, or of a row of a shared batch, is live or retained any more. */
+  /**
+   * Called when no message of the batch at `position`, or of a row of a shared batch, is live or retained any more. All
+   * record bytes of a batch that is not shared were reported to `gone`.
+   */
   remove(position: number, bytes: number, isShared: boolean): void
-  /** A live batch was copied from `from` to `to`. */
-  move(from: number, to: number, bytes: number): void
+  /** Messages are neither live nor retained any more. `bytes` is an estimate of the bytes of their records. */
+  gone(bytes: number): void
+  /** A batch of `bytes` that is needed was copied from `from` to `to`, where it takes `copyBytes`. */
+  move(from: number, to: number, bytes: number, copyBytes: number): void
 }

@@ -202,20 +202,20 @@ export class Queue extends Contents implements Follower {
     if (this.#pending !== undefined && this.#pending.count > 0) this.#pending.done(offset)
   }
 
-  removedFrom(chunk: Chunk, batch: number): void {
-    this.appliedChunks.removeUse(chunk, batch, this.use)
+  removedFrom(chunk: Chunk, batch: number, bytes: number): void {
+    this.appliedChunks.removeUse(chunk, batch, bytes, this.use)
   }
 
   removedCold(number: number, summary: ChunkSummary): void {
     this.appliedChunks.removeUses(number, summary, this.use)
   }
 
-  copied(from: number, to: number, bytes: number): void {
-    this.use.move(from, to, bytes)
+  copied(from: number, to: number, bytes: number, copyBytes: number): void {
+    this.use.move(from, to, bytes, copyBytes)
   }
 
   dropped(): void {
-    this.chunks.eachNeededBatch((position, bytes, isShared) => this.use.remove(position, bytes, isShared))
+    this.chunks.removeAllUses(this.use)
     this.#line.clear()
     this.#moving?.clear()
     this.leased = 0

@@ -159,8 +159,9 @@ export abstract class Source {
       const batch = chunk.batches.find(index)
       const batchEnd = Math.min(chunk.batchEnd(batch), last)
       if (retained.countIn(index, batchEnd) > 0) {
-        this.retention.bytes -= retained.release(index, batchEnd)
-        this.follower.removedFrom(chunk, batch)
+        const bytes = retained.release(index, batchEnd)
+        this.retention.bytes -= bytes
+        this.follower.removedFrom(chunk, batch, bytes)
       }
       index = batchEnd
     }
@@ -190,10 +191,10 @@ export abstract class Source {
   // --- copies ---
 
   /**
-   * The batch that starts at `offset`, or the part of a shared batch, was copied to `position`. The follower is not
-   * notified of a shared batch.
+   * The batch of the messages `[offset, offset + count)`, or a shared batch with these messages, was copied to `position`.
+   * The copy has `copyBytes`. The follower is not notified of a shared batch.
    */
-  relocateFact(offset: number, count: number, position: number): void {
+  relocateFact(offset: number, count: number, position: number, copyBytes: number): void {
     let from = -1
     let bytes = 0
     for (let at = offset; at < offset + count; at = chunkEndAfter(at)) {
@@ -204,10 +205,10 @@ export abstract class Source {
       if (chunk.batches.first(batch) !== index) continue
       if (!chunk.batches.isShared(batch)) from = chunk.batches.position(batch)
       bytes = chunk.batches.bytes(batch)
-      chunk.relocate(batch, position)
+      chunk.relocate(batch, position, copyBytes)
       this.dirty = true
     }
-    if (from !== -1) this.follower.copied(from, position, bytes)
+    if (from !== -1) this.follower.copied(from, position, bytes, copyBytes)
   }
 
   // Returns the chunk of `offset` if a fact changes it; undefined if the chunk is gone, or if its page already contains

@@ -1,11 +1,15 @@
 /**
  * Frees space by copying the live batches of the oldest segments to the end of the log, so that those segments can be
- * truncated. A copied batch keeps its header, and so its offsets, times and checksum; only its position changes. The copy
- * of a shared batch is preceded by the `refer` facts about those rows that are still needed.
+ * truncated. A copied batch keeps its offsets, its time and its producer. If many of its messages are gone, their records
+ * are left out of the copy. The copy of a shared batch is whole, and preceded by the `refer` facts about those rows that
+ * are still needed.
  *
- * Invariant: while the broker is idle, copying ends after some time. Live bytes are exactly the bytes that copying
- * would write, and page bytes are exactly the bytes that rewriting the pages would write. So copying can free the whole
- * excess. Copying runs in passes. Each pass goes from the oldest segment to the point at which the log ended when the
+ * Invariant: every fact that was applied precedes a copy in the log. So after a crash, no message whose record was left
+ * out is live again.
+ *
+ * Invariant: while the broker is idle, copying ends after some time. Copying writes at most the live bytes, and page bytes
+ * are exactly the bytes that rewriting the pages would write. So copying can free the whole excess. The bytes that copies
+ * leave out are known only after a pass; before that, they are estimated. Copying runs in passes. Each pass goes from the oldest segment to the point at which the log ended when the
  * pass started. The next pass starts only after enough bytes have changed.
  */
 import {
@@ -16,8 +20,11 @@ import {
   batchAttributes,
   batchLength,
   batchType,
+  presentCount,
   readBatchHeader,
+  sparseBytes,
   writeBatchAttributes,
+  writeSparse,
 } from '@sluice/protocol'
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogEntry } from '../log/log.js'
@@ -51,6 +58,11 @@ const CHANGED_SHARE = 1 / 32
  * the new checkpoint, so that recovery finds it.
  */
 const COPY_SEGMENTS = 2
+/**
+ * Records are left out of a copy if the copy is then smaller by at least this share. A whole copy moves memory; to leave
+ * records out, each record is visited and a new checksum is computed.
+ */
+const SPARSE_SHARE = 1 / 8
 /** Maximum size of copies relative to the copied bytes, including the headers and padding of their entries. */
 const PADDED = 1 + 1 / 8
 
@@ -59,6 +71,7 @@ export class Relocation {
   readonly #tail: Tail
   readonly #state: State
   readonly #cold: ColdChunks
+  readonly #writeFacts: () => void
   readonly #wake: () => void
   #entries: AsyncIterator<LogEntry> | undefined
   #reading = false
@@ -73,6 +86,8 @@ export class Relocation {
   #passChangedBytes = -Infinity
   /** Number of upkeep bytes when this pass started. */
   #passUpkeepBytes = 0
+  /** Part of `Segments.sparableBytes` that the last pass did not free: its estimate was too high. */
+  #unfreeableBytes = 0
   /** Every live batch before this position has been copied or is being copied. */
   before = 0
   /** Bytes that the next checkpoint will free. */
@@ -82,9 +97,17 @@ export class Relocation {
   /** Whether the start of the next segment will free an older segment. */
   markFrees = false
 
-  /** `wake` asks for another turn. */
-  constructor(log: Log, tail: Tail, state: State, cold: ColdChunks, wake: () => void) {
+  /** `writeFacts` writes all applied facts to the open entry. `wake` asks for another turn. */
+  constructor(
+    log: Log,
+    tail: Tail,
+    state: State,
+    cold: ColdChunks,
+    writeFacts: () => void,
+    wake: () => void,
+  ) {
     this.#cold = cold
+    this.#writeFacts = writeFacts
     this.#wake = wake
     this.#log = log
     this.#tail = tail
@@ -96,12 +119,19 @@ export class Relocation {
     const { bytes } = this.#log.usage()
     const { segments } = this.#state
     const { segmentBytes } = this.#log
-    const needed = segments.liveBytes + segments.upkeepBytes
+    const needed = segments.liveBytes * (1 - this.#sparableShare) + segments.upkeepBytes
     const excess = bytes - 2 * needed - SLACK_SEGMENTS * segmentBytes
     if (!this.isScarce) return excess
     // The more room is left, the more dead bytes are tolerated before live bytes are copied.
     const slack = Math.max(segmentBytes, (this.#log.room() - this.copyBytes) / 2)
     return Math.max(excess, bytes - needed - slack)
+  }
+
+  /** Estimated share of the live bytes that copies would leave out. */
+  get #sparableShare(): number {
+    const { liveBytes, sparableBytes } = this.#state.segments
+    if (liveBytes === 0) return 0
+    return Math.min(1, Math.max(0, sparableBytes - this.#unfreeableBytes) / liveBytes)
   }
 
   /** Room needed to copy a segment and free it, including the checkpoint. */
@@ -133,6 +163,7 @@ export class Relocation {
   /** Copies as much as the allowance permits, if copying is wanted or running. */
   step(nowMs: number): void {
     this.#refill(nowMs)
+    this.#unfreeableBytes = Math.min(this.#unfreeableBytes, this.#state.segments.sparableBytes)
     if (this.#reading || (this.#allowance <= 0 && !this.isScarce)) return
     if (this.#entries === undefined && !this.#begin()) return
     this.#reading = true
@@ -227,6 +258,9 @@ export class Relocation {
   #finish(): void {
     void this.#entries?.return?.()
     this.#entries = undefined
+    const { segments } = this.#state
+    // The pass is over: what it did not leave out cannot be left out.
+    if (segments.oldestLive(this.before) >= this.#passEnd) this.#unfreeableBytes = segments.sparableBytes
   }
 
   // Copies the live batches of the entry. Waits only for cold chunks: a chunk must be in memory when one of its batches
@@ -258,11 +292,27 @@ export class Relocation {
     }
   }
 
-  #copyBatch(queue: Queue, entry: LogEntry, at: number, nowMs: number): void {
-    const header = readBatchHeader(entry.bytes, at)
-    if (queue.chunks.neededAt(header.baseOffset, header.count, entry.position + at) === 0) return
-    const position = this.#append(entry.bytes, at, nowMs)
-    queue.relocateFact(header.baseOffset, header.count, position)
+  #copyBatch(queue: Queue, { bytes, position }: LogEntry, at: number, nowMs: number): void {
+    const { baseOffset, count, length } = readBatchHeader(bytes, at)
+    const { chunks } = queue
+    const needed = chunks.neededAt(baseOffset, count, position + at)
+    if (needed === 0) return
+    if (needed < presentCount(bytes, at)) {
+      const kept = chunks.neededIndexesAt(baseOffset, count, position + at)
+      const copyBytes = sparseBytes(bytes, at, kept)
+      if (copyBytes === -1) throw lacksRecords(position + at)
+      if (length - copyBytes >= length * SPARSE_SHARE) {
+        this.#writeFacts()
+        queue.relocateFact(
+          baseOffset,
+          count,
+          this.#appendSparse(bytes, at, kept, copyBytes, nowMs),
+          copyBytes,
+        )
+        return
+      }
+    }
+    queue.relocateFact(baseOffset, count, this.#append(bytes, at, nowMs), length)
   }
 
   #copyShared(refers: readonly Refer[], entry: LogEntry, at: number, nowMs: number): void {
@@ -283,7 +333,7 @@ export class Relocation {
     this.#count(factsBytes)
     const position = this.#append(entry.bytes, at, nowMs)
     for (const { queueId, offset, count } of needed)
-      queuesById.get(queueId)!.relocateFact(offset, count, position)
+      queuesById.get(queueId)!.relocateFact(offset, count, position, batchLength(entry.bytes, at))
     segments.moveShared(from, position)
   }
 
@@ -293,6 +343,21 @@ export class Relocation {
     const to = this.#tail.reserve(length, nowMs)
     this.#tail.bytes.set(bytes.subarray(at, at + length), to)
     writeBatchAttributes(this.#tail.bytes, to, batchAttributes(bytes, at) | BATCH_ATTRIBUTE.relocated)
+    this.#count(length)
+    return this.#tail.add(length)
+  }
+
+  // Appends a copy that has only the records with these indexes, and returns its position. `length` is its size.
+  #appendSparse(
+    bytes: Uint8Array,
+    at: number,
+    indexes: readonly number[],
+    length: number,
+    nowMs: number,
+  ): number {
+    const to = this.#tail.reserve(length, nowMs)
+    const attributes = batchAttributes(bytes, at) | BATCH_ATTRIBUTE.relocated
+    writeSparse(this.#tail.bytes, to, bytes, at, indexes, length, attributes)
     this.#count(length)
     return this.#tail.add(length)
   }
@@ -310,6 +375,13 @@ export class Relocation {
     const most = this.#log.segmentBytes
     this.#allowance = Math.min(most, this.#allowance + appended * SHARE + passedMs * IDLE_BYTES_PER_MS)
   }
+}
+
+function lacksRecords(position: number): SluiceError {
+  return new SluiceError(
+    'CORRUPT',
+    `The batch at position ${position} of the log lacks messages that are live or retained.`,
+  )
 }
 
 // Offset of the first message of the batch that is in a cold chunk; -1 if there is none.

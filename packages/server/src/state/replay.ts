@@ -10,11 +10,15 @@ import {
   BATCH_ATTRIBUTE,
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
+  batchBaseOffset,
   batchCount,
   batchLength,
   batchQueueId,
   batchTimeMs,
   batchType,
+  indexOfSlot,
+  isSparse,
+  presentCount,
   readBatchHeader,
   type BatchHeader,
   type Duplicates,
@@ -246,7 +250,8 @@ export class Replay {
     if (queue === undefined) return
     queue.appliedFrom = position
     if (relocated) {
-      queue.relocateFact(header.baseOffset, header.count, position)
+      queue.relocateFact(header.baseOffset, header.count, position, header.length)
+      releaseAbsent(queue, bytes, at)
     } else {
       const rules = { ttlMs: preceding?.ttlMs ?? 0, maxBytes: queue.options.maxBytes }
       const traits =
@@ -277,7 +282,8 @@ export class Replay {
       const queue = this.#state.queuesById.get(refers[0]!.queueId)
       if (queue === undefined) continue
       queue.appliedFrom = position
-      if (isRelocated) for (const { offset, count } of refers) queue.relocateFact(offset, count, position)
+      if (isRelocated)
+        for (const { offset, count } of refers) queue.relocateFact(offset, count, position, header.length)
       else this.#applyRefers(queue, refers, header, position, records)
       queue.appliedFrom = Infinity
     }
@@ -468,6 +474,20 @@ const RANGES: ReadonlySet<number> = new Set([
   FACT.carry,
 ])
 const SINGLES: ReadonlySet<number> = new Set([FACT.retry, FACT.dead, FACT.redrive, FACT.reschedule])
+
+// Recovery applies an acknowledgement with the options that the queue has later. Messages without a record in a sparse copy
+// were not retained.
+function releaseAbsent(queue: Queue, bytes: Uint8Array, at: number): void {
+  if (queue.chunks.retention === undefined || !isSparse(bytes, at)) return
+  const base = batchBaseOffset(bytes, at)
+  const present = presentCount(bytes, at)
+  let from = 0
+  for (let slot = 0; slot <= present; slot++) {
+    const index = slot === present ? batchCount(bytes, at) : indexOfSlot(bytes, at, slot)
+    if (index > from) queue.releaseFact(base + from, base + index)
+    from = index + 1
+  }
+}
 
 interface PrecedingFacts {
   ttlMs: number

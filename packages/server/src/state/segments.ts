@@ -3,8 +3,8 @@
  * queues retain. These batches are called live here. They are counted as the queues report changes.
  *
  * Invariant 6: the live bytes of a segment are the bytes of those batches in it that have a live or retained message,
- * headers included. Copying the segment would copy exactly these bytes. For a shared batch they include its `refer`
- * facts: one for each row of a chunk that has such a message of the batch.
+ * headers included. Copying the segment would copy these bytes, without the records that sparse copies leave out. For a
+ * shared batch they include its `refer` facts: one for each row of a chunk that has such a message of the batch.
  */
 import { BATCH_HEADER_BYTES } from '@sluice/protocol'
 import { DIRECTORY_BYTES } from './directory.js'
@@ -32,8 +32,13 @@ export class Segments implements LogUse {
   readonly pages: PageTree
   /** Bytes of live batches in all segments. */
   liveBytes = 0
-  /** Bytes of batches that stopped being live since the broker started. */
+  /** Bytes of messages and batches that stopped being live since the broker started. */
   goneBytes = 0
+  /**
+   * Estimate of the part of `liveBytes` that sparse copies would leave out. It can be wrong where the sizes of single
+   * records are not known, and drifts where messages are not counted one by one, so only differences of it are used.
+   */
+  sparableBytes = 0
   readonly #segmentBytes: number
   readonly #uses = new Map<number, Use>()
   /**
@@ -72,7 +77,11 @@ export class Segments implements LogUse {
 
   remove(position: number, bytes: number, isShared: boolean): void {
     if (isShared) this.#unshare(position)
-    else this.#remove(position, bytes)
+    else {
+      this.#remove(position, bytes)
+      this.goneBytes += BATCH_HEADER_BYTES
+      this.sparableBytes -= bytes - BATCH_HEADER_BYTES
+    }
   }
 
   #unshare(position: number): void {
@@ -80,21 +89,29 @@ export class Segments implements LogUse {
     if (shared.rows === 1) {
       this.#shared.delete(position)
       this.#remove(position, sharedBytes(shared))
+      this.goneBytes += sharedBytes(shared)
       return
     }
     shared.rows--
     this.#remove(position, REFER_BYTES)
+    this.goneBytes += REFER_BYTES
+  }
+
+  gone(bytes: number): void {
+    this.goneBytes += bytes
+    this.sparableBytes += bytes
   }
 
   #remove(position: number, bytes: number): void {
     this.#use(position).liveBytes -= bytes
     this.liveBytes -= bytes
-    this.goneBytes += bytes
   }
 
-  move(from: number, to: number, bytes: number): void {
+  move(from: number, to: number, bytes: number, copyBytes: number): void {
     this.#use(from).liveBytes -= bytes
-    this.#use(to).liveBytes += bytes
+    this.#use(to).liveBytes += copyBytes
+    this.liveBytes += copyBytes - bytes
+    this.sparableBytes += copyBytes - bytes
   }
 
   /** The shared batch at `from` was copied to `to`, with the facts about its rows that are needed. */
@@ -102,7 +119,7 @@ export class Segments implements LogUse {
     const shared = this.#shared.get(from)!
     this.#shared.delete(from)
     this.#shared.set(to, shared)
-    this.move(from, to, sharedBytes(shared))
+    this.move(from, to, sharedBytes(shared), sharedBytes(shared))
   }
 
   /** Bytes of live batches in the segment that contains `position`. */

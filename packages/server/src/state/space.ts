@@ -70,7 +70,10 @@ export class Space {
   #truncating = false
   #retryMs = 0
 
-  /** `lowWater`: the recovered state needs nothing before this position. `wake` asks for another turn. */
+  /**
+   * `lowWater`: the recovered state needs nothing before this position. `writeFacts` writes all applied facts to the open
+   * entry. `wake` asks for another turn.
+   */
   constructor(
     log: Log,
     tail: Tail,
@@ -78,13 +81,14 @@ export class Space {
     cold: ColdChunks,
     checkpointBytes: number,
     lowWater: number,
+    writeFacts: () => void,
     wake: () => void,
   ) {
     this.#log = log
     this.#tail = tail
     this.#state = state
     this.#checkpoints = new Checkpoints(log, tail, state, cold, checkpointBytes, lowWater, wake)
-    this.#relocation = new Relocation(log, tail, state, cold, wake)
+    this.#relocation = new Relocation(log, tail, state, cold, writeFacts, wake)
     this.#wake = wake
   }
 

@@ -18,9 +18,11 @@ export class CountedUse implements LogUse {
     this.add(position, bytes)
   }
 
-  move(from: number, to: number, bytes: number): void {
+  gone(): void {}
+
+  move(from: number, to: number, bytes: number, copyBytes: number): void {
     this.remove(from, bytes)
-    this.add(to, bytes)
+    this.add(to, copyBytes)
   }
 
   segmentOf(): number {
