@@ -3,7 +3,7 @@ import { BATCH_HEADER_BYTES, OUTCOME, type QueueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, CALLER, batchOf, type BenchOptions, type Message } from '../testing/bench.js'
 import { drained, named, numbered, peeked, queueOf, read, share, upTo } from '../testing/sharing.js'
-import { TARGETS_MAX } from './shared-intake.js'
+import { TARGETS_MAX, WORK_MAX } from './shared-intake.js'
 
 const [A, B, C] = named(3) as [QueueName, QueueName, QueueName]
 const ALL = [{ name: A }, { name: B }, { name: C }]
@@ -160,7 +160,7 @@ describe('a shared batch that one target refuses', () => {
     const { position } = bench.log.entries.at(-1)!
     const batch = upTo(4).map((number) => numbered(number, { id: String(number) }))
     expect(() => share(bench, batch, ALL)).toThrow(
-      expect.objectContaining({ code, message: expect.stringContaining(text) }),
+      expect.objectContaining({ code, queue: B, message: expect.stringContaining(text) }),
     )
     await bench.settle()
     expect(bench.log.entries.at(-1)!.position).toBe(position)
@@ -193,6 +193,24 @@ describe('a shared batch that one target refuses', () => {
       }),
     )
     expect(share(bench, messages(1), targets.slice(1))).toBe(TARGETS_MAX)
+    bench.broker.audit()
+  })
+
+  it('has too many messages whose options must be read', async () => {
+    const bench = await opened({ segmentBytes: 4 << 20 })
+    // Three queues: 65,538 messages, and 65,535.
+    const count = WORK_MAX / 3 + 2 / 3
+    const keyed = messages(count, { key: 'k', bodyBytes: 0 })
+    expect(() => share(bench, keyed, ALL)).toThrow(
+      expect.objectContaining({
+        code: 'BATCH_TOO_LARGE',
+        message: expect.stringContaining(
+          'A batch of 21846 messages for 3 queues takes more than 65536 steps',
+        ),
+      }),
+    )
+    expect(share(bench, keyed.slice(1), ALL)).toBe(3)
+    expect(share(bench, messages(count, { bodyBytes: 0 }), ALL)).toBe(3)
     bench.broker.audit()
   })
 

@@ -1,7 +1,7 @@
 /**
  * Accepts shared batches: one batch for several queues, whose body is stored once. Each target applies its own options:
  * limits, ids, time to live, keys and priorities. The batch is checked for every target before anything changes; if one
- * target refuses it, no target gets it, and the error names that target.
+ * target refuses it, no target gets it, and the `queue` of the error is that target.
  *
  * `publish` accepts the numbered batch of a producer, and remembers the number of targets as its result. `take` accepts
  * a batch that has no producer.
@@ -44,6 +44,11 @@ import type { Writer } from './writer.js'
 
 /** Maximum number of queues that get one batch. */
 export const TARGETS_MAX = 1_024
+/**
+ * Maximum work for one batch, for all of its targets together: each range of records counts, and each message of a target
+ * that must read the options of the records. 65,536 messages with ids take a third of a second.
+ */
+export const WORK_MAX = 65_536
 /** Maximum size of a fact with a time to live, and of the headers of the facts of one target, in bytes. */
 const TTL_FACT_BYTES = 24
 const FACTS_HEADERS_BYTES = 2 * BATCH_HEADER_BYTES
@@ -162,8 +167,15 @@ export class SharedIntake {
     const records = new SharedRecords(bytes, at, header, this.#state.seed)
     const refers = new FactBuffer()
     let aheadBytes = 0
+    let work = 0
     const parts = inOrderOfRules(targets).map((target) => {
-      const part = this.#checkTarget(target, records, count, flags, arrival)
+      // The queue can have been deleted while the caller waited.
+      if (!this.#state.has(target.queue))
+        throw queueNotFound(target.queue.name).with({ queue: target.queue.name })
+      const places = refersOf(target.queue, target.ranges ?? [{ index: 0, count }])
+      work += mustRead(target.queue, flags) ? countOf(places) : places.length
+      if (work > WORK_MAX) throw tooMuch(targets.length, count)
+      const part = named(target.queue, () => this.#checkTarget(target.queue, places, records, flags, arrival))
       for (const refer of part.refers) refers.refer(refer)
       const partBytes = admittedFactsBytes(part.admitted) + (part.lacksTtl ? TTL_FACT_BYTES : 0)
       if (partBytes > 0) aheadBytes += partBytes + FACTS_HEADERS_BYTES
@@ -177,29 +189,25 @@ export class SharedIntake {
 
   // @throws SluiceError
   #checkTarget(
-    { queue, ranges }: Target,
+    queue: Queue,
+    refers: readonly Refer[],
     records: SharedRecords,
-    batchCount: number,
     flags: number,
     arrival: Arrival,
   ): Part {
-    // The queue can have been deleted while the caller waited.
-    if (!this.#state.has(queue)) throw queueNotFound(queue.name)
-    const refers = refersOf(queue, ranges ?? [{ index: 0, count: batchCount }])
     const base = queue.next
     const count = countOf(refers)
     const recordsBytes = records.bytesOf(refers)
     const admission = new Admission(queue)
     const part = { queue, refers, base, count, recordsBytes, admission }
     if (isPlain(queue, flags)) return { ...part, readsRecords: false, lacksTtl: false, admitted: UNCHECKED }
-    const { maxBytes, ttlMs } = queue.options
-    const readsRecords = hasDeliveryOptions(flags) || ttlMs > 0 || maxBytes > 0
+    const readsRecords = mustRead(queue, flags)
     this.#turn.catchUp(queue)
     this.#writer.note(queue)
     const traits = readsRecords ? records.traitsOf(refers, queue.options) : undefined
     const admitted = arrival === 'new' ? admission.look(count, recordsBytes, traits) : UNCHECKED
     this.#intake.admit(admission)
-    return { ...part, readsRecords, lacksTtl: traits?.lacksTtl === true && ttlMs > 0, admitted }
+    return { ...part, readsRecords, lacksTtl: traits?.lacksTtl === true && queue.options.ttlMs > 0, admitted }
   }
 
   // --- take: nothing is refused any more ---
@@ -247,6 +255,27 @@ function inOrderOfRules(targets: readonly Target[]): Target[] {
   return targets.toSorted(
     ({ queue: { options: a } }, { queue: { options: b } }) =>
       a.ttlMs - b.ttlMs || Number(a.maxBytes > 0) - Number(b.maxBytes > 0),
+  )
+}
+
+// Adds the name of the target to its refusal.
+function named<Result>({ name }: Queue, check: () => Result): Result {
+  try {
+    return check()
+  } catch (error) {
+    throw error instanceof SluiceError ? error.with({ queue: name }) : error
+  }
+}
+
+// Whether a target needs the options of each record.
+function mustRead({ options: { ttlMs, maxBytes } }: Queue, flags: number): boolean {
+  return hasDeliveryOptions(flags) || ttlMs > 0 || maxBytes > 0
+}
+
+function tooMuch(targets: number, count: number): SluiceError {
+  return new SluiceError(
+    'BATCH_TOO_LARGE',
+    `A batch of ${count} messages for ${targets} queues takes more than ${WORK_MAX} steps: one for each range of records and, if messages have options or a queue has ttlMs or maxBytes, one for each message of each queue. Publish smaller batches.`,
   )
 }
 

@@ -5,7 +5,7 @@ import type { RecordRange } from '../broker/commands.js'
 import { BatchTable } from '../queue/batches.js'
 import { Contents } from '../queue/contents.js'
 import { FactBuffer, REFER_BYTES } from '../queue/index.js'
-import { Bench, batchOf, type BenchOptions, type Message } from '../testing/bench.js'
+import { Bench, CALLER, batchOf, type BenchOptions, type Message } from '../testing/bench.js'
 import { drained, named, numbered, peeked, queueOf, read, share, upTo } from '../testing/sharing.js'
 import { Segments } from './segments.js'
 import { TIMEOUT_MS, runs, seedsFrom } from '../../../../test/amount.js'
@@ -119,6 +119,7 @@ class Scene {
   readonly gone = new Map<number, Set<number>>()
   /** For each shared batch, its queues and the offsets after its messages. */
   readonly shared: (readonly (readonly [queueId: number, end: number])[])[] = []
+  replayed = 0
   readonly #chance: Chance
   #number = 0
 
@@ -152,6 +153,30 @@ class Scene {
   async check(): Promise<void> {
     this.bench.broker.audit()
     for (const name of this.names) expect(await peeked(this.bench, name)).toEqual(this.expected(name))
+    await this.#checkRetained()
+  }
+
+  // Every retained message can be read.
+  async #checkRetained(): Promise<void> {
+    const { bench } = this
+    const { name } = RETAINING
+    const queue = queueOf(bench, name)
+    const { retainedBytes } = queue
+    expect(retainedBytes).toBeLessThan(2 * RETAINING.retainBytes + 100_000)
+    bench.broker.turn.begin()
+    const all = { name, fromOffset: undefined, fromMs: undefined, untilMs: undefined, cursor: undefined }
+    const to = queueName('replayed')
+    bench.ensure({}, to)
+    const request = { ...all, limit: 1_000, filter: {}, to, dryRun: false }
+    const page = await bench.answer(bench.broker.replays.page(request, CALLER))
+    await bench.settle()
+    const numbers = this.numbersOf(name)
+    const replayed = await emptied(bench, to)
+    expect(replayed).toHaveLength(page.replayed)
+    const offsets = replayed.map(([, number]) => numbers.indexOf(number))
+    expect(new Set(offsets).size).toBe(offsets.length)
+    this.replayed += offsets.length
+    for (const offset of offsets) expect(this.goneIn(name).has(offset)).toBe(true)
   }
 
   #messages(): Message[] {
@@ -213,7 +238,7 @@ class Scene {
     } else if (action <= 81) {
       bench.broker.turn.begin()
       bench.broker.catalog.delete(name)
-      bench.ensure({}, name)
+      bench.ensure(name === RETAINING.name ? { retainBytes: RETAINING.retainBytes } : {}, name)
     } else if (action <= 91) await turnOver(bench, chance.int(20, 1_200))
     await bench.settle()
   }
@@ -240,8 +265,12 @@ class Scene {
 
 const SCENE: BenchOptions = { segmentBytes: 128 * 1024, checkpointBytes: 16 * 1024 }
 
+/** Keeps its acknowledged messages for replay, up to this number of bytes. */
+const RETAINING = { name: named(5)[4]!, retainBytes: 20_000 }
+
 async function scene(seed: number, steps: number, options: BenchOptions = SCENE): Promise<Scene> {
   const bench = await opened(named(5), options)
+  bench.ensure({ retainBytes: RETAINING.retainBytes }, RETAINING.name)
   const made = new Scene(bench, seed)
   for (let step = 0; step < steps; step++) {
     await made.step()
@@ -261,10 +290,42 @@ async function emptied(bench: Bench, name: QueueName): Promise<[number, number][
   return all
 }
 
+describe('at rest', () => {
+  it('nothing is written, although facts are most of what small batches take', async () => {
+    const names = named(40)
+    const bench = await opened(names, SCENE)
+    for (let round = 0; round < 500; round++) {
+      share(
+        bench,
+        [numbered(round)],
+        names.map((name) => ({ name })),
+      )
+      if (round % 10 === 0) await bench.pass(25)
+    }
+    await bench.settle()
+    const { liveBytes } = bench.broker.usage()
+    expect(liveBytes).toBeGreaterThan(4 * SCENE.segmentBytes!)
+    // Every second queue is done, so that half of the facts are not needed.
+    for (const name of names.filter((_, at) => at % 2 === 0)) await drained(bench, name)
+    await turnOver(bench, 3_000)
+    bench.broker.audit()
+    // The log takes at most twice what is needed, plus four segments; an early checkpoint waits.
+    expect(bench.broker.usage().logBytes).toBeLessThan(2 * liveBytes + 8 * SCENE.segmentBytes!)
+    for (let second = 0; second < 120; second++) await bench.pass(1_000)
+    const written = bench.broker.usage().writtenBytes
+    for (let second = 0; second < 300; second++) await bench.pass(1_000)
+    expect(bench.broker.usage().writtenBytes).toBe(written)
+    bench.broker.audit()
+    for (const name of names.filter((_, at) => at % 2 === 1))
+      expect(await drained(bench, name)).toEqual(upTo(500).map((at) => [at, at]))
+  })
+})
+
 describe('shared batches and batches of one queue', () => {
   it.each(seedsFrom(1, 5, 200))('give each queue its messages, seed %i', async (seed) => {
-    const { bench, names, shared } = await scene(seed, 120)
+    const { bench, names, shared, replayed } = await scene(seed, 120)
     expect(shared.length).toBeGreaterThan(10)
+    expect(replayed).toBeGreaterThan(0)
     for (const name of names) {
       await emptied(bench, name)
       bench.broker.turn.begin()
