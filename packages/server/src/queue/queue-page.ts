@@ -30,7 +30,7 @@ export function encodeDefinition(queue: Queue): string {
 export function decodeDefinition(text: string, shared: SharedOptions): QueueDefinition {
   const end = text.indexOf('\n')
   const { name, createdAtMs, paused, idsFrom } = JSON.parse(text.slice(0, end)) as QueueDefinition
-  return { name, options: shared.parse(text, end + 1), createdAtMs, paused, idsFrom }
+  return { name, options: shared.parse(text.slice(end + 1)), createdAtMs, paused, idsFrom }
 }
 
 export function encodeDefinitionPage(queue: Queue): Uint8Array {

@@ -16,23 +16,17 @@ export class SharedOptions {
   #lastText = ''
   #last: QueueOptions | undefined
 
-  /** Reads the options whose text is the rest of `text` from `start` on. */
-  parse(text: string, start = 0): QueueOptions {
+  /** Reads options from their text. */
+  parse(text: string): QueueOptions {
     // A restart reads the same text for many queues one after another. Comparing is cheaper than hashing.
-    if (
-      this.#last !== undefined &&
-      text.length - start === this.#lastText.length &&
-      text.endsWith(this.#lastText)
-    )
-      return this.#last
-    const rest = text.slice(start)
-    let options = this.#byText.get(rest)
+    if (text === this.#lastText && this.#last !== undefined) return this.#last
+    let options = this.#byText.get(text)
     if (options === undefined) {
-      options = JSON.parse(rest) as QueueOptions
+      options = JSON.parse(text) as QueueOptions
       if (this.#byText.size === TEXTS_KEPT) this.#byText.clear()
-      this.#byText.set(rest, options)
+      this.#byText.set(text, options)
     }
-    this.#lastText = rest
+    this.#lastText = text
     this.#last = options
     return options
   }
