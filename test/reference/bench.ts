@@ -24,9 +24,10 @@ import {
   type TagRange,
 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
+import type { Observer } from '../../packages/server/src/broker/observer.js'
 import type { Producer } from '../../packages/server/src/state/producers.js'
 import type { MemoryLog } from '../../packages/server/src/log/memory-log.js'
-import type { Consumer, Subscription } from '../../packages/server/src/queue/index.js'
+import type { Consumer, QueueObserver, Subscription } from '../../packages/server/src/queue/index.js'
 import type { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { originHeaders } from '../rules/message.js'
 import { Model, redrivesOf } from './model.js'
@@ -116,10 +117,17 @@ type Event =
       readonly redelivered: boolean
       readonly alone: boolean
       readonly content: Content
-      /** Number of messages of the queue that had expired by the time of the delivery. */
-      readonly expired: number
     }
   | { readonly kind: 'drained'; readonly pair: Pair }
+  | Notice
+
+/** The product noticed that a message is due or has expired. */
+interface Notice {
+  readonly kind: 'noticed'
+  readonly what: 'ready' | 'expired'
+  readonly queue: string
+  readonly offset: number
+}
 
 /** Number of batches that a producer may send again, counted back from its last batch. */
 export const RESENDABLE = 8
@@ -172,7 +180,7 @@ export class Bench {
   constructor(product: Product, options: BenchOptions = {}) {
     this.#product = product
     this.#options = options
-    this.model = new Model(this.nowMs, EXCESS_MAX)
+    this.model = new Model(this.nowMs, EXCESS_MAX, (name) => this.broker.catalog.queue(name).hasMoreExpired)
     // The bound is low, so that a few scheduled messages already fill the near part of a schedule.
     product.Schedule.nearMax = 8
     const segmentBytes = options.segmentBytes ?? 256 * 1024
@@ -203,6 +211,7 @@ export class Bench {
       messageBytesMax: 4 * 1024,
       excessMax: EXCESS_MAX,
       dueMax: DUE_MAX,
+      observer: this.#observer(),
       checkpointBytes: this.#options.checkpointBytes ?? 32 * 1024,
       ...(this.#options.replayWindowOffsets === undefined
         ? {}
@@ -257,7 +266,6 @@ export class Bench {
       // Neither counter survives a restart exactly, so the broker's values are adopted.
       const { released, redelivered } = this.broker.catalog.queue(name).counts
       Object.assign(counters, { released, redelivered })
-      this.followSweep(name)
     }
     await this.endTurn()
   }
@@ -272,6 +280,20 @@ export class Bench {
   begin(): void {
     this.model.nowMs = this.nowMs
     this.broker.turn.begin()
+  }
+
+  // Notes each message that the product makes ready or removes because its time has come.
+  #observer(): Observer {
+    const note =
+      (what: Notice['what']) =>
+      ({ name }: { readonly name: string }, offset: number): void =>
+        void this.#events.push({ kind: 'noticed', what, queue: name, offset })
+    const noted: Pick<Observer, keyof QueueObserver> = {
+      becameReady: note('ready'),
+      expired: note('expired'),
+    }
+    const ignore = (): void => {}
+    return new Proxy(noted, { get: (_, name) => Reflect.get(noted, name) ?? ignore }) as Observer
   }
 
   // Ends turns until no turn is left. As in a server, a turn ends when everything that arrived is processed.
@@ -301,8 +323,12 @@ export class Bench {
     await this.#run()
     const arrivals = await this.#arrivals()
     for (const event of this.#events.splice(0)) {
+      if (event.kind === 'noticed') {
+        this.#noticed(event)
+        continue
+      }
       if (event.kind === 'drained') {
-        this.#quiet(event.pair.model.queue)
+        this.model.quiet(event.pair.model.queue)
         event.pair.model.draining = false
         event.pair.model.limit = event.pair.model.delivered
         this.count('drains')
@@ -317,7 +343,7 @@ export class Bench {
     while (this.model.returning.length > 0) this.model.returned()
     while (arrivals.length > 0) this.#arrive(arrivals, arrivals[0]!.transfer.to)
     for (const queue of this.model.queues.values()) {
-      this.#quiet(queue)
+      this.model.quiet(queue)
       for (const subscription of queue.subscriptions) {
         if (subscription.draining && !queue.paused)
           throw new Difference(`a drain of ${queue.name} was not answered`)
@@ -338,9 +364,30 @@ export class Bench {
     this.compareQueues()
   }
 
-  #quiet(queue: ModelQueue): void {
-    this.followSweep(queue.name)
-    this.model.quiet(queue, this.broker.catalog.queue(queue.name).counts.expired)
+  // Makes the model follow what the product noticed, up to the first other event. A leased message that expired stays
+  // in the list until the request that ended its lease is compared.
+  #follow(): void {
+    while (this.#events.length > 0) {
+      const [event] = this.#events as [Event]
+      if (event.kind !== 'noticed') return
+      if (this.#messageOf(event)?.state === 'leased') return
+      this.#events.shift()
+      this.#noticed(event)
+    }
+  }
+
+  #messageOf({ queue, offset }: Notice): ModelMessage | undefined {
+    return this.model.queues.get(queue)?.messages.find((message) => message.offset === offset)
+  }
+
+  // The message is already gone if a request ended its lease after it had expired. It is already ready if the product let
+  // it wait for a due message that then left.
+  #noticed(event: Notice): void {
+    const message = this.#messageOf(event)
+    if (message === undefined) return
+    const queue = this.model.queue(event.queue)
+    if (event.what === 'expired') this.model.swept(queue, message)
+    else if (message.state === 'scheduled') this.model.arrived(queue, message)
   }
 
   #nameOf({ subscription, tag }: { subscription: ModelSubscription; tag: number }): string {
@@ -365,7 +412,6 @@ export class Bench {
     if (pair.lastTag !== undefined && (tag - pair.lastTag - 1) >>> 0 > 0x7fff_ffff)
       throw new Difference(`tag ${tag} follows tag ${pair.lastTag}`)
     pair.lastTag = tag
-    this.model.followSweep(pair.model.queue, event.expired)
     const message = this.model.delivered(pair.model, offset, tag, attempt, redelivered, alone)
     same(`published at, of message ${offset}`, event.publishedMs, message.publishedMs)
     same(`record of message ${offset}`, content, message.content)
@@ -506,16 +552,17 @@ export class Bench {
       () => this.broker.catalog.info(queueName(name)),
       () => {
         const queue = this.model.queue(name)
-        return { queue, stale: this.model.stale(queue).length }
+        const isDue = ({ state, lineMs }: ModelMessage): boolean =>
+          state === 'ready' || (state === 'scheduled' && lineMs <= this.nowMs)
+        const due = queue.messages.filter(isDue).length
+        const scheduled = queue.messages.filter((one) => one.state === 'scheduled' && !isDue(one)).length
+        return { queue, due, scheduled, stale: this.model.stale(queue).length }
       },
-      ({ ready, expired }, { queue, stale }) =>
+      ({ ready, scheduled, expired }, { queue, due, stale, ...rest }) =>
         same(
           `info of ${name}`,
-          [ready, expired],
-          [
-            queue.messages.filter(({ state }) => state === 'ready').length - stale,
-            queue.counters.expired + stale,
-          ],
+          [ready, scheduled, expired],
+          [due - stale, rest.scheduled, queue.counters.expired + stale],
         ),
     )
   }
@@ -546,6 +593,7 @@ export class Bench {
     model: (answer: T | undefined) => U,
     compare: (answer: T, expected: U) => void,
   ): T | undefined {
+    this.#follow()
     let expected: U
     try {
       expected = model(answer)
@@ -589,10 +637,7 @@ export class Bench {
     this.#both(
       `ensure ${name}`,
       () => this.broker.catalog.ensure({ name: queueName(name), options, update }),
-      () => {
-        this.followSweep(name)
-        return this.model.ensure(name, options, update)
-      },
+      () => this.model.ensure(name, options, update),
       ({ created }, expected) => same(`created ${name}`, created, expected),
     )
   }
@@ -612,10 +657,7 @@ export class Bench {
     this.#both(
       `purge ${name}`,
       () => this.broker.catalog.purge(queueName(name)),
-      () => {
-        this.followSweep(name)
-        return this.model.purge(name)
-      },
+      () => this.model.purge(name),
       (answer, expected) => same(`messages purged of ${name}`, answer, expected),
     )
   }
@@ -653,18 +695,15 @@ export class Bench {
   async tick(): Promise<void> {
     this.#tick()
     await this.endTurn()
+    this.model.ticked()
   }
 
   #tick(): void {
     this.model.nowMs = this.nowMs
     this.broker.turn.tick()
-    this.model.tick(({ name }) => this.broker.catalog.queue(name).counts.expired)
+    this.#follow()
+    this.model.tick()
     this.count('ticks')
-  }
-
-  followSweep(name: string): void {
-    const queue = this.model.queues.get(name)
-    if (queue !== undefined) this.model.followSweep(queue, this.broker.catalog.queue(name).counts.expired)
   }
 
   // --- producing ---
@@ -711,10 +750,7 @@ export class Bench {
     const placed = this.#both(
       `publish to ${queue}`,
       () => this.broker.intake.publish(producer.attached, queue, bytes.slice(), 0, bytes.length, RESENDABLE),
-      (answer) => {
-        this.#beforePublish(queue, contents, answer !== undefined)
-        return this.model.publish(queue, contents)
-      },
+      (answer) => this.model.publish(queue, contents, answer === undefined),
       (answer, expected) => this.#comparePlaced(queue, contents, answer, expected),
     )
     const isRetryable = placed === undefined && this.#isRetryable
@@ -724,17 +760,6 @@ export class Bench {
       isRetryable,
     })
     return placed
-  }
-
-  #beforePublish(name: string, contents: readonly Content[], isAccepted: boolean): void {
-    const queue = this.model.queues.get(name)
-    if (queue === undefined) return
-    this.model.arrive(queue)
-    this.followSweep(name)
-    const { maxMessages, maxBytes } = queue.options
-    const mustSweep = maxMessages > 0 || maxBytes > 0 || contents.some(({ id }) => id !== undefined)
-    if (isAccepted && mustSweep && this.model.stale(queue).length > 0)
-      throw new Difference(`${name} was not swept before a publish`)
   }
 
   #comparePlaced(
@@ -799,13 +824,12 @@ export class Bench {
     const placed = this.#both(
       'atomic step',
       () => this.broker.intake.atomic(producer.attached, step, RESENDABLE),
-      (answer) => {
-        for (const { queue, contents } of batches) this.#beforePublish(queue, contents, answer !== undefined)
-        return this.model.atomic(
+      (answer) =>
+        this.model.atomic(
           acks.map(({ pair, tag }) => ({ subscription: pair.model, tag })),
           batches,
-        )
-      },
+          answer === undefined,
+        ),
       (answer, expected) => {
         same('batches of an atomic step', answer.length, expected.length)
         for (const [index, { queue, contents }] of batches.entries())
@@ -854,7 +878,6 @@ export class Bench {
             redelivered,
             alone,
             content: contentOf(bytes, at),
-            expired: subscription.queue.counts.expired,
           })
           at += readU32(bytes, at)
         }
@@ -1045,10 +1068,7 @@ export class Bench {
     this.#both(
       `cancel ${id ?? offset} of ${name}`,
       () => this.broker.operator.cancel({ name: queueName(name), offset, id }),
-      (answer) => {
-        this.followSweep(name)
-        return this.model.cancel(name, offset, id, answer?.offset)
-      },
+      (answer) => this.model.cancel(name, offset, id, answer?.offset),
       (answer, expected) => same('offset of the cancelled message', answer.offset, expected),
     )
   }
@@ -1063,10 +1083,7 @@ export class Bench {
     this.#both(
       `reschedule ${id ?? offset} of ${name}`,
       () => this.broker.operator.reschedule({ name: queueName(name), offset, id, delayMs, atMs }),
-      (answer) => {
-        this.followSweep(name)
-        return this.model.reschedule(name, offset, id, delayMs, atMs, answer?.offset)
-      },
+      (answer) => this.model.reschedule(name, offset, id, delayMs, atMs, answer?.offset),
       (answer, expected) => same('the rescheduled message', answer, expected),
     )
   }
@@ -1102,7 +1119,6 @@ export class Bench {
 
   #page<T>(next: number | null, model: () => T): T {
     if (next !== null) this.count('pages that were not the last')
-    for (const name of this.model.queues.keys()) this.followSweep(name)
     return model()
   }
 

@@ -39,6 +39,7 @@ import {
   dueMsOf,
   expiryOf,
   isExpired,
+  isOver,
   isTooFarPast,
   isWaiting,
   livesAfterRedrive,
@@ -65,6 +66,7 @@ export class Model {
   /** Number in [0, 1) that the broker's random source returns during this operation. */
   chance = 0.5
   readonly #excessMax: number
+  readonly #hasMoreExpired: (queue: string) => boolean
   /** Number of messages beyond lowered limits that publishes can still evict in this turn. */
   #excessLeft: number
   readonly queues = new Map<string, ModelQueue>()
@@ -78,8 +80,10 @@ export class Model {
   /** Number of times that each thing happened, so that a test can assert that a history exercised what it should. */
   readonly events = new Map<string, number>()
 
-  constructor(nowMs: number, excessMax: number) {
+  /** `hasMoreExpired` returns whether a queue of the product can have expired messages that it has not removed yet. */
+  constructor(nowMs: number, excessMax: number, hasMoreExpired: (queue: string) => boolean) {
     this.nowMs = nowMs
+    this.#hasMoreExpired = hasMoreExpired
     this.#excessMax = excessMax
     this.#excessLeft = excessMax
   }
@@ -124,9 +128,9 @@ export class Model {
     if (codes.length > 0) throw new Refused(codes)
     if (existing !== undefined) {
       existing.options = after
-      const { forgetsAfterMs, reorders, routesDead } = changeOf(before, after)
+      const { forgetsAfterMs, changesRules, routesDead } = changeOf(before, after)
       if (forgetsAfterMs !== undefined) existing.remembered.forgetUntil(this.nowMs - forgetsAfterMs)
-      if (reorders) existing.line.reorder(after, existing.messages)
+      if (changesRules) existing.line.changeRules(after, this.nowMs)
       if (routesDead) this.#moveWaiting(existing)
       return false
     }
@@ -201,13 +205,9 @@ export class Model {
 
   // --- time ---
 
-  /**
-   * Makes due messages ready, and retries messages that were handled for too long. `expired` returns the number of
-   * messages of a queue that the product counts as expired: the product sweeps about once a second, at no fixed moment.
-   */
-  tick(expired: (queue: ModelQueue) => number): void {
+  /** Retries messages that were handled for too long. */
+  tick(): void {
     for (const queue of this.queues.values()) {
-      this.arrive(queue)
       const overdue = queue.messages
         .flatMap((message) => {
           const deadlineMs = message.lease?.deadlineMs
@@ -219,40 +219,48 @@ export class Model {
         this.#lose(message)
         this.#retry(queue, message, this.#backoffMs(queue, message), undefined)
       }
-      this.followSweep(queue, expired(queue))
-      for (const message of this.stale(queue)) {
-        if (Math.max(message.expiresMs, message.lineMs) <= this.nowMs - 1000)
-          throw new Difference(
-            `${queue.name} still has message ${message.offset}, which expired at ${message.expiresMs}`,
-          )
+    }
+  }
+
+  /** Called after a tick and the turns that follow it. @throws Difference if the product has not noticed that time passed */
+  ticked(): void {
+    for (const queue of this.queues.values()) {
+      const due = queue.line.firstDue(this.nowMs)
+      if (due !== undefined)
+        throw new Difference(`message ${due.offset} of ${queue.name}, due at ${due.lineMs}, is not ready`)
+      // The product looks for expired messages about once a second, at no fixed moment.
+      for (const { offset, expiresMs, lineMs } of this.stale(queue)) {
+        if (Math.max(expiresMs, lineMs) <= this.nowMs - 1000)
+          throw new Difference(`${queue.name} still has message ${offset}, which expired at ${expiresMs}`)
       }
     }
   }
 
-  /** Makes every scheduled message that is due ready, in the order of due time, then offset. */
-  arrive(queue: ModelQueue): void {
-    const due = queue.messages
-      .filter(({ state, lineMs }) => state === 'scheduled' && lineMs <= this.nowMs)
-      .toSorted((a, b) => a.lineMs - b.lineMs || a.offset - b.offset)
-    for (const message of due) queue.line.arrive(message, this.nowMs)
+  /** Called when the product made a due message ready. @throws Difference unless it is the first one */
+  arrived(queue: ModelQueue, message: ModelMessage): void {
+    const first = queue.line.firstDue(this.nowMs)
+    if (first !== message)
+      throw new Difference(
+        `message ${message.offset} of ${queue.name} becomes ready before ${shownOf(first)}: ${shownOf(message)}`,
+      )
+    this.#count('due')
+    queue.line.arrive(message)
   }
 
-  /** Ready messages that have expired and are not swept yet. */
+  /** Messages that have expired and that the product has not removed yet. For all requests they are gone. */
   stale(queue: ModelQueue): ModelMessage[] {
-    return queue.messages.filter((message) => message.state === 'ready' && isExpired(message, this.nowMs))
+    return queue.messages.filter((message) => this.#isOver(message))
   }
 
-  /** Sweeps the queue if the product has swept it. */
-  followSweep(queue: ModelQueue, expired: number): void {
-    const stale = this.stale(queue)
-    if (stale.length > 0 && expired === queue.counters.expired + stale.length) this.sweep(queue)
+  #isOver(message: ModelMessage): boolean {
+    return isOver(message, this.nowMs)
   }
 
-  sweep(queue: ModelQueue): void {
-    const stale = this.stale(queue).toSorted(
-      (a, b) => this.#overMs(queue, a) - this.#overMs(queue, b) || a.offset - b.offset,
-    )
-    for (const message of stale) this.#expire(queue, message)
+  /** Called when the product removed an expired message. @throws Difference if the message has not expired */
+  swept(queue: ModelQueue, message: ModelMessage): void {
+    if (!this.#isOver(message))
+      throw new Difference(`message ${message.offset} of ${queue.name} has not expired: ${shownOf(message)}`)
+    this.#expire(queue, message)
   }
 
   // The time of removal is the time of the expiry, or the due time if that is later. It does not depend on when the
@@ -301,8 +309,8 @@ export class Model {
   // --- producing ---
 
   /** @throws Refused */
-  publish(name: string, contents: readonly Content[]): ModelPlaced {
-    return this.#publishAll([{ queue: name, contents }], [])[0]!
+  publish(name: string, contents: readonly Content[], isRefused: boolean): ModelPlaced {
+    return this.#publishAll([{ queue: name, contents }], [], isRefused)[0]!
   }
 
   /**
@@ -312,6 +320,7 @@ export class Model {
   atomic(
     acks: readonly { readonly subscription: ModelSubscription; readonly tag: number }[],
     batches: readonly ModelBatch[],
+    isRefused: boolean,
   ): ModelPlaced[] {
     const codes: string[] = []
     const done: ModelMessage[] = []
@@ -320,7 +329,7 @@ export class Model {
       if (message === undefined) codes.push('LEASE_LOST')
       else done.push(message)
     }
-    return this.#publishAll(batches, done, codes, () => {
+    return this.#publishAll(batches, done, isRefused, codes, () => {
       for (const { subscription, tag } of acks) this.#ack(subscription.queue, subscription.held.get(tag)!)
     })
   }
@@ -329,6 +338,7 @@ export class Model {
   #publishAll(
     batches: readonly ModelBatch[],
     done: readonly ModelMessage[],
+    isRefused: boolean,
     codes: string[] = [],
     first: () => void = () => {},
   ): ModelPlaced[] {
@@ -349,10 +359,11 @@ export class Model {
         codes.push('QUEUE_NOT_FOUND')
         continue
       }
-      const plan = this.#judge(queue, contents, done, codes, excessLeft)
+      const plan = this.#judge(queue, contents, done, codes, excessLeft, isRefused)
       plans.set(name, plan)
       excessLeft -= plan.excess
     }
+    if (isRefused) for (const name of byQueue.keys()) codes.push(...this.#whileExpiredAreLeft(name))
     if (codes.length > 0) throw new Refused(codes)
     this.#excessLeft = excessLeft
     first()
@@ -396,19 +407,40 @@ export class Model {
     })
   }
 
+  // Refusals that the product may choose while it has expired messages that it has not removed. A batch removes as many
+  // of them as it has messages. That is not enough if the limits were lowered, or if some of them have no ids.
+  #whileExpiredAreLeft(name: string): string[] {
+    const queue = this.queues.get(name)
+    if (queue === undefined || !this.#hasMoreExpired(name)) return []
+    const { maxMessages, maxBytes, unique } = queue.options
+    const occupants = queue.messages.filter(({ state }) => state !== 'dead')
+    const bytes = occupants.reduce((sum, message) => sum + message.bytes, 0)
+    const isOverfull =
+      (maxMessages > 0 && occupants.length > maxMessages) || (maxBytes > 0 && bytes > maxBytes)
+    const codes = [...(isOverfull ? ['QUEUE_FULL'] : []), ...(unique === 'pending' ? ['DEDUP_FULL'] : [])]
+    if (codes.length > 0) this.#count('may be refused while expired messages are left')
+    return codes
+  }
+
   #judge(
     queue: ModelQueue,
     contents: readonly Content[],
     done: readonly ModelMessage[],
     codes: string[],
     excessMax: number,
+    isRefused: boolean,
   ): Plan {
     for (const { atMs, delayMs } of contents) {
       if (isTooFarPast(atMs, this.nowMs)) codes.push('AT_IN_THE_PAST')
       if (atMs !== undefined && atMs > this.nowMs + LIMITS.delayMsMax) codes.push('INVALID_DELAY')
       if (delayMs !== undefined && delayMs > LIMITS.delayMsMax) codes.push('INVALID_DELAY')
     }
-    const find = (at: number): ModelMessage | undefined => queue.messages.find(({ offset }) => offset === at)
+    const live = queue.messages.filter((message) => !this.#isOver(message))
+    const { maxMessages, maxBytes } = queue.options
+    const mustSweep = maxMessages > 0 || maxBytes > 0 || contents.some(({ id }) => id !== undefined)
+    if (!isRefused && mustSweep && live.length < queue.messages.length && !this.#hasMoreExpired(queue.name))
+      throw new Difference(`${queue.name} was not swept before a publish`)
+    const find = (at: number): ModelMessage | undefined => live.find(({ offset }) => offset === at)
     const ids = planIds(
       contents,
       queue.next,
@@ -420,19 +452,24 @@ export class Model {
       },
     )
     if (isDedupFull(this.#knownIds(queue, done), ids.newIds, queue.options)) codes.push('DEDUP_FULL')
+    const replaced = [...ids.replaced].map((offset) => find(offset)!)
     const sizes = contents.filter((_, index) => isAccepted(ids, queue.next, index)).map(({ size }) => size)
-    const occupants = queue.messages.filter(
+    const occupants = live.filter(
       (message) => message.state !== 'dead' && !done.includes(message) && !ids.replaced.has(message.offset),
     )
     const { isFull, evicted, excess } = planRoom(occupants, sizes, queue.options, excessMax)
     if (isFull) codes.push('QUEUE_FULL')
-    else if (evicted.length > 0) this.#count('overflow')
+    else if (this.#hasMoreExpired(queue.name)) {
+      // As long as the product can make room by removing expired messages, it evicts no others.
+      this.#count('published while expired messages were left')
+      return { duplicates: ids.duplicates, victims: [], excess: 0, replaced }
+    } else if (evicted.length > 0) this.#count('overflow')
     if (excess > 0) this.#count(excess === excessMax ? 'part of an excess evicted' : 'excess evicted')
     return {
       duplicates: ids.duplicates,
       victims: evicted,
       excess,
-      replaced: [...ids.replaced].map((offset) => find(offset)!),
+      replaced,
     }
   }
 
@@ -440,7 +477,11 @@ export class Model {
   #firstOffset(queue: ModelQueue, id: string, done: readonly ModelMessage[]): number | undefined {
     if (queue.options.unique === 'pending')
       return queue.messages.find(
-        (message) => message.content.id === id && message.state !== 'dead' && !done.includes(message),
+        (message) =>
+          message.content.id === id &&
+          message.state !== 'dead' &&
+          !done.includes(message) &&
+          !this.#isOver(message),
       )?.offset
     return this.#remembered(queue).find(id)?.offset
   }
@@ -458,7 +499,9 @@ export class Model {
   }
 
   #pendingIds({ messages }: ModelQueue, done: readonly ModelMessage[]): Set<string> {
-    const pending = messages.filter((message) => message.state !== 'dead' && !done.includes(message))
+    const pending = messages.filter(
+      (message) => message.state !== 'dead' && !done.includes(message) && !this.#isOver(message),
+    )
     return new Set(pending.flatMap(({ content: { id } }) => id ?? []))
   }
 
@@ -547,16 +590,6 @@ export class Model {
     )
   }
 
-  /** Like `head`, but first removes the expired messages before the head. */
-  #liveHead(queue: ModelQueue): ModelMessage | undefined {
-    let head = this.head(queue)
-    while (head !== undefined && isExpired(head, this.nowMs)) {
-      this.#expire(queue, head)
-      head = this.head(queue)
-    }
-    return head
-  }
-
   /**
    * Called when the product delivered `offset`. @throws Difference unless that is the next message, with the right mark
    */
@@ -574,7 +607,9 @@ export class Model {
     if (queue.paused) throw new Difference(`${what} was delivered while the queue was paused`)
     if (!this.#hasRoom(subscription))
       throw new Difference(`${what} was delivered to a subscription without room: ${shownOf(subscription)}`)
-    const message = this.#liveHead(queue)
+    const due = queue.line.firstDue(this.nowMs)
+    if (due !== undefined) throw new Difference(`${what} was delivered, but ${due.offset} is not ready yet`)
+    const message = this.head(queue)
     if (message === undefined) throw new Difference(`${what} was delivered, but no message is eligible`)
     if (message.offset !== offset) {
       const other = queue.messages.find((one) => one.offset === offset)
@@ -582,6 +617,7 @@ export class Model {
         `${what} was delivered before ${message.offset}: ${shownOf(other)} before ${shownOf(message)}`,
       )
     }
+    if (isExpired(message, this.nowMs)) throw new Difference(`${what} has expired: ${shownOf(message)}`)
     if (!this.#takes(subscription, message))
       throw new Difference(`${what} does not fit the credit: ${shownOf(subscription)} ${shownOf(message)}`)
     if (attempt !== message.attempts + 1)
@@ -616,24 +652,19 @@ export class Model {
   }
 
   /**
-   * Called when the turn has ended. `expired` is the number of messages that the product counts as expired: an expired
-   * head can stay until the next sweep. @throws Difference if an eligible message can still be delivered
+   * Called when the turn has ended. An expired head can stay until the product next looks for expired messages.
+   * @throws Difference if an eligible message can still be delivered
    */
-  quiet(queue: ModelQueue, expired: number): void {
+  quiet(queue: ModelQueue): void {
     const takers = (message: ModelMessage): ModelSubscription[] =>
       queue.subscriptions.filter((subscription) => this.#takes(subscription, message))
-    let head = this.head(queue)
+    const head = this.head(queue)
     if (queue.paused) {
       if (head !== undefined && takers(head).length > 0) this.#count('held by pause')
       return
     }
     if (!queue.subscriptions.some((subscription) => this.#hasRoom(subscription))) return
-    while (head !== undefined && isExpired(head, this.nowMs)) {
-      if (queue.counters.expired >= expired) return
-      this.#expire(queue, head)
-      head = this.head(queue)
-    }
-    if (head !== undefined && takers(head).length > 0)
+    if (head !== undefined && !isExpired(head, this.nowMs) && takers(head).length > 0)
       throw new Difference(
         `message ${head.offset} of ${queue.name} was not delivered: ${shownOf(head)}, to any of ${takers(head).map(shownOf).join(' ')}`,
       )
@@ -826,9 +857,10 @@ export class Model {
     id: string | undefined,
     answer: number | undefined,
   ): ModelMessage {
-    let found = queue.messages.filter((message) => message.offset === offset)
+    const live = queue.messages.filter((message) => !this.#isOver(message))
+    let found = live.filter((message) => message.offset === offset)
     if (id !== undefined) {
-      const withId = queue.messages.filter((message) => message.content.id === id && message.state !== 'dead')
+      const withId = live.filter((message) => message.content.id === id && message.state !== 'dead')
       const known = this.#firstOffset(queue, id, [])
       const must = withId.filter(
         (message) =>
@@ -1052,7 +1084,7 @@ export class Model {
         if (message.isPlain || message.lineMs <= this.nowMs) message.state = 'ready'
         else queue.line.enter(message, this.nowMs)
       }
-      queue.line.reorder(queue.options, queue.messages)
+      queue.line.rebuild(queue.messages)
     }
   }
 }

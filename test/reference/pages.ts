@@ -39,7 +39,6 @@ export async function compareHistory(bench: Bench, name: string, offset: number)
     if (page === undefined) return
     cursor = page.cursor
   }
-  bench.followSweep(name)
   const all = bench.model.queue(name).history.get(offset) ?? []
   const expected = isComplete ? all : all.slice(all.length - events.length)
   // If the model has no text for an event, the broker may choose the words.
@@ -66,7 +65,7 @@ export async function comparePeek(
     const page: PeekPage | undefined = await bench.bothLater(
       `peek into ${name}`,
       () => bench.broker.operator.peek({ name: queueName(name), state, from: at, limit, filter }, OPERATOR),
-      () => bench.followSweep(name),
+      () => {},
       ({ messages, next }) => {
         if (messages.length > limit) throw new Difference(`a page of ${messages.length} messages was shown`)
         if (next !== undefined && next <= (messages.at(-1)?.offset ?? at - 1))

@@ -52,7 +52,7 @@ class Bench {
     this.nowMs += ms
     const due = this.messages.filter(({ state, lineMs }) => state === 'scheduled' && lineMs <= this.nowMs)
     due.sort((a, b) => a.lineMs - b.lineMs || a.offset - b.offset)
-    for (const message of due) this.line.arrive(message, this.nowMs)
+    for (const message of due) this.line.arrive(message)
   }
 
   remove(message: LineMessage): void {
@@ -182,28 +182,97 @@ test('a purge frees all keys', () => {
   expect(bench.takeAll()).toEqual([1])
 })
 
+test('a message that becomes ready late is eligible since its due time or, if that is later, since its key is free', () => {
+  for (const [freeMs, sinceMs] of [
+    [1_040, 1_050],
+    [1_070, 1_070],
+  ] as const) {
+    const bench = new Bench()
+    const first = bench.add({ key: 'a' })
+    const late = bench.add({ key: 'a', dueMs: 1_050 })
+    bench.take()
+    bench.nowMs = freeMs
+    bench.line.settled(first, freeMs)
+    bench.remove(first)
+    bench.nowMs = 1_080
+    bench.line.arrive(late)
+    expect(bench.line.eligibleSince(late)).toBe(sinceMs)
+  }
+})
+
+test('a message with a key waits until those that are due before it are ready', () => {
+  const bench = new Bench()
+  const due = bench.add({ key: 'a', dueMs: 1_050 })
+  const failed = bench.add({ key: 'b' })
+  bench.take()
+  bench.nowMs = 1_060
+  const [later, plain] = [bench.add({ key: 'a' }), bench.add()]
+  bench.fail(failed, 0)
+  expect([due, later, failed, plain].map(({ state }) => state)).toEqual([
+    'scheduled',
+    'scheduled',
+    'scheduled',
+    'ready',
+  ])
+  const order = []
+  for (let next = bench.line.firstDue(1_060); next !== undefined; next = bench.line.firstDue(1_060)) {
+    order.push(next)
+    bench.line.arrive(next)
+  }
+  expect(order).toEqual([due, failed, later])
+  expect(bench.takeAll()).toEqual([0, 1, 3])
+})
+
+test('a key that becomes free through other rules is eligible from then on, and messages keep their places', () => {
+  const bench = new Bench({ keyConcurrency: 1, onFail: 'skip' })
+  const [first, second] = [bench.add({ key: 'a' }), bench.add({ key: 'a' })]
+  bench.take()
+  bench.pass(10)
+  bench.line.changeRules({ keyConcurrency: 2, onFail: 'skip' }, bench.nowMs)
+  expect(bench.line.eligibleSince(second)).toBe(1_010)
+  bench.fail(first, 0)
+  bench.line.changeRules({ keyConcurrency: 1, onFail: 'block' }, bench.nowMs)
+  expect(bench.takeAll()).toEqual([1])
+})
+
 /** Finds the head of each key by a search among all messages, and records when it became eligible. */
 class Search {
   readonly since = new Map<LineMessage, number>()
+  /** Lowest time at which the next head of a key can become eligible. */
+  readonly #leastMs = new Map<string, number>()
+  readonly #ranks = new Map<LineMessage, number>()
 
-  head({ messages, rules }: Bench, key: string): LineMessage | undefined {
+  #isFree({ messages, rules }: Bench, key: string): boolean {
     const ofKey = messages.filter(({ content }) => content.key === key)
     const leased = ofKey.filter(({ state }) => state === 'leased').length
     const isRetrying = ofKey.some(({ state, attempts }) => state === 'scheduled' && attempts > 0)
-    if (leased >= rules.keyConcurrency || (rules.onFail === 'block' && isRetrying)) return undefined
-    const rank = ({ attempts }: LineMessage): number => (rules.onFail === 'block' && attempts > 0 ? 0 : 1)
-    return ofKey
-      .filter(({ state }) => state === 'ready')
+    return leased < rules.keyConcurrency && !(rules.onFail === 'block' && isRetrying)
+  }
+
+  #head({ messages }: Bench, key: string): LineMessage | undefined {
+    const rank = (message: LineMessage): number => this.#ranks.get(message)!
+    return messages
+      .filter(({ content, state }) => content.key === key && state === 'ready')
       .toSorted((a, b) => rank(a) - rank(b) || a.lineMs - b.lineMs || a.offset - b.offset)[0]
   }
 
-  /** Called when the state of the key has changed. `newcomer` is the message that became ready at `sinceMs`. */
-  follow(bench: Bench, key: string, atMs: number, newcomer?: LineMessage, sinceMs?: number): void {
-    const head = this.head(bench, key)
+  /** Called when the message has become ready. */
+  entered({ rules }: Bench, message: LineMessage): void {
+    this.#ranks.set(message, rules.onFail === 'block' && message.attempts > 0 ? 0 : 1)
+  }
+
+  /** Called when the state of the key has changed. `released` is a message that returned, eligible since `sinceMs`. */
+  follow(bench: Bench, key: string, atMs: number, released?: LineMessage, sinceMs?: number): void {
+    const isFree = this.#isFree(bench, key)
+    const head = isFree ? this.#head(bench, key) : undefined
     for (const message of [...this.since.keys()])
       if (message.content.key === key && message !== head) this.since.delete(message)
-    if (head !== undefined && !this.since.has(head))
-      this.since.set(head, head === newcomer ? sinceMs! : Math.max(atMs, head.lineMs))
+    const leastMs = this.#leastMs.get(key) ?? 0
+    if (isFree && head === undefined) this.#leastMs.set(key, Math.max(leastMs, atMs))
+    if (head === undefined || this.since.has(head)) return
+    const from = head === released ? sinceMs! : Math.max(atMs, leastMs, head.lineMs)
+    this.since.set(head, from)
+    this.#leastMs.set(key, from)
   }
 }
 
@@ -214,9 +283,12 @@ test('random histories agree with a search among all messages', () => {
     const bench = new Bench({ keyConcurrency: chance.int(1, 2), onFail: chance.pick(['block', 'skip']) })
     const search = new Search()
     const leases = new Map<LineMessage, number | undefined>()
-    const followAll = (message: LineMessage, sinceMs?: number): void => {
-      if (message.content.key !== undefined)
-        search.follow(bench, message.content.key, bench.nowMs, message, sinceMs)
+    const followAll = (message: LineMessage, releasedSinceMs?: number): void => {
+      const { key } = message.content
+      if (key === undefined) return
+      if (message.state === 'ready') search.entered(bench, message)
+      const released = releasedSinceMs === undefined ? undefined : message
+      search.follow(bench, key, bench.nowMs, released, releasedSinceMs)
     }
     for (let step = 0; step < 200; step++) {
       const held = [...leases.keys()]
@@ -230,7 +302,7 @@ test('random histories agree with a search among all messages', () => {
           ...(key === undefined ? {} : { key }),
           dueMs,
         })
-        followAll(message, message.lineMs)
+        followAll(message)
       } else if (kind === 2) {
         // Time passes one millisecond at a time, so that each message that becomes due is handled separately.
         for (let ms = chance.int(1, 30); ms > 0; ms--) {
@@ -239,8 +311,8 @@ test('random histories agree with a search among all messages', () => {
             ({ state, lineMs }) => state === 'scheduled' && lineMs <= bench.nowMs,
           )
           for (const message of due) {
-            bench.line.arrive(message, bench.nowMs)
-            followAll(message, message.lineMs)
+            bench.line.arrive(message)
+            followAll(message)
           }
         }
       } else if (kind <= 4) {
@@ -262,7 +334,7 @@ test('random histories agree with a search among all messages', () => {
           bench.line.settled(message, bench.nowMs)
           bench.remove(message)
         }
-        followAll(message, message.lineMs)
+        followAll(message)
       } else if (kind === 7 && inLine.length > 0) {
         const message = chance.pick(inLine)
         bench.line.leave(message, bench.nowMs)
@@ -272,15 +344,11 @@ test('random histories agree with a search among all messages', () => {
           bench.line.enter(message, bench.nowMs)
         } else bench.remove(message)
         search.since.delete(message)
-        followAll(message, message.lineMs)
+        followAll(message)
       } else if (kind === 8 && chance.hit(0.2)) {
         bench.rules = { keyConcurrency: chance.int(1, 2), onFail: chance.pick(['block', 'skip']) }
-        bench.line.reorder(bench.rules, bench.messages)
-        search.since.clear()
-        for (const key of ['a', 'b']) {
-          const head = search.head(bench, key)
-          if (head !== undefined) search.follow(bench, key, bench.nowMs, head, head.lineMs)
-        }
+        bench.line.changeRules(bench.rules, bench.nowMs)
+        for (const key of ['a', 'b']) search.follow(bench, key, bench.nowMs)
       }
       const expected = bench.messages.map((message) => {
         if (message.content.key !== undefined) return search.since.get(message)

@@ -2,6 +2,9 @@
  * The order in which the messages of a queue are delivered: by priority, then by the time at which they became
  * eligible, then by offset. Only the head of a key's line is eligible, and only while the key is free.
  *
+ * Due messages become ready in the order of due time, then offset, and a broker may need some time for that. While a due
+ * message is not ready, nothing is delivered, and any message with a key that arrives later waits behind it.
+ *
  * A message is in the line while it is `ready` or `scheduled`. The line sets these two states, and sets `leased` when a
  * message is delivered. The line uses plain arrays, searched from end to end; it shares no code with the server.
  */
@@ -12,6 +15,14 @@ export interface LineMessage extends Message {
   isPlain: boolean
   /** Time at which the message became eligible. A message with a key gets this time when it is delivered. */
   sinceMs: number
+}
+
+/** Orders messages by line time, then by offset. */
+export function byLineTime(
+  a: Pick<Message, 'lineMs' | 'offset'>,
+  b: Pick<Message, 'lineMs' | 'offset'>,
+): number {
+  return a.lineMs - b.lineMs || a.offset - b.offset
 }
 
 export interface LineRules {
@@ -28,7 +39,8 @@ interface KeyLine<M> {
   /** The head of the line, while it is eligible. */
   offered: M | undefined
   /**
-   * Time at which `offered` became eligible. While nothing is offered, the time of the message that was offered last.
+   * Time at which `offered` became eligible. While nothing is offered, the time of the message that was offered last or,
+   * if the key has been free since then, the time from which it has been free.
    */
   sinceMs: number
 }
@@ -36,6 +48,9 @@ interface KeyLine<M> {
 export class Line<M extends LineMessage> {
   #rules: LineRules
   readonly #keys = new Map<string, KeyLine<M>>()
+  readonly #scheduled = new Set<M>()
+  /** Messages in lines of keys that had failed when they entered and precede those that had not. */
+  readonly #first = new Set<M>()
 
   constructor(rules: LineRules) {
     this.#rules = rules
@@ -47,33 +62,41 @@ export class Line<M extends LineMessage> {
    */
   add(message: M, nowMs: number): void {
     const key = this.#keyOf(message)
-    if (key === undefined || message.lineMs > nowMs) {
+    if (key === undefined || message.lineMs > nowMs || this.firstDue(nowMs) !== undefined) {
       this.enter(message, nowMs)
       return
     }
     message.state = 'ready'
     key.line.push(message)
-    this.#offer(key, nowMs, message)
+    this.#offer(key, nowMs)
   }
 
   /** Adds a message that is not in the line, at its `lineMs`. */
   enter(message: M, nowMs: number): void {
-    if (message.lineMs <= nowMs) {
-      this.#becomeReady(message, nowMs)
+    const key = this.#keyOf(message)
+    const isBehind = key !== undefined && this.firstDue(nowMs) !== undefined
+    if (message.lineMs <= nowMs && !isBehind) {
+      this.#becomeReady(message)
       return
     }
     message.state = 'scheduled'
-    const key = this.#keyOf(message)
-    if (key === undefined) return
-    if (message.attempts > 0) key.retrying++
+    this.#scheduled.add(message)
+    if (key === undefined || message.attempts === 0) return
+    key.retrying++
     this.#offer(key, nowMs)
   }
 
-  /** Called when a scheduled message is due. */
-  arrive(message: M, nowMs: number): void {
+  /** The message that is due at `nowMs` and becomes ready next; undefined if every due message is ready. */
+  firstDue(nowMs: number): M | undefined {
+    return [...this.#scheduled].filter(({ lineMs }) => lineMs <= nowMs).toSorted(byLineTime)[0]
+  }
+
+  /** Called when a scheduled message is due and becomes ready. */
+  arrive(message: M): void {
     const key = this.#keyOf(message)
     if (key !== undefined && message.attempts > 0) key.retrying--
-    this.#becomeReady(message, nowMs)
+    this.#scheduled.delete(message)
+    this.#becomeReady(message)
   }
 
   /** Called when the message is delivered. */
@@ -126,9 +149,13 @@ export class Line<M extends LineMessage> {
     const key = this.#keyOf(message)
     const wasReady = message.state === 'ready'
     message.state = 'leased'
+    this.#scheduled.delete(message)
     if (key === undefined) return
     if (wasReady) takeFrom(key.line, message)
-    else if (message.attempts > 0) key.retrying--
+    else {
+      if (message.attempts === 0) return
+      key.retrying--
+    }
     if (key.offered === message) key.offered = undefined
     this.#offer(key, timeMs)
   }
@@ -136,15 +163,17 @@ export class Line<M extends LineMessage> {
   /** Removes all messages, including leased ones. */
   clear(): void {
     this.#keys.clear()
+    this.#scheduled.clear()
   }
 
-  /** Rebuilds the lines of all keys by the new rules. Each head counts as eligible since its `lineMs`. */
-  reorder(rules: LineRules, messages: Iterable<M>): void {
+  /** Changes the rules at `nowMs`. A message keeps its place in the line of its key. */
+  changeRules(rules: LineRules, nowMs: number): void {
     this.#rules = rules
-    for (const key of this.#keys.values()) {
-      key.line.length = 0
-      key.offered = undefined
-    }
+    for (const key of this.#keys.values()) this.#offer(key, nowMs)
+  }
+
+  /** Called after a restart: builds the lines of all keys. Each head counts as eligible since its `lineMs`. */
+  rebuild(messages: Iterable<M>): void {
     for (const message of messages) {
       const key = this.#keyOf(message)
       if (key !== undefined && message.state === 'ready') this.#insert(key, message)
@@ -214,13 +243,13 @@ export class Line<M extends LineMessage> {
     return key
   }
 
-  #becomeReady(message: M, nowMs: number): void {
+  #becomeReady(message: M): void {
     const key = this.#keyOf(message)
     message.state = 'ready'
     message.sinceMs = message.lineMs
     if (key === undefined) return
     this.#insert(key, message)
-    this.#offer(key, nowMs, message)
+    this.#offer(key, message.lineMs)
   }
 
   #isFree({ leased, retrying }: KeyLine<M>): boolean {
@@ -229,6 +258,9 @@ export class Line<M extends LineMessage> {
   }
 
   #insert(key: KeyLine<M>, message: M): void {
+    // A failed message that blocks its key precedes all messages that have not failed.
+    if (this.#rules.onFail === 'block' && message.attempts > 0) this.#first.add(message)
+    else this.#first.delete(message)
     const last = key.line.at(-1)
     const isLast = last === undefined || this.#isBefore(last, message)
     const at = isLast ? key.line.length : key.line.findIndex((other) => this.#isBefore(message, other))
@@ -238,24 +270,25 @@ export class Line<M extends LineMessage> {
   #isBefore(a: M, b: M): boolean {
     const rank = this.#rank(a) - this.#rank(b)
     if (rank !== 0) return rank < 0
-    return a.lineMs < b.lineMs || (a.lineMs === b.lineMs && a.offset < b.offset)
+    return byLineTime(a, b) < 0
   }
 
-  // A failed message that blocks its key precedes all messages that have not failed.
-  #rank({ attempts }: M): number {
-    return this.#rules.onFail === 'block' && attempts > 0 ? 0 : 1
+  #rank(message: M): number {
+    return this.#first.has(message) ? 0 : 1
   }
 
-  // A new head becomes eligible at `timeMs`, or at its own time if it has just become ready.
-  #offer(key: KeyLine<M>, timeMs: number, newcomer?: M): void {
+  // A new head has been eligible since the latest of these: `timeMs`, the time of the head before it, the time from which
+  // the key has been free, and its own time. A released message keeps its time.
+  #offer(key: KeyLine<M>, timeMs: number, released?: M): void {
     const head = key.line[0]
     if (head === undefined || !this.#isFree(key)) {
       key.offered = undefined
+      if (this.#isFree(key)) key.sinceMs = Math.max(key.sinceMs, timeMs)
       return
     }
     if (key.offered === head) return
     key.offered = head
-    key.sinceMs = head === newcomer ? head.sinceMs : Math.max(timeMs, key.sinceMs, head.lineMs)
+    key.sinceMs = head === released ? head.sinceMs : Math.max(timeMs, key.sinceMs, head.lineMs)
   }
 }
 

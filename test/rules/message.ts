@@ -76,6 +76,14 @@ export function isWaiting({ state }: Pick<Message, 'state'>): boolean {
   return state === 'scheduled' || state === 'ready'
 }
 
+/**
+ * Whether the message has expired in the line. For all requests it is gone, even if the broker has not removed it yet. A
+ * message does not expire before it is due, or while it is leased or dead.
+ */
+export function isOver(message: Pick<Message, 'state' | 'lineMs' | 'expiresMs'>, nowMs: number): boolean {
+  return isExpired(message, nowMs) && isWaiting(message) && message.lineMs <= nowMs
+}
+
 /** Whether the id is known while the message is pending, regardless of the window. */
 export function isListedById({ id }: MessageOptions, unique: string, isDelayed: boolean): boolean {
   return id !== undefined && (unique === 'pending' || isDelayed)

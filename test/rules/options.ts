@@ -4,8 +4,8 @@ import type { QueueOptions } from '@sluice/protocol'
 export interface OptionChange {
   /** Age from which accepted ids are forgotten; undefined: none are forgotten. */
   readonly forgetsAfterMs: number | undefined
-  /** Whether the lines of all keys are rebuilt. */
-  readonly reorders: boolean
+  /** Whether the rules of keys change. */
+  readonly changesRules: boolean
   /** Whether dead messages may now have a dead-letter queue. */
   readonly routesDead: boolean
 }
@@ -15,7 +15,7 @@ export function changeOf(before: QueueOptions, after: QueueOptions): OptionChang
   const windowsMs = [before.dedupWindowMs, after.dedupWindowMs]
   return {
     forgetsAfterMs: windowsMs[0] === windowsMs[1] ? undefined : Math.min(...windowsMs),
-    reorders: before.onFail !== after.onFail || before.keyConcurrency !== after.keyConcurrency,
+    changesRules: before.onFail !== after.onFail || before.keyConcurrency !== after.keyConcurrency,
     routesDead: before.deadLetter !== after.deadLetter,
   }
 }

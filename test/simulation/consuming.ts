@@ -242,6 +242,9 @@ export class Consuming {
       // Invariants 7 and 11: a message has one holder at a time, and is not delivered before its due time.
       if (message.state === 'leased')
         throw new Violation(7, `${what} is delivered while another consumer holds it`)
+      const due = queue.line.firstDue(queue.lookedMs - 1)
+      if (due !== undefined)
+        throw new Violation(12, `${what} is delivered, but offset ${due.offset} was due at ${due.lineMs}`)
       if (message.state === 'scheduled')
         throw new Violation(11, `${what} is delivered at ${nowMs} but is due at ${message.lineMs}`)
       if (message.state === 'dead') throw new Violation(6, `${what} is delivered but is dead`)

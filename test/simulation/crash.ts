@@ -293,6 +293,7 @@ export class CrashPoints {
         if (chunk === undefined || chunk.isDead(offset - chunk.base)) return undefined
         return chunk.dueAt(offset - chunk.base) || undefined
       },
+      hasMoreExpired: (name) => broker.catalog.queue(name).hasMoreExpired,
       diskMayBeLow: () => false,
       copied: () => {},
       stepBytesMax: world.entryBytesMax / 4,

@@ -40,6 +40,7 @@ import {
 import { Chunks } from '../../packages/server/src/queue/chunks.js'
 import { FormerLeases } from '../../packages/server/src/queue/former.js'
 import { KeyLines } from '../../packages/server/src/queue/key-lines.js'
+import { Keys } from '../../packages/server/src/queue/keys.js'
 import type { Transport } from '../../packages/server/src/net/peer.js'
 import type { Defect } from './defect.js'
 import type { SimulatedDisk } from './disk.js'
@@ -472,12 +473,9 @@ export const DEFECTS: readonly Defect[] = [
   {
     name: 'one message too many of a key is leased',
     install: () =>
-      replaced(KeyLines.prototype, (before) => ({
-        offer(this: KeyLines, slot, timeMs, arrived, arrivedSinceMs) {
-          const { rules } = this
-          this.rules = { ...rules, keyConcurrency: rules.keyConcurrency + 1 }
-          before.offer.call(this, slot, timeMs, arrived, arrivedSinceMs)
-          this.rules = rules
+      replaced(Keys.prototype, (before) => ({
+        leasedOf(this: Keys, slot) {
+          return Math.max(0, before.leasedOf.call(this, slot) - 1)
         },
       })),
   },
@@ -497,8 +495,8 @@ export const DEFECTS: readonly Defect[] = [
     name: 'a leased message is replaced',
     install: () =>
       replaced(Queue.prototype, (before) => ({
-        stateOf(this: Queue, offset) {
-          const state = before.stateOf.call(this, offset)
+        stateAt(this: Queue, offset, nowMs) {
+          const state = before.stateAt.call(this, offset, nowMs)
           return state === 'leased' ? 'ready' : state
         },
       })),

@@ -19,7 +19,7 @@ import {
 } from '@sluice/protocol'
 import { PendingIds, RememberedIds } from '../rules/ids.js'
 import { Line } from '../rules/line.js'
-import { dueMsOf, isExpired, livesAfterRedrive, rescheduled } from '../rules/message.js'
+import { dueMsOf, isExpired, isOver, livesAfterRedrive, rescheduled } from '../rules/message.js'
 import { changeOf } from '../rules/options.js'
 import { compareCounts } from './agreement.js'
 import { messageName } from './attempts.js'
@@ -92,6 +92,7 @@ export class Model {
         pending: new PendingIds(),
         subscriptions: new Set(),
         expiring: new Set(),
+        lookedMs: nowMs,
       }
       if (this.state.queues.has(id))
         throw new Violation(5, `queue ${info.name} has the id ${id} of another queue`)
@@ -104,13 +105,12 @@ export class Model {
   /** Called when the options of a queue have changed. */
   changed(id: number, options: QueueOptions, nowMs: number): void {
     const queue = this.state.numbered(id)
-    const { reorders, forgetsAfterMs } = changeOf(queue.options, options)
+    const { changesRules, forgetsAfterMs } = changeOf(queue.options, options)
     this.#forgetIds(queue, nowMs)
     queue.options = options
     this.#forgetIds(queue, nowMs, forgetsAfterMs)
-    if (!reorders) return
-    queue.line.reorder(options, queue.live.values())
-    this.#arrive(queue, nowMs)
+    if (!changesRules) return
+    queue.line.changeRules(options, nowMs)
   }
 
   setPaused(name: string, paused: boolean, changed: boolean): void {
@@ -145,7 +145,7 @@ export class Model {
   }
 
   cancelled(ref: MessageRef, answer: { readonly offset: number } | SluiceError, nowMs: number): void {
-    const message = this.#referred('cancel', ref, answer)
+    const message = this.#referred('cancel', ref, answer, nowMs)
     if (message === undefined) return
     const queue = this.state.named(ref.name)
     this.state.counts.cancelled++
@@ -159,7 +159,7 @@ export class Model {
     answer: { readonly offset: number; readonly dueMs: number } | SluiceError,
     nowMs: number,
   ): void {
-    const message = this.#referred('reschedule', ref, answer)
+    const message = this.#referred('reschedule', ref, answer, nowMs)
     if (message === undefined) return
     const queue = this.state.named(ref.name)
     const { dueMs } = answer as { readonly dueMs: number }
@@ -180,15 +180,17 @@ export class Model {
     what: string,
     { name, offset, id }: MessageRef,
     answer: { readonly offset: number } | SluiceError,
+    nowMs: number,
   ): ModelMessage | undefined {
     const queue = this.state.names.get(name)
     let must: ErrorCode | number
     let message: ModelMessage | undefined
     if (queue === undefined) must = 'QUEUE_NOT_FOUND'
     else {
-      const at = offset ?? this.#offsetOf(queue, id!)
+      const at = offset ?? this.#offsetOf(queue, id!, nowMs)
       message = at === undefined ? undefined : queue.live.get(at)
-      if (message === undefined || message.state === 'dead') must = 'MESSAGE_NOT_FOUND'
+      if (message === undefined || message.state === 'dead' || isOver(message, nowMs))
+        must = 'MESSAGE_NOT_FOUND'
       else must = message.state === 'leased' ? 'MESSAGE_LEASED' : message.offset
       // The broker may have forgotten the id.
       if (id !== undefined && queue.unsure.has(id) && answer instanceof SluiceError) must = answer.code
@@ -203,8 +205,9 @@ export class Model {
     return answer instanceof SluiceError ? undefined : message
   }
 
-  #offsetOf(queue: ModelQueue, id: string): number | undefined {
-    const pending = queue.pending.find(id)
+  #offsetOf(queue: ModelQueue, id: string, nowMs: number): number | undefined {
+    const over = [...queue.live.values()].filter((message) => isOver(message, nowMs))
+    const pending = queue.pending.find(id, new Set(over.map(({ offset }) => offset)))
     if (pending !== undefined || queue.options.unique === 'pending') return pending
     return queue.remembered.find(id)?.offset
   }
@@ -214,7 +217,10 @@ export class Model {
     const queue = this.state.numbered(id)
     const message = this.#deadAt(queue, offset, 'redriven')
     const { dead, earlier, content } = message
-    const other = queue.options.unique === 'pending' ? queue.pending.find(content.id ?? '') : undefined
+    const other =
+      queue.options.unique === 'pending' && content.id !== undefined
+        ? this.#offsetOf(queue, content.id, nowMs)
+        : undefined
     if (other !== undefined)
       throw new Violation('ids', `offset ${offset} of ${queue.name} is redriven while ${other} has its id`)
     message.earlier = livesAfterRedrive(earlier, dead!.attempts)
@@ -287,16 +293,35 @@ export class Model {
     return message
   }
 
-  /** Called when the broker has noticed that time has passed, so that due messages become ready. */
+  /** Called when the broker looks for due messages. They must become ready before the next delivery. */
   looked(id: number, nowMs: number): void {
-    this.#arrive(this.state.numbered(id), nowMs)
+    this.state.numbered(id).lookedMs = nowMs
   }
 
-  /** Called when the broker has noticed that time has passed for the whole queue, so that expired messages are gone. */
-  settledTime(id: number, nowMs: number): void {
+  /** Called when a due message becomes ready. */
+  becameReady(id: number, offset: number): void {
     const queue = this.state.numbered(id)
+    const message = queue.live.get(offset)
+    // The broker may let a message wait for a due message that has left in the meantime.
+    if (message?.state === 'ready') return
+    const first = queue.line.firstDue(queue.lookedMs)
+    if (message === undefined || first !== message)
+      throw new Violation(
+        12,
+        `offset ${offset} of ${queue.name} becomes ready at ${queue.lookedMs} before offset ${first?.offset}`,
+      )
+    queue.line.arrive(message)
+  }
+
+  /**
+   * Called when the broker has noticed that time has passed for the whole queue, so that expired messages are gone, unless
+   * `hasMoreExpired` says that later turns remove some.
+   */
+  settledTime(id: number, hasMoreExpired: boolean, nowMs: number): void {
+    const queue = this.state.numbered(id)
+    if (hasMoreExpired) this.state.counts['sweeps cut']++
     if (queue.options.unique === 'window') this.#forgetIds(queue, nowMs)
-    for (const message of queue.live.values()) {
+    for (const message of hasMoreExpired ? [] : queue.live.values()) {
       if (message.state === 'ready' && isExpired(message, nowMs))
         throw new Violation(
           'time to live',
@@ -308,14 +333,6 @@ export class Model {
   #forgetIds(queue: ModelQueue, nowMs: number, windowMs = queue.options.dedupWindowMs): void {
     queue.remembered.forgetUntil(nowMs - windowMs)
     for (const id of queue.unsure) if (queue.remembered.find(id) === undefined) queue.unsure.delete(id)
-  }
-
-  #arrive(queue: ModelQueue, nowMs: number): void {
-    const due = [...queue.live.values()].filter(
-      ({ state, lineMs }) => state === 'scheduled' && lineMs <= nowMs,
-    )
-    due.sort((a, b) => a.lineMs - b.lineMs || a.offset - b.offset)
-    for (const message of due) queue.line.arrive(message, nowMs)
   }
 
   /** Called when the broker noticed that a message has expired. */
@@ -331,8 +348,9 @@ export class Model {
       queue.expiring.add(offset)
       return
     }
-    if (message.state === 'scheduled') throw new Violation('time to live', `${what} expires before it is due`)
-    queue.line.leave(message, message.expiresMs)
+    if (message.state === 'scheduled' && message.lineMs > nowMs)
+      throw new Violation('time to live', `${what} expires before it is due`)
+    queue.line.leave(message, Math.max(message.expiresMs, message.lineMs))
     this.#outcomes.expire(queue, message)
   }
 

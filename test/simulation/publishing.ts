@@ -4,7 +4,7 @@
  */
 import { SluiceError, readU32, type ErrorCode, type Placed } from '@sluice/protocol'
 import { isAccepted, isDedupFull, planIds, planRoom, type IdPlan, type RoomPlan } from '../rules/admission.js'
-import { isTooFarPast, isWaiting } from '../rules/message.js'
+import { isOver, isTooFarPast, isWaiting } from '../rules/message.js'
 import type { Attempt } from './attempts.js'
 import { endLease } from './leases.js'
 import type { Outcomes } from './outcomes.js'
@@ -33,6 +33,8 @@ const NOTHING_FREED: Freed = new Set()
 export interface PublishingView {
   /** Whether publishes may be refused now because the disk has little space. */
   diskMayBeLow(): boolean
+  /** Whether the queue can have expired messages that the broker has not removed yet. */
+  hasMoreExpired(queue: string): boolean
   /** Maximum size of an atomic step in bytes. */
   readonly stepBytesMax: number
   /** Maximum number of messages beyond lowered limits that the publishes of one turn evict. */
@@ -52,6 +54,7 @@ export class Publishing {
   readonly #stepBytesMax: number
   /** The acknowledgements of each step, kept forever: "identity:number" → "queue id:offset". */
   readonly #stepAcks = new Map<string, readonly string[]>()
+  readonly #hasMoreExpired: (queue: string) => boolean
   readonly #excessMax: number
   /** Number of messages beyond lowered limits that publishes can still evict in this turn. */
   #excessLeft: number
@@ -60,12 +63,14 @@ export class Publishing {
     this.#state = state
     this.#outcomes = outcomes
     this.#stepBytesMax = view.stepBytesMax
+    this.#hasMoreExpired = (queue) => view.hasMoreExpired(queue)
     this.#excessMax = view.excessMax
     this.#excessLeft = view.excessMax
     this.results = new Results(
       state.counts,
       () => view.diskMayBeLow(),
       (attempts) => this.#isUnsure(attempts),
+      (attempts) => this.#whileExpiredAreLeft(attempts),
     )
   }
 
@@ -85,7 +90,7 @@ export class Publishing {
     if (!isFresh) return
     const placed = answer as Placed
     const queue = this.#state.named(attempt.queue)
-    const plan = this.#planOf(queue, attempt, placed, NOTHING_FREED)
+    const plan = this.#planOf(queue, attempt, placed, overIn(queue, NOTHING_FREED, nowMs))
     this.#replace(queue, plan, nowMs)
     this.#makeRoom(queue, plan, nowMs)
     const place = this.#accept(attempt, placed, plan.ids.duplicates, nowMs)
@@ -129,7 +134,8 @@ export class Publishing {
     const groups = byQueue(attempts, places).toSorted((a, b) => rank(a) - rank(b))
     const plans = groups.map(({ attempt, placed }) => {
       const queue = this.#state.named(attempt.queue)
-      return { queue, plan: this.#planOf(queue, attempt, placed!, freed.get(queue) ?? NOTHING_FREED) }
+      const gone = overIn(queue, freed.get(queue) ?? NOTHING_FREED, nowMs)
+      return { queue, plan: this.#planOf(queue, attempt, placed!, gone) }
     })
     for (const { subscription, tag, message } of held!) {
       this.#state.counts['step acks']++
@@ -218,14 +224,32 @@ export class Publishing {
     }
     const ids = planIds(contents, queue.next, queue.options, known, (offset) => {
       const message = queue.live.get(offset)
-      return message !== undefined && isWaiting(message)
+      return message !== undefined && isWaiting(message) && !freed.has(offset)
     })
     const occupants = [...queue.live.values()].filter(
       ({ state, offset }) => state !== 'dead' && !freed.has(offset) && !ids.replaced.has(offset),
     )
     const accepted = records.filter((_, index) => isAccepted(ids, queue.next, index))
     const sizes = accepted.map(({ length }) => length)
-    return { ids, room: planRoom(occupants, sizes, queue.options, this.#excessLeft) }
+    const room = planRoom(occupants, sizes, queue.options, this.#excessLeft)
+    // As long as the broker can make room by removing expired messages, it evicts no others.
+    if (this.#hasMoreExpired(queue.name)) return { ids, room: { ...room, evicted: [], excess: 0 } }
+    return { ids, room }
+  }
+
+  // A batch removes expired messages to make room, but not more messages than it has. That is not enough if the limits
+  // were lowered, or if some of these messages have no ids.
+  #whileExpiredAreLeft(attempts: readonly Attempt[]): ErrorCode[] {
+    return byQueue(attempts).flatMap(({ attempt }) => {
+      const queue = this.#state.names.get(attempt.queue)
+      if (queue === undefined || !this.#hasMoreExpired(queue.name)) return []
+      const { maxMessages, maxBytes, unique } = queue.options
+      const occupants = [...queue.live.values()].filter(({ state }) => state !== 'dead')
+      const bytes = occupants.reduce((sum, message) => sum + message.bytes, 0)
+      const isOver = (maxMessages > 0 && occupants.length > maxMessages) || (maxBytes > 0 && bytes > maxBytes)
+      const codes: ErrorCode[] = [...(isOver ? (['QUEUE_FULL'] as const) : [])]
+      return unique === 'pending' ? [...codes, 'DEDUP_FULL'] : codes
+    })
   }
 
   #firstOf(queue: ModelQueue, id: string, freed: Freed): number | undefined {
@@ -247,9 +271,10 @@ export class Publishing {
   #refusal(queue: ModelQueue, attempt: Attempt, freed: Freed, nowMs: number): ErrorCode | undefined {
     for (const record of attempt.records)
       if (isTooFarPast(contentOf(record).atMs, nowMs)) return 'AT_IN_THE_PAST'
-    const { ids, room } = this.#plan(queue, attempt, freed)
+    const gone = overIn(queue, freed, nowMs)
+    const { ids, room } = this.#plan(queue, attempt, gone)
     const { remembered, pending, options } = queue
-    const known = options.unique === 'window' ? remembered.size : pending.sizeWithout(freed)
+    const known = options.unique === 'window' ? remembered.size : pending.sizeWithout(gone)
     if (isDedupFull(known, ids.newIds, options)) return 'DEDUP_FULL'
     return room.isFull ? 'QUEUE_FULL' : undefined
   }
@@ -307,6 +332,12 @@ export class Publishing {
     }
     return { queueId: queue.id, base, duplicates }
   }
+}
+
+/** Adds the messages that have expired: for a publish they are gone, even if the broker has not removed them. */
+function overIn({ live }: ModelQueue, freed: Freed, nowMs: number): Freed {
+  const over = [...live.values()].filter((message) => isOver(message, nowMs))
+  return over.length === 0 ? freed : new Set([...freed, ...over.map(({ offset }) => offset)])
 }
 
 /** The batches of a step for one queue. */

@@ -33,6 +33,7 @@ export function recoverQueue(
     pending: new PendingIds(),
     subscriptions: new Set(),
     expiring: new Set(),
+    lookedMs: nowMs,
   }
   queue.acked = queue.next - saved.live.size - goneOtherwise(queue)
   for (const name of ['released', 'redelivered'] as const) {
@@ -83,6 +84,6 @@ export function recoverQueue(
       queue.line.enter(known, nowMs)
     }
   }
-  queue.line.reorder(options, queue.live.values())
+  queue.line.rebuild(queue.live.values())
   return queue
 }

@@ -203,7 +203,7 @@ function compareIds(
     if (dead === undefined && content.id !== undefined) pending.add(content.id, offset)
   for (const [id, offset] of pending.entries()) {
     compared.ids++
-    const found = queue.offsetOf(Uint32Array.from(hashOfId(id, seed)))
+    const found = queue.offsetOf(Uint32Array.from(hashOfId(id, seed)), 0)
     compare(17, `the offset of the pending id ${id} in ${saved.name}`, found, offset)
   }
 }

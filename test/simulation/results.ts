@@ -33,15 +33,19 @@ export class Results {
   readonly #diskMayBeLow: () => boolean
   /** Whether the queue of any of these batches may have forgotten some of its ids. */
   readonly #isUnsure: (attempts: readonly Attempt[]) => boolean
+  /** The refusals that are allowed because a queue of these batches has expired messages that it has not removed. */
+  readonly #whileExpiredAreLeft: (attempts: readonly Attempt[]) => readonly ErrorCode[]
 
   constructor(
     counts: ModelCounts,
     diskMayBeLow: () => boolean,
     isUnsure: (attempts: readonly Attempt[]) => boolean,
+    whileExpiredAreLeft: (attempts: readonly Attempt[]) => readonly ErrorCode[],
   ) {
     this.#counts = counts
     this.#diskMayBeLow = diskMayBeLow
     this.#isUnsure = isUnsure
+    this.#whileExpiredAreLeft = whileExpiredAreLeft
   }
 
   accept(identity: string, number: number, places: readonly ModelPlace[], crc: number): void {
@@ -120,6 +124,7 @@ export class Results {
       const refusal = refusalOf()
       if (refusal !== undefined) allowed.push(refusal)
       else if (this.#diskMayBeLow()) allowed.push('DISK_LOW')
+      if (refusal === undefined) allowed.push(...this.#whileExpiredAreLeft(attempts))
       if (this.#isUnsure(attempts)) allowed.push('DEDUP_FULL', 'QUEUE_FULL', 'DISK_LOW')
       if (code === 'QUEUE_FULL') this.#counts['queue full']++
       if (code === 'DEDUP_FULL') this.#counts['dedup full']++

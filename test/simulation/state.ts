@@ -56,6 +56,8 @@ export interface ModelQueue {
   readonly subscriptions: Set<ModelSubscription>
   /** Leased messages that expire when they are released. */
   readonly expiring: Set<number>
+  /** Time at which the broker last looked for due messages. */
+  lookedMs: number
 }
 
 /** The connection, with the parts that the model uses. */
@@ -115,6 +117,8 @@ function noModelCounts() {
     'kept behind': 0,
     replaced: 0,
     expired: 0,
+    'sweeps cut': 0,
+    'full while expired are left': 0,
     dropped: 0,
     overflowed: 0,
     excess: 0,

@@ -353,8 +353,12 @@ export class Taps implements Observer {
     this.#tell((model, nowMs) => model.looked(id, nowMs))
   }
 
-  caughtUp({ id }: Queue): void {
-    this.#tell((model, nowMs) => model.settledTime(id, nowMs))
+  caughtUp({ id, hasMoreExpired }: Queue): void {
+    this.#tell((model, nowMs) => model.settledTime(id, hasMoreExpired, nowMs))
+  }
+
+  becameReady({ id }: Queue, offset: number): void {
+    this.#tell((model) => model.becameReady(id, offset))
   }
 
   expired({ id }: Queue, offset: number): void {

@@ -214,6 +214,7 @@ export class World implements Surroundings, Listening, LogListening {
     )
     this.model = new Model({
       dueMs: (queueId, offset) => this.#dueMs(queueId, offset),
+      hasMoreExpired: (name) => this.broker?.catalog.queue(name).hasMoreExpired === true,
       diskMayBeLow: () => this.#diskMayBeLow(),
       copied: (queue, record) => this.#copied(queue, record),
       stepBytesMax: this.entryBytesMax / 4,

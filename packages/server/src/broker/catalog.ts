@@ -17,7 +17,7 @@ import {
   type QueueOptionName,
   type QueueOptions,
 } from '@sluice/protocol'
-import { FactBuffer, encodeDefinition, type Queue } from '../queue/index.js'
+import { FactBuffer, UNLIMITED, encodeDefinition, type Queue } from '../queue/index.js'
 import { PAGES_MAX } from '../state/directory.js'
 import { sameOptions, type State } from '../state/state.js'
 import type { Leases } from './leases.js'
@@ -104,6 +104,7 @@ export class Catalog {
     if (existing !== undefined && differs) {
       existing.applyOptions(this.#state.options.share(options), this.#turn.nowMs)
       this.#observer?.optionsChanged(existing, options)
+      this.#turn.advance(existing)
       this.#declare(existing)
       this.#moves.note(existing)
       this.#turn.changed(existing)
@@ -296,7 +297,8 @@ export class Catalog {
   purge(name: QueueName): number {
     const queue = this.#state.queue(name)
     this.#observer?.purging(queue)
-    this.#turn.catchUp(queue)
+    // The purge removes all messages in this turn, so all expired ones are counted before.
+    this.#turn.catchUp(queue, UNLIMITED)
     this.#leases.endLeases(queue)
     const messages = queue.purge()
     this.#turn.changed(queue)

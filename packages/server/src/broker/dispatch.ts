@@ -107,6 +107,7 @@ export class Dispatcher {
     }
     this.#writer.note(queue)
     this.#turn.armQueue(queue)
+    this.#turn.follow(queue)
     if (position === -1) return
     progress.isLoading = true
     this.#load(queue, position).then(
@@ -185,7 +186,7 @@ export class Dispatcher {
   // Delivers until credit, messages or loaded blocks run out. Returns the position in the log that must be loaded before
   // the delivery can continue; -1 if nothing must be loaded. @throws SluiceError CORRUPT
   #serve(queue: Queue, progress: Progress): number {
-    const { nowMs } = this.#turn
+    const { nowMs, budget } = this.#turn
     const run = this.#run
     const subscriptions = queue.options.single ? sole(queue) : queue.subscriptions
     const served = subscriptions.length
@@ -201,9 +202,13 @@ export class Dispatcher {
         passed++
         continue
       }
-      if (!queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, nowMs, run)) {
+      if (!queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, nowMs, run, budget)) {
         const { coldOffset } = queue
-        if (coldOffset === -1) break
+        if (coldOffset === -1) {
+          // More messages may be ready after further expired ones are removed.
+          if (queue.hasMoreExpired) return -1
+          break
+        }
         if (!this.#cold.takeBack(queue, coldOffset)) return this.#cold.positionOf(queue, coldOffset)
         passed = 0
         continue

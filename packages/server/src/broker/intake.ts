@@ -226,7 +226,7 @@ export class Intake {
     before: FactsBefore | undefined,
   ): Placed {
     const writer = this.#writer
-    const admission = new Admission(to)
+    const admission = new Admission(to, this.#turn.nowMs)
     const batch = this.#admitBatch(to, bytes, at, end, flags, admission, arrival)
     const { queue, admitted } = batch
     this.admit(admission)
@@ -373,7 +373,7 @@ export class Intake {
       if (subscription === undefined) throw leaseLost(firstTag)
       const tags = seen.get(subscription) ?? new Set()
       seen.set(subscription, tags)
-      const admission = admissionTo(admissions, subscription.queue)
+      const admission = admissionTo(admissions, subscription.queue, this.#turn.nowMs)
       for (let i = 0; i < count; i++) {
         const tag = (firstTag + i) >>> 0
         const bytes = subscription.bytesOf(tag)
@@ -405,7 +405,7 @@ export class Intake {
         at,
         end,
         this.checkedFlags(bytes, at, end, this.#messageBytesMax),
-        admissionTo(admissions, queue),
+        admissionTo(admissions, queue, this.#turn.nowMs),
         'new',
       )
     })
@@ -535,9 +535,9 @@ export function isPlain(queue: Queue, flags: number): boolean {
   return !queue.checksBatches && !hasDeliveryOptions(flags)
 }
 
-function admissionTo(admissions: Map<Queue, Admission>, queue: Queue): Admission {
+function admissionTo(admissions: Map<Queue, Admission>, queue: Queue, nowMs: number): Admission {
   let admission = admissions.get(queue)
-  if (admission === undefined) admissions.set(queue, (admission = new Admission(queue)))
+  if (admission === undefined) admissions.set(queue, (admission = new Admission(queue, nowMs)))
   return admission
 }
 

@@ -173,7 +173,10 @@ export class Operator {
       const record = await read()
       if (record === undefined || queue.deadAt(offset) === undefined) return
       const id = to === undefined ? queue.uniqueIdOf(offset) : undefined
-      if (id !== undefined && (queue.pending.find(id, 0) !== -1 || returning.has(id.join()))) {
+      if (
+        id !== undefined &&
+        (queue.pendingOffset(id, this.#turn.nowMs) !== -1 || returning.has(id.join()))
+      ) {
         counts.barred++
         counts.guarded++
         return
@@ -326,7 +329,7 @@ export class Operator {
     const bytes = Buffer.from(id!)
     const words = new Uint32Array(ID_WORDS)
     hashId(bytes, 0, bytes.length, this.#state.seed, words, 0)
-    const found = queue.offsetOf(words)
+    const found = queue.offsetOf(words, this.#turn.nowMs)
     if (found !== -1) return found
     throw new SluiceError(
       'MESSAGE_NOT_FOUND',

@@ -198,7 +198,7 @@ export class SharedIntake {
     const base = queue.next
     const count = countOf(refers)
     const recordsBytes = records.bytesOf(refers)
-    const admission = new Admission(queue)
+    const admission = new Admission(queue, this.#turn.nowMs)
     const part = { queue, refers, base, count, recordsBytes, admission }
     if (isPlain(queue, flags)) return { ...part, readsRecords: false, lacksTtl: false, admitted: UNCHECKED }
     const readsRecords = mustRead(queue, flags)

@@ -7,13 +7,13 @@
  * Invariant: `nextDeadline` is never later than the deadline of any queue or timer.
  */
 import { SluiceError } from '@sluice/protocol'
-import { Timer, type Queue } from '../queue/index.js'
+import { Timer, type Budget, type Queue } from '../queue/index.js'
 import type { Observer } from './observer.js'
 import { Timers } from './timers.js'
 
 /**
- * Maximum number of due messages that one turn makes ready, for all queues without keys together. Making 8,192
- * messages ready takes 10 ms.
+ * Maximum number of messages whose time has come that one turn handles, for all queues together: due messages that become
+ * ready, and expired messages that are removed. Handling 8,192 messages takes about 10 ms.
  */
 const DUE_MAX = 8_192
 
@@ -48,11 +48,10 @@ export class Turn {
   readonly #options: TurnOptions
   readonly #timers = new Timers()
   readonly #active: Queue[] = []
-  /** Queues with due messages that are not ready yet. */
-  readonly #withMoreDue = new Set<Queue>()
+  /** Queues with messages whose time has come and that earlier turns have not handled. */
+  readonly #behind = new Set<Queue>()
   readonly #dueMax: number
-  /** Number of due messages that may still become ready in this turn. */
-  #dueLeft: number
+  readonly budget: Budget
   #parts!: TurnParts
   #isDue = false
   #isStopped = false
@@ -61,7 +60,7 @@ export class Turn {
     this.#options = options
     this.nowMs = nowMs
     this.#dueMax = options.dueMax ?? DUE_MAX
-    this.#dueLeft = this.#dueMax
+    this.budget = { left: this.#dueMax }
   }
 
   /** Called once, before any queue changes. */
@@ -107,7 +106,7 @@ export class Turn {
     this.#isDue = false
     if (this.#isStopped) return false
     this.begin()
-    this.#dueLeft = this.#dueMax
+    this.budget.left = this.#dueMax
     return true
   }
 
@@ -158,36 +157,41 @@ export class Turn {
     }
   }
 
-  /** Makes due messages ready and removes expired messages, before a decision that depends on these messages. */
-  catchUp(queue: Queue): void {
+  /**
+   * Makes due messages ready and removes expired messages, before a decision that depends on these messages. Unless
+   * `budget` is given, it handles as many messages as are left for this turn.
+   */
+  catchUp(queue: Queue, budget = this.budget): void {
     const { observer } = this.#options
     observer?.looked(queue)
-    this.#madeReady(queue, queue.catchUp(this.nowMs, this.#dueLeft))
+    queue.catchUp(this.nowMs, budget)
+    this.follow(queue)
     observer?.caughtUp(queue)
   }
 
-  /** Makes due messages ready, up to the number that is left for this turn. Later turns continue. */
+  /** Makes due messages ready and removes expired ones, up to the number that is left for this turn. Later turns continue. */
   advance(queue: Queue): void {
     this.#options.observer?.looked(queue)
-    this.#madeReady(queue, queue.advance(this.nowMs, this.#dueLeft))
+    queue.advance(this.nowMs, this.budget)
+    this.follow(queue)
   }
 
-  #madeReady(queue: Queue, count: number): void {
-    this.#dueLeft = Math.max(0, this.#dueLeft - count)
-    if (!queue.hasMoreDue) return
-    this.#withMoreDue.add(queue)
+  /** If the queue has messages left whose time has come, later turns handle them. */
+  follow(queue: Queue): void {
+    if (!queue.hasMoreDue && !queue.hasMoreExpired) return
+    this.#behind.add(queue)
     this.wake()
   }
 
-  /** Continues with the due messages that earlier turns could not make ready. */
+  /** Continues with the messages that earlier turns could not handle. */
   continueDue(): void {
-    for (const queue of this.#withMoreDue) {
-      if (this.#dueLeft === 0) break
-      this.#withMoreDue.delete(queue)
-      // If the queue still has due messages, this call adds the queue again at the end of the set.
+    for (const queue of this.#behind) {
+      if (this.budget.left <= 0) break
+      this.#behind.delete(queue)
+      // If the queue still has such messages, this call adds the queue again at the end of the set.
       this.#parts.due(queue)
     }
-    if (this.#withMoreDue.size > 0) this.wake()
+    if (this.#behind.size > 0) this.wake()
   }
 
   // --- deadlines ---
@@ -214,7 +218,7 @@ export class Turn {
 
   /** Called when the queue was deleted. */
   forget(queue: Queue): void {
-    this.#withMoreDue.delete(queue)
+    this.#behind.delete(queue)
     if (queue.timer !== undefined) this.#timers.arm(queue.timer, Infinity)
   }
 }

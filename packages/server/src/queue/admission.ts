@@ -4,8 +4,12 @@
  * knows.
  *
  * Order of the calls, after `catchUp`: `look` for each batch, `check` once for the whole step, `replace`, `makeRoom`.
- * Then the batches can be appended. Only `replace` and `makeRoom` change the queue. A batch whose messages have no
- * delivery options needs no admission, unless the options of its queue require one (`checksBatches`).
+ * Then the batches can be appended. Only `replace` and `makeRoom` change the queue, except that `look` and `check` may
+ * remove expired messages. A batch whose messages have no delivery options needs no admission, unless the options of
+ * its queue require one (`checksBatches`).
+ *
+ * A turn removes a limited number of expired messages. While some are left, the step removes as many of them as it needs
+ * room, but not more messages and bytes than it brings. That is enough in a queue within its limits.
  */
 import { SluiceError } from '@sluice/protocol'
 import type { Traits } from './chunk.js'
@@ -39,8 +43,12 @@ interface First {
   readonly replaced: number
 }
 
+/** Minimum cost of one search for expired messages; see `Queue.sweep`. */
+const SWEEP_STEP = 256
+
 export class Admission {
   readonly #queue: Queue
+  readonly #nowMs: number
   /** The batches, in the order of the calls of `look`. */
   readonly batches: AdmittedBatch[] = []
   /** Number of offsets that the batches take. */
@@ -57,8 +65,9 @@ export class Admission {
   /** Number of ids in the batches that are new to the queue. */
   #freshIds = 0
 
-  constructor(queue: Queue) {
+  constructor(queue: Queue, nowMs: number) {
     this.#queue = queue
+    this.#nowMs = nowMs
   }
 
   /** Notes that the leased message at `offset` is acknowledged in the same step. */
@@ -94,7 +103,7 @@ export class Admission {
 
   // Looks each id up once, even if several messages have it.
   #findDuplicates(count: number, traits: Traits, batch: AdmittedBatch): void {
-    const { ids, pending, options } = this.#queue
+    const { ids, options } = this.#queue
     const leaving = this.#leaving
     const firsts = (this.#firsts ??= new Map())
     const isPending = options.unique === 'pending'
@@ -109,7 +118,7 @@ export class Admission {
       const bytes = traits.sizes?.[index] ?? 0
       const first = firsts.get(id)
       if (first === undefined) {
-        const known = isPending ? pending.find(traits.ids, at, stays) : ids.find(traits.ids, at)
+        const known = isPending ? this.#findPending(traits.ids, at, stays) : ids.find(traits.ids, at)
         if (known === -1) fresh++
         const isAccepted = known === -1 || (replaces && this.#isReplaceable(known))
         const made = isAccepted
@@ -130,15 +139,28 @@ export class Admission {
     if (fresh > 0) this.#checkIds()
   }
 
+  // Offset of a pending message with this id; -1 if there is none. Messages that have expired are removed.
+  #findPending(ids: Uint32Array, at: number, stays?: (offset: number) => boolean): number {
+    const { pending } = this.#queue
+    let known = pending.find(ids, at, stays)
+    while (known !== -1 && this.#queue.removeIfExpired(known, this.#nowMs))
+      known = pending.find(ids, at, stays)
+    return known
+  }
+
   #isReplaceable(offset: number): boolean {
-    const state = this.#queue.stateOf(offset)
+    const state = this.#queue.stateAt(offset, this.#nowMs)
     return state === 'scheduled' || state === 'ready'
   }
 
   // @throws SluiceError DEDUP_FULL
   #checkIds(): void {
     const { ids, pending, options, name } = this.#queue
-    const known = options.unique === 'pending' ? pending.count - this.#idsLeaving() : ids.count
+    const count = (): number =>
+      options.unique === 'pending' ? pending.count - this.#idsLeaving() : ids.count
+    if (options.unique === 'pending')
+      this.#sweepWhile(() => count() + this.#freshIds > options.dedupMaxIds, this.#freshIds, 0)
+    const known = count()
     if (known + this.#freshIds <= options.dedupMaxIds) return
     throw new SluiceError(
       'DEDUP_FULL',
@@ -181,25 +203,52 @@ export class Admission {
     if (maxMessages > 0 || maxBytes > 0) this.#checkLimits()
   }
 
-  #checkLimits(): void {
+  // Removes expired messages while `isFull` returns true, at most about `messages` messages with `bytes` bytes.
+  #sweepWhile(isFull: () => boolean, messages: number, bytes: number): void {
     const queue = this.#queue
-    const { maxMessages, maxBytes, overflow } = queue.options
+    const [liveBefore, bytesBefore] = [queue.live, queue.bytes]
+    while (
+      queue.hasMoreExpired &&
+      isFull() &&
+      (liveBefore - queue.live < messages || bytesBefore - queue.bytes < bytes)
+    )
+      queue.sweep(this.#nowMs, Math.max(messages, SWEEP_STEP))
+  }
+
+  // Number and bytes of the messages that stay in the queue, without dead ones.
+  #staying(): { messages: number; bytes: number } {
+    const queue = this.#queue
     let messages = queue.live - queue.deadCount - this.#messagesLeaving
     let bytes = queue.bytes - queue.deadBytes - this.#bytesLeaving
-    let moreMessages = 0
-    let moreBytes = 0
-    for (const batch of this.batches) {
-      moreMessages += batch.messages
-      moreBytes += batch.bytes
-      if (batch.replaced === undefined) continue
-      for (const offset of batch.replaced.values()) {
+    for (const { replaced } of this.batches) {
+      for (const offset of replaced?.values() ?? []) {
         const chunk = queue.chunkAt(offset)!
         messages--
         bytes -= chunk.bytesAt(offset - chunk.base)
       }
     }
+    return { messages, bytes: Math.round(bytes) }
+  }
+
+  #checkLimits(): void {
+    const queue = this.#queue
+    const { maxMessages, maxBytes, overflow } = queue.options
+    let moreMessages = 0
+    let moreBytes = 0
+    for (const batch of this.batches) {
+      moreMessages += batch.messages
+      moreBytes += batch.bytes
+    }
     if (moreMessages === 0) return
-    bytes = Math.round(bytes)
+    const isFull = (): boolean => {
+      const staying = this.#staying()
+      return (
+        (maxMessages > 0 && staying.messages + moreMessages > maxMessages) ||
+        (maxBytes > 0 && staying.bytes + moreBytes > maxBytes)
+      )
+    }
+    this.#sweepWhile(isFull, moreMessages, moreBytes)
+    const { messages, bytes } = this.#staying()
     // Number of messages that cannot be dropped: all messages if `overflow` is `reject`, otherwise those that stay
     // leased.
     const firmMessages = overflow === 'reject' ? messages : queue.leased - this.#messagesLeaving
@@ -238,6 +287,8 @@ export class Admission {
     const queue = this.#queue
     const { maxMessages, maxBytes, overflow } = queue.options
     if ((maxMessages === 0 && maxBytes === 0) || overflow === 'reject') return 0
+    // If expired messages are left, `check` has removed enough of them.
+    if (queue.hasMoreExpired) return 0
     let messages = 0
     let bytes = 0
     for (const batch of this.batches) {

@@ -3,12 +3,14 @@
  * They are a part of the line. `Keys` holds the counts of each key and the two ends of its line, and the chunks hold
  * the links.
  *
- * Invariant: the head of a key is on offer if and only if the key is free. No other message of a key is on offer.
+ * Invariant: the head of a key is on offer if and only if the key is free. No other message of a key is on offer. While a
+ * change of the rules is under way, this holds for the keys that it has reached.
  */
 import type { QueueOptions } from '@sluice/protocol'
 import type { Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
 import { NONE, type Keys } from './keys.js'
+import { MARK } from './marks.js'
 
 /** Options of a queue that concern keys. If `onFail` is `block`, a message that waits for a retry blocks its key. */
 export type KeyRules = Pick<QueueOptions, 'keyConcurrency' | 'onFail'>
@@ -20,6 +22,12 @@ export interface Timed {
   readonly timeMs: number
 }
 
+/** A change of the rules: the new rules, and the time from which they apply. */
+interface Change {
+  readonly rules: KeyRules
+  readonly timeMs: number
+}
+
 /**
  * Maximum number of messages that a search for the oldest keyed message visits. A search that reaches this number returns
  * the time of the oldest message that it has found.
@@ -27,7 +35,11 @@ export interface Timed {
 const OLDEST_LOOKED_AT_MAX = 16_384
 
 export class KeyLines {
-  rules: KeyRules
+  #rules: KeyRules
+  /** Changes of the rules that some keys do not take into account yet, the oldest first. */
+  readonly #changes: Change[] = []
+  /** All slots below this one take all changes into account. */
+  #changedSlots = 0
   /** No message below this offset is in the line of its key. */
   from = 0
   readonly #chunks: Chunks
@@ -47,19 +59,64 @@ export class KeyLines {
   ) {
     this.#chunks = chunks
     this.#keys = keys
-    this.rules = rules
+    this.#rules = rules
     this.#offered = offered
   }
 
   /** Builds the lines from these messages, and puts the head of each line on offer. The lines must be empty before. */
   rebuild(messages: Timed[]): void {
-    const rank = ({ chunk, index }: Timed): number => this.#rank(chunk, index)
+    for (const { chunk, index } of messages) this.#setRank(chunk, index)
+    const rank = ({ chunk, index }: Timed): number => rankOf(chunk, index)
     // The messages are sorted, so that each is appended at the end of its line.
     messages.sort(
       (a, b) => rank(a) - rank(b) || a.timeMs - b.timeMs || a.chunk.base + a.index - (b.chunk.base + b.index),
     )
     for (const { chunk, index } of messages) this.append(chunk.keyAt(index), chunk, index)
-    for (const slot of this.#keys.slots()) this.#offerHead(slot)
+    for (const slot of this.#keys.slots()) this.offer(slot, 0)
+  }
+
+  // --- changes of the rules ---
+
+  /**
+   * Changes the rules at `timeMs`. A key that becomes free is eligible from then on. The rank of a message does not
+   * change while it is in the line. `continueChange` applies the change to all keys; any other method that concerns a key
+   * requires that `touch` was called before.
+   */
+  change(rules: KeyRules, timeMs: number): void {
+    this.#rules = rules
+    this.#keys.changes++
+    this.#changes.push({ rules, timeMs })
+    this.#changedSlots = 0
+  }
+
+  /** Whether some keys may not take all changes of the rules into account. */
+  get isChanging(): boolean {
+    return this.#changes.length > 0
+  }
+
+  /** Applies changes of the rules to the next keys. Visits at most `max` slots, and returns their number. */
+  continueChange(max: number): number {
+    const keys = this.#keys
+    const from = this.#changedSlots
+    const end = Math.max(from, Math.min(from + max, keys.slotsEnd))
+    for (let slot = from; slot < end; slot++) if (keys.isUsed(slot)) this.touch(slot)
+    this.#changedSlots = end
+    if (end >= keys.slotsEnd) this.#changes.length = 0
+    return end - from
+  }
+
+  /** Called before a change of the key or of its line: applies the changes of the rules that were made before. */
+  touch(slot: number): void {
+    if (this.#changes.length === 0) return
+    const keys = this.#keys
+    const latest = this.#rules
+    const missing = keys.changes - keys.changesOf(slot)
+    for (const { rules, timeMs } of this.#changes.slice(this.#changes.length - missing)) {
+      this.#rules = rules
+      this.offer(slot, timeMs)
+    }
+    this.#rules = latest
+    keys.changed(slot)
   }
 
   /** Called when the message at `offset`, with a key or without, is due. */
@@ -98,16 +155,6 @@ export class KeyLines {
     return oldest
   }
 
-  /** Empties all lines. */
-  reset(): void {
-    this.#keys.clearLines()
-  }
-
-  /** Whether the message at `offset` has been on offer since `timeMs`. */
-  isOffered(slot: number, offset: number, timeMs: number): boolean {
-    return this.#keys.offeredOf(slot) === offset && this.#keys.sinceOf(slot) === timeMs
-  }
-
   /** Counts the messages in all lines. @throws Error if a link or an offer is wrong */
   audit(): number {
     let count = 0
@@ -123,6 +170,10 @@ export class KeyLines {
         before = offset
         offset = chunk.nextAt(offset - chunk.base)
       }
+      if (this.#keys.changesOf(slot) !== this.#keys.changes) {
+        if (!this.isChanging) throw new Error(`slot ${slot} was not reached by a change of the rules`)
+        continue
+      }
       const head = this.#keys.headOf(slot)
       const expected = head !== NONE && this.isFree(slot) ? head : NONE
       if (this.#keys.offeredOf(slot) !== expected)
@@ -135,7 +186,7 @@ export class KeyLines {
 
   /** Whether another message of the key may be delivered. */
   isFree(slot: number): boolean {
-    const { keyConcurrency, onFail } = this.rules
+    const { keyConcurrency, onFail } = this.#rules
     return (
       this.#keys.leasedOf(slot) < keyConcurrency && !(onFail === 'block' && this.#keys.retryingOf(slot) > 0)
     )
@@ -143,53 +194,53 @@ export class KeyLines {
 
   /** Whether fewer messages of the key are leased than `keyConcurrency` allows. */
   hasRoom(slot: number): boolean {
-    return this.#keys.leasedOf(slot) < this.rules.keyConcurrency
+    return this.#keys.leasedOf(slot) < this.#rules.keyConcurrency
   }
 
-  // If failed messages block their key, they precede the messages that have not been tried.
-  #rank(chunk: Chunk, index: number): number {
-    return this.rules.onFail === 'block' && chunk.attemptsAt(index) > 0 ? 0 : 1
+  // If failed messages block their key, they precede the messages that have not been tried. The rank of a message is
+  // decided when it enters the line, so that the lines stay in order when the rules change.
+  #setRank(chunk: Chunk, index: number): void {
+    const isFirst = this.#rules.onFail === 'block' && chunk.attemptsAt(index) > 0
+    if (isFirst === chunk.has(MARK.first, index)) return
+    if (isFirst) chunk.marks.add(MARK.first, index, index + 1)
+    else chunk.marks.delete(MARK.first, index, index + 1)
   }
 
   /**
    * After a change at `timeMs`: puts the head of the key on offer if the key is free, and otherwise withdraws the offer. The
-   * message at `arrived` became eligible at `arrivedSinceMs`. Any other head became eligible at `timeMs`, its own
-   * publish or due time, or the time of the previous offer, whichever is latest, because changes may be reported out of
-   * order.
+   * head has been eligible since the latest of these times: its publish or due time, the time from which the key has
+   * been free, and the time at which the message before it left. So it does not matter how late a due message is noticed.
+   * Only the message at `released`, which returned to its place, has been eligible since `releasedSinceMs`.
    */
-  offer(slot: number, timeMs: number, arrived: number, arrivedSinceMs: number): void {
+  offer(slot: number, timeMs: number, released = NONE, releasedSinceMs = 0): void {
     const keys = this.#keys
     const head = keys.headOf(slot)
-    if (head === NONE || !this.isFree(slot)) {
+    if (!this.isFree(slot)) {
       keys.withdraw(slot)
+      return
+    }
+    if (head === NONE) {
+      keys.freeAt(slot, timeMs)
       return
     }
     if (keys.offeredOf(slot) === head) return
     const chunk = this.#chunks.at(head)!
     const sinceMs =
-      head === arrived
-        ? arrivedSinceMs
+      head === released
+        ? releasedSinceMs
         : Math.max(timeMs, keys.sinceOf(slot), chunk.lineTimeAt(head - chunk.base))
     keys.offer(slot, head, sinceMs)
     this.#offered(chunk.priorityAt(head - chunk.base), sinceMs, head)
   }
 
-  // Offers the head after a rebuild: the time at which it became eligible is unknown, so its publish or due time
-  // counts.
-  #offerHead(slot: number): void {
-    const head = this.#keys.headOf(slot)
-    if (head === NONE) return
-    const chunk = this.#chunks.at(head)!
-    this.offer(slot, 0, head, chunk.lineTimeAt(head - chunk.base))
-  }
-
-  /** Adds the message at the end of the line. */
+  /** Adds the message, which has not failed, at the end of the line. */
   append(slot: number, chunk: Chunk, index: number): void {
     this.#link(slot, chunk, index, this.#keys.tailOf(slot), NONE)
   }
 
   /** Adds the message at its place, which is usually the end. A message that returns belongs near the front. */
   insert(slot: number, chunk: Chunk, index: number): void {
+    this.#setRank(chunk, index)
     const tail = this.#keys.tailOf(slot)
     if (tail === NONE || this.#isBehind(tail, chunk, index)) {
       this.append(slot, chunk, index)
@@ -246,7 +297,7 @@ export class KeyLines {
   #isBehind(offset: number, chunk: Chunk, index: number): boolean {
     const other = this.#chunks.at(offset)!
     const otherIndex = offset - other.base
-    const rank = this.#rank(chunk, index) - this.#rank(other, otherIndex)
+    const rank = rankOf(chunk, index) - rankOf(other, otherIndex)
     if (rank !== 0) return rank > 0
     const timeMs = chunk.lineTimeAt(index) - other.lineTimeAt(otherIndex)
     return timeMs === 0 ? chunk.base + index > offset : timeMs > 0
@@ -269,6 +320,14 @@ export class KeyLines {
     if (this.#keys.offeredOf(slot) === chunk.base + index) this.#keys.withdraw(slot)
   }
 
+  /** Removes a message that left at `timeMs`. The caller calls `offer` later. */
+  leaveEarly(slot: number, chunk: Chunk, index: number, timeMs: number): void {
+    this.touch(slot)
+    const isHead = this.#keys.headOf(slot) === chunk.base + index && this.isFree(slot)
+    this.unlink(slot, chunk, index)
+    if (isHead) this.#keys.freeAt(slot, Math.max(timeMs, chunk.lineTimeAt(index)))
+  }
+
   #setNext(slot: number, offset: number, next: number): void {
     if (offset === NONE) this.#keys.setHead(slot, next)
     else {
@@ -284,4 +343,8 @@ export class KeyLines {
       chunk.setPrevious(offset - chunk.base, previous)
     }
   }
+}
+
+function rankOf(chunk: Chunk, index: number): number {
+  return chunk.has(MARK.first, index) ? 0 : 1
 }

@@ -23,7 +23,7 @@ const HEAD = 0
 const TAIL = 1
 const OFFERED = 2
 const SINCE = 3
-/** Number of 4-byte words per slot. The other five fields are such words. */
+/** Number of 4-byte words per slot. The other six fields are such words. */
 const WORDS = NUMBERS * 2
 const LEASED = 8
 const RETRYING = 9
@@ -31,6 +31,8 @@ const LOW = 10
 const HIGH = 11
 /** Number of messages that hold the slot; 0 if the slot is free. */
 const REFS = 12
+/** Number of changes of the rules that the offer of the key takes into account; see `KeyLines.change`. */
+const CHANGES = 13
 /** In a free slot, the number of the next free slot, plus 1; 0 if no other slot is free. */
 const NEXT_FREE = LOW
 
@@ -88,6 +90,8 @@ export class Keys extends HashIndex {
   #pages: (KeyPage | undefined)[] = []
   /** Number of the page that slots are taken from. */
   #filling = 0
+  /** Number of changes of the rules so far. A new slot takes all of them into account. */
+  changes = 0
 
   /** Number of pages that exist. */
   get pages(): number {
@@ -135,9 +139,38 @@ export class Keys extends HashIndex {
     return this.#number(slot, OFFERED)
   }
 
-  /** Time at which the last offered message went on offer; 0 if no message was ever on offer. */
+  /**
+   * Time at which the last offered message went on offer or, if the key has been free without a message since then, the
+   * time from which it has been free; 0 if there is neither.
+   */
   sinceOf(slot: number): number {
     return this.#number(slot, SINCE)
+  }
+
+  /** Notes that the key is free and its line is empty at `timeMs`. */
+  freeAt(slot: number, timeMs: number): void {
+    this.withdraw(slot)
+    if (timeMs > this.sinceOf(slot)) this.#setNumber(slot, SINCE, timeMs)
+  }
+
+  changesOf(slot: number): number {
+    return this.#word(slot, CHANGES)
+  }
+
+  /** Notes that the offer of the key takes all changes of the rules into account. */
+  changed(slot: number): void {
+    this.#page(slot).words[(slot % PAGE_SLOTS) * WORDS + CHANGES] = this.changes
+  }
+
+  /** Whether the slot is in use. */
+  isUsed(slot: number): boolean {
+    const page = this.#pages[Math.floor(slot / PAGE_SLOTS)]
+    return page !== undefined && slot % PAGE_SLOTS < page.end && this.#word(slot, REFS) > 0
+  }
+
+  /** All slots are below this number. */
+  get slotsEnd(): number {
+    return this.#pages.length * PAGE_SLOTS
   }
 
   offer(slot: number, offset: number, sinceMs: number): void {
@@ -220,6 +253,7 @@ export class Keys extends HashIndex {
     const slot = page.take()
     page.words[slot * WORDS + LOW] = low
     page.words[slot * WORDS + HIGH] = high
+    page.words[slot * WORDS + CHANGES] = this.changes
     this.enter(this.#filling * PAGE_SLOTS + slot)
     return this.#filling * PAGE_SLOTS + slot
   }

@@ -8,32 +8,24 @@
  * whose due time is in the future is scheduled. A due message with a key is in the line of its key. A due message
  * without a key is in the due queue of its priority. The head of each free key is also in the due queue of its
  * priority, from the time at which it became eligible, so keys take turns (invariant 13).
- *
- * A due queue can hold stale entries. Each entry is checked at the front; all are checked when a due queue has grown.
  */
 import { LIMITS } from '@sluice/protocol'
 import { PRIORITIES, type Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
+import { DueQueues } from './due.js'
 import { DropOrder } from './drop-order.js'
+import type { Expired } from './expiries.js'
 import { KeyLines, type KeyRules, type Timed } from './key-lines.js'
 import { NONE, type Keys } from './keys.js'
-import { emptyLocation } from './location.js'
 import { MARK } from './marks.js'
 import { ReturnedMessages } from './returned.js'
 import { FROM_PLAIN_LINE, type Run } from './run.js'
 import { Schedule } from './schedule.js'
 import { NO_SUSPECTS } from './suspects.js'
-import { TimeQueue } from './time-queue.js'
+import type { TimeQueue } from './time-queue.js'
 
-/**
- * Stale entries of a due queue are removed when it reaches twice the size that it had after the last removal, plus this
- * number.
- */
-const STALE_SLACK = 1024
 /** Shared by all lines that have used only priority 0, as most lines have. Never changed. */
 const ZEROS: Float64Array = new Float64Array(PRIORITIES)
-/** Result of the last call of `Chunk.locate` in this module. */
-const LOCATION = emptyLocation()
 
 export class Line {
   // The fields that are read when a plain message is added are declared first, so that they share cache lines, as in `Contents`.
@@ -62,10 +54,8 @@ export class Line {
   /** Offset of the next message to deliver, if its chunk is cold and has to be read first; otherwise -1. Set by `next`. */
   coldOffset = -1
   #plainCounts = ZEROS
-  #due: (TimeQueue | undefined)[] | undefined
+  #due: DueQueues | undefined
   #schedule: Schedule | undefined
-  /** One bit per priority, set if the due queue of the priority is not empty. */
-  #dueMask = 0
   /** The queue replaces `NO_SUSPECTS` when it has its first suspect. */
   suspects = NO_SUSPECTS
   /** The options that concern keys. */
@@ -83,13 +73,21 @@ export class Line {
       this.#chunks,
       this.#keys,
       this.#rules,
-      (priority, sinceMs, offset) => this.#pushDue(priority, sinceMs, offset),
+      (priority, sinceMs, offset) => this.#dueQueues.push(priority, sinceMs, offset),
     ))
   }
 
+  get #dueQueues(): DueQueues {
+    return (this.#due ??= new DueQueues(this.#chunks, this.#keys))
+  }
+
+  get #dueMask(): number {
+    return this.#due === undefined ? 0 : this.#due.mask
+  }
+
   /**
-   * Adds the messages `[from, to)` of `chunk`, which are the newest of the queue. If one of them has a key, the caller must
-   * have called `advance` before, because the messages of its key that are already due precede it.
+   * Adds the messages `[from, to)` of `chunk`, which are the newest of the queue. A message with a key follows all messages
+   * that are already due: if some of them are not ready yet, it waits with them.
    */
   add(chunk: Chunk, from: number, to: number): void {
     this.#end = Math.max(this.#end, chunk.base + to)
@@ -104,11 +102,16 @@ export class Line {
       if (dueMs !== 0) this.#delay(chunk, index, dueMs)
       else if (slot === NONE) this.#countPlain(chunk.priorityAt(index), 1)
       else {
+        const timeMs = chunk.publishedAt(index)
+        if (this.nextDeadline <= timeMs) {
+          this.#delay(chunk, index, timeMs)
+          continue
+        }
+        this.#linesOfKeys.touch(slot)
         takeOut(chunk, index, index + 1)
         this.#markDue(chunk, index)
         this.#linesOfKeys.append(slot, chunk, index)
-        const timeMs = chunk.publishedAt(index)
-        this.#linesOfKeys.offer(slot, timeMs, chunk.base + index, timeMs)
+        this.#linesOfKeys.offer(slot, timeMs)
       }
     }
   }
@@ -134,22 +137,10 @@ export class Line {
     this.advance(nowMs)
   }
 
-  /** Called when the rules of keys have changed: rebuilds the lines of keys. */
-  reorder(rules: KeyRules, nowMs: number): void {
+  /** Called when the rules of keys have changed; see `KeyLines.change`. `advance` applies the change to all keys. */
+  changeRules(rules: KeyRules, nowMs: number): void {
     this.#rules = rules
-    if (this.#keyLines === undefined) return
-    this.#keyLines.rules = rules
-    const due: Timed[] = []
-    this.#keyLines.reset()
-    for (const chunk of this.#chunks) {
-      if (!chunk.hasKeys) continue
-      for (const index of chunk.liveIndexes()) {
-        if (chunk.keyAt(index) === NONE || !chunk.isDue(index)) continue
-        due.push({ chunk, index, timeMs: chunk.lineTimeAt(index) })
-      }
-    }
-    this.#keyLines.rebuild(due)
-    this.advance(nowMs)
+    this.#keyLines?.change(rules, nowMs)
   }
 
   // Adds the messages that have no due time, of a chunk without keys. Adds whole runs if no message has a due time.
@@ -187,20 +178,29 @@ export class Line {
   }
 
   /**
-   * Moves at most `max` messages whose due time is `nowMs` or earlier from the schedule to the line. Returns their
-   * number.
+   * Applies changes of the rules to the keys, then moves messages whose due time is `nowMs` or earlier from the schedule to
+   * the line, in the order of due times and offsets. Handles at most `max` keys and messages, and returns their number.
+   * Calls `each` with each message that became ready.
    */
-  advance(nowMs: number, max = Infinity): number {
+  advance(nowMs: number, max = Infinity, each?: (offset: number) => void): number {
     const schedule = this.#schedule
-    if (schedule === undefined) return 0
-    for (let count = 0; count < max; count++) {
+    let count = this.#keyLines?.isChanging === true ? this.#keyLines.continueChange(max) : 0
+    if (schedule === undefined) return count
+    for (; count < max; count++) {
       const offset = schedule.takeDue(nowMs)
       if (offset === NONE) return count
       const chunk = this.#chunks.at(offset)!
-      this.#unschedule(chunk, offset - chunk.base)
-      this.#becomeDue(chunk, offset - chunk.base, chunk.dueAt(offset - chunk.base), nowMs)
+      const index = offset - chunk.base
+      this.#unschedule(chunk, index)
+      this.#becomeDue(chunk, index, chunk.lineTimeAt(index))
+      each?.(offset)
     }
-    return max
+    return count
+  }
+
+  /** Whether `advance` has more to do at `nowMs`. Until it is done, the message to deliver first is unknown. */
+  isBehind(nowMs: number): boolean {
+    return this.nextDeadline <= nowMs || this.#keyLines?.isChanging === true
   }
 
   /** Number of messages whose due time is in the future. */
@@ -229,7 +229,7 @@ export class Line {
       const chunk = this.#head(priority)
       if (chunk !== undefined) oldest = Math.min(oldest, chunk.publishedAt(this.#headOffset - chunk.base))
       else if (this.coldOffset !== -1) oldest = Math.min(oldest, this.#chunks.firstMsAt(this.coldOffset))
-      oldest = Math.min(oldest, this.#dueQueue(priority)?.firstTime ?? Infinity)
+      oldest = Math.min(oldest, this.#due?.of(priority)?.firstTime ?? Infinity)
     }
     return Math.min(oldest, this.#keyLines?.oldestSince(this.#end) ?? Infinity)
   }
@@ -242,7 +242,7 @@ export class Line {
       const chunk = this.#head(priority)
       if (this.coldOffset !== -1) return false
       const offset = this.#headOffset
-      const due = this.#dueQueue(priority)
+      const due = this.#due?.of(priority)
       if (due !== undefined) {
         const plainSince = chunk === undefined ? Infinity : chunk.publishedAt(offset - chunk.base)
         if (due.firstTime < plainSince || (due.firstTime === plainSince && due.firstOffset < offset)) {
@@ -257,15 +257,9 @@ export class Line {
     return false
   }
 
-  /** Calls `each` with the batch positions of early messages in the due queue of the highest priority; see `TimeQueue.early`. */
+  /** See `DueQueues.upcoming`. */
   upcoming(count: number, each: (batchPosition: number) => void): void {
-    if (this.#dueMask === 0) return
-    this.#due![31 - Math.clz32(this.#dueMask)]!.early(count, (offset) => {
-      const chunk = this.#chunks.at(offset)
-      if (chunk === undefined) return
-      chunk.locate(offset - chunk.base, LOCATION)
-      each(LOCATION.batchPosition)
-    })
+    this.#due?.upcoming(count, each)
   }
 
   /** Leases the first `count` messages of `run`, which must be the run that `next` filled last. */
@@ -282,9 +276,7 @@ export class Line {
       this.#countPlain(priority, -count)
       return
     }
-    const due = this.#due![priority]!
-    for (let i = 0; i < count; i++) due.pop()
-    if (due.size === 0) this.#dueMask &= ~(1 << priority)
+    this.#due!.pop(priority, count)
     chunk.marks.delete(MARK.waiting, index, index + count)
     chunk.marks.delete(MARK.due, index, index + count)
     if (!chunk.hasKeys) return
@@ -293,7 +285,7 @@ export class Line {
       if (slot === NONE) continue
       this.#linesOfKeys.unlink(slot, chunk, at)
       this.#keys.countLeased(slot, 1)
-      this.#linesOfKeys.offer(slot, nowMs, NONE, 0)
+      this.#linesOfKeys.offer(slot, nowMs)
     }
   }
 
@@ -313,9 +305,10 @@ export class Line {
     const slot = chunk.keyAt(index)
     if (slot === NONE) {
       this.#markDue(chunk, index)
-      this.#pushDue(priority, sinceMs, offset)
+      this.#dueQueues.push(priority, sinceMs, offset)
       return
     }
+    this.#linesOfKeys.touch(slot)
     this.#keys.countLeased(slot, -1)
     this.#markDue(chunk, index)
     this.#linesOfKeys.insert(slot, chunk, index)
@@ -328,21 +321,28 @@ export class Line {
     this.#mark(chunk, index)
     this.suspects.clear(offset, 1)
     const slot = chunk.keyAt(index)
-    if (slot !== NONE) this.#keys.countLeased(slot, -1)
+    if (slot !== NONE) {
+      this.#linesOfKeys.touch(slot)
+      this.#keys.countLeased(slot, -1)
+    }
     this.enter(chunk, index, dueMs, nowMs)
   }
 
-  /** Adds a message that is not in the line, due at `dueMs`. The chunk already has this time. */
+  /**
+   * Adds a message that is not in the line, due at `dueMs`. The chunk already has this time. Like a published message, a
+   * message with a key waits for those that are due and not ready yet.
+   */
   enter(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
     this.dropOrder?.returned(chunk, index)
     const slot = chunk.keyAt(index)
-    if (dueMs <= nowMs) {
+    if (slot !== NONE) this.#linesOfKeys.touch(slot)
+    if (dueMs <= nowMs && (slot === NONE || this.nextDeadline > nowMs)) {
       takeOut(chunk, index, index + 1)
-      this.#becomeDue(chunk, index, dueMs, nowMs)
+      this.#becomeDue(chunk, index, dueMs)
       return
     }
     this.#delay(chunk, index, dueMs)
-    if (slot !== NONE) this.#linesOfKeys.offer(slot, nowMs, NONE, 0)
+    if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#linesOfKeys.offer(slot, nowMs)
   }
 
   /** Removes a message that is in the line, as of `timeMs`. */
@@ -353,15 +353,42 @@ export class Line {
       return
     }
     const slot = chunk.keyAt(index)
+    if (slot !== NONE) this.#linesOfKeys.touch(slot)
     if (!chunk.isDue(index)) {
       this.#unschedule(chunk, index)
       chunk.marks.delete(MARK.waiting, index, index + 1)
+      if (chunk.attemptsAt(index) === 0) return
     } else {
       chunk.marks.delete(MARK.waiting, index, index + 1)
       chunk.marks.delete(MARK.due, index, index + 1)
       if (slot !== NONE) this.#linesOfKeys.unlink(slot, chunk, index)
     }
-    if (slot !== NONE) this.#linesOfKeys.offer(slot, timeMs, NONE, 0)
+    if (slot !== NONE) this.#linesOfKeys.offer(slot, timeMs)
+  }
+
+  /**
+   * Removes expired messages that are in the line. Each left when it expired. Heads go on offer only after all of them have
+   * left, so that no head goes on offer that leaves at once.
+   */
+  leaveExpired({ count, offsets, times }: Expired): void {
+    const areKeyed = this.#keys.size > 0
+    for (let at = 0; at < count; at++) {
+      const chunk = this.#chunks.at(offsets[at]!)!
+      const index = offsets[at]! - chunk.base
+      if (!areKeyed || !chunk.isDue(index) || chunk.keyAt(index) === NONE) {
+        this.leave(chunk, index, times[at]!)
+        continue
+      }
+      chunk.marks.delete(MARK.waiting, index, index + 1)
+      chunk.marks.delete(MARK.due, index, index + 1)
+      this.#linesOfKeys.leaveEarly(chunk.keyAt(index), chunk, index, times[at]!)
+    }
+    if (!areKeyed) return
+    for (let at = 0; at < count; at++) {
+      const chunk = this.#chunks.at(offsets[at]!)!
+      const slot = chunk.keyAt(offsets[at]! - chunk.base)
+      if (slot !== NONE) this.#linesOfKeys.offer(slot, 0)
+    }
   }
 
   /**
@@ -373,6 +400,7 @@ export class Line {
     const slot = chunk.keyAt(index)
     const isPlain = !chunk.isWaiting(index)
     if (slot !== NONE) {
+      this.#linesOfKeys.touch(slot)
       if (!this.#linesOfKeys.hasRoom(slot)) return undefined
       // The lease is counted before the message leaves, so that its key is not free for another message in between.
       this.#keys.countLeased(slot, 1)
@@ -398,8 +426,9 @@ export class Line {
       const chunk = this.#chunks.at(at)!
       const slot = chunk.keyAt(at - chunk.base)
       if (slot === NONE) continue
+      this.#linesOfKeys.touch(slot)
       this.#keys.countLeased(slot, -1)
-      this.#linesOfKeys.offer(slot, nowMs, NONE, 0)
+      this.#linesOfKeys.offer(slot, nowMs)
     }
   }
 
@@ -414,7 +443,6 @@ export class Line {
     this.#ordinary = 0
     this.#plainCounts = ZEROS
     this.#plainMask = 0
-    this.#dueMask = 0
     this.#due = undefined
     this.#returned?.clear()
     this.#schedule?.clear()
@@ -457,27 +485,12 @@ export class Line {
         )
     }
     const scheduled = this.#schedule?.offsets().size ?? 0
-    const due = this.#countDue()
+    const due = this.#due?.audit() ?? 0
     const keyed = this.#keyLines?.audit() ?? 0
     if (scheduled !== waiting.scheduled || scheduled !== this.scheduled)
       differs(`${this.scheduled} scheduled, found ${scheduled}, counted ${waiting.scheduled}`)
     if (due !== waiting.due) differs(`${due} due without a key, counted ${waiting.due}`)
     if (keyed !== waiting.keyed) differs(`${keyed} in lines of keys, counted ${waiting.keyed}`)
-  }
-
-  // Number of messages without a key in due queues.
-  #countDue(): number {
-    const offsets = new Set<number>()
-    for (const [priority, queue] of (this.#due ?? []).entries()) {
-      queue?.forEach((timeMs, offset) => {
-        const chunk = this.#dueChunk(timeMs, offset)
-        if (chunk === undefined) return
-        if (!((this.#dueMask >>> priority) & 1))
-          differs(`offset ${offset} is due, but its priority is not in the mask`)
-        if (chunk.keyAt(offset - chunk.base) === NONE) offsets.add(offset)
-      })
-    }
-    return offsets.size
   }
 
   #plainRun(chunk: Chunk, priority: number, max: number, nowMs: number, run: Run): void {
@@ -541,7 +554,11 @@ export class Line {
     const end = index + due.firstRun(max)
     const timeMs = due.firstTime
     let at = index + 1
-    while (at < end && this.#isFirstTry(chunk, at) && this.#dueChunk(timeMs, chunk.base + at) !== undefined)
+    while (
+      at < end &&
+      this.#isFirstTry(chunk, at) &&
+      this.#due!.chunkOf(timeMs, chunk.base + at) !== undefined
+    )
       at++
     return at - index
   }
@@ -582,16 +599,6 @@ export class Line {
     throw new Error(`priority ${priority} counts plain messages, but none was found`)
   }
 
-  // The due queue of the priority, without stale entries at its front; undefined if it is empty.
-  #dueQueue(priority: number): TimeQueue | undefined {
-    if ((this.#dueMask & (1 << priority)) === 0) return undefined
-    const due = this.#due![priority]!
-    while (due.size > 0 && this.#dueChunk(due.firstTime, due.firstOffset) === undefined) due.pop()
-    if (due.size > 0) return due
-    this.#dueMask &= ~(1 << priority)
-    return undefined
-  }
-
   // End of the run that starts at `from`, at most `to`. A suspect is delivered alone, so a run ends before the next suspect.
   #untilSuspect(chunk: Chunk, from: number, to: number): number {
     if (this.suspects.has(chunk.base + from)) return from + 1
@@ -614,26 +621,16 @@ export class Line {
   }
 
   // Called when the due time of the message has come.
-  #becomeDue(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
+  #becomeDue(chunk: Chunk, index: number, dueMs: number): void {
     const slot = chunk.keyAt(index)
     const offset = chunk.base + index
     this.#markDue(chunk, index)
     if (slot === NONE) {
-      this.#pushDue(chunk.priorityAt(index), dueMs, offset)
+      this.#dueQueues.push(chunk.priorityAt(index), dueMs, offset)
       return
     }
     this.#linesOfKeys.insert(slot, chunk, index)
-    this.#linesOfKeys.offer(slot, nowMs, offset, dueMs)
-  }
-
-  #pushDue(priority: number, sinceMs: number, offset: number): void {
-    this.#due ??= []
-    const due = (this.#due[priority] ??= new TimeQueue())
-    due.push(sinceMs, offset)
-    this.#dueMask |= 1 << priority
-    if (due.size < due.lookAt) return
-    due.keep((timeMs, other) => this.#dueChunk(timeMs, other) !== undefined)
-    due.lookAt = due.size * 2 + STALE_SLACK
+    this.#linesOfKeys.offer(slot, dueMs)
   }
 
   #wait(chunk: Chunk, index: number): void {
@@ -644,17 +641,6 @@ export class Line {
     this.#wait(chunk, index)
     this.#keyLines?.reach(chunk.base + index)
     chunk.marks.add(MARK.due, index, index + 1)
-  }
-
-  // The chunk of the message that has been in a due queue since `timeMs`; undefined if the entry is stale.
-  #dueChunk(timeMs: number, offset: number): Chunk | undefined {
-    const chunk = this.#chunks.at(offset)
-    if (chunk === undefined) return undefined
-    const index = offset - chunk.base
-    if (!chunk.isWaiting(index) || !chunk.isDue(index) || chunk.isGone(index)) return undefined
-    const slot = chunk.keyAt(index)
-    if (slot === NONE) return chunk.dueAt(index) === timeMs ? chunk : undefined
-    return this.#linesOfKeys.isOffered(slot, offset, timeMs) ? chunk : undefined
   }
 
   #countPlain(priority: number, count: number): void {

@@ -3,7 +3,7 @@ import { expect, it } from 'vitest'
 import { CHUNK_MESSAGES } from './bits.js'
 import { MARK, Marks, type Mark } from './marks.js'
 
-const OTHERS = [MARK.out, MARK.waiting, MARK.due, MARK.seen, MARK.behind, MARK.returned] as const
+const OTHERS = [MARK.out, MARK.waiting, MARK.due, MARK.seen, MARK.behind, MARK.returned, MARK.first] as const
 const range = fc
   .tuple(fc.integer({ min: 0, max: CHUNK_MESSAGES }), fc.integer({ min: 0, max: CHUNK_MESSAGES }))
   .map(([a, b]) => [Math.min(a, b), Math.max(a, b)] as const)

@@ -33,10 +33,12 @@ export const MARK = {
   behind: 5,
   /** The message is plain and returned after the cursor of the line had passed it; it is in `returned.ts`. */
   returned: 6,
+  /** The message is in the line of its key, before the messages that have not failed; see `key-lines.ts`. */
+  first: 7,
 } as const
 export type Mark = (typeof MARK)[keyof typeof MARK]
 
-const SETS = 7
+const SETS = 8
 /** A full chunk with this many live messages or fewer lists them. */
 export const LISTED_MAX = 32
 /** An entry of the list has the index from this bit upwards, and below it one bit for each set except `gone`. */

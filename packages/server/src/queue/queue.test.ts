@@ -16,7 +16,7 @@ import { expectSame } from '../../../../test/same.js'
 
 /** Returns the record bytes that an admission counts for a batch of one message. @throws SluiceError if the queue refuses it */
 function admitted(queue: Queue, recordsBytes: number): number {
-  const admission = new Admission(queue)
+  const admission = new Admission(queue, 0)
   const { bytes } = admission.look(1, recordsBytes, undefined)
   admission.check()
   return bytes

@@ -18,15 +18,16 @@ import {
 } from '@sluice/protocol'
 import { NO_ARRIVAL } from './arrivals.js'
 import { auditCounts } from './audit.js'
+import { UNLIMITED, type Budget } from './budget.js'
 import { DEATH, type Chunk, type Death, type Traits } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
 import { Contents } from './contents.js'
-import { eachRun, findExpired } from './expiries.js'
+import { Expired } from './expiries.js'
 import { FactBuffer, type GoneFact } from './facts.js'
 import type { Follower } from './follower.js'
 import { FormerLeases, type Reclaimed } from './former.js'
 import { PendingIds } from './ids.js'
-import type { Timed } from './key-lines.js'
+import { infoAsOf, infoOf } from './info.js'
 import { Line } from './line.js'
 import { Moving } from './moving.js'
 import type { Run } from './run.js'
@@ -42,11 +43,13 @@ const NO_SUBSCRIPTIONS: readonly Subscription[] = []
 /** Minimum time between two searches for expired messages. */
 const SWEEP_MS = 1_000
 
-/** The argument of `appendFact`. All calls share one object. */
+/** The argument of `appendFact`, and what a sweep has found. All calls share these objects. */
 const APPENDED = { baseOffset: 0, count: 0, timeMs: 0, length: 0 }
+const EXPIRED = new Expired()
 
-/** Gets notified of messages that expire. */
+/** Gets notified of messages whose time has come. */
 export interface QueueObserver {
+  becameReady(queue: Queue, offset: number): void
   expired(queue: Queue, offset: number): void
 }
 
@@ -55,8 +58,13 @@ export class Queue extends Contents implements Follower {
   subscriptions: readonly Subscription[] = NO_SUBSCRIPTIONS
   readonly #appliedLine = new Line(this.appliedChunks, this.keys, this.options)
   leased = 0
-  /** Whether some due messages are not ready yet. Until they are, nothing is delivered; see `Turn.continueDue`. */
+  /**
+   * Whether some due messages are not ready yet, or some keys do not follow the newest options yet. Until then nothing is
+   * delivered; see `Turn.continueDue`.
+   */
   hasMoreDue = false
+  /** Whether there may be expired messages in the line that a sweep has left for later turns. They are never delivered. */
+  hasMoreExpired = false
   #facts: FactBuffer | undefined
   // The next three fields belong to the broker, which reads them for each batch. A map by queue would cost another look-up.
   /** Whether the queue is in the list of queues with facts to write; see `Writer.note`. */
@@ -238,13 +246,16 @@ export class Queue extends Contents implements Follower {
     this.#line.rebuild(this.options, this.next, this.redeliveredBelow, nowMs)
   }
 
-  /** Changes the options, and applies them to the messages that the queue already has. */
+  /**
+   * Changes the options, and applies them to the messages that the queue already has. The caller then calls `advance`,
+   * which applies them to the keys.
+   */
   applyOptions(options: QueueOptions, nowMs: number): void {
     const { onFail, keyConcurrency, dedupWindowMs } = this.options
     this.options = options
     if (!this.retains && this.retainedBytes > 0) this.#release(0, this.next)
     if (onFail !== options.onFail || keyConcurrency !== options.keyConcurrency)
-      this.#line.reorder(options, nowMs)
+      this.#line.changeRules(options, nowMs)
     if (dedupWindowMs !== options.dedupWindowMs) {
       // An id that the old or the new window has forgotten stays forgotten, also after recovery from the log.
       this.ids.forgetUntil(nowMs - Math.min(dedupWindowMs, options.dedupWindowMs))
@@ -253,12 +264,11 @@ export class Queue extends Contents implements Follower {
     this.dirty = true
   }
 
-  /** Makes at most `max` due messages ready, and returns their number. Also removes expired messages, at most once per `SWEEP_MS`. */
-  advance(nowMs: number, max = Infinity): number {
-    const count = this.#advanceLine(nowMs, max)
-    if (nowMs >= this.#nextSweepMs) this.#sweep(nowMs)
+  /** Makes due messages ready. Also removes expired messages, at most once per `SWEEP_MS` unless some are left. */
+  advance(nowMs: number, budget: Budget = UNLIMITED): void {
+    this.#advanceLine(nowMs, budget)
+    if (this.hasMoreExpired || nowMs >= this.#nextSweepMs) this.#sweepWithin(nowMs, budget)
     for (const range of this.releasable(nowMs)) this.#release(range.from, range.end)
-    return count
   }
 
   #release(from: number, end: number): void {
@@ -267,31 +277,31 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * Called before a decision that depends on the contents. Like `advance`, but removes all expired messages and forgets old
-   * ids. While `hasMoreDue` is set, it makes no message ready, because only deliveries need ready messages.
+   * Called before a decision that depends on the contents. Like `advance`, but always removes expired messages, and forgets
+   * old ids. While `hasMoreDue` is set, it makes no message ready, because only deliveries need ready messages.
    */
-  catchUp(nowMs: number, max = Infinity): number {
-    const count = this.hasMoreDue ? 0 : this.#advanceLine(nowMs, max)
-    if (nowMs >= this.earliestExpiryMs) this.#sweep(nowMs)
+  catchUp(nowMs: number, budget: Budget = UNLIMITED): void {
+    if (!this.hasMoreDue) this.#advanceLine(nowMs, budget)
+    if (nowMs >= this.earliestExpiryMs) this.#sweepWithin(nowMs, budget)
     const ids = this.rememberedIds
     if (ids !== undefined && ids.size > 0) ids.forgetUntil(nowMs - this.options.dedupWindowMs)
-    return count
   }
 
-  // In a queue with keys, all due messages become ready at once, because eligibility within a key depends on every due
-  // message of that key.
-  #advanceLine(nowMs: number, max: number): number {
-    const count = this.#line.advance(nowMs, this.keys.size > 0 ? Infinity : max)
-    this.hasMoreDue = this.#line.nextDeadline <= nowMs
-    return count
+  #advanceLine(nowMs: number, budget: Budget): void {
+    const { observer } = this
+    const each = observer && ((offset: number): void => observer.becameReady(this, offset))
+    budget.left -= this.#line.advance(nowMs, budget.left, each)
+    this.hasMoreDue = this.#line.isBehind(nowMs)
   }
 
   /**
-   * Time at which the queue has work next: a message is due, expired, past its deadline, or no longer retained. Infinity if there is no such
-   * time. Due messages do not count while `hasMoreDue` is set, because then each turn calls `advance` anyway.
+   * Time at which the queue has work next: a message is due, expired, past its deadline, or no longer retained. Infinity if
+   * there is no such time. Due or expired messages do not count while some are left, because then each turn calls `advance`
+   * anyway.
    */
   get nextDeadline(): number {
-    const otherMs = Math.min(this.#nextSweepMs, this.earliestDeadlineMs, this.nextReleaseMs)
+    const sweepMs = this.hasMoreExpired ? Infinity : this.#nextSweepMs
+    const otherMs = Math.min(sweepMs, this.earliestDeadlineMs, this.nextReleaseMs)
     return this.hasMoreDue ? otherMs : Math.min(otherMs, this.#line.nextDeadline)
   }
 
@@ -299,13 +309,28 @@ export class Queue extends Contents implements Follower {
     return Math.max(this.earliestExpiryMs, this.#sweptMs + SWEEP_MS)
   }
 
-  /** Fills `run` with the next messages to deliver, at most `max`. Returns false if none is ready. */
-  nextRun(max: number, nowMs: number, run: Run): boolean {
+  /**
+   * Fills `run` with the next messages to deliver, at most `max`. Removes the expired messages before them. Returns false if
+   * none is ready, or if it sets `hasMoreExpired` because the budget is used up.
+   */
+  nextRun(max: number, nowMs: number, run: Run, budget: Budget = UNLIMITED): boolean {
     while (this.#line.next(max, nowMs, run)) {
       if (!run.expired) return true
-      this.#expireInLine(this.chunkAt(run.offset)!, run.offset, 1)
+      if (budget.left <= 0) {
+        this.hasMoreExpired = true
+        return false
+      }
+      budget.left--
+      this.#expireInLine(this.chunkAt(run.offset)!, run.offset)
     }
     return false
+  }
+
+  /** Removes the message if it has expired and a sweep has left it. Returns whether it was removed. */
+  removeIfExpired(offset: number, nowMs: number): boolean {
+    if (!this.hasMoreExpired || this.stateAt(offset, nowMs) !== undefined) return false
+    this.#expireInLine(this.chunkAt(offset)!, offset)
+    return true
   }
 
   /** See `Line.coldOffset`. */
@@ -488,7 +513,7 @@ export class Queue extends Contents implements Follower {
 
   /** Removes a message that is in the line. @throws SluiceError if it is not in the line; then nothing changes */
   cancel(offset: number, nowMs: number): void {
-    const chunk = this.#inLine(offset)
+    const chunk = this.#inLine(offset, nowMs)
     this.#line.leave(chunk, offset - chunk.base, nowMs)
     this.#gone('cancel', offset)
     this.count('cancelled', this.remove(offset, 1))
@@ -496,7 +521,7 @@ export class Queue extends Contents implements Follower {
 
   /** Makes a message that is in the line due at `dueMs`. @throws SluiceError if it is not in the line; then nothing changes */
   reschedule(offset: number, dueMs: number, nowMs: number): void {
-    const chunk = this.#inLine(offset)
+    const chunk = this.#inLine(offset, nowMs)
     this.#line.leave(chunk, offset - chunk.base, nowMs)
     this.#former?.delete(offset)
     this.facts.reschedule(offset, dueMs)
@@ -505,8 +530,8 @@ export class Queue extends Contents implements Follower {
   }
 
   // @throws SluiceError MESSAGE_NOT_FOUND, MESSAGE_LEASED
-  #inLine(offset: number): Chunk {
-    const state = this.stateOf(offset)
+  #inLine(offset: number, nowMs: number): Chunk {
+    const state = this.stateAt(offset, nowMs)
     if (state === 'leased')
       throw new SluiceError(
         'MESSAGE_LEASED',
@@ -577,72 +602,29 @@ export class Queue extends Contents implements Follower {
   // --- inspection ---
 
   /** Offset of the message with this id, if the id is still known and the message still exists; -1 otherwise. */
-  offsetOf(id: Uint32Array): number {
+  offsetOf(id: Uint32Array, nowMs: number): number {
     // If several messages have the id, one that is not leased is preferred, because it can be changed.
-    const unleased = this.pending.find(id, 0, (offset) => this.stateOf(offset) !== 'leased')
-    const pending = unleased === -1 ? this.pending.find(id, 0) : unleased
+    const unleased = this.pending.find(id, 0, (at) => (this.stateAt(at, nowMs) ?? 'leased') !== 'leased')
+    const pending = unleased === -1 ? this.pendingOffset(id, nowMs) : unleased
     if (pending !== -1 || this.options.unique === 'pending') return pending
     const offset = this.ids.find(id, 0)
-    return offset === -1 || this.stateOf(offset) === undefined ? -1 : offset
+    return offset === -1 || this.stateAt(offset, nowMs) === undefined ? -1 : offset
   }
 
-  /**
-   * Like `info`, but as of `nowMs`, even if `advance` has not run: due messages count as ready, and expired ones as gone. The
-   * method changes nothing. Its cost is proportional to the number of due messages and of chunks with expired messages.
-   */
+  /** Offset of a pending message with this id that has not expired; -1 if there is none. */
+  pendingOffset(id: Uint32Array, nowMs: number): number {
+    return this.pending.find(id, 0, (offset) => this.stateAt(offset, nowMs) !== undefined)
+  }
+
+  /** Like `info`, but as of `nowMs`, even if `advance` has not run. Changes nothing; see `infoAsOf`. */
   infoAt(nowMs: number): QueueInfo {
     const info = this.info(nowMs)
-    let due = 0
-    let oldestDueMs = nowMs
-    let expired = 0
-    let bytes = 0
-    const expire = (chunk: Chunk, index: number): void => {
-      expired++
-      bytes += chunk.bytesAt(index)
-    }
-    this.#line.eachDue(nowMs, (chunk, index) => {
-      due++
-      oldestDueMs = Math.min(oldestDueMs, chunk.dueAt(index))
-      if (chunk.isExpired(index, nowMs)) expire(chunk, index)
-    })
-    if (nowMs >= this.earliestExpiryMs) {
-      for (const chunk of this.chunks) {
-        if (chunk.earliestExpiryMs > nowMs) continue
-        for (let index = 0; index < chunk.count; index++) {
-          if (!chunk.isExpired(index, nowMs) || chunk.isGone(index) || chunk.isDead(index)) continue
-          if (!chunk.isScheduled(index) && chunk.isInLine(index)) expire(chunk, index)
-        }
-      }
-    }
-    return {
-      ...info,
-      ready: info.ready + due - expired,
-      scheduled: info.scheduled - due,
-      oldestReadyMs: due === 0 ? info.oldestReadyMs : Math.max(info.oldestReadyMs ?? 0, nowMs - oldestDueMs),
-      expired: info.expired + expired,
-      bytes: Math.round(this.bytes - bytes),
-    }
+    if (nowMs < this.earliestExpiryMs && nowMs < this.#line.nextDeadline) return info
+    return infoAsOf(info, this, nowMs, (each) => this.#line.eachDue(nowMs, each))
   }
 
   info(nowMs: number): QueueInfo {
-    const oldest = this.#line.oldestSince
-    return {
-      name: this.name,
-      options: this.options,
-      paused: this.paused,
-      ready: this.ready,
-      scheduled: this.scheduled,
-      leased: this.leased,
-      dead: this.deadCount,
-      bytes: Math.round(this.bytes),
-      consumers: this.subscriptions.length,
-      oldestReadyMs: oldest === Infinity ? null : Math.max(0, nowMs - oldest),
-      published: this.next - this.counts.duplicates,
-      acked: this.acked,
-      ...this.counts,
-      retainedBytes: Math.round(this.retainedBytes),
-      createdAtMs: this.createdAtMs,
-    }
+    return infoOf(this, this.#line.oldestSince, nowMs)
   }
 
   /** Recounts the messages and compares the results with the counters. @throws Error with both counts */
@@ -662,12 +644,11 @@ export class Queue extends Contents implements Follower {
     this.#noteExpired(offset, 1)
   }
 
-  #expireInLine(chunk: Chunk, offset: number, count: number): void {
-    const first = offset - chunk.base
-    // Each message left the line when it expired, not when that was noticed.
-    for (let index = first; index < first + count; index++)
-      this.#line.leave(chunk, index, chunk.expiryAt(index))
-    this.#noteExpired(offset, count)
+  // Removes an expired message of the line. It left when it had expired and was due, not when that was noticed.
+  #expireInLine(chunk: Chunk, offset: number): void {
+    const index = offset - chunk.base
+    this.#line.leave(chunk, index, Math.max(chunk.expiryAt(index), chunk.dueAt(index)))
+    this.#noteExpired(offset, 1)
   }
 
   #noteExpired(offset: number, count: number): void {
@@ -676,18 +657,29 @@ export class Queue extends Contents implements Follower {
     this.count('expired', this.remove(offset, count))
   }
 
-  // Removes the expired messages of the line. Leased messages are checked when they return.
-  #sweep(nowMs: number): void {
+  /**
+   * Removes at most `max` expired messages of the line, and sets `hasMoreExpired`. Leased messages are checked when they
+   * return. Returns the cost in messages.
+   */
+  sweep(nowMs: number, max: number): number {
+    const expired = EXPIRED
     this.#sweptMs = nowMs
-    const expired: Timed[] = []
-    for (const chunk of this.chunks) if (chunk.earliestExpiryMs <= nowMs) findExpired(chunk, nowMs, expired)
-    if (this.keys.size > 0) {
-      // Messages leave in the order of their expiry, because each one may free its key for the next.
-      expired.sort((a, b) => a.timeMs - b.timeMs)
-      for (const { chunk, index } of expired) this.#expireInLine(chunk, chunk.base + index, 1)
-    } else eachRun(expired, (chunk, index, count) => this.#expireInLine(chunk, chunk.base + index, count))
-    this.earliestExpiryMs = Infinity
-    for (const chunk of this.chunks)
-      this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)
+    expired.find(this.chunks, nowMs, max)
+    this.hasMoreExpired = expired.hasMore
+    if (!expired.hasMore) this.earliestExpiryMs = expired.nextMs
+    if (this.keys.size > 0) expired.sort()
+    this.#line.leaveExpired(expired)
+    for (let at = 0, count = 0; at < expired.count; at += count) {
+      const offset = expired.offsets[at]!
+      count = expired.runFrom(at, this.chunkAt(offset)!)
+      this.#noteExpired(offset, count)
+    }
+    return expired.cost
+  }
+
+  // Sweeps in steps until nothing is left to remove or the budget is used up.
+  #sweepWithin(nowMs: number, budget: Budget): void {
+    do budget.left -= this.sweep(nowMs, budget.left)
+    while (this.hasMoreExpired && budget.left > 0)
   }
 }

@@ -58,7 +58,7 @@ export class Schedule {
   /** Removes a message that is no longer scheduled. Its due time is still in its chunk. */
   remove(chunk: Chunk, index: number): void {
     this.size--
-    if (chunk.dueAt(index) >= this.#horizonMs) this.#later--
+    if (chunk.lineTimeAt(index) >= this.#horizonMs) this.#later--
   }
 
   /**
@@ -92,7 +92,7 @@ export class Schedule {
     if (this.#later === 0 || this.#horizonMs > nowMs) return
     for (const chunk of this.#chunks) {
       if (chunk.laterMs > nowMs) continue
-      for (const index of this.#laterIn(chunk)) if (chunk.dueAt(index) <= nowMs) each(chunk, index)
+      for (const index of this.#laterIn(chunk)) if (chunk.lineTimeAt(index) <= nowMs) each(chunk, index)
     }
   }
 
@@ -112,7 +112,7 @@ export class Schedule {
     })
     for (const chunk of this.#chunks) {
       for (const index of this.#laterIn(chunk))
-        if (chunk.dueAt(index) >= chunk.laterMs) offsets.add(chunk.base + index)
+        if (chunk.lineTimeAt(index) >= chunk.laterMs) offsets.add(chunk.base + index)
     }
     return offsets
   }
@@ -122,7 +122,7 @@ export class Schedule {
     return (
       chunk !== undefined &&
       chunk.isScheduled(offset - chunk.base) &&
-      chunk.dueAt(offset - chunk.base) === timeMs
+      chunk.lineTimeAt(offset - chunk.base) === timeMs
     )
   }
 
@@ -162,7 +162,7 @@ export class Schedule {
     const indexes = this.#laterIn(chunk)
     chunk.laterMs = Infinity
     for (const index of indexes) {
-      const dueMs = chunk.dueAt(index)
+      const dueMs = chunk.lineTimeAt(index)
       if (dueMs < horizonMs) {
         this.#near.push(dueMs, chunk.base + index)
         this.#later--
@@ -181,7 +181,7 @@ export class Schedule {
     const stride = Math.max(1, Math.floor(withLater.length / SAMPLE_CHUNKS))
     const sample: number[] = []
     for (let at = 0; at < withLater.length; at += stride)
-      for (const index of this.#laterIn(withLater[at]!)) sample.push(withLater[at]!.dueAt(index))
+      for (const index of this.#laterIn(withLater[at]!)) sample.push(withLater[at]!.lineTimeAt(index))
     const wanted = Schedule.nearMax / 2 / this.#later
     if (wanted >= 1 || sample.length === 0) return Infinity
     return Math.max(quantile(sample, wanted), earliestMs + 1)
@@ -190,9 +190,8 @@ export class Schedule {
   // Indexes of the chunk's scheduled messages that are due at the horizon or later.
   #laterIn(chunk: Chunk): number[] {
     const indexes: number[] = []
-    if (!chunk.hasDues) return indexes
     for (const index of chunk.liveIndexes())
-      if (chunk.isScheduled(index) && chunk.dueAt(index) >= this.#horizonMs) indexes.push(index)
+      if (chunk.isScheduled(index) && chunk.lineTimeAt(index) >= this.#horizonMs) indexes.push(index)
     return indexes
   }
 }

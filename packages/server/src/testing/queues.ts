@@ -33,7 +33,7 @@ export function traitsOf(seed: number, count: number, now: number): Traits {
 
 /** Makes room for a batch of `count` messages. */
 export function makeRoom(queue: Queue, count: number, nowMs: number): void {
-  const admission = new Admission(queue)
+  const admission = new Admission(queue, nowMs)
   admission.look(count, 0, undefined)
   admission.makeRoom(nowMs, Infinity)
 }
