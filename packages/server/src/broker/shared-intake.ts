@@ -236,7 +236,8 @@ export class SharedIntake {
     const attributes = batchAttributes(bytes, at) | (readsRecords ? BATCH_ATTRIBUTE.traits : 0)
     const position = writer.writeShared(bytes, at, end, refers, parts.length, producerId, attributes)
     const length = end - at
-    this.#state.segments.share(position, length, rows)
+    const neededBytes = parts.reduce((sum, { recordsBytes }) => sum + recordsBytes, 0)
+    this.#state.segments.share(position, length, rows, neededBytes)
     for (const part of parts) {
       const { queue, base, count, recordsBytes, admitted } = part
       const { duplicates } = admitted

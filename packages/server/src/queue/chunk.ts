@@ -490,6 +490,25 @@ export class Chunk {
     return index < this.count && (!this.isGone(index) || this.retained?.has(index) === true)
   }
 
+  /** Index of the first live or retained message in `[from, to)`; `to` if there is none. */
+  nextNeeded(from: number, to: number): number {
+    const end = Math.min(to, this.count)
+    const live = from < end ? this.marks.firstLive(from, end) : end
+    const first = this.retained === undefined ? live : Math.min(live, this.retained.next(from))
+    return first < end ? first : to
+  }
+
+  /** Estimate of the record bytes of the live and retained messages of the batch in this chunk. */
+  neededBytes(batch: number): number {
+    const from = this.batches.first(batch)
+    const end = this.batchEnd(batch)
+    const live = this.live === 0 ? 0 : (this.liveIn(from, end) * this.bytes) / this.live
+    const { retained } = this
+    return retained === undefined
+      ? live
+      : live + (retained.countIn(from, end) * retained.bytes) / retained.count
+  }
+
   /** Number of messages in `[from, to)` that are live or retained. The range may end after `count`. */
   neededIn(from: number, to: number): number {
     const retained = this.retained === undefined ? 0 : this.retained.countIn(from, Math.min(to, this.count))

@@ -213,9 +213,12 @@ export class Chunks {
 
   /**
    * Visits the batches that have a live or retained message, each batch once, in the order of their offsets, until
-   * `visit` returns true. A shared batch is visited once for each of its rows with such a message. Allocates nothing per batch, because a queue that is deleted can have millions of batches.
+   * `visit` returns true. A shared batch is visited once for each of its rows with such a message, with
+   * about the bytes of these messages. Allocates nothing per batch, because a queue that is deleted can have millions of batches.
    */
-  eachNeededBatch(visit: (position: number, bytes: number, isShared: boolean) => boolean | void): void {
+  eachNeededBatch(
+    visit: (position: number, bytes: number, isShared: boolean, neededBytes: number) => boolean | void,
+  ): void {
     let last = -1
     for (const number of this.#neededNumbers()) {
       const chunk = this.held(number)
@@ -224,7 +227,7 @@ export class Chunks {
         const { uses, firstPosition, firstBytes, lastPosition } = this.#summary(number)
         for (const [position, bytes] of uses) {
           const isVisited = position === firstPosition && position === last
-          if (visit(position, isVisited ? bytes - firstBytes : bytes, false) === true) return
+          if (visit(position, isVisited ? bytes - firstBytes : bytes, false, 0) === true) return
         }
         last = lastPosition
         continue
@@ -236,7 +239,8 @@ export class Chunks {
         // A batch that continues from the previous chunk was visited there.
         if ((position === last && !isShared) || chunk.isUnneededHere(batch)) continue
         last = position
-        if (visit(position, chunk.batches.bytes(batch), isShared) === true) return
+        const neededBytes = isShared ? chunk.neededBytes(batch) : 0
+        if (visit(position, chunk.batches.bytes(batch), isShared, neededBytes) === true) return
       }
     }
   }
@@ -296,8 +300,10 @@ export class Chunks {
       const chunk = this.held(Math.floor(from / CHUNK_MESSAGES))
       if (chunk === undefined || chunk.batches.positionAt(from - chunk.base) !== position) continue
       const end = Math.min(offset + count, chunkEndAfter(from)) - chunk.base
-      for (let index = from - chunk.base; index < end; index++)
-        if (chunk.isNeeded(index)) indexes.push(chunk.base + index - offset)
+      for (let index = chunk.nextNeeded(from - chunk.base, end); index < end;) {
+        indexes.push(chunk.base + index - offset)
+        index = chunk.nextNeeded(index + 1, end)
+      }
     }
     return indexes
   }
@@ -309,16 +315,12 @@ export class Chunks {
    */
   removeUse(chunk: Chunk, batch: number, bytes: number, use: LogUse): void {
     const { batches } = chunk
-    // Among rows of shared batches, the record bytes of single rows are not known.
-    if (!batches.hasShared) use.gone(bytes)
+    const isShared = batches.isShared(batch)
+    if (isShared) use.goneShared(batches.position(batch), bytes)
+    else use.gone(bytes)
     if (!chunk.isUnneededHere(batch)) return
-    const position = batches.position(batch)
-    const length = batches.bytes(batch)
-    if (batches.isShared(batch)) use.remove(position, length, true)
-    else if (!this.#isNeededElsewhere(chunk, batch)) {
-      if (batches.hasShared) removeWhole(position, length, use)
-      else use.remove(position, length, false)
-    }
+    if (isShared || !this.#isNeededElsewhere(chunk, batch))
+      use.remove(batches.position(batch), batches.bytes(batch), isShared)
   }
 
   #isNeededElsewhere(chunk: Chunk, batch: number): boolean {
@@ -330,8 +332,8 @@ export class Chunks {
 
   /** Adds every batch that has a live or retained message to `use`. */
   addUses(use: LogUse): void {
-    this.eachNeededBatch((position, bytes, isShared) => {
-      if (isShared) use.share(position, bytes, 1)
+    this.eachNeededBatch((position, bytes, isShared, neededBytes) => {
+      if (isShared) use.share(position, bytes, 1, neededBytes)
       else use.add(position, bytes)
     })
     use.gone(this.#goneBytes)
@@ -340,26 +342,30 @@ export class Chunks {
   /** Removes all batches from `use`, because the queue is about to be dropped. */
   removeAllUses(use: LogUse): void {
     use.gone(-this.#goneBytes)
-    this.eachNeededBatch((position, bytes, isShared) => {
-      if (isShared) use.remove(position, bytes, true)
-      else removeWhole(position, bytes, use)
+    this.eachNeededBatch((position, bytes, isShared, neededBytes) => {
+      if (!isShared) removeWhole(position, bytes, use)
+      else {
+        use.goneShared(position, neededBytes)
+        use.remove(position, bytes, true)
+      }
     })
   }
 
   // Estimate of the record bytes of messages that are neither live nor retained, in batches that are still needed. Cold
-  // chunks, and chunks with rows of shared batches, are not included.
+  // chunks and shared batches are not included.
   get #goneBytes(): number {
     let bytes = 0
     let last = -1
     for (const number of this.#neededNumbers()) {
       const chunk = this.held(number)
-      if (chunk === undefined || chunk.batches.hasShared) continue
+      if (chunk === undefined) continue
       bytes -= chunk.bytes + (chunk.retained?.bytes ?? 0)
       for (let batch = 0; batch < chunk.batches.count; batch++) {
         const position = chunk.batches.position(batch)
-        if (position === last || chunk.isUnneededHere(batch)) continue
+        const isShared = chunk.batches.isShared(batch)
+        if ((position === last && !isShared) || chunk.isUnneededHere(batch)) continue
         last = position
-        bytes += chunk.batches.bytes(batch) - BATCH_HEADER_BYTES
+        bytes += isShared ? chunk.neededBytes(batch) : chunk.batches.bytes(batch) - BATCH_HEADER_BYTES
       }
     }
     return bytes

@@ -1,8 +1,8 @@
 /**
  * Frees space by copying the live batches of the oldest segments to the end of the log, so that those segments can be
  * truncated. A copied batch keeps its offsets, its time and its producer. If many of its messages are gone, their records
- * are left out of the copy. The copy of a shared batch is whole, and preceded by the `refer` facts about those rows that
- * are still needed.
+ * are left out of the copy. The copy of a shared batch is preceded by the `refer` facts about those rows that are still
+ * needed.
  *
  * Invariant: every fact that was applied precedes a copy in the log. So after a crash, no message whose record was left
  * out is live again.
@@ -18,6 +18,7 @@ import {
   BATCH_TYPE,
   SluiceError,
   batchAttributes,
+  batchCount,
   batchLength,
   batchType,
   presentCount,
@@ -63,6 +64,8 @@ const COPY_SEGMENTS = 2
  * records out, each record is visited and a new checksum is computed.
  */
 const SPARSE_SHARE = 1 / 8
+/** The indexes for a whole copy, which does not need them. */
+const ALL: readonly number[] = []
 /** Maximum size of copies relative to the copied bytes, including the headers and padding of their entries. */
 const PADDED = 1 + 1 / 8
 
@@ -297,22 +300,12 @@ export class Relocation {
     const { chunks } = queue
     const needed = chunks.neededAt(baseOffset, count, position + at)
     if (needed === 0) return
-    if (needed < presentCount(bytes, at)) {
-      const kept = chunks.neededIndexesAt(baseOffset, count, position + at)
-      const copyBytes = sparseBytes(bytes, at, kept)
-      if (copyBytes === -1) throw lacksRecords(position + at)
-      if (length - copyBytes >= length * SPARSE_SHARE) {
-        this.#writeFacts()
-        queue.relocateFact(
-          baseOffset,
-          count,
-          this.#appendSparse(bytes, at, kept, copyBytes, nowMs),
-          copyBytes,
-        )
-        return
-      }
-    }
-    queue.relocateFact(baseOffset, count, this.#append(bytes, at, nowMs), length)
+    const isWhole = needed === presentCount(bytes, at)
+    const kept = isWhole ? ALL : chunks.neededIndexesAt(baseOffset, count, position + at)
+    const copyBytes = isWhole ? length : copyLength(bytes, at, kept, position + at)
+    this.#writeFacts()
+    const to = this.#append(bytes, at, kept, copyBytes, nowMs)
+    queue.relocateFact(baseOffset, count, to, copyBytes)
   }
 
   #copyShared(refers: readonly Refer[], entry: LogEntry, at: number, nowMs: number): void {
@@ -323,41 +316,34 @@ export class Relocation {
       return queue !== undefined && queue.chunks.neededAt(offset, count, from) > 0
     })
     if (needed.length === 0) return
+    const kept = neededIndexes(needed, queuesById, from, batchCount(entry.bytes, at))
+    const copyBytes = copyLength(entry.bytes, at, kept, from)
+    this.#writeFacts()
     const facts = new FactBuffer()
     for (const refer of needed) facts.refer(refer)
     const factsBytes = BATCH_HEADER_BYTES + facts.length
     // A crash keeps either the facts and the batch or no part of them.
-    const to = this.#tail.reserve(factsBytes + batchLength(entry.bytes, at), nowMs)
+    const to = this.#tail.reserve(factsBytes + copyBytes, nowMs)
     writeReferFacts(this.#tail.bytes, to, facts, nowMs)
     this.#tail.add(factsBytes)
     this.#count(factsBytes)
-    const position = this.#append(entry.bytes, at, nowMs)
+    const position = this.#append(entry.bytes, at, kept, copyBytes, nowMs)
     for (const { queueId, offset, count } of needed)
-      queuesById.get(queueId)!.relocateFact(offset, count, position, batchLength(entry.bytes, at))
-    segments.moveShared(from, position)
+      queuesById.get(queueId)!.relocateFact(offset, count, position, copyBytes)
+    segments.moveShared(from, position, copyBytes)
   }
 
-  // Appends a copy of the batch at `bytes[at]` and returns its position.
-  #append(bytes: Uint8Array, at: number, nowMs: number): number {
-    const length = batchLength(bytes, at)
+  // Appends a copy of the batch at `bytes[at]`, and returns its position. If `length` is less than that of the batch, the
+  // copy has only the records with these indexes.
+  #append(bytes: Uint8Array, at: number, kept: readonly number[], length: number, nowMs: number): number {
     const to = this.#tail.reserve(length, nowMs)
-    this.#tail.bytes.set(bytes.subarray(at, at + length), to)
-    writeBatchAttributes(this.#tail.bytes, to, batchAttributes(bytes, at) | BATCH_ATTRIBUTE.relocated)
-    this.#count(length)
-    return this.#tail.add(length)
-  }
-
-  // Appends a copy that has only the records with these indexes, and returns its position. `length` is its size.
-  #appendSparse(
-    bytes: Uint8Array,
-    at: number,
-    indexes: readonly number[],
-    length: number,
-    nowMs: number,
-  ): number {
-    const to = this.#tail.reserve(length, nowMs)
+    const target = this.#tail.bytes
     const attributes = batchAttributes(bytes, at) | BATCH_ATTRIBUTE.relocated
-    writeSparse(this.#tail.bytes, to, bytes, at, indexes, length, attributes)
+    if (length < batchLength(bytes, at)) writeSparse(target, to, bytes, at, kept, length, attributes)
+    else {
+      target.set(bytes.subarray(at, at + length), to)
+      writeBatchAttributes(target, to, attributes)
+    }
     this.#count(length)
     return this.#tail.add(length)
   }
@@ -377,11 +363,37 @@ export class Relocation {
   }
 }
 
-function lacksRecords(position: number): SluiceError {
-  return new SluiceError(
-    'CORRUPT',
-    `The batch at position ${position} of the log lacks messages that are live or retained.`,
-  )
+// Size of a copy of the batch that needs the records with these indexes: that of the batch, or less if records are left
+// out. @throws SluiceError CORRUPT
+function copyLength(bytes: Uint8Array, at: number, kept: readonly number[], position: number): number {
+  const length = batchLength(bytes, at)
+  if (kept.length === presentCount(bytes, at)) return length
+  const copyBytes = sparseBytes(bytes, at, kept)
+  if (copyBytes === -1)
+    throw new SluiceError(
+      'CORRUPT',
+      `The batch at position ${position} of the log lacks messages that are live or retained.`,
+    )
+  return length - copyBytes < length * SPARSE_SHARE ? length : copyBytes
+}
+
+// Indexes in the shared batch at `position` of the records that at least one queue needs, ascending. The batch has `count`
+// records.
+function neededIndexes(
+  refers: readonly Refer[],
+  queuesById: ReadonlyMap<number, Queue>,
+  position: number,
+  count: number,
+): number[] {
+  const isNeeded = new Uint8Array(count)
+  for (const refer of refers) {
+    const { chunks } = queuesById.get(refer.queueId)!
+    for (const index of chunks.neededIndexesAt(refer.offset, refer.count, position))
+      isNeeded[refer.index + index] = 1
+  }
+  const indexes: number[] = []
+  for (let index = 0; index < count; index++) if (isNeeded[index] === 1) indexes.push(index)
+  return indexes
 }
 
 // Offset of the first message of the batch that is in a cold chunk; -1 if there is none.

@@ -10,7 +10,6 @@ import {
   BATCH_ATTRIBUTE,
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
-  batchBaseOffset,
   batchCount,
   batchLength,
   batchQueueId,
@@ -251,7 +250,7 @@ export class Replay {
     queue.appliedFrom = position
     if (relocated) {
       queue.relocateFact(header.baseOffset, header.count, position, header.length)
-      releaseAbsent(queue, bytes, at)
+      releaseAbsent(queue, bytes, at, { offset: header.baseOffset, count: header.count, index: 0 })
     } else {
       const rules = { ttlMs: preceding?.ttlMs ?? 0, maxBytes: queue.options.maxBytes }
       const traits =
@@ -282,14 +281,26 @@ export class Replay {
       const queue = this.#state.queuesById.get(refers[0]!.queueId)
       if (queue === undefined) continue
       queue.appliedFrom = position
-      if (isRelocated)
-        for (const { offset, count } of refers) queue.relocateFact(offset, count, position, header.length)
+      if (isRelocated) this.#applyCopied(queue, refers, bytes, at, position)
       else this.#applyRefers(queue, refers, header, position, records)
       queue.appliedFrom = Infinity
     }
     if (!isRelocated) this.#applyNumber(header, position, undefined)
     this.#forgetPreceding()
     this.#refers = []
+  }
+
+  #applyCopied(
+    queue: Queue,
+    refers: readonly Refer[],
+    bytes: Uint8Array,
+    at: number,
+    position: number,
+  ): void {
+    for (const refer of refers) {
+      queue.relocateFact(refer.offset, refer.count, position, batchLength(bytes, at))
+      releaseAbsent(queue, bytes, at, refer)
+    }
   }
 
   // Clearing an empty map would allocate, and most batches have no such facts.
@@ -476,16 +487,21 @@ const RANGES: ReadonlySet<number> = new Set([
 const SINGLES: ReadonlySet<number> = new Set([FACT.retry, FACT.dead, FACT.redrive, FACT.reschedule])
 
 // Recovery applies an acknowledgement with the options that the queue has later. Messages without a record in a sparse copy
-// were not retained.
-function releaseAbsent(queue: Queue, bytes: Uint8Array, at: number): void {
+// were not retained. `count` messages of the queue from `offset` on are the records of the batch from `index` on.
+function releaseAbsent(
+  queue: Queue,
+  bytes: Uint8Array,
+  at: number,
+  { offset, count, index }: Pick<Refer, 'offset' | 'count' | 'index'>,
+): void {
   if (queue.chunks.retention === undefined || !isSparse(bytes, at)) return
-  const base = batchBaseOffset(bytes, at)
+  const end = index + count
   const present = presentCount(bytes, at)
-  let from = 0
-  for (let slot = 0; slot <= present; slot++) {
-    const index = slot === present ? batchCount(bytes, at) : indexOfSlot(bytes, at, slot)
-    if (index > from) queue.releaseFact(base + from, base + index)
-    from = index + 1
+  let from = index
+  for (let slot = 0; from < end; slot++) {
+    const next = slot < present ? Math.min(end, indexOfSlot(bytes, at, slot)) : end
+    if (next > from) queue.releaseFact(offset + from - index, offset + next - index)
+    from = Math.max(from, next + 1)
   }
 }
 

@@ -18,13 +18,20 @@ interface Use {
 /** A shared batch with live or retained messages. */
 interface Shared {
   /** Size of the batch, its header included. */
-  readonly bytes: number
+  bytes: number
   /** Number of rows, in the chunks of all queues, that have such a message of the batch. */
   rows: number
+  /** Estimate of the record bytes of these messages. A record that several queues need counts for each of them. */
+  neededBytes: number
+}
+
+/** Estimate of the bytes that a sparse copy of the batch would leave out, which is too low if queues need the same records. */
+function sparableIn({ bytes, neededBytes }: Shared): number {
+  return Math.max(0, bytes - BATCH_HEADER_BYTES - neededBytes)
 }
 
 /** Bytes that a copy of the batch appends: the batch and a batch with its `refer` facts. */
-function sharedBytes({ bytes, rows }: Shared): number {
+function sharedBytes({ bytes, rows }: Pick<Shared, 'bytes' | 'rows'>): number {
   return bytes + BATCH_HEADER_BYTES + rows * REFER_BYTES
 }
 
@@ -63,16 +70,27 @@ export class Segments implements LogUse {
     this.liveBytes += bytes
   }
 
-  share(position: number, bytes: number, rows: number): void {
+  share(position: number, bytes: number, rows: number, neededBytes: number): void {
     const shared = this.#shared.get(position)
     if (shared === undefined) {
-      const added = { bytes, rows }
+      const added = { bytes, rows, neededBytes }
       this.#shared.set(position, added)
       this.add(position, sharedBytes(added))
+      this.sparableBytes += sparableIn(added)
       return
     }
     shared.rows += rows
+    this.#need(shared, neededBytes)
     this.add(position, rows * REFER_BYTES)
+  }
+
+  // Changes the record bytes that are needed. Returns how many fewer a copy would have.
+  #need(shared: Shared, bytes: number): number {
+    const before = sparableIn(shared)
+    shared.neededBytes += bytes
+    const more = sparableIn(shared) - before
+    this.sparableBytes += more
+    return more
   }
 
   remove(position: number, bytes: number, isShared: boolean): void {
@@ -89,7 +107,8 @@ export class Segments implements LogUse {
     if (shared.rows === 1) {
       this.#shared.delete(position)
       this.#remove(position, sharedBytes(shared))
-      this.goneBytes += sharedBytes(shared)
+      this.goneBytes += sharedBytes(shared) - sparableIn(shared)
+      this.sparableBytes -= sparableIn(shared)
       return
     }
     shared.rows--
@@ -100,6 +119,10 @@ export class Segments implements LogUse {
   gone(bytes: number): void {
     this.goneBytes += bytes
     this.sparableBytes += bytes
+  }
+
+  goneShared(position: number, bytes: number): void {
+    this.goneBytes += this.#need(this.#shared.get(position)!, -bytes)
   }
 
   #remove(position: number, bytes: number): void {
@@ -114,12 +137,21 @@ export class Segments implements LogUse {
     this.sparableBytes += copyBytes - bytes
   }
 
-  /** The shared batch at `from` was copied to `to`, with the facts about its rows that are needed. */
-  moveShared(from: number, to: number): void {
+  /**
+   * The shared batch at `from` was copied to `to`, where it takes `copyBytes`, with the facts about its rows that are
+   * needed.
+   */
+  moveShared(from: number, to: number, copyBytes: number): void {
     const shared = this.#shared.get(from)!
+    const bytes = sharedBytes(shared)
     this.#shared.delete(from)
     this.#shared.set(to, shared)
-    this.move(from, to, sharedBytes(shared), sharedBytes(shared))
+    this.sparableBytes -= sparableIn(shared)
+    shared.bytes = copyBytes
+    this.sparableBytes += sparableIn(shared)
+    this.#use(from).liveBytes -= bytes
+    this.add(to, sharedBytes(shared))
+    this.liveBytes -= bytes
   }
 
   /** Bytes of live batches in the segment that contains `position`. */
@@ -133,7 +165,7 @@ export class Segments implements LogUse {
    */
   audit(queues: Iterable<Queue>): void {
     const counted = new Map<number, number>()
-    const shared = new Map<number, Shared>()
+    const shared = new Map<number, Pick<Shared, 'bytes' | 'rows'>>()
     let total = 0
     const count = (position: number, bytes: number): void => {
       const number = Math.floor(position / this.#segmentBytes)

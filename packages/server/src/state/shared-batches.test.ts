@@ -3,6 +3,7 @@ import { BATCH_HEADER_BYTES, OUTCOME, queueName, type QueueName } from '@sluice/
 import { describe, expect, it } from 'vitest'
 import type { RecordRange } from '../broker/commands.js'
 import { BatchTable } from '../queue/batches.js'
+import { Chunks } from '../queue/chunks.js'
 import { Contents } from '../queue/contents.js'
 import { FactBuffer, REFER_BYTES } from '../queue/index.js'
 import { Bench, CALLER, batchOf, type BenchOptions, type Message } from '../testing/bench.js'
@@ -103,6 +104,77 @@ describe('a batch that several queues share', () => {
     await bench.fill(3 << 20)
     expect(isInLog(bench, marker)).toBe(false)
     bench.broker.audit()
+  })
+})
+
+describe('copies of a shared batch', () => {
+  /** Acknowledges all messages except those with these numbers. */
+  async function keep(bench: Bench, name: QueueName, numbers: readonly number[]): Promise<void> {
+    const reader = await read(bench, name)
+    for (const [offset, number] of reader.numbers)
+      if (!numbers.includes(number)) reader.settle(offset, OUTCOME.ack)
+    reader.leave()
+    await bench.settle()
+  }
+
+  it('have the records that some queue needs, and no others', async () => {
+    const names = named(4)
+    const [a, b, c, d] = names as [QueueName, QueueName, QueueName, QueueName]
+    const bench = await opened(names)
+    // Queues b and c have only some records, at other offsets than queue a.
+    const ranges = [
+      { index: 3, count: 40 },
+      { index: 60, count: 30 },
+    ]
+    const indexes = ranges.flatMap(({ index, count }) => upTo(index + count, index))
+    for (let batch = 0; batch < 30; batch++) {
+      share(
+        bench,
+        upTo(100).map((number) => numbered(batch * 100 + number, { bodyBytes: 200 })),
+        [{ name: a }, { name: b, ranges }, { name: c, ranges }, { name: d }],
+      )
+      await bench.settle()
+    }
+    const before = bench.broker.usage().liveBytes
+    const kept = {
+      a: upTo(30).map((batch) => batch * 100 + 1),
+      b: upTo(30).flatMap((batch) => [5, 70].map((number) => batch * 100 + number)),
+      c: upTo(30).flatMap((batch) => [5, 80].map((number) => batch * 100 + number)),
+    }
+    await keep(bench, a, kept.a)
+    await keep(bench, b, kept.b)
+    await keep(bench, c, kept.c)
+    await keep(bench, d, [])
+    bench.broker.audit()
+    await turnOver(bench, 3_000)
+    bench.broker.audit()
+    // Four records of 100 are left.
+    expect(bench.broker.usage().liveBytes).toBeLessThan(before / 10)
+    const check = async (): Promise<void> => {
+      for (const [name, numbers] of [
+        [a, kept.a],
+        [b, kept.b],
+        [c, kept.c],
+      ] as const)
+        expect((await peeked(bench, name)).map(([, number]) => number)).toEqual(numbers)
+      const offsets = (await peeked(bench, b)).map(([offset]) => offset)
+      expect(offsets).toEqual(kept.b.map((n) => Math.floor(n / 100) * 70 + indexes.indexOf(n % 100)))
+    }
+    await check()
+    const after = bench.broker.usage().liveBytes
+    await bench.crash()
+    bench.broker.audit()
+    expect(bench.broker.usage().liveBytes).toBe(after)
+    await check()
+    // A sparse batch is copied again.
+    await keep(bench, b, [])
+    await turnOver(bench, 3_000)
+    bench.broker.audit()
+    expect(bench.broker.usage().liveBytes).toBeLessThan(after)
+    expect((await peeked(bench, a)).map(([, number]) => number)).toEqual(kept.a)
+    expect(await drained(bench, c)).toHaveLength(60)
+    for (const name of names) await drained(bench, name)
+    expect(bench.broker.usage().liveBytes).toBe(0)
   })
 })
 
@@ -341,9 +413,9 @@ describe('shared batches and batches of one queue', () => {
     async () => {
       let copies = 0
       const remove = replaced(Segments.prototype, (before) => ({
-        moveShared(from, to) {
+        moveShared(from, to, copyBytes) {
           copies++
-          before.moveShared.call(this, from, to)
+          before.moveShared.call(this, from, to, copyBytes)
         },
       }))
       try {
@@ -396,8 +468,8 @@ describe('planted mistakes about shared batches', () => {
       'the use of a shared batch counts one row too few',
       () =>
         replaced(Segments.prototype, (before) => ({
-          share(position, bytes, rows) {
-            before.share.call(this, position, bytes, rows > 1 ? rows - 1 : rows)
+          share(position, bytes, rows, neededBytes) {
+            before.share.call(this, position, bytes, rows > 1 ? rows - 1 : rows, neededBytes)
           },
         })),
     ],
@@ -413,6 +485,15 @@ describe('planted mistakes about shared batches', () => {
     [
       'a copy of a shared batch does not take its count along',
       () => replaced(Segments.prototype, () => ({ moveShared() {} })),
+    ],
+    [
+      'a copy has the records that the first queue needs, without those that only others need',
+      () =>
+        replaced(Chunks.prototype, (before) => ({
+          neededIndexesAt(this: Chunks, offset, count, position) {
+            return before.neededIndexesAt.call(this, offset, count, position).slice(0, 1)
+          },
+        })),
     ],
     [
       'a row records the index in its queue, not in the batch',

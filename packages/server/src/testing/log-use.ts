@@ -20,6 +20,8 @@ export class CountedUse implements LogUse {
 
   gone(): void {}
 
+  goneShared(): void {}
+
   move(from: number, to: number, bytes: number, copyBytes: number): void {
     this.remove(from, bytes)
     this.add(to, copyBytes)
