@@ -442,6 +442,7 @@ const SETTINGS_AND_SHARES: Readonly<Record<string, string>> = {
   '--max-message-bytes': 'a quarter',
   batch: 'half',
   'known ids': 'a quarter',
+  refer: 'an eighth',
   'atomic step': 'a quarter',
   reasons: 'a quarter',
   results: 'a quarter',

@@ -74,6 +74,28 @@ describe('the targets of a shared batch', () => {
     bench.broker.audit()
   })
 
+  it('know the sizes of the chosen records', async () => {
+    const bench = await opened()
+    bench.ensure({ maxBytes: 10_000, overflow: 'drop-oldest' }, B)
+    const sized = upTo(6).map((number) => numbered(number, { bodyBytes: number * 100 }))
+    const sizeOf = (number: number): number => batchOf([sized[number]!], 0).length - BATCH_HEADER_BYTES
+    const ranges = [
+      { index: 1, count: 2 },
+      { index: 4, count: 1 },
+    ]
+    share(bench, sized, [{ name: A }, { name: B, ranges }, { name: C, ranges }])
+    await bench.settle()
+    for (let restarts = 0; restarts < 2; restarts++) {
+      for (const name of [B, C]) expect(bench.info(name).bytes).toBe(sizeOf(1) + sizeOf(2) + sizeOf(4))
+      await bench.crash()
+    }
+    const reader = await read(bench, B)
+    reader.settle(1, OUTCOME.ack)
+    await bench.settle()
+    expect(bench.info(B).bytes).toBe(sizeOf(1) + sizeOf(4))
+    bench.broker.audit()
+  })
+
   it('find their own duplicates and replacements', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: HOUR }, A)
@@ -143,24 +165,42 @@ describe('the targets of a shared batch', () => {
   })
 })
 
-describe('a shared batch that one target refuses', () => {
-  it.each<[string, string, (bench: Bench) => void | Promise<unknown>]>([
-    ['QUEUE_FULL', 'The queue q1 holds 0 messages', (bench) => bench.ensure({ maxMessages: 3 }, B)],
+describe('a shared batch that is refused', () => {
+  it.each<[string, QueueName | undefined, string, (bench: Bench) => void]>([
+    ['QUEUE_FULL', B, 'The queue q1 holds 0 messages', (bench) => bench.ensure({ maxMessages: 3 }, B)],
     [
       'DEDUP_FULL',
+      B,
       'The queue q1 remembers 0 ids',
       (bench) => bench.ensure({ dedupWindowMs: HOUR, dedupMaxIds: 1 }, B),
     ],
-  ])('changes nothing: %s', async (code, text, prepare) => {
+    // The next refusals are not those of a target.
+    [
+      'DISK_LOW',
+      undefined,
+      'The log has no room',
+      (bench) => {
+        bench.log.refusedFrom = 0
+      },
+    ],
+    [
+      'MEMORY_FULL',
+      undefined,
+      'The broker uses 2 MiB of its memory budget of 1 MiB',
+      (bench) => {
+        bench.broker.memoryFull = { usedBytes: 2 << 20, budgetBytes: 1 << 20 }
+      },
+    ],
+  ])('changes nothing: %s', async (code, queue, text, prepare) => {
     const bench = await opened()
     bench.ensure({ maxMessages: 5, overflow: 'drop-oldest' }, A)
     await bench.publish(messages(5), A)
-    await prepare(bench)
+    prepare(bench)
     await bench.settle()
     const { position } = bench.log.entries.at(-1)!
     const batch = upTo(4).map((number) => numbered(number, { id: String(number) }))
     expect(() => share(bench, batch, ALL)).toThrow(
-      expect.objectContaining({ code, queue: B, message: expect.stringContaining(text) }),
+      expect.objectContaining({ code, queue, message: expect.stringContaining(text) }),
     )
     await bench.settle()
     expect(bench.log.entries.at(-1)!.position).toBe(position)
