@@ -50,6 +50,12 @@ interface Finished {
   readonly lowWater: number
 }
 
+/** A directory that is durable and marked in the log; it takes effect when the segment after `segment` begins. */
+interface Marked {
+  readonly segment: number
+  readonly lowWater: number
+}
+
 export class Checkpoints {
   readonly #log: Log
   readonly #tail: Tail
@@ -68,8 +74,7 @@ export class Checkpoints {
   /** Bytes of pages and directories written since the broker started. */
   #writtenBytes = 0
   #finished: Finished | undefined
-  /** The directory that is durable and marked in the log; it takes effect when the next segment begins. */
-  #marked: { readonly segment: number; readonly lowWater: number } | undefined
+  #marked: Marked | undefined
   /** Low-water mark: recovery needs nothing before this position. */
   lowWater: number
   /** Unchanged pages before this position are appended again. */
@@ -147,6 +152,10 @@ export class Checkpoints {
   durable(lsn: number): boolean {
     const finished = this.#finished
     if (finished === undefined || finished.lsn > lsn) return false
+    // The segment that lets the previous directory take effect can have begun since the last step.
+    const marked = this.#marked
+    if (marked !== undefined && this.#segmentOf(this.#tail.position) > marked.segment)
+      this.#takeEffect(marked)
     this.#log.markCheckpoint(finished.position)
     this.#marked = { segment: this.#segmentOf(this.#tail.position), lowWater: finished.lowWater }
     this.#finished = undefined
@@ -165,7 +174,11 @@ export class Checkpoints {
       if (!this.#freesEnough(this.wantedLowWater) || !this.markFrees || this.isFilling) return
       this.#tail.endSegment(nowMs)
     }
-    this.lowWater = Math.max(this.lowWater, marked.lowWater)
+    this.#takeEffect(marked)
+  }
+
+  #takeEffect({ lowWater }: Marked): void {
+    this.lowWater = Math.max(this.lowWater, lowWater)
     this.#marked = undefined
   }
 

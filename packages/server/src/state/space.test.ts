@@ -1,5 +1,5 @@
 /** Disk space of the log: it is freed without traffic, and an idle broker writes nothing. */
-import { OUTCOME, SluiceError, queueName } from '@sluice/protocol'
+import { OUTCOME, SluiceError, queueName, type QueueName, type QueueOptions } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, Q, type Message } from '../testing/bench.js'
 
@@ -177,6 +177,54 @@ describe('a disk that is full of retained messages', () => {
       bench.broker.audit()
     },
   )
+})
+
+describe('a full disk', () => {
+  const full = async (options: Partial<QueueOptions>): Promise<Bench> => {
+    const bench = await new Bench({
+      segmentBytes: SEGMENT,
+      checkpointBytes: 32 * 1024,
+      segmentsMax: 24,
+      reserveBytes: 4 * SEGMENT,
+    }).open()
+    bench.ensure(options)
+    await bench.publish(repeated(20, { bodyBytes: 900 }))
+    return bench
+  }
+  const fillUp = async (bench: Bench, name: QueueName): Promise<number> => {
+    for (let published = 0; ; published += 10) {
+      try {
+        await bench.publish(repeated(10, { bodyBytes: 900 }), name)
+      } catch (error) {
+        expect(error).toMatchObject({ code: 'DISK_LOW' })
+        return published
+      }
+      await bench.pass(25)
+    }
+  }
+
+  it('is drained message by message, although the oldest messages stay', async () => {
+    const bench = await full({})
+    const other = queueName('other')
+    bench.ensure({}, other)
+    const published = await fillUp(bench, other)
+    const worker = bench.consume(1, { name: other })
+    await bench.settle()
+    let acked = 0
+    for (let waits = 0; acked < published && waits < 100;) {
+      if (bench.broker.isBehind) {
+        waits++
+        await bench.pass(1_000)
+        continue
+      }
+      acked += worker.got.length
+      worker.ackAll()
+      await bench.pass(25)
+    }
+    expect(acked).toBe(published)
+    expect(bench.info().ready).toBe(20)
+    bench.broker.audit()
+  })
 })
 
 describe('more pages than the limit', () => {
