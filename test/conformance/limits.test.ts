@@ -456,7 +456,6 @@ const SETTINGS_AND_SHARES: Readonly<Record<string, string>> = {
 const NO_LIMIT: Readonly<Record<string, string>> = {
   PAUSE_MS_MAX: 'publishAll pauses at most this long between two attempts',
   SHARED_BODY_BYTES_MAX: 'larger bodies are not copied',
-  RELEASED_MAX: 'one turn releases at most this many chunks of retained messages; later turns continue',
   NODE_ENTRIES_MAX: 'a full node is split',
   SUMMARY_SEGMENTS_MAX: 'a chunk in more segments stays in memory',
   WARM_MAX: 'chunks beyond it leave memory again',

@@ -2,6 +2,7 @@
 import { OUTCOME, queueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, CALLER, Q, isSettledSoon, type Message } from '../testing/bench.js'
+import { CHUNK_MESSAGES } from '../queue/index.js'
 import type { ReplayResult } from './replays.js'
 
 const OTHER = queueName('other')
@@ -97,6 +98,62 @@ describe('retention', () => {
     const before = bench.info().retainedBytes
     expect(await bench.crash()).toBe(true)
     expect(bench.info().retainedBytes).toBe(before)
+  })
+
+  it('releases a bounded number of chunks in one turn, however many are beyond the limits', async () => {
+    const chunks = 200
+    const filled = async (): Promise<Bench> => {
+      const bench = await new Bench({ segmentBytes: 1 << 20, checkpointBytes: 64 * 1024 }).open()
+      bench.ensure({ retainAgeMs: HOUR })
+      for (let i = 0; i < chunks; i++) {
+        await bench.publish(many(CHUNK_MESSAGES, { bodyBytes: 4 }))
+        const worker = bench.consume(CHUNK_MESSAGES)
+        await bench.settle()
+        worker.ackAll()
+        worker.leave()
+        await bench.pass(25)
+      }
+      expect(bench.info().retainedBytes).toBe(chunks * CHUNK_MESSAGES * 12)
+      return bench
+    }
+    const ends: ((bench: Bench) => void)[] = [
+      (bench) => bench.ensure({ retainAgeMs: 0, retainBytes: 1 }),
+      (bench) => (bench.now += 2 * HOUR),
+    ]
+    for (const end of ends) {
+      const bench = await filled()
+      const left = (): number => bench.info().retainedBytes / 12 / CHUNK_MESSAGES
+      end(bench)
+      let turns = 0
+      for (let before = left(); before > 1; before = left(), turns++) {
+        bench.now += 10
+        bench.broker.turn.tick()
+        bench.endTurns()
+        expect(before - left()).toBeLessThanOrEqual(64)
+        if (turns > 20) throw new Error(`${left()} chunks are left after ${turns} turns`)
+      }
+      expect(turns).toBeGreaterThan(2)
+      await bench.settle()
+      bench.broker.audit()
+    }
+  })
+
+  it('leaves no fraction of a byte behind when the last message is released', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure({ retainAgeMs: 1_000 })
+    for (const count of [1_001, 1_003, 1_007])
+      await bench.publish(Array.from({ length: count }, (_, i) => ({ bodyBytes: (i * i) % 11 })))
+    for (const share of [3, 7, 1]) {
+      const worker = bench.consume(10_000)
+      await bench.settle()
+      for (const { offset } of worker.got) if (offset % share === 0) worker.settle(offset, OUTCOME.ack)
+      worker.leave()
+      await bench.settle()
+    }
+    expect(bench.info().ready).toBe(0)
+    expect(bench.info().retainedBytes).toBeGreaterThan(3_011 * 8)
+    await bench.pass(2_000)
+    expect(bench.broker.catalog.queue(Q).retainedBytes).toBe(0)
   })
 
   it('keeps acknowledged messages of a chunk that has a dead message, and no messages that ended in another way', async () => {

@@ -169,7 +169,10 @@ export class Turn {
     observer?.caughtUp(queue)
   }
 
-  /** Makes due messages ready and removes expired ones, up to the number that is left for this turn. Later turns continue. */
+  /**
+   * Makes due messages ready, removes expired ones and ends the retention of others, up to the number that is left for this
+   * turn. Later turns continue.
+   */
   advance(queue: Queue): void {
     this.#options.observer?.looked(queue)
     queue.advance(this.nowMs, this.budget)

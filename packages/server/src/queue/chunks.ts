@@ -180,7 +180,9 @@ export class Chunks {
 
   /** The chunk in memory with live or retained messages at `number`. */
   held(number: number): Chunk | undefined {
-    return this.#list[number - this.#first] ?? this.retention?.at(number)
+    // An array without negative indexes is read much faster.
+    const at = number - this.#first
+    return (at < 0 ? undefined : this.#list[at]) ?? this.retention?.at(number)
   }
 
   /** Whether the chunk is not in memory although it has live or retained messages. */

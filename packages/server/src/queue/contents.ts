@@ -37,7 +37,6 @@ import type { LogUse } from './log-use.js'
 import { NOT_WRITTEN } from './not-written.js'
 import { PAGE } from './pages.js'
 import { Reasons } from './reasons.js'
-import type { OffsetRange } from './retention.js'
 import { Source } from './source.js'
 
 /** The durable properties of a queue, apart from its messages and counters. */
@@ -54,7 +53,6 @@ export interface QueueDefinition {
 const ARRIVED_MAX = CHUNK_MESSAGES
 /** The time of an acknowledgement, for a message that is gone without one. Such a message is not retained. */
 const NOT_ACKED = -1
-const NO_RANGES: readonly OffsetRange[] = []
 const NEVER_REDRIVEN: RedriveHistory = { redrives: 0, attempts: 0 }
 
 export class Contents extends Source implements Arriving {
@@ -546,13 +544,8 @@ export class Contents extends Source implements Arriving {
     return chunk.hasId(index) ? chunk.idAt(index) : undefined
   }
 
-  /** Retained messages that are beyond the limits of retention at `nowMs`; see `Retention.toRelease`. */
-  protected releasable(nowMs: number): readonly OffsetRange[] {
-    return this.appliedChunks.retention?.toRelease(this.options, nowMs) ?? NO_RANGES
-  }
-
-  /** See `Retention.nextMs`. */
-  protected get nextReleaseMs(): number {
+  /** Time at which retained messages are released next; see `Retention.nextMs`. */
+  get nextReleaseMs(): number {
     return this.appliedChunks.retention?.nextMs(this.options) ?? Infinity
   }
 

@@ -268,7 +268,13 @@ export class Queue extends Contents implements Follower {
   advance(nowMs: number, budget: Budget = UNLIMITED): void {
     this.#advanceLine(nowMs, budget)
     if (this.hasMoreExpired || nowMs >= this.#nextSweepMs) this.#sweepWithin(nowMs, budget)
-    for (const range of this.releasable(nowMs)) this.#release(range.from, range.end)
+    if (this.nextReleaseMs <= nowMs) this.#endRetention(nowMs, budget)
+  }
+
+  // Releases retained messages that are beyond the limits of retention.
+  #endRetention(nowMs: number, budget: Budget): void {
+    const retention = this.appliedChunks.retention!
+    retention.releaseUntil(this.options, nowMs, budget, ({ from, end }) => this.#release(from, end))
   }
 
   #release(from: number, end: number): void {

@@ -9,14 +9,18 @@
  * only after a durable fact, as with any other batch.
  */
 import { CHUNK_MESSAGES } from './bits.js'
+import type { Budget } from './budget.js'
 import type { Chunk } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
 import { TimeHeap } from './heap.js'
 import type { Pages } from './pages.js'
 import { RETAINED_EXCESS_BYTES_MAX } from './retained.js'
 
-/** Maximum number of chunks that one call of `toRelease` returns. Releasing them takes a few milliseconds. */
-const RELEASED_MAX = 64
+/** Part of the budget of a turn that the release of one chunk takes. It takes as long as making this many messages ready. */
+const RELEASE_COST = 128
+
+/** Minimum time between two rounds of releases in one queue, so that other input is served in between. */
+const PAUSE_MS = 1
 
 /** Entries of released chunks are removed when there are more than twice as many entries as chunks, plus this number. */
 const STALE_SLACK = 64
@@ -41,6 +45,8 @@ export class Retention {
   readonly #inMemory = new Map<number, Chunk>()
   /** For each chunk the time of its last acknowledgement when the entry was added, which can be too early. */
   readonly #times = new TimeHeap()
+  /** Time of the last round of releases. */
+  #releasedMs = -Infinity
   readonly #pages: Pages
   readonly #queueId: number
 
@@ -109,34 +115,53 @@ export class Retention {
     if (this.numbers[at] !== number) return
     this.numbers.splice(at, 1)
     this.#inMemory.delete(number)
-    if (this.numbers.length === 0) this.#times.clear()
+    if (this.numbers.length > 0) return
+    this.#times.clear()
+    // The sum of many fractions is not exact.
+    this.bytes = 0
   }
 
   /**
-   * Time at which messages can be released next; Infinity if there is no such time. May be too early, but is never too
-   * late.
+   * Time at which messages can be released next; Infinity if there is no such time. May be too early, but is never more
+   * than `PAUSE_MS` too late.
    */
   nextMs({ retainAgeMs, retainBytes }: RetentionLimits): number {
     if (this.isEmpty) return Infinity
-    if (retainBytes > 0 && this.bytes > retainBytes && this.#excess(retainBytes) !== undefined) return 0
-    return retainAgeMs > 0 ? this.#times.firstTime + retainAgeMs : Infinity
+    const isOver = retainBytes > 0 && this.bytes > retainBytes && this.#excess(retainBytes) !== undefined
+    const dueMs = isOver ? 0 : retainAgeMs > 0 ? this.#times.firstTime + retainAgeMs : Infinity
+    return Math.max(dueMs, this.#releasedMs + PAUSE_MS)
   }
 
-  /** Messages that the limits release at `nowMs`: at most `RELEASED_MAX` chunks. Call again until there are none. */
-  toRelease({ retainAgeMs, retainBytes }: RetentionLimits, nowMs: number): OffsetRange[] {
-    const ranges: OffsetRange[] = []
-    const releasedMs = retainAgeMs > 0 ? nowMs - retainAgeMs : -Infinity
-    while (this.#times.firstTime <= releasedMs && ranges.length < RELEASED_MAX) {
+  /**
+   * Begins a round: gives the messages that the limits release at `nowMs` to `release`, which must release them, until the
+   * budget is used up.
+   */
+  releaseUntil(
+    { retainAgeMs, retainBytes }: RetentionLimits,
+    nowMs: number,
+    budget: Budget,
+    release: (range: OffsetRange) => void,
+  ): void {
+    this.#releasedMs = nowMs
+    const agedMs = retainAgeMs > 0 ? nowMs - retainAgeMs : -Infinity
+    for (; budget.left > 0; budget.left -= RELEASE_COST) {
+      const range = this.#aged(agedMs) ?? (retainBytes > 0 ? this.#excess(retainBytes) : undefined)
+      if (range === undefined) return
+      release(range)
+    }
+  }
+
+  // A chunk whose last acknowledgement was at `untilMs` or before.
+  #aged(untilMs: number): OffsetRange | undefined {
+    while (this.#times.firstTime <= untilMs) {
       const number = this.#times.firstOffset
       this.#times.pop()
       if (!this.has(number)) continue
       const newestMs = this.#newestMs(number)
-      if (newestMs > releasedMs) this.#times.push(newestMs, number)
-      else ranges.push(wholeChunk(number))
+      if (newestMs <= untilMs) return wholeChunk(number)
+      this.#times.push(newestMs, number)
     }
-    if (ranges.length > 0 || retainBytes === 0) return ranges
-    const excess = this.#excess(retainBytes)
-    return excess === undefined ? ranges : [excess]
+    return undefined
   }
 
   // The oldest messages beyond the limit: a whole chunk or, in a chunk with many bytes, its first messages.
