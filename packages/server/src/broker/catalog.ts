@@ -177,9 +177,10 @@ export class Catalog {
     }
   }
 
-  // Writes the definition of the queue to the log.
+  // Writes the definition of the queue to the log, after all earlier facts of the queue: whether an acknowledged message is
+  // retained depends on the options at that time, and a queue whose options no longer retain messages has released them.
   #declare(queue: Queue): void {
-    this.#writer.note(queue)
+    this.#writer.writeFactsOf(queue)
     this.#facts.ensure(encodeDefinition(queue))
     this.#writer.writeFacts(queue.id, this.#facts)
     queue.definitionChanged()

@@ -156,6 +156,35 @@ describe('retention', () => {
     expect(bench.broker.catalog.queue(Q).retainedBytes).toBe(0)
   })
 
+  it('that ends with a change of the options has ended after a crash too, whichever entry was the last', async () => {
+    const seen = { changed: 0, released: 0 }
+    for (let bodyBytes = 0; bodyBytes < 120; bodyBytes += 10) {
+      const options = { entryBytesMax: 4_096, messageBytesMax: 512, keepsSnapshots: true }
+      const bench = await new Bench({ ...SMALL, ...options }).open()
+      bench.ensure({ retainAgeMs: HOUR })
+      bench.ensure({}, OTHER)
+      await bench.publish(many(10))
+      await bench.drain()
+      const from = bench.snapshots.length
+      // The open entry is almost full when the options change.
+      bench.put([{ bodyBytes }], OTHER)
+      for (let i = 0; i < 7; i++) bench.put([{ bodyBytes: 430 }], OTHER)
+      bench.ensure({ retainAgeMs: 0 })
+      await bench.settle()
+      for (const snapshot of [...bench.snapshots.slice(from), bench.log]) {
+        await bench.restart(snapshot.reopened(SMALL))
+        const { options: found, retainedBytes } = bench.info()
+        if (retainedBytes === 0) seen.released++
+        if (found.retainAgeMs !== 0) continue
+        seen.changed++
+        expect(retainedBytes).toBe(0)
+      }
+    }
+    expect(seen.changed).toBeGreaterThanOrEqual(12)
+    // Some crashes were between the release and the change.
+    expect(seen.released).toBeGreaterThan(seen.changed)
+  })
+
   it('keeps acknowledged messages of a chunk that has a dead message, and no messages that ended in another way', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ retainAgeMs: HOUR })

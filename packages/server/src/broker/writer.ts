@@ -111,11 +111,16 @@ export class Writer {
   writeNoted(): void {
     for (const queue of this.#withFacts) {
       queue.hasPendingFacts = false
-      if (!queue.hasFacts) continue
-      queue.tally()
-      this.writeFacts(queue.id, queue.facts)
+      this.writeFactsOf(queue)
     }
     this.#withFacts.length = 0
+  }
+
+  /** Writes the facts of the queue, and with them its tally. */
+  writeFactsOf(queue: Queue): void {
+    if (!queue.hasFacts) return
+    queue.tally()
+    this.writeFacts(queue.id, queue.facts)
   }
 
   /**
