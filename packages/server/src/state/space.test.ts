@@ -225,6 +225,28 @@ describe('a full disk', () => {
     expect(bench.info().ready).toBe(20)
     bench.broker.audit()
   })
+
+  it('of messages that are retained by bytes does not stop the connections, because no time ends the retention', async () => {
+    const bench = await full({ retainBytes: 1 << 30 })
+    const published = 20 + (await fillUp(bench, Q))
+    const worker = bench.consume(1)
+    await bench.settle()
+    for (let idle = 0; worker.got.length > 0 && idle < 100; idle++) {
+      if (bench.broker.isBehind) {
+        await bench.pass(1_000)
+        continue
+      }
+      // An operator can end the retention as long as requests are read.
+      if (bench.info().acked === published - 500) bench.ensure({ retainBytes: 100_000 })
+      worker.ackAll()
+      await bench.pass(25)
+      idle = 0
+    }
+    await bench.pass(60_000)
+    expect(bench.info()).toMatchObject({ ready: 0, acked: published })
+    await bench.publish([{}])
+    bench.broker.audit()
+  })
 })
 
 describe('more pages than the limit', () => {

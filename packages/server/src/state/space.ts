@@ -194,12 +194,13 @@ export class Space {
       this.#relocation.isCopying
     const needed = this.#relocation.copyBytes + this.#log.segmentBytes * MARGIN
     const isShort = this.#relocation.isScarce && this.#log.room() < needed
-    this.isExhausted = isShort && (isFreeing || this.#retains())
+    this.isExhausted = isShort && (isFreeing || this.#timeFrees())
   }
 
-  // Whether time alone will free space. The release of retained messages is a fact, which needs room.
-  #retains(): boolean {
-    for (const { retainedBytes } of this.#state.queues.values()) if (retainedBytes > 0) return true
+  // Whether time alone will free space. The release of retained messages is a fact, which needs room. Messages that are
+  // retained by bytes alone are released only when others are acknowledged, so settles must not wait for them.
+  #timeFrees(): boolean {
+    for (const { nextReleaseMs } of this.#state.queues.values()) if (nextReleaseMs < Infinity) return true
     return false
   }
 
