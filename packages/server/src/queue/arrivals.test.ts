@@ -26,7 +26,7 @@ function queuesOn(arrivals: Arrivals, use: CountedUse): Queue[] {
 }
 
 const pagesOf = (queue: Queue): string[] =>
-  [...queue.chunks].map((chunk) => Buffer.from(encodeChunkPage(chunk, queue.keys)).toString('hex'))
+  [...queue.chunks].map((chunk) => Buffer.from(encodeChunkPage(chunk, queue)).toString('hex'))
 
 const steps = fc.array(
   fc.oneof(

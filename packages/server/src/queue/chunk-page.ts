@@ -32,7 +32,7 @@ import { Chunk, type Death } from './chunk.js'
 import type { ColumnName } from './columns.js'
 import { DeadMessages } from './dead.js'
 import { ID_WORDS, isId } from './hash.js'
-import { NONE, type Keys } from './keys.js'
+import { NONE, type KeysOwner } from './keys.js'
 import { Retained } from './retained.js'
 
 const HEAD_BYTES = 32
@@ -64,8 +64,8 @@ const INDEX_BITS = 10
 const INDEX_MASK = 2 ** INDEX_BITS - 1
 const ALL_INDEXES: readonly number[] = Array.from({ length: CHUNK_MESSAGES }, (_, index) => index)
 
-/** Returns the bytes of the page. A chunk holds the slots of its keys; the hashes of the keys are in `keys`. */
-export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
+/** Returns the bytes of the page. A chunk holds the slots of its keys; the hashes of the keys are in the keys of `queue`. */
+export function encodeChunkPage(chunk: Chunk, queue: KeysOwner): Uint8Array {
   const { count, live, batches } = chunk
   const isListed = live * LISTED_SHARE < count
   const hasGone = !isListed && live < count
@@ -87,7 +87,7 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   let at = batches.encode(bytes, HEAD_BYTES)
   if (hasGone) at = encodeGone(bytes, at, chunk)
   if (isListed) at = encodeList(bytes, at, indexes)
-  for (const column of columns) at = column.encode(bytes, at, chunk, indexes, keys)
+  for (const column of columns) at = column.encode(bytes, at, chunk, indexes, queue)
   at = encodeWaiting(bytes, at, chunk, waiting)
   at = encodeRedriven(bytes, at, chunk)
   at = encodeDead(bytes, at, chunk)
@@ -95,8 +95,8 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   return bytes
 }
 
-/** Decodes a page whose checksum was verified. Each message that is not gone holds its key in `keys`. */
-export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): Chunk {
+/** Decodes a page whose checksum was verified. Each message that is not gone holds its key in `queue`. */
+export function decodeChunkPage(bytes: Uint8Array, start: number, queue: KeysOwner): Chunk {
   const head = decodeHead(bytes, start)
   const { count, flags } = head
   const chunk = new Chunk(head.base)
@@ -117,7 +117,7 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
       count,
     )
   }
-  for (const column of columns) at = column.decode(bytes, at, chunk, indexes, keys)
+  for (const column of columns) at = column.decode(bytes, at, chunk, indexes, queue)
   at = decodeWaiting(bytes, at, chunk, head.waiting)
   at = decodeRedriven(bytes, at, chunk, head.redriven)
   at = decodeDead(bytes, at, chunk, head.dead)
@@ -216,8 +216,8 @@ interface PageColumn {
   readonly names: readonly ColumnName[]
   isIn(chunk: Chunk): boolean
   /** Returns the position after the last value, as `decode` does. */
-  encode(bytes: Uint8Array, at: number, chunk: Chunk, indexes: readonly number[], keys: Keys): number
-  decode(bytes: Uint8Array, at: number, chunk: Chunk, indexes: readonly number[], keys: Keys): number
+  encode(bytes: Uint8Array, at: number, chunk: Chunk, indexes: readonly number[], queue: KeysOwner): number
+  decode(bytes: Uint8Array, at: number, chunk: Chunk, indexes: readonly number[], queue: KeysOwner): number
 }
 
 const PRIORITY_COLUMN: PageColumn = {
@@ -262,20 +262,20 @@ const KEY_COLUMN: PageColumn = {
   bytes: 8,
   names: ['key', 'next', 'previous'],
   isIn: (chunk) => chunk.hasKeys,
-  encode(bytes, at, chunk, indexes, keys) {
+  encode(bytes, at, chunk, indexes, queue) {
     for (const index of indexes) {
       // The slot of a message that is gone may belong to another key by now.
       const slot = chunk.isGone(index) ? NONE : chunk.keyAt(index)
-      at = writeWord(bytes, at, slot === NONE ? 0 : keys.low(slot))
-      at = writeWord(bytes, at, slot === NONE ? 0 : keys.high(slot))
+      at = writeWord(bytes, at, slot === NONE ? 0 : queue.keys.low(slot))
+      at = writeWord(bytes, at, slot === NONE ? 0 : queue.keys.high(slot))
     }
     return at
   },
-  decode(bytes, at, chunk, indexes, keys) {
+  decode(bytes, at, chunk, indexes, queue) {
     for (const index of indexes) {
       const low = readU32(bytes, at)
       const high = readU32(bytes, at + 4)
-      if ((low | high) !== 0) chunk.setKey(index, keys.hold(low, high))
+      if ((low | high) !== 0) chunk.setKey(index, queue.keys.hold(low, high))
       at += 8
     }
     return at

@@ -32,7 +32,7 @@ import type { Refer } from './facts.js'
 import type { Follower } from './follower.js'
 import { ID_WORDS, isId } from './hash.js'
 import { IdWindow } from './ids.js'
-import { Keys, NONE } from './keys.js'
+import { Keys, NONE, type KeysOwner } from './keys.js'
 import type { LogUse } from './log-use.js'
 import { NOT_WRITTEN } from './not-written.js'
 import { PAGE } from './pages.js'
@@ -55,7 +55,7 @@ const ARRIVED_MAX = CHUNK_MESSAGES
 const NOT_ACKED = -1
 const NEVER_REDRIVEN: RedriveHistory = { redrives: 0, attempts: 0 }
 
-export class Contents extends Source implements Arriving {
+export class Contents extends Source implements Arriving, KeysOwner {
   // Fields that each append reads are declared first, because with thousands of queues few cache lines stay in the cache.
   /** Offset of the next message. */
   next = 0
@@ -71,7 +71,7 @@ export class Contents extends Source implements Arriving {
   #options!: QueueOptions
   /** The chunk that was filled last, unless it was dropped. This saves the look-up in the list. */
   #newest: Chunk | undefined
-  readonly keys = new Keys()
+  #keys: Keys | undefined
   readonly createdAtMs: number
   paused: boolean
   idsFrom: number
@@ -118,6 +118,14 @@ export class Contents extends Source implements Arriving {
   set options(options: QueueOptions) {
     this.#options = options
     this.checksBatches = options.ttlMs > 0 || options.maxMessages > 0 || options.maxBytes > 0
+  }
+
+  get keys(): Keys {
+    return (this.#keys ??= new Keys())
+  }
+
+  get hasKeys(): boolean {
+    return this.#keys !== undefined && this.#keys.size > 0
   }
 
   /** Like `rememberedIds`, but created if it is undefined. */

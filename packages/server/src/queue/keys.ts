@@ -292,3 +292,9 @@ export class Keys extends HashIndex {
     return this.#page(slot).words[(slot % PAGE_SLOTS) * WORDS + which]!
   }
 }
+
+/** A queue. Its keys are created when they are first read, because with many queues most have no keys. */
+export interface KeysOwner {
+  readonly keys: Keys
+  readonly hasKeys: boolean
+}

@@ -16,7 +16,7 @@ import { DueQueues } from './due.js'
 import { DropOrder } from './drop-order.js'
 import type { Expired } from './expiries.js'
 import { KeyLines, type KeyRules, type Timed } from './key-lines.js'
-import { NONE, type Keys } from './keys.js'
+import { NONE, type KeysOwner } from './keys.js'
 import { MARK } from './marks.js'
 import { ReturnedMessages } from './returned.js'
 import { FROM_PLAIN_LINE, type Run } from './run.js'
@@ -42,7 +42,7 @@ export class Line {
   /** Offsets below this may have been delivered by an earlier run of the broker. */
   #redeliveredBelow = 0
   readonly #chunks: Chunks
-  readonly #keys: Keys
+  readonly #queue: KeysOwner
   // The parts from here to `#schedule` are created when they are first needed. Otherwise, with 100,000 queues, they
   // would take most of the memory and most of the time of a restart, although few queues need them.
   #keyLines: KeyLines | undefined
@@ -61,9 +61,9 @@ export class Line {
   /** The options that concern keys. */
   #rules: KeyRules
 
-  constructor(chunks: Chunks, keys: Keys, rules: KeyRules) {
+  constructor(chunks: Chunks, queue: KeysOwner, rules: KeyRules) {
     this.#chunks = chunks
-    this.#keys = keys
+    this.#queue = queue
     this.#rules = rules
   }
 
@@ -71,14 +71,14 @@ export class Line {
   get #linesOfKeys(): KeyLines {
     return (this.#keyLines ??= new KeyLines(
       this.#chunks,
-      this.#keys,
+      this.#queue.keys,
       this.#rules,
       (priority, sinceMs, offset) => this.#dueQueues.push(priority, sinceMs, offset),
     ))
   }
 
   get #dueQueues(): DueQueues {
-    return (this.#due ??= new DueQueues(this.#chunks, this.#keys))
+    return (this.#due ??= new DueQueues(this.#chunks, this.#queue.keys))
   }
 
   get #dueMask(): number {
@@ -284,7 +284,7 @@ export class Line {
       const slot = chunk.keyAt(at)
       if (slot === NONE) continue
       this.#linesOfKeys.unlink(slot, chunk, at)
-      this.#keys.countLeased(slot, 1)
+      this.#queue.keys.countLeased(slot, 1)
       this.#linesOfKeys.offer(slot, nowMs)
     }
   }
@@ -309,7 +309,7 @@ export class Line {
       return
     }
     this.#linesOfKeys.touch(slot)
-    this.#keys.countLeased(slot, -1)
+    this.#queue.keys.countLeased(slot, -1)
     this.#markDue(chunk, index)
     this.#linesOfKeys.insert(slot, chunk, index)
     this.#linesOfKeys.offer(slot, nowMs, offset, sinceMs)
@@ -323,7 +323,7 @@ export class Line {
     const slot = chunk.keyAt(index)
     if (slot !== NONE) {
       this.#linesOfKeys.touch(slot)
-      this.#keys.countLeased(slot, -1)
+      this.#queue.keys.countLeased(slot, -1)
     }
     this.enter(chunk, index, dueMs, nowMs)
   }
@@ -371,7 +371,7 @@ export class Line {
    * left, so that no head goes on offer that leaves at once.
    */
   leaveExpired({ count, offsets, times }: Expired): void {
-    const areKeyed = this.#keys.size > 0
+    const areKeyed = this.#queue.hasKeys
     for (let at = 0; at < count; at++) {
       const chunk = this.#chunks.at(offsets[at]!)!
       const index = offsets[at]! - chunk.base
@@ -403,7 +403,7 @@ export class Line {
       this.#linesOfKeys.touch(slot)
       if (!this.#linesOfKeys.hasRoom(slot)) return undefined
       // The lease is counted before the message leaves, so that its key is not free for another message in between.
-      this.#keys.countLeased(slot, 1)
+      this.#queue.keys.countLeased(slot, 1)
     }
     this.leave(chunk, index, nowMs)
     this.suspects.clear(chunk.base + index, 1)
@@ -421,13 +421,13 @@ export class Line {
    */
   settled(offset: number, count: number, nowMs: number): void {
     this.suspects.clear(offset, count)
-    if (this.#keys.size === 0) return
+    if (!this.#queue.hasKeys) return
     for (let at = offset; at < offset + count; at++) {
       const chunk = this.#chunks.at(at)!
       const slot = chunk.keyAt(at - chunk.base)
       if (slot === NONE) continue
       this.#linesOfKeys.touch(slot)
-      this.#keys.countLeased(slot, -1)
+      this.#queue.keys.countLeased(slot, -1)
       this.#linesOfKeys.offer(slot, nowMs)
     }
   }
@@ -447,7 +447,7 @@ export class Line {
     this.#returned?.clear()
     this.#schedule?.clear()
     this.suspects.clearAll()
-    this.#keys.clear()
+    if (this.#queue.hasKeys) this.#queue.keys.clear()
   }
 
   /** Recounts the messages of the line and compares the results with the counters. @throws Error with the difference */
@@ -610,14 +610,14 @@ export class Line {
     takeOut(chunk, index, index + 1)
     ;(this.#schedule ??= new Schedule(this.#chunks)).add(chunk, index, dueMs)
     const slot = chunk.keyAt(index)
-    if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.countRetrying(slot, 1)
+    if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#queue.keys.countRetrying(slot, 1)
   }
 
   // Removes the message from the scheduled messages. The caller puts it where it belongs.
   #unschedule(chunk: Chunk, index: number): void {
     this.#schedule!.remove(chunk, index)
     const slot = chunk.keyAt(index)
-    if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.countRetrying(slot, -1)
+    if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#queue.keys.countRetrying(slot, -1)
   }
 
   // Called when the due time of the message has come.

@@ -311,8 +311,7 @@ class Pair {
     queue.next = old.next
     queue.restoreCounts({ ...old.counts })
     queue.redeliveredBelow = old.deliveredBelow
-    for (const chunk of old.chunks)
-      queue.restore(decodeChunkPage(encodeChunkPage(chunk, old.keys), 0, queue.keys))
+    for (const chunk of old.chunks) queue.restore(decodeChunkPage(encodeChunkPage(chunk, old), 0, queue))
     queue.open(this.model.now)
     this.queue = queue
     this.use = use

@@ -99,7 +99,7 @@ describe('queue', () => {
       return facts.pop()!
     }
     expect(read()).toMatchObject({ kind: FACT.retry, attempts: 299, count: 1, offset: 0, text: 'busy' })
-    const restored = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue.keys), 0, queue.keys)
+    const restored = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue), 0, queue)
     expect([restored.attemptsAt(0), restored.dueAt(0), restored.attemptsAt(1)]).toEqual([299, 1, 0])
     if (maxDeliveries === 'unlimited') {
       for (let attempt = 300; attempt <= 66_000; attempt++) {
@@ -123,7 +123,7 @@ describe('queue', () => {
       text: 'busy',
     })
     expect(queue.deadAt(0)).toMatchObject({ attempts: 300, death: DEATH.maxDeliveries, isMoving: false })
-    const page = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue.keys), 0, queue.keys)
+    const page = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue), 0, queue)
     expect(page.dead!.get(0)).toMatchObject({ attempts: 300, timeMs: 1, reason: 'busy', isMoving: false })
   })
 
@@ -262,9 +262,9 @@ describe('queue', () => {
       expect(chunk.marks.areListed).toBe(true)
       expect(chunk.columns.room).toBeLessThanOrEqual(4 * left)
       expect(chunk.batches.room).toBeLessThanOrEqual(4 * left)
-      pages.push(encodeChunkPage(chunk, queue.keys).length)
+      pages.push(encodeChunkPage(chunk, queue).length)
       const keys = new Keys()
-      const restored = decodeChunkPage(encodeChunkPage(chunk, queue.keys), 0, keys)
+      const restored = decodeChunkPage(encodeChunkPage(chunk, queue), 0, { keys, hasKeys: true })
       expect([...restored.liveIndexes()]).toEqual([...chunk.liveIndexes()])
       expect(restored.columns.room).toBeLessThanOrEqual(4 * left)
       for (const index of restored.liveIndexes()) {

@@ -56,7 +56,7 @@ export interface QueueObserver {
 export class Queue extends Contents implements Follower {
   /** The subscriptions, in the order in which they were attached. */
   subscriptions: readonly Subscription[] = NO_SUBSCRIPTIONS
-  readonly #appliedLine = new Line(this.appliedChunks, this.keys, this.options)
+  readonly #appliedLine = new Line(this.appliedChunks, this, this.options)
   leased = 0
   /**
    * Whether some due messages are not ready yet, or some keys do not follow the newest options yet. Until then nothing is
@@ -673,7 +673,7 @@ export class Queue extends Contents implements Follower {
     expired.find(this.chunks, nowMs, max)
     this.hasMoreExpired = expired.hasMore
     if (!expired.hasMore) this.earliestExpiryMs = expired.nextMs
-    if (this.keys.size > 0) expired.sort()
+    if (this.hasKeys) expired.sort()
     this.#line.leaveExpired(expired)
     for (let at = 0, count = 0; at < expired.count; at += count) {
       const offset = expired.offsets[at]!

@@ -324,7 +324,7 @@ export class Checkpoints {
   #writeChunk(queue: Queue, chunk: Chunk, nowMs: number): void {
     const { segments } = this.#state
     const summary = summaryOf(chunk, (position) => segments.segmentOf(position))
-    const page = encodeChunkPage(chunk, queue.keys)
+    const page = encodeChunkPage(chunk, queue)
     chunk.pagePosition = this.#write(PAGE.chunk, queue.id, chunk.number, page, nowMs, summary)
     chunk.dirty = false
     if (summary !== undefined) this.#chunks.push({ queue, number: chunk.number })

@@ -84,9 +84,7 @@ function decodePage(bytes: Uint8Array, at: number, position: number, queue: Queu
   const header = readBatchHeader(bytes, at)
   const isPage = batchType(bytes, at) === BATCH_TYPE.page && header.count === PAGE.chunk
   const chunk =
-    isPage && header.queueId === queue.id
-      ? decodeChunkPage(bytes, at + BATCH_HEADER_BYTES, queue.keys)
-      : undefined
+    isPage && header.queueId === queue.id ? decodeChunkPage(bytes, at + BATCH_HEADER_BYTES, queue) : undefined
   if (chunk === undefined || chunk.number !== Math.floor(offset / CHUNK_MESSAGES))
     throw new SluiceError(
       'CORRUPT',

@@ -117,7 +117,7 @@ export class Replay {
     } else if (kind === PAGE.chunk) {
       const queue = this.#state.queuesById.get(id)
       if (queue === undefined) return
-      const chunk = decodeChunkPage(bytes, start, queue.keys)
+      const chunk = decodeChunkPage(bytes, start, queue)
       chunk.pagePosition = position
       if (queue.isCold(chunk.base)) {
         queue.makeWarm(chunk)
