@@ -2,48 +2,66 @@
  * The due queues, one per priority: due messages without a key, and the heads of keys that are on offer, each from the time
  * at which it became eligible. They are a part of the line, which creates them when the first message is due.
  *
- * A due queue can hold stale entries. Each entry is checked at the front; all are checked when a due queue has grown.
+ * A due queue can hold stale entries. Each entry is checked at the front; all are checked when most of them must be stale.
  */
 import type { Chunk } from './chunk.js'
 import type { Chunks } from './chunks.js'
-import { NONE, type Keys } from './keys.js'
+import { NONE, type KeysOwner } from './keys.js'
 import { emptyLocation } from './location.js'
 import { TimeQueue } from './time-queue.js'
 
-/**
- * Stale entries of a due queue are removed when it reaches twice the size that it had after the last removal, plus this
- * number.
- */
+/** Stale entries are removed when there are more than twice as many entries as live messages, plus this number. */
 const STALE_SLACK = 1024
 /** Result of the last call of `Chunk.locate` in this module. */
 const LOCATION = emptyLocation()
+
+/** The queue. Its number of live messages is an upper bound for the number of entries that are not stale. */
+export interface LineOwner extends KeysOwner {
+  readonly live: number
+}
 
 export class DueQueues {
   /** One bit per priority, set if the due queue of the priority is not empty. */
   mask = 0
   readonly #chunks: Chunks
-  readonly #keys: Keys
+  readonly #queue: LineOwner
   readonly #queues: (TimeQueue | undefined)[] = []
+  /** Number of entries of all due queues. */
+  #size = 0
 
-  constructor(chunks: Chunks, keys: Keys) {
+  /** Size from which stale entries may be removed again. */
+  #lookAt = 0
+
+  constructor(chunks: Chunks, queue: LineOwner) {
     this.#chunks = chunks
-    this.#keys = keys
+    this.#queue = queue
   }
 
   push(priority: number, sinceMs: number, offset: number): void {
     const queue = (this.#queues[priority] ??= new TimeQueue())
     queue.push(sinceMs, offset)
     this.mask |= 1 << priority
-    if (queue.size < queue.lookAt) return
-    queue.keep((timeMs, other) => this.chunkOf(timeMs, other) !== undefined)
-    queue.lookAt = queue.size * 2 + STALE_SLACK
+    if (++this.#size > 2 * this.#queue.live + STALE_SLACK && this.#size > this.#lookAt) this.#removeStale()
+  }
+
+  #removeStale(): void {
+    this.#size = 0
+    for (const queue of this.#queues) {
+      if (queue === undefined) continue
+      queue.keep((timeMs, offset) => this.chunkOf(timeMs, offset) !== undefined)
+      this.#size += queue.size
+    }
+    this.#lookAt = this.#size * 2 + STALE_SLACK
   }
 
   /** The due queue of the priority, without stale entries at its front; undefined if it is empty. */
   of(priority: number): TimeQueue | undefined {
     if ((this.mask & (1 << priority)) === 0) return undefined
     const queue = this.#queues[priority]!
-    while (queue.size > 0 && this.chunkOf(queue.firstTime, queue.firstOffset) === undefined) queue.pop()
+    while (queue.size > 0 && this.chunkOf(queue.firstTime, queue.firstOffset) === undefined) {
+      queue.pop()
+      this.#size--
+    }
     if (queue.size > 0) return queue
     this.mask &= ~(1 << priority)
     return undefined
@@ -53,6 +71,7 @@ export class DueQueues {
   pop(priority: number, count: number): void {
     const queue = this.#queues[priority]!
     for (let i = 0; i < count; i++) queue.pop()
+    this.#size -= count
     if (queue.size === 0) this.mask &= ~(1 << priority)
   }
 
@@ -66,7 +85,7 @@ export class DueQueues {
     const isCurrent =
       slot === NONE
         ? chunk.dueAt(index) === timeMs
-        : this.#keys.offeredOf(slot) === offset && this.#keys.sinceOf(slot) === timeMs
+        : this.#queue.keys.offeredOf(slot) === offset && this.#queue.keys.sinceOf(slot) === timeMs
     return isCurrent ? chunk : undefined
   }
 

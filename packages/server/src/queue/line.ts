@@ -12,11 +12,11 @@
 import { LIMITS } from '@sluice/protocol'
 import { PRIORITIES, type Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
-import { DueQueues } from './due.js'
+import { DueQueues, type LineOwner } from './due.js'
 import { DropOrder } from './drop-order.js'
 import type { Expired } from './expiries.js'
 import { KeyLines, type KeyRules, type Timed } from './key-lines.js'
-import { NONE, type KeysOwner } from './keys.js'
+import { NONE } from './keys.js'
 import { MARK } from './marks.js'
 import { ReturnedMessages } from './returned.js'
 import { FROM_PLAIN_LINE, type Run } from './run.js'
@@ -42,7 +42,7 @@ export class Line {
   /** Offsets below this may have been delivered by an earlier run of the broker. */
   #redeliveredBelow = 0
   readonly #chunks: Chunks
-  readonly #queue: KeysOwner
+  readonly #queue: LineOwner
   // The parts from here to `#schedule` are created when they are first needed. Otherwise, with 100,000 queues, they
   // would take most of the memory and most of the time of a restart, although few queues need them.
   #keyLines: KeyLines | undefined
@@ -61,7 +61,7 @@ export class Line {
   /** The options that concern keys. */
   #rules: KeyRules
 
-  constructor(chunks: Chunks, queue: KeysOwner, rules: KeyRules) {
+  constructor(chunks: Chunks, queue: LineOwner, rules: KeyRules) {
     this.#chunks = chunks
     this.#queue = queue
     this.#rules = rules
@@ -78,7 +78,7 @@ export class Line {
   }
 
   get #dueQueues(): DueQueues {
-    return (this.#due ??= new DueQueues(this.#chunks, this.#queue.keys))
+    return (this.#due ??= new DueQueues(this.#chunks, this.#queue))
   }
 
   get #dueMask(): number {

@@ -1,5 +1,5 @@
 import fc from 'fast-check'
-import { expect, it } from 'vitest'
+import { expect, it, vi } from 'vitest'
 import { TimeQueue } from './time-queue.js'
 import { runs } from '../../../../test/amount.js'
 import { expectSame } from '../../../../test/same.js'
@@ -92,4 +92,29 @@ it('stays in order after it has grown, been emptied and wrapped around', () => {
   expect(taken).toEqual(Array.from({ length: 10_000 }, (_, i) => i))
   queue.push(1, 1)
   expect([queue.firstTime, queue.firstOffset, queue.size]).toEqual([1, 1, 1])
+})
+
+it('copies at most one page when it grows, however many entries it has', () => {
+  const sizes: number[] = []
+  const Counted = new Proxy(Float64Array, {
+    construct: (target, [length]: [number]) => {
+      sizes.push(length)
+      return new target(length)
+    },
+  })
+  vi.stubGlobal('Float64Array', Counted)
+  const queue = new TimeQueue()
+  try {
+    for (let i = 0; i < 100_000; i++) queue.push(i, i)
+  } finally {
+    vi.unstubAllGlobals()
+  }
+  expect(sizes.length).toBeGreaterThan(40)
+  expect(Math.max(...sizes)).toBe(4096)
+  let popped = 0
+  for (; queue.size > 0; popped++) {
+    if (queue.firstOffset !== popped) throw new Error(`${queue.firstOffset} follows ${popped - 1}`)
+    queue.pop()
+  }
+  expect(popped).toBe(100_000)
 })
