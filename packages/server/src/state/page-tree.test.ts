@@ -128,6 +128,38 @@ it('lists the pages that a plain map lists, with nodes of four entries', () => {
   expect(compareWithMap(step, runs(200, 5_000), 120)).toBeGreaterThan(2)
 })
 
+it('finds each page after nodes whose first entries were added late are joined', () => {
+  PageTree.entriesMax = 4
+  const tree = new PageTree()
+  const disk = new Disk()
+  const numbers = new Set<number>()
+  const write = (...added: number[]): void => {
+    for (const number of added) {
+      if (!numbers.has(number)) tree.created()
+      numbers.add(number)
+      tree.written(PAGE.chunk, 1, number, disk.append(10), 10)
+    }
+  }
+  const remove = (...removed: number[]): void => {
+    for (const number of removed) {
+      numbers.delete(number)
+      tree.removed(PAGE.chunk, 1, number)
+    }
+  }
+  write(10, 18, 9, 6, 36, 22, 39, 25, 31)
+  remove(22)
+  write(26, 34, 28, 29, 30)
+  remove(28, 29)
+  write(17, 29, 19)
+  remove(19)
+  // The checkpoint joins nodes.
+  disk.write(tree)
+  for (const number of numbers) expect(tree.positionOf(PAGE.chunk, 1, number)).toBeGreaterThan(0)
+  remove(...numbers)
+  tree.audit()
+  expect([tree.size, tree.bytes, tree.nodes]).toEqual([0, 0, 1])
+})
+
 type Step =
   | { readonly step: 'write' | 'remove'; readonly id: number; readonly from: number; readonly count: number }
   | { readonly step: 'checkpoint'; readonly evacuate: number; readonly removed: number }

@@ -200,8 +200,8 @@ export class PageNode {
   }
 
   /**
-   * Lowers the key of the first entry. Otherwise the first child could be split at a lower key than that of its own
-   * entry, and the keys would not be in ascending order.
+   * Lowers the key of the first entry, below which a page with a lower key is added. When this node is appended to
+   * another node, the entry is no longer the first, and its key decides where a page is searched.
    */
   lowerBound(owner: number, number: number): void {
     this.fields[OWNER] = owner
