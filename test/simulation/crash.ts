@@ -198,6 +198,7 @@ export class CrashPoints {
     const compared = compareRecovered(broker, log, state, afterCrash, world.latestMs, (identity) =>
       world.lowestUnanswered(identity),
     )
+    broker.audit()
     for (const name of ['messages', 'batches', 'keys', 'ids', 'dead'] as const)
       this.counts[name] += compared[name]
   }

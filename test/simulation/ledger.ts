@@ -82,6 +82,8 @@ export interface LedgerQueue {
   carried: number
   /** All messages that are not gone, by offset. */
   readonly live: Map<number, LedgerMessage>
+  /** The acknowledged messages that are kept for replay, by offset. */
+  readonly retained: Map<number, LedgerMessage>
   /** Positions of the copies of each batch, by the batch's first offset. */
   readonly places: Map<number, number[]>
   /** Size of the newest copy of each batch, by its first offset. */
@@ -149,7 +151,9 @@ const FACT = {
   ttl: 15,
   ensure: 16,
   tally: 20,
+  release: 22,
   delete: 17,
+  hand: 18,
   replace: 19,
   producer: 32,
   atomic: 33,
@@ -163,6 +167,7 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.reschedule,
   FACT.ttl,
   FACT.tally,
+  FACT.release,
   FACT.atomic,
 ])
 const ENTRY_HEADER = 64
@@ -374,6 +379,7 @@ export class LedgerState {
   // The next batch without a producer, in the same entry, is the message that left another queue.
   #arrived(queue: LedgerQueue, records: readonly Uint8Array[]): void {
     const leaving = this.#together.leaving.shift()
+    if (leaving === undefined && records.every((record) => isReplayed(record))) return
     if (leaving === undefined)
       throw new Violation(9, `a message arrived in ${queue.name} but left no other queue`)
     if (leaving.target !== queue.name || records.length !== 1)
@@ -537,6 +543,7 @@ export class LedgerState {
       counts: noCounts(),
       carried: 0,
       live: new Map(),
+      retained: new Map(),
       places: new Map(),
       batchBytes: new Map(),
       remembered: new RememberedIds(),
@@ -548,6 +555,8 @@ export class LedgerState {
     switch (kind) {
       case FACT.ack:
         for (let i = offset; i < offset + count; i++) {
+          const message = queue.live.get(i)
+          if (message !== undefined && retains(queue)) queue.retained.set(i, message)
           this.#leave(queue, i, 'is acknowledged', undefined)
           this.summary.acked.add(`${queue.id}:${i}`)
         }
@@ -592,6 +601,10 @@ export class LedgerState {
         return
       }
       case FACT.ended:
+      case FACT.hand:
+        return
+      case FACT.release:
+        for (const at of queue.retained.keys()) if (at >= offset && at < timeMs) queue.retained.delete(at)
         return
       case FACT.delivered:
         queue.redeliveredBelow = Math.max(queue.redeliveredBelow, offset)
@@ -775,6 +788,7 @@ export class LedgerState {
         ...queue,
         counts: { ...queue.counts },
         live: new Map([...queue.live].map(([offset, message]) => [offset, { ...message }])),
+        retained: new Map(queue.retained),
         batchBytes: new Map(queue.batchBytes),
         places: new Map([...queue.places].map(([base, positions]) => [base, [...positions]])),
         remembered: queue.remembered.clone(),
@@ -789,12 +803,22 @@ export class LedgerState {
   }
 }
 
+/** Whether the record can be the copy that a replay made. */
+function isReplayed(record: Uint8Array): boolean {
+  const names = new Set(contentOf(record).headers.map(([name]) => name))
+  return names.has('sluice-origin-queue') && !names.has('sluice-death')
+}
+
 function replacesIn(later: Uint8Array, record: Uint8Array): boolean {
   const { id, replaces } = contentOf(later)
   return replaces && id === contentOf(record).id
 }
 
-// A copy has the record of every message of the batch that is not gone, unchanged.
+function retains({ options }: LedgerQueue): boolean {
+  return (options['retainAgeMs'] as number) > 0 || (options['retainBytes'] as number) > 0
+}
+
+// A copy has the record of every message of the batch that is not gone or is kept for replay, unchanged.
 function checkCopy(queue: LedgerQueue, bytes: Uint8Array, at: number): void {
   const count = readU32(bytes, at + 12)
   const base = readU64(bytes, at + 16)
@@ -809,7 +833,7 @@ function checkCopy(queue: LedgerQueue, bytes: Uint8Array, at: number): void {
       throw new Violation(1, `a copy of ${count} messages names the wrong ${present} of them`)
   } else for (const [index, record] of recordsOf(bytes, at, count).entries()) found.set(base + index, record)
   for (let offset = base; offset < base + count; offset++) {
-    const message = queue.live.get(offset)
+    const message = queue.live.get(offset) ?? queue.retained.get(offset)
     if (message === undefined) continue
     const record = found.get(offset)
     if (record === undefined || !sameBytes(record, message.record))

@@ -5,6 +5,7 @@
 import type { Broker } from '../../packages/server/src/broker/broker.js'
 import type { Log } from '../../packages/server/src/log/log.js'
 import {
+  CHUNK_MESSAGES,
   ID_WORDS,
   emptyLocation,
   hashId,
@@ -32,10 +33,12 @@ export interface Compared {
   keys: number
   ids: number
   dead: number
+  coldChunks: number
+  retained: number
 }
 
 export function nothingCompared(): Compared {
-  return { messages: 0, batches: 0, keys: 0, ids: 0, dead: 0 }
+  return { messages: 0, batches: 0, keys: 0, ids: 0, dead: 0, coldChunks: 0, retained: 0 }
 }
 
 /**
@@ -59,8 +62,12 @@ export function compareRecovered(
   for (const saved of state.queues.values()) {
     const queue = broker.catalog.queue(saved.name)
     compareQueue(queue, saved, afterCrash)
-    for (const [offset, message] of saved.live)
-      compareMessage(queue, saved, offset, message, firstPosition, state.seed, compared)
+    compareMessages(queue, saved, firstPosition, state.seed, compared)
+    compareRetained(queue, saved, compared)
+    for (const number of queue.chunks.coldNumbers) {
+      compared.coldChunks++
+      compareCold(queue, saved, number * CHUNK_MESSAGES, log.segmentBytes, firstPosition)
+    }
     compareIds(queue, saved, latestMs, state.seed, compared)
   }
   for (const saved of state.producers.values()) {
@@ -86,7 +93,6 @@ export function compareRecovered(
     compare(3, `the highest number of ${saved.identity}`, producer.highest, saved.highest)
     broker.producers.detach(producer)
   }
-  broker.audit()
   return compared
 }
 
@@ -124,24 +130,94 @@ function compareQueue(queue: Queue, saved: LedgerQueue, afterCrash: boolean): vo
   )
 }
 
-function compareMessage(
+function compareMessages(
   queue: Queue,
   saved: LedgerQueue,
-  offset: number,
-  message: LedgerMessage,
   firstPosition: number,
   seed: Seed,
   compared: Compared,
 ): void {
-  compared.messages++
-  const what = `offset ${offset} of ${saved.name}`
-  const chunk = queue.chunkAt(offset)
-  const index = chunk === undefined ? 0 : offset - chunk.base
-  if (chunk === undefined || index >= chunk.count || chunk.isGone(index))
-    throw new Violation(1, `${what} is gone after recovery`)
-  const { content, dead, earlier } = message
-  if (dead !== undefined) compared.dead++
-  if (content.key !== undefined) compared.keys++
+  let chunk: Chunk | undefined
+  let chunkNumber = -1
+  let batchBase = -1
+  let isCold = false
+  for (const [offset, message] of saved.live) {
+    const number = Math.floor(offset / CHUNK_MESSAGES)
+    const isNext = number !== chunkNumber
+    if (isNext) {
+      chunkNumber = number
+      chunk = queue.chunkAt(offset)
+      isCold = queue.chunks.isCold(offset)
+    }
+    if (isCold) continue
+    compared.messages++
+    const index = offset - number * CHUNK_MESSAGES
+    if (chunk === undefined || index >= chunk.count || chunk.isGone(index))
+      throw new Violation(1, `offset ${offset} of ${saved.name} is gone after recovery`)
+    const { content, dead } = message
+    if (dead !== undefined) compared.dead++
+    if (content.key !== undefined) compared.keys++
+    if (!isPlain(message) || !isPlainIn(chunk, index))
+      compareState(`offset ${offset} of ${saved.name}`, queue, chunk, index, message, seed)
+    // All messages of a batch that are in the same chunk have the same location.
+    if (!isNext && message.batchBase === batchBase) continue
+    batchBase = message.batchBase
+    comparePlace(chunk, index, saved, batchBase, firstPosition)
+  }
+}
+
+function comparePlace(
+  chunk: Chunk,
+  index: number,
+  saved: LedgerQueue,
+  batchBase: number,
+  firstPosition: number,
+): void {
+  chunk.locate(index, LOCATION)
+  const position = LOCATION.batchPosition
+  const places = saved.places.get(batchBase)!
+  if (position >= firstPosition && places.includes(position)) return
+  throw new Violation(
+    17,
+    `offset ${chunk.base + index} of ${saved.name} is located at ${position}; its batch is at ${places.join()}, and the log begins at ${firstPosition}`,
+  )
+}
+
+// Recovery may also keep messages that were acknowledged before the queue was set to retain.
+function compareRetained(queue: Queue, saved: LedgerQueue, compared: Compared): void {
+  for (const offset of saved.retained.keys()) {
+    compared.retained++
+    if (!queue.isCold(offset) && !queue.isRetained(offset))
+      throw new Violation(1, `offset ${offset} of ${saved.name} is not retained after recovery`)
+  }
+}
+
+const LOCATION = emptyLocation()
+
+/** Whether the message is ready and has no state of its own. */
+function isPlain(message: LedgerMessage): boolean {
+  const { content } = message
+  const hasState = message.dueMs !== undefined || message.attempts > 0 || message.earlier !== undefined
+  const hasOptions = content.priority > 0 || content.key !== undefined || message.expiresMs > 0
+  return !hasState && !hasOptions && message.dead === undefined && !message.isListed
+}
+
+/** Whether the chunk says the same of the message. */
+function isPlainIn(chunk: Chunk, index: number): boolean {
+  if (chunk.isUntouched) return true
+  const hasState = chunk.dueAt(index) !== 0 || chunk.attemptsAt(index) !== 0 || chunk.isDead(index)
+  const hasOptions = chunk.priorityAt(index) !== 0 || chunk.keyAt(index) !== -1 || chunk.hasId(index)
+  return !hasState && !hasOptions && chunk.expiryAt(index) === 0 && chunk.redriven?.has(index) !== true
+}
+
+function compareState(
+  what: string,
+  queue: Queue,
+  chunk: Chunk,
+  index: number,
+  { content, dueMs, attempts, expiresMs, earlier, dead, isListed }: LedgerMessage,
+  seed: Seed,
+): void {
   compare(
     17,
     what,
@@ -157,24 +233,61 @@ function compareMessage(
     },
     {
       priority: content.priority,
-      dueMs: message.dueMs ?? 0,
-      attempts: message.attempts,
-      expiresMs: message.expiresMs,
+      dueMs: dueMs ?? 0,
+      attempts,
+      expiresMs,
       key: content.key === undefined ? undefined : hashOfKey(content.key, seed),
-      id: message.isListed ? hashOfId(content.id!, seed) : undefined,
+      id: isListed ? hashOfId(content.id!, seed) : undefined,
       lives: earlier,
       dead,
     },
   )
-  const location = emptyLocation()
-  chunk.locate(index, location)
-  const position = location.batchPosition
-  if (position < firstPosition || !saved.places.get(message.batchBase)!.includes(position)) {
-    throw new Violation(
-      17,
-      `${what} is located at ${position}; its batch is at ${saved.places.get(message.batchBase)!.join()}, and the log begins at ${firstPosition}`,
-    )
+}
+
+/**
+ * A cold chunk is not read: its messages must all be live and plain, and its summary must be that of its batches.
+ */
+function compareCold(
+  { chunks }: Queue,
+  saved: LedgerQueue,
+  from: number,
+  segmentBytes: number,
+  firstPosition: number,
+): void {
+  const what = `the cold chunk at offset ${from} of ${saved.name}`
+  const { firstMs, firstPosition: first, lastPosition: last, uses } = chunks.summaryAt(from)
+  const bases = new Set<number>()
+  for (let offset = from; offset < from + CHUNK_MESSAGES; offset++) {
+    const message = saved.live.get(offset)
+    if (message === undefined || !isPlain(message))
+      throw new Violation(17, `${what} has offset ${offset}, which is gone or not plain`)
+    bases.add(message.batchBase)
   }
+  let batchBytes = 0
+  for (const base of bases) batchBytes += saved.batchBytes.get(base)!
+  const firstBatch = saved.live.get(from)!
+  const lastBatch = saved.live.get(from + CHUNK_MESSAGES - 1)!
+  const isHere = (position: number, base: number): boolean =>
+    position >= firstPosition && saved.places.get(base)!.includes(position)
+  const segments = new Set(uses.map(([position]) => Math.floor(position / segmentBytes)))
+  compare(
+    17,
+    what,
+    {
+      firstMs,
+      batchBytes: uses.reduce((sum, [, used]) => sum + used, 0),
+      first: isHere(first, firstBatch.batchBase),
+      last: isHere(last, lastBatch.batchBase),
+      segments: segments.size,
+    },
+    {
+      firstMs: firstBatch.timeMs,
+      batchBytes,
+      first: true,
+      last: true,
+      segments: uses.length,
+    },
+  )
 }
 
 // An id in its window, or of a pending message, is known. After its window an id may still be known, unless a change of
@@ -240,15 +353,20 @@ function hashOfId(id: string, seed: Seed): number[] {
 }
 
 function compare(invariant: number, what: string, is: unknown, must: unknown): void {
-  if (sorted(is) !== sorted(must))
-    throw new Violation(invariant, `${what} is ${sorted(is)} after recovery; the log has ${sorted(must)}`)
+  if (isSame(is, must)) return
+  throw new Violation(
+    invariant,
+    `${what} is ${JSON.stringify(is)} after recovery; the log has ${JSON.stringify(must)}`,
+  )
 }
 
-// JSON in which the fields of objects are sorted by name.
-function sorted(value: unknown): string {
-  return JSON.stringify(value, (_name, inner: unknown) =>
-    typeof inner === 'object' && inner !== null && !Array.isArray(inner)
-      ? Object.fromEntries(Object.entries(inner).toSorted(([a], [b]) => (a < b ? -1 : 1)))
-      : inner,
-  )
+/** Whether both values have the same JSON, apart from the order of fields. */
+function isSame(a: unknown, b: unknown): boolean {
+  if (a === b) return true
+  if (typeof a !== 'object' || typeof b !== 'object' || a === null || b === null) return false
+  const [one, other] = [a as Readonly<Record<string, unknown>>, b as Readonly<Record<string, unknown>>]
+  for (const name of Object.keys(one)) if (!isSame(one[name], other[name])) return false
+  for (const name of Object.keys(other))
+    if (other[name] !== undefined && one[name] === undefined) return false
+  return Array.isArray(a) === Array.isArray(b)
 }

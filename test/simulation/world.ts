@@ -13,6 +13,7 @@ import type { Disk } from '../../packages/server/src/log/log.js'
 import type { LogNotice } from '../../packages/server/src/log/notices.js'
 import { SEGMENT_HEADER_BYTES } from '../../packages/server/src/log/segment.js'
 import { Schedule } from '../../packages/server/src/queue/schedule.js'
+import { PageTree } from '../../packages/server/src/state/page-tree.js'
 import { Session } from '../../packages/server/src/session/session.js'
 import { SESSION_DEFAULTS, type SessionSettings } from '../../packages/server/src/session/settings.js'
 import { checkHistory, findingLines, violations, type HistoryEvent, type Report } from '../checker/history.js'
@@ -76,6 +77,8 @@ interface Sleeper {
 /** Interval at which sessions are ticked; the listener uses the same. */
 const TICK_MS = 50
 const LINGER_MS = 1_000
+/** The use of the log is recounted once in this many events. */
+const AUDITED_EVENTS = 4
 const HOUR_MS = 3_600_000
 const HEALING_STEPS_MAX = 150_000
 const SLACK_MS = 200
@@ -165,6 +168,8 @@ export class World implements Surroundings, Listening, LogListening {
 
   constructor(options: WorldOptions) {
     this.#options = options
+    // A tree of a few pages has several levels.
+    PageTree.entriesMax = 4
     this.seed = options.seed
     const chance = new Chance(options.seed)
     this.chance = chance
@@ -340,6 +345,7 @@ export class World implements Surroundings, Listening, LogListening {
     await drained()
     this.#check()
     for (const { session } of this.#links) session?.invariants()
+    if (this.trace.count % AUDITED_EVENTS === 0) this.broker?.auditUse()
     const { counts } = this.disk
     const uses =
       counts.write + counts.sync + counts.rename + counts.remove + counts.syncDirectory + this.#stepped
@@ -683,6 +689,7 @@ export class World implements Surroundings, Listening, LogListening {
     compareRecovered(broker, log, this.ledger.written, afterCrash, this.latestMs, (identity) =>
       this.lowestUnanswered(identity),
     )
+    broker.audit()
     taps.attach(broker, this)
     this.#taps = taps
     this.broker = broker

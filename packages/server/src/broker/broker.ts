@@ -377,6 +377,11 @@ export class Broker {
     this.#state.audit()
   }
 
+  /** The part of `audit` that concerns the log. It is cheaper, and is allowed at any time. */
+  auditUse(): void {
+    this.#state.auditUse()
+  }
+
   #durable(lsn: number): void {
     if (this.#space.durable(lsn)) this.turn.wake()
     this.#sendDurable(lsn)

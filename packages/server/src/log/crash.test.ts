@@ -133,7 +133,7 @@ async function run(disk: SimulatedDisk, history: History, random: Random, what: 
   if (resolved) history.promised++
 }
 
-const SEEDS = seedsFrom(1, 40, 1_000)
+const SEEDS = seedsFrom(1, 100, 1_000)
 
 describe('crashes', () => {
   test(

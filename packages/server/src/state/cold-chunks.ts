@@ -20,6 +20,9 @@ export interface ChunkOf {
 }
 
 export class ColdChunks {
+  /** Tests set lower numbers, so that few chunks are enough for some to be cold. */
+  static headChunks = HEAD_CHUNKS
+  static warmMax = WARM_MAX
   readonly #blocks: Blocks
   readonly #tree: PageTree
   /** Chunks that were taken back, oldest first. */
@@ -46,7 +49,7 @@ export class ColdChunks {
     const chunk = decodePage(block.bytes, position - block.position, position, queue, offset)
     queue.makeWarm(chunk)
     this.#warm.push({ queue, number: chunk.number })
-    if (this.#warm.length >= 2 * WARM_MAX) this.#cool()
+    if (this.#warm.length >= 2 * ColdChunks.warmMax) this.#cool()
     return true
   }
 
@@ -70,11 +73,12 @@ export class ColdChunks {
   leave({ queue, number }: ChunkOf): void {
     const chunk = queue.heldChunk(number * CHUNK_MESSAGES)
     if (chunk === undefined) return
-    if (chunk.isOnlyRetained || number >= queue.chunks.firstNumber + HEAD_CHUNKS) queue.makeCold(chunk)
+    if (chunk.isOnlyRetained || number >= queue.chunks.firstNumber + ColdChunks.headChunks)
+      queue.makeCold(chunk)
   }
 
   #cool(): void {
-    const spent = this.#warm.splice(0, this.#warm.length - WARM_MAX)
+    const spent = this.#warm.splice(0, this.#warm.length - ColdChunks.warmMax)
     for (const warm of spent) this.leave(warm)
   }
 }

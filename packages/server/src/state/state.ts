@@ -139,10 +139,21 @@ export class State {
   }
 
   /**
-   * Recounts live batches and pages and compares the results with the counters (invariant 6). @throws Error with the
-   * difference
+   * Like `auditUse`; also checks that the next checkpoint will look at each changed chunk. No checkpoint may be running.
    */
   audit(): void {
+    for (const queue of this.queues.values())
+      for (const chunk of queue.heldChunks())
+        if (chunk.dirty && !queue.dirty)
+          throw new Error(`Chunk ${chunk.base} of the queue ${queue.name} is dirty, but the queue is not.`)
+    this.auditUse()
+  }
+
+  /**
+   * Recounts live batches and pages and compares the results with the counters (invariant 6). It looks at batches, not at
+   * messages. @throws Error with the difference
+   */
+  auditUse(): void {
     this.segments.audit(this.queues.values())
     this.tree.audit()
     let count = this.queues.size * 2 + this.producersById.size
@@ -150,14 +161,9 @@ export class State {
       const [from, end] = queue.rememberedIds?.pageNumbers ?? [0, 0]
       count += end - from
       const { chunks } = queue
-      count += chunks.coldCount
+      count += chunks.coldCount + [...queue.heldChunks()].length
       for (const number of chunks.retention?.numbers ?? []) if (chunks.retention!.isCold(number)) count++
       chunks.retention?.audit()
-      for (const chunk of queue.heldChunks()) {
-        count++
-        if (chunk.dirty && !queue.dirty)
-          throw new Error(`Chunk ${chunk.base} of the queue ${queue.name} is dirty, but the queue is not.`)
-      }
     }
     if (count !== this.tree.count)
       throw new Error(`There are ${count} pages, but the counter is ${this.tree.count}.`)
