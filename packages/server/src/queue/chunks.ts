@@ -311,16 +311,13 @@ export class Chunks {
   }
 
   /**
-   * Messages of the batch are gone, with about `bytes` of records. Removes the batch from `use` if none of its messages is
-   * live or retained, neither in this chunk nor in any other chunk that the batch reaches. Of a shared batch, only this row
-   * is considered.
+   * Removes the batch from `use` if none of its messages is live or retained, neither in this chunk nor in any other chunk
+   * that the batch reaches. Of a shared batch, only this row is considered.
    */
-  removeUse(chunk: Chunk, batch: number, bytes: number, use: LogUse): void {
+  removeUse(chunk: Chunk, batch: number, use: LogUse): void {
+    if (!chunk.isUnneededHere(batch)) return
     const { batches } = chunk
     const isShared = batches.isShared(batch)
-    if (isShared) use.goneShared(batches.position(batch), bytes)
-    else use.gone(bytes)
-    if (!chunk.isUnneededHere(batch)) return
     if (isShared || !this.#isNeededElsewhere(chunk, batch))
       use.remove(batches.position(batch), batches.bytes(batch), isShared)
   }

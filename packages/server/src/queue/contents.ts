@@ -614,8 +614,9 @@ export class Contents extends Source implements Arriving, KeysOwner {
       const count = chunk.remove(index, batchEnd, bytes)
       if (count > 0) {
         removed += count
-        this.bytes -= bytesBefore - chunk.bytes
-        this.follower.removedFrom(chunk, batch, isRetained ? 0 : bytesBefore - chunk.bytes)
+        const goneBytes = bytesBefore - chunk.bytes
+        this.bytes -= goneBytes
+        this.follower.removedFrom(chunk, batch, isRetained ? 0 : goneBytes)
       }
       index = batchEnd
     }

@@ -211,7 +211,9 @@ export class Queue extends Contents implements Follower {
   }
 
   removedFrom(chunk: Chunk, batch: number, bytes: number): void {
-    this.appliedChunks.removeUse(chunk, batch, bytes, this.use)
+    if (chunk.batches.isShared(batch)) this.use.goneShared(chunk.batches.position(batch), bytes)
+    else this.use.gone(bytes)
+    this.appliedChunks.removeUse(chunk, batch, this.use)
   }
 
   removedCold(number: number, summary: ChunkSummary): void {

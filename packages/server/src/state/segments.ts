@@ -41,11 +41,8 @@ export class Segments implements LogUse {
   liveBytes = 0
   /** Bytes of messages and batches that stopped being live since the broker started. */
   goneBytes = 0
-  /**
-   * Estimate of the part of `liveBytes` that sparse copies would leave out. It can be wrong where the sizes of single
-   * records are not known, and drifts where messages are not counted one by one, so only differences of it are used.
-   */
-  sparableBytes = 0
+  /** The part of `goneBytes` that is not in a live batch any more. */
+  #freedBytes = 0
   readonly #segmentBytes: number
   readonly #uses = new Map<number, Use>()
   /**
@@ -76,21 +73,14 @@ export class Segments implements LogUse {
       const added = { bytes, rows, neededBytes }
       this.#shared.set(position, added)
       this.add(position, sharedBytes(added))
-      this.sparableBytes += sparableIn(added)
+      this.#freedBytes -= sparableIn(added)
       return
     }
-    shared.rows += rows
-    this.#need(shared, neededBytes)
-    this.add(position, rows * REFER_BYTES)
-  }
-
-  // Changes the record bytes that are needed. Returns how many fewer a copy would have.
-  #need(shared: Shared, bytes: number): number {
     const before = sparableIn(shared)
-    shared.neededBytes += bytes
-    const more = sparableIn(shared) - before
-    this.sparableBytes += more
-    return more
+    shared.rows += rows
+    shared.neededBytes += neededBytes
+    this.#freedBytes += before - sparableIn(shared)
+    this.add(position, rows * REFER_BYTES)
   }
 
   remove(position: number, bytes: number, isShared: boolean): void {
@@ -98,7 +88,7 @@ export class Segments implements LogUse {
     else {
       this.#remove(position, bytes)
       this.goneBytes += BATCH_HEADER_BYTES
-      this.sparableBytes -= bytes - BATCH_HEADER_BYTES
+      this.#freedBytes += bytes
     }
   }
 
@@ -108,21 +98,32 @@ export class Segments implements LogUse {
       this.#shared.delete(position)
       this.#remove(position, sharedBytes(shared))
       this.goneBytes += sharedBytes(shared) - sparableIn(shared)
-      this.sparableBytes -= sparableIn(shared)
+      this.#freedBytes += sharedBytes(shared)
       return
     }
     shared.rows--
     this.#remove(position, REFER_BYTES)
     this.goneBytes += REFER_BYTES
+    this.#freedBytes += REFER_BYTES
   }
 
   gone(bytes: number): void {
     this.goneBytes += bytes
-    this.sparableBytes += bytes
   }
 
   goneShared(position: number, bytes: number): void {
-    this.goneBytes += this.#need(this.#shared.get(position)!, -bytes)
+    const shared = this.#shared.get(position)!
+    const before = sparableIn(shared)
+    shared.neededBytes -= bytes
+    this.goneBytes += sparableIn(shared) - before
+  }
+
+  /**
+   * Estimate of the part of `liveBytes` that sparse copies would leave out. It can be wrong where the sizes of single
+   * records are not known, and drifts where messages are not counted one by one, so only differences of it are used.
+   */
+  get sparableBytes(): number {
+    return this.goneBytes - this.#freedBytes
   }
 
   #remove(position: number, bytes: number): void {
@@ -134,7 +135,7 @@ export class Segments implements LogUse {
     this.#use(from).liveBytes -= bytes
     this.#use(to).liveBytes += copyBytes
     this.liveBytes += copyBytes - bytes
-    this.sparableBytes += copyBytes - bytes
+    this.#freedBytes += bytes - copyBytes
   }
 
   /**
@@ -146,9 +147,9 @@ export class Segments implements LogUse {
     const bytes = sharedBytes(shared)
     this.#shared.delete(from)
     this.#shared.set(to, shared)
-    this.sparableBytes -= sparableIn(shared)
+    this.#freedBytes += sparableIn(shared)
     shared.bytes = copyBytes
-    this.sparableBytes += sparableIn(shared)
+    this.#freedBytes -= sparableIn(shared)
     this.#use(from).liveBytes -= bytes
     this.add(to, sharedBytes(shared))
     this.liveBytes -= bytes
