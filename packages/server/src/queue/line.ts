@@ -20,7 +20,7 @@ import { NONE } from './keys.js'
 import { MARK } from './marks.js'
 import { ReturnedMessages } from './returned.js'
 import { FROM_PLAIN_LINE, type Run } from './run.js'
-import { Schedule } from './schedule.js'
+import { STEP, Schedule } from './schedule.js'
 import { NO_SUSPECTS } from './suspects.js'
 import type { TimeQueue } from './time-queue.js'
 
@@ -179,23 +179,30 @@ export class Line {
 
   /**
    * Applies changes of the rules to the keys, then moves messages whose due time is `nowMs` or earlier from the schedule to
-   * the line, in the order of due times and offsets. Handles at most `max` keys and messages, and returns their number.
+   * the line, in the order of due times and offsets. Handles at most `max` keys and messages. Returns the cost in messages.
    * Calls `each` with each message that became ready.
    */
   advance(nowMs: number, max = Infinity, each?: (offset: number) => void): number {
     const schedule = this.#schedule
     let count = this.#keyLines?.isChanging === true ? this.#keyLines.continueChange(max) : 0
     if (schedule === undefined) return count
-    for (; count < max; count++) {
+    // The work of the schedule has a budget of its own, so that it does not delay the messages that it finds.
+    let scheduleCost = 0
+    while (count < max && scheduleCost < max) {
       const offset = schedule.takeDue(nowMs)
-      if (offset === NONE) return count
+      if (offset === NONE) break
+      if (offset === STEP) {
+        scheduleCost += schedule.stepCost
+        continue
+      }
       const chunk = this.#chunks.at(offset)!
       const index = offset - chunk.base
       this.#unschedule(chunk, index)
       this.#becomeDue(chunk, index, chunk.lineTimeAt(index))
+      count++
       each?.(offset)
     }
-    return count
+    return Math.max(count, scheduleCost)
   }
 
   /** Whether `advance` has more to do at `nowMs`. Until it is done, the message to deliver first is unknown. */

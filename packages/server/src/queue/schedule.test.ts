@@ -3,7 +3,7 @@ import { afterEach, beforeEach, expect, it } from 'vitest'
 import { CHUNK_MESSAGES } from './bits.js'
 import { Chunks } from './chunks.js'
 import { MARK } from './marks.js'
-import { Schedule } from './schedule.js'
+import { STEP, Schedule } from './schedule.js'
 import { runs } from '../../../../test/amount.js'
 
 const nearMax = Schedule.nearMax
@@ -48,6 +48,7 @@ class Rig {
   due(nowMs: number): number[] {
     const offsets: number[] = []
     for (let offset = this.schedule.takeDue(nowMs); offset !== -1; offset = this.schedule.takeDue(nowMs)) {
+      if (offset === STEP) continue
       offsets.push(offset)
       this.leave(offset)
     }
@@ -106,4 +107,49 @@ it('returns each message when it is due and never earlier, even if there are man
   )
   expect(came).toBeGreaterThan(1_000)
   expect(withLater).toBeGreaterThan(1_000)
+})
+
+it('returns messages in order, also if messages come and go while the horizon moves', () => {
+  let taken = 0
+  let cut = 0
+  fc.assert(
+    fc.property(
+      fc.array(fc.tuple(step, fc.integer({ min: 0, max: 12 })), { minLength: 10, maxLength: 80 }),
+      (steps) => {
+        const rig = new Rig()
+        rig.next = CHUNK_MESSAGES - 40
+        let nowMs = 0
+        for (const [step, calls] of steps) {
+          const waiting = [...rig.dues.keys()]
+          if ('add' in step) for (const delayMs of step.add) rig.add(nowMs + delayMs)
+          else if ('pass' in step) nowMs += step.pass
+          else if (waiting.length > 0) {
+            const offset = waiting[('cancel' in step ? step.cancel : step.move) % waiting.length]!
+            rig.leave(offset)
+            if ('move' in step) rig.enter(offset, nowMs + step.to)
+          }
+          let offset = 0
+          for (let call = 0; call < calls && offset !== -1; call++) {
+            const [first = -1] = rig.expected(nowMs)
+            offset = rig.schedule.takeDue(nowMs)
+            expect(rig.schedule.stepCost).toBeLessThanOrEqual(16 + CHUNK_MESSAGES / 4)
+            if (offset === STEP) continue
+            expect(offset).toBe(first)
+            if (offset === -1) break
+            rig.leave(offset)
+            taken++
+          }
+          if (offset === STEP) cut++
+          expect(rig.schedule.size).toBe(rig.dues.size)
+          expect(rig.schedule.offsets()).toEqual(new Set(rig.dues.keys()))
+          expect(rig.schedule.nextDeadline).toBeLessThanOrEqual(Math.min(Infinity, ...rig.dues.values()))
+        }
+        const expected = rig.expected(Infinity)
+        expect(rig.due(1e9)).toEqual(expected)
+      },
+    ),
+    { numRuns: runs(100, 3_000) },
+  )
+  expect(taken).toBeGreaterThan(1_000)
+  expect(cut).toBeGreaterThan(50)
 })

@@ -2,10 +2,11 @@
  * Scheduled messages. The messages that are due first are in a time queue. There can be millions of other scheduled
  * messages, so their due times are stored only in their chunks, and each chunk has a lower bound of these times. The
  * horizon divides the two groups. It moves forward when the time queue is empty, and back when the time queue grows too
- * large. So ten million messages scattered over a year take 8 bytes each instead of 24.
+ * large. So ten million messages scattered over a year take 8 bytes each instead of 24. The horizon moves forward chunk by
+ * chunk, in several turns if necessary; meanwhile some chunks have the former horizon.
  *
- * Invariant: a scheduled message that is due before the horizon is in the time queue. For each other scheduled message,
- * `laterMs` of its chunk is at or before its due time.
+ * Invariant: a scheduled message that is due before the horizon of its chunk is in the time queue. For each other scheduled
+ * message, `laterMs` of its chunk is at or before its due time.
  */
 import type { Chunk } from './chunk.js'
 import type { Chunks } from './chunks.js'
@@ -20,6 +21,16 @@ const STALE_SLACK = 1_024
 /** Maximum number of due times, and of chunks, that are sampled to choose a horizon. */
 const SAMPLE_TIMES = 4_096
 const SAMPLE_CHUNKS = 64
+/** Result of `takeDue` if it has done a part of its work and found no message yet. */
+export const STEP = -2
+/**
+ * Cost of searching a chunk when the horizon moves, in messages that become ready, and the number of messages that can be
+ * added to the time queue at the cost of one.
+ */
+const SEARCH_COST = 16
+const PULLED_PER_COST = 4
+/** Maximum number of chunks without later messages that one step passes. */
+const PASSED_MAX = 1_024
 
 export class Schedule {
   /** Maximum number of messages in the time queue. With this many, it takes 16 MiB. Tests set a smaller number. */
@@ -29,6 +40,14 @@ export class Schedule {
   readonly #chunks: Chunks
   readonly #near = new TimeQueue()
   #horizonMs = Infinity
+  /** The chunks to which the horizon still has to move; undefined if it does not move. */
+  #moving: IterableIterator<Chunk> | undefined
+  /** While the horizon moves: the former horizon, which holds for the chunks above `#movedTo`, up to `#moveEnd`. */
+  #formerMs = Infinity
+  #movedTo = NONE
+  #moveEnd = NONE
+  /** Cost of the last step, in messages that become ready. */
+  stepCost = 1
   /** Upper bound for the number of messages that are due at the horizon or later. */
   #later = 0
 
@@ -38,13 +57,23 @@ export class Schedule {
 
   /** Time of the next due message, or of the horizon; Infinity if nothing is scheduled. */
   get nextDeadline(): number {
-    return Math.min(this.#near.firstTime, this.#later > 0 ? this.#horizonMs : Infinity)
+    return Math.min(this.#near.firstTime, this.#later > 0 ? this.#nearUntilMs : Infinity)
+  }
+
+  // All scheduled messages that are due before this time are in the time queue.
+  get #nearUntilMs(): number {
+    return this.#moving === undefined ? this.#horizonMs : this.#formerMs
+  }
+
+  #horizonOf({ base }: Chunk): number {
+    const isFormer = this.#moving !== undefined && base > this.#movedTo && base <= this.#moveEnd
+    return isFormer ? this.#formerMs : this.#horizonMs
   }
 
   /** Adds a scheduled message. Its due time is already in its chunk. */
   add(chunk: Chunk, index: number, dueMs: number): void {
     this.size++
-    if (dueMs >= this.#horizonMs) {
+    if (dueMs >= this.#horizonOf(chunk)) {
       this.#later++
       if (dueMs < chunk.laterMs) chunk.laterMs = dueMs
       return
@@ -52,31 +81,34 @@ export class Schedule {
     this.#near.push(dueMs, chunk.base + index)
     const { size } = this.#near
     if (size > 2 * this.size + STALE_SLACK) this.#near.keep((timeMs, offset) => this.#holds(timeMs, offset))
-    else if (size > Schedule.nearMax) this.#spill()
+    else if (size > Schedule.nearMax && this.#moving === undefined) this.#spill()
   }
 
   /** Removes a message that is no longer scheduled. Its due time is still in its chunk. */
   remove(chunk: Chunk, index: number): void {
     this.size--
-    if (chunk.lineTimeAt(index) >= this.#horizonMs) this.#later--
+    if (chunk.lineTimeAt(index) >= this.#horizonOf(chunk)) this.#later--
   }
 
   /**
    * Offset of the next message that is due at `nowMs`, in the order of due times and offsets; -1 if no message is due. The message
-   * counts as scheduled until the caller calls `remove`.
+   * counts as scheduled until the caller calls `remove`. Returns STEP after a step of limited work; see `stepCost`.
    */
   takeDue(nowMs: number): number {
-    for (;;) {
-      const timeMs = this.#near.firstTime
-      if (timeMs > nowMs) {
-        if (this.#later === 0 || this.#horizonMs > nowMs) return NONE
-        this.#refill()
-        continue
-      }
+    const timeMs = this.#near.firstTime
+    if (timeMs <= nowMs && timeMs < this.#nearUntilMs) {
       const offset = this.#near.firstOffset
       this.#near.pop()
       if (this.#holds(timeMs, offset)) return offset
+      this.stepCost = 1
+      return STEP
     }
+    if (this.#moving === undefined) {
+      if (this.#later === 0 || this.#horizonMs > nowMs) return NONE
+      this.#beginMove()
+    }
+    this.#moveOn()
+    return STEP
   }
 
   /**
@@ -89,7 +121,7 @@ export class Schedule {
       const chunk = this.#chunks.at(offset)!
       each(chunk, offset - chunk.base)
     })
-    if (this.#later === 0 || this.#horizonMs > nowMs) return
+    if (this.#later === 0 || this.#nearUntilMs > nowMs) return
     for (const chunk of this.#chunks) {
       if (chunk.laterMs > nowMs) continue
       for (const index of this.#laterIn(chunk)) if (chunk.lineTimeAt(index) <= nowMs) each(chunk, index)
@@ -102,6 +134,7 @@ export class Schedule {
     this.size = 0
     this.#later = 0
     this.#horizonMs = Infinity
+    this.#moving = undefined
   }
 
   /** Offsets of all messages that will be found when they are due. For audits. */
@@ -146,52 +179,85 @@ export class Schedule {
     this.#horizonMs = horizonMs
   }
 
-  // Moves the horizon forward, and adds the messages that are due before it to the time queue.
-  #refill(): void {
+  // Starts to move the horizon forward.
+  #beginMove(): void {
     const horizonMs = this.#nextHorizon()
-    let isLeft = false
-    for (const chunk of this.#chunks) {
-      if (chunk.laterMs < horizonMs) this.#pullNear(chunk, horizonMs)
-      if (chunk.laterMs !== Infinity) isLeft = true
-    }
-    if (!isLeft) this.#later = 0
-    this.#horizonMs = isLeft ? horizonMs : Infinity
+    this.#formerMs = this.#horizonMs
+    this.#horizonMs = horizonMs
+    this.#movedTo = NONE
+    this.#moving = this.#chunks[Symbol.iterator]()
   }
 
-  #pullNear(chunk: Chunk, horizonMs: number): void {
+  // Moves the horizon to the next chunk with later messages, and adds those that are due before it to the time queue.
+  #moveOn(): void {
+    this.stepCost = SEARCH_COST
+    for (let passed = 0; passed < PASSED_MAX; passed++) {
+      const next = this.#moving!.next()
+      if (next.done === true) {
+        this.#endMove()
+        return
+      }
+      const chunk = next.value
+      if (chunk.laterMs >= this.#horizonMs) this.#movedTo = chunk.base
+      else {
+        const pulled = this.#pullNear(chunk)
+        this.stepCost += Math.floor(pulled / PULLED_PER_COST)
+        return
+      }
+    }
+  }
+
+  #endMove(): void {
+    this.#moving = undefined
+    for (const chunk of this.#chunks) if (chunk.laterMs !== Infinity) return
+    this.#later = 0
+    this.#horizonMs = Infinity
+  }
+
+  // Returns the number of messages that were added to the time queue.
+  #pullNear(chunk: Chunk): number {
     const indexes = this.#laterIn(chunk)
+    this.#movedTo = chunk.base
     chunk.laterMs = Infinity
+    let pulled = 0
     for (const index of indexes) {
       const dueMs = chunk.lineTimeAt(index)
-      if (dueMs < horizonMs) {
+      if (dueMs < this.#horizonMs) {
         this.#near.push(dueMs, chunk.base + index)
-        this.#later--
+        pulled++
       } else if (dueMs < chunk.laterMs) chunk.laterMs = dueMs
     }
+    this.#later -= pulled
+    return pulled
   }
 
   #nextHorizon(): number {
     const withLater: Chunk[] = []
     let earliestMs = Infinity
     for (const chunk of this.#chunks) {
+      this.#moveEnd = chunk.base
       if (chunk.laterMs === Infinity) continue
       withLater.push(chunk)
       if (chunk.laterMs < earliestMs) earliestMs = chunk.laterMs
     }
     const stride = Math.max(1, Math.floor(withLater.length / SAMPLE_CHUNKS))
     const sample: number[] = []
-    for (let at = 0; at < withLater.length; at += stride)
-      for (const index of this.#laterIn(withLater[at]!)) sample.push(withLater[at]!.lineTimeAt(index))
+    for (let at = 0; at < withLater.length; at += stride) {
+      const indexes = this.#laterIn(withLater[at]!)
+      const step = Math.ceil((indexes.length * SAMPLE_CHUNKS) / SAMPLE_TIMES)
+      for (let i = 0; i < indexes.length; i += step) sample.push(withLater[at]!.lineTimeAt(indexes[i]!))
+    }
     const wanted = Schedule.nearMax / 2 / this.#later
     if (wanted >= 1 || sample.length === 0) return Infinity
     return Math.max(quantile(sample, wanted), earliestMs + 1)
   }
 
-  // Indexes of the chunk's scheduled messages that are due at the horizon or later.
+  // Indexes of the chunk's scheduled messages that are due at its horizon or later.
   #laterIn(chunk: Chunk): number[] {
     const indexes: number[] = []
+    const horizonMs = this.#horizonOf(chunk)
     for (const index of chunk.liveIndexes())
-      if (chunk.isScheduled(index) && chunk.lineTimeAt(index) >= this.#horizonMs) indexes.push(index)
+      if (chunk.isScheduled(index) && chunk.lineTimeAt(index) >= horizonMs) indexes.push(index)
     return indexes
   }
 }
