@@ -42,11 +42,13 @@ const SLACK_SEGMENTS = 4
 const SHARE = 0.25
 /** Number of bytes that copies may append in each millisecond, in addition to their share. */
 const IDLE_BYTES_PER_MS = 4096
-/**
- * Maximum size of the entries that one step reads, in bytes. With small segments it is a sixteenth of a segment, so that
- * a checkpoint can take effect before the copies of several segments have used up the room.
- */
+/** Maximum size of the entries that one step reads, in bytes. */
 const STEP_BYTES = 256 << 10
+/**
+ * Part of a segment that one step reads at most while room is scarce, so that a checkpoint can take effect before the
+ * copies of several segments have used up the room.
+ */
+const SCARCE_STEP = 1 / 16
 /**
  * Another pass starts only after the bytes of this many segments have changed, or half as many bytes while room is
  * scarce.
@@ -191,7 +193,8 @@ export class Relocation {
 
   // Reads several entries in one turn: a segment can have thousands of entries without a live batch.
   async #read(nowMs: number): Promise<void> {
-    const stepBytes = Math.min(STEP_BYTES, this.#log.segmentBytes / 16)
+    const scarceBytes = this.isScarce ? this.#log.segmentBytes * SCARCE_STEP : Infinity
+    const stepBytes = Math.min(STEP_BYTES, scarceBytes)
     for (let left = stepBytes; left > 0 && (this.#allowance > 0 || this.isScarce);) {
       const result = await this.#entries!.next()
       if (this.#stopped) return
