@@ -35,6 +35,7 @@ const QUEUE = 'packages/server/src/queue'
 
 export const PARTS: readonly Part[] = [
   once('defects-simulation', `${SIMULATION}/defects.test.ts`),
+  once('defects-storage', `${SIMULATION}/storage-defects.test.ts`),
   once('defects-reference', 'test/reference/defects.test.ts'),
   ...seeds('world', `${SIMULATION}/world.test.ts`, 'keeps its promises', 1, 3_000, 100),
   ...seeds('same-again', `${SIMULATION}/world.test.ts`, 'behaves identically', 901, 40, 40),
