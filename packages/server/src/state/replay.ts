@@ -52,9 +52,9 @@ import { readTraits } from './traits.js'
 
 export class Replay {
   /**
-   * Number of chunks at the head of a queue that are read into memory even if they could be cold. They hold as many
-   * messages as one consumer can have unsettled, so that leases can be claimed after a restart. Tests set another
-   * number.
+   * Chunks at the head of a queue are read into memory even if they could be cold, until they hold as many ready messages
+   * as this number of full chunks: as many as one consumer can have unsettled. So leases can be claimed after a restart.
+   * Tests set another number.
    */
   static headChunks = 64
   readonly #state: State
