@@ -185,6 +185,57 @@ describe('retention', () => {
     expect(seen.released).toBeGreaterThan(seen.changed)
   })
 
+  it('begins with a change of the options, also after a crash while a checkpoint has written only a part of the queue', async () => {
+    const bench = await new Bench({
+      segmentBytes: 128 * 1024,
+      checkpointBytes: 32 * 1024,
+      keepsSnapshots: true,
+    }).open()
+    bench.ensure()
+    bench.ensure({}, OTHER)
+    // Batches of one message, so that the page of each chunk takes a slice of the checkpoint.
+    for (let i = 0; i < 3_000; i++) {
+      bench.put([{ bodyBytes: 4 }])
+      if (i % 100 === 0) await bench.settle()
+    }
+    const worker = bench.consume(10_000)
+    await bench.settle()
+    const ack = (...offsets: number[]): void => {
+      for (const offset of offsets) worker.settle(offset, OUTCOME.ack)
+    }
+    await bench.fill(100_000)
+    ack(5, 1_030, 2_060)
+    await bench.settle()
+    const queue = bench.broker.catalog.queue(Q)
+    const chunk = queue.heldChunk(0)!
+    const before = chunk.pagePosition
+    for (let i = 0; i < 2_000 && chunk.pagePosition === before; i++) {
+      bench.put([{ bodyBytes: 700 }], OTHER)
+      bench.now += 25
+      bench.broker.turn.tick()
+      bench.endTurns()
+      await new Promise(setImmediate)
+    }
+    const { definitionPosition } = queue
+    // The page of the chunk is already written, and the definition is not.
+    expect(definitionPosition).toBeLessThan(chunk.pagePosition)
+    ack(100, 101, 102)
+    bench.endTurns()
+    bench.ensure({ retainAgeMs: HOUR })
+    ack(200)
+    await bench.settle()
+    expect(queue.definitionPosition).toBeGreaterThan(chunk.pagePosition)
+    const from = bench.snapshots.length
+    for (let i = 0; i < 40; i++) {
+      bench.put([{ bodyBytes: 700 }], OTHER)
+      await bench.pass(25)
+    }
+    for (const snapshot of bench.snapshots.slice(from)) {
+      await bench.restart(snapshot.reopened({ segmentBytes: 128 * 1024 }))
+      expect(bench.info().retainedBytes).toBe(12)
+    }
+  })
+
   it('keeps acknowledged messages of a chunk that has a dead message, and no messages that ended in another way', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ retainAgeMs: HOUR })

@@ -51,8 +51,8 @@ export interface QueueDefinition {
 
 /** Maximum number of messages of one queue in the ring of arrivals. Applying 1,024 batches takes 0.2 ms. */
 const ARRIVED_MAX = CHUNK_MESSAGES
-/** The time of an acknowledgement, for a message that is gone without one. Such a message is not retained. */
-const NOT_ACKED = -1
+/** Instead of the time of an acknowledgement: the message is not kept for replay. */
+export const NOT_RETAINED = -1
 const NEVER_REDRIVEN: RedriveHistory = { redrives: 0, attempts: 0 }
 
 export class Contents extends Source implements Arriving, KeysOwner {
@@ -354,10 +354,10 @@ export class Contents extends Source implements Arriving, KeysOwner {
   }
 
   /**
-   * Removes messages `[offset, offset + count)`. If they were acknowledged at `ackedMs`, a queue with retention keeps them
-   * for replay. Returns how many were not gone before.
+   * Removes messages `[offset, offset + count)`. If `ackedMs` is given, they were acknowledged at that time, and the queue
+   * keeps them for replay. Returns how many were not gone before.
    */
-  remove(offset: number, count: number, ackedMs = NOT_ACKED, bytes?: number): number {
+  remove(offset: number, count: number, ackedMs = NOT_RETAINED, bytes?: number): number {
     let removed = 0
     const end = Math.min(offset + count, this.next)
     for (let from = offset; from < end;) {
@@ -452,7 +452,7 @@ export class Contents extends Source implements Arriving, KeysOwner {
       if (end <= 0) continue
       let from = 0
       for (const index of [...(chunk.dead?.indexes() ?? []), end]) {
-        if (index > from) this.#removeIn(chunk, from, Math.min(index, end), NOT_ACKED)
+        if (index > from) this.#removeIn(chunk, from, Math.min(index, end), NOT_RETAINED)
         from = index + 1
       }
     }
@@ -602,7 +602,7 @@ export class Contents extends Source implements Arriving, KeysOwner {
     let removed = 0
     const end = Math.min(to, chunk.count)
     const hasMore = chunk.holdsResources
-    const isRetained = ackedMs !== NOT_ACKED && this.retains
+    const isRetained = ackedMs !== NOT_RETAINED
     if (isRetained) this.retain(chunk, from, end, ackedMs, size)
     for (let index = from; index < end;) {
       const batch = chunk.batches.find(index)

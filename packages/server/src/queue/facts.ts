@@ -97,6 +97,9 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.atomic,
 ])
 
+/** In the `death` byte of an `ack` fact: the queue keeps the messages for replay. */
+export const RETAINED = 1
+
 /** Bit in the `death` byte of a `dead` fact: the message will be moved to the dead-letter queue. */
 export const MOVING = 128
 
@@ -129,7 +132,7 @@ export class FactBuffer {
   #bytes: Uint8Array = NO_BYTES
   length = 0
   count = 0
-  /** The last item, if further messages may join it: its position, its kind, and the next offset that would join. */
+  /** The last item, if further messages may join it: its position, its kind with its detail, and the next offset that would join. */
   #openAt = -1
   #openKind = 0
   #openEnd = -1
@@ -161,15 +164,16 @@ export class FactBuffer {
     return taken
   }
 
-  /** Adds a fact about messages that are gone. This fact has no detail besides its kind. */
-  gone(kind: GoneFact, offset: number, count: number): void {
-    if (this.#openAt !== -1 && this.#openKind === FACT[kind] && this.#openEnd === offset) {
+  /** Adds a fact about messages that are gone. `detail` is 0 or, in an `ack` fact, `RETAINED`. */
+  gone(kind: GoneFact, offset: number, count: number, detail = 0): void {
+    const openKind = FACT[kind] + detail * DETAIL
+    if (this.#openAt !== -1 && this.#openKind === openKind && this.#openEnd === offset) {
       writeU32(this.#bytes, this.#openAt + 4, readU32(this.#bytes, this.#openAt + 4) + count)
       this.#openEnd += count
       return
     }
-    this.#openAt = this.#item(FACT[kind], 0, count, offset, 0)
-    this.#openKind = FACT[kind]
+    this.#openAt = this.#item(FACT[kind], detail, count, offset, 0)
+    this.#openKind = openKind
     this.#openEnd = offset + count
   }
 
@@ -305,6 +309,8 @@ export class FactBuffer {
   }
 }
 
+/** Kinds of facts are below this number. */
+const DETAIL = 256
 const NO_BYTES = new Uint8Array(0)
 const BYTES_FIRST = 256
 const KEPT_BYTES = 64 * 1024
@@ -329,7 +335,7 @@ export function factsUntil(
 
 export interface Fact {
   readonly kind: number
-  /** In a `dead` fact: the cause of death, plus the MOVING bit. */
+  /** In a `dead` fact: the cause of death, plus the MOVING bit. In an `ack` fact: `RETAINED` or 0. */
   readonly death: number
   /** Number of attempts in a `retry` or `dead` fact; 0 in other facts. */
   readonly attempts: number

@@ -21,9 +21,9 @@ import { auditCounts } from './audit.js'
 import { UNLIMITED, type Budget } from './budget.js'
 import { DEATH, type Chunk, type Death, type Traits } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
-import { Contents } from './contents.js'
+import { Contents, NOT_RETAINED } from './contents.js'
 import { Expired } from './expiries.js'
-import { FactBuffer, type GoneFact } from './facts.js'
+import { FactBuffer, RETAINED, type GoneFact } from './facts.js'
 import type { Follower } from './follower.js'
 import { FormerLeases, type Reclaimed } from './former.js'
 import { PendingIds } from './ids.js'
@@ -427,8 +427,13 @@ export class Queue extends Contents implements Follower {
   ack(offset: number, count: number, nowMs: number, bytes?: number): void {
     this.leased -= count
     this.#line.settled(offset, count, nowMs)
-    this.facts.gone('ack', offset, count)
-    this.remove(offset, count, nowMs, bytes)
+    if (this.retains) {
+      this.facts.gone('ack', offset, count, RETAINED)
+      this.remove(offset, count, nowMs, bytes)
+    } else {
+      this.facts.gone('ack', offset, count)
+      this.remove(offset, count, NOT_RETAINED, bytes)
+    }
   }
 
   /**

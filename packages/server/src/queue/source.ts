@@ -138,19 +138,6 @@ export abstract class Source {
     this.forgetCold(number, summary)
   }
 
-  /**
-   * Used in recovery, when all facts were applied: releases the retained messages whose batches are before `position`, where
-   * the log begins. Such messages were acknowledged before the queue was set to retain, and recovery applied the
-   * acknowledgement with the later options.
-   */
-  releaseBefore(position: number): void {
-    for (const chunk of [...(this.appliedChunks.retention?.inMemory ?? [])]) {
-      for (let batch = 0; chunk.retained !== undefined && batch < chunk.batches.count; batch++)
-        if (chunk.batches.position(batch) < position)
-          this.#releaseIn(chunk, chunk.base + chunk.batches.first(batch), chunk.base + chunk.batchEnd(batch))
-    }
-  }
-
   #releaseIn(chunk: Chunk, from: number, end: number): void {
     if (chunk.pagePosition > this.appliedFrom) return
     const retained = chunk.retained!

@@ -54,7 +54,6 @@ export async function recover(log: Log): Promise<Recovered> {
     }
   }
   await restoreEach(log, replay, replay.coldHeads())
-  for (const queue of state.queues.values()) queue.releaseBefore(bounds.firstPosition)
   state.segments.forgetBefore(bounds.firstPosition)
   return { state, bounds, directory, entries }
 }

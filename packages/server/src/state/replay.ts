@@ -15,9 +15,6 @@ import {
   batchQueueId,
   batchTimeMs,
   batchType,
-  indexOfSlot,
-  isSparse,
-  presentCount,
   readBatchHeader,
   type BatchHeader,
   type Duplicates,
@@ -27,6 +24,7 @@ import {
 import {
   FACT,
   MOVING,
+  RETAINED,
   CHUNK_MESSAGES,
   NOT_WRITTEN,
   PAGE,
@@ -250,7 +248,6 @@ export class Replay {
     queue.appliedFrom = position
     if (relocated) {
       queue.relocateFact(header.baseOffset, header.count, position, header.length)
-      releaseAbsent(queue, bytes, at, { offset: header.baseOffset, count: header.count, index: 0 })
     } else {
       const rules = { ttlMs: preceding?.ttlMs ?? 0, maxBytes: queue.options.maxBytes }
       const traits =
@@ -297,10 +294,8 @@ export class Replay {
     at: number,
     position: number,
   ): void {
-    for (const refer of refers) {
-      queue.relocateFact(refer.offset, refer.count, position, batchLength(bytes, at))
-      releaseAbsent(queue, bytes, at, refer)
-    }
+    for (const { offset, count } of refers)
+      queue.relocateFact(offset, count, position, batchLength(bytes, at))
   }
 
   // Clearing an empty map would allocate, and most batches have no such facts.
@@ -390,7 +385,7 @@ export class Replay {
       case FACT.discard:
       case FACT.move:
       case FACT.carry:
-        queue.remove(offset, count, fact.kind === FACT.ack ? timeMs : undefined)
+        queue.remove(offset, count, isRetained(fact) ? timeMs : undefined)
         break
       case FACT.retry:
         queue.retryFact(offset, fact.attempts, fact.timeMs)
@@ -486,23 +481,8 @@ const RANGES: ReadonlySet<number> = new Set([
 ])
 const SINGLES: ReadonlySet<number> = new Set([FACT.retry, FACT.dead, FACT.redrive, FACT.reschedule])
 
-// Recovery applies an acknowledgement with the options that the queue has later. Messages without a record in a sparse copy
-// were not retained. `count` messages of the queue from `offset` on are the records of the batch from `index` on.
-function releaseAbsent(
-  queue: Queue,
-  bytes: Uint8Array,
-  at: number,
-  { offset, count, index }: Pick<Refer, 'offset' | 'count' | 'index'>,
-): void {
-  if (queue.chunks.retention === undefined || !isSparse(bytes, at)) return
-  const end = index + count
-  const present = presentCount(bytes, at)
-  let from = index
-  for (let slot = 0; from < end; slot++) {
-    const next = slot < present ? Math.min(end, indexOfSlot(bytes, at, slot)) : end
-    if (next > from) queue.releaseFact(offset + from - index, offset + next - index)
-    from = Math.max(from, next + 1)
-  }
+function isRetained({ kind, death }: Fact): boolean {
+  return kind === FACT.ack && death === RETAINED
 }
 
 interface PrecedingFacts {
