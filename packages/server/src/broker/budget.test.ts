@@ -3,9 +3,10 @@
  * messages, not milliseconds.
  */
 import { queueName, type QueueOptions } from '@sluice/protocol'
-import { expect, it } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Queue } from '../queue/index.js'
-import { Bench, Q, type Message } from '../testing/bench.js'
+import { Schedule } from '../queue/schedule.js'
+import { Bench, Q, type BenchOptions, type Message } from '../testing/bench.js'
 
 const DUE_MAX = 8_192
 const COUNT = 20_000
@@ -23,8 +24,8 @@ interface Rig {
   readonly taken: () => { ready: number; expired: number }
 }
 
-async function rig(options: Partial<QueueOptions> = {}): Promise<Rig> {
-  const bench = await new Bench({ segmentBytes: 8 << 20 }).open()
+async function rig(options: Partial<QueueOptions> = {}, more: BenchOptions = {}): Promise<Rig> {
+  const bench = await new Bench({ segmentBytes: 8 << 20, ...more }).open()
   bench.ensure(options)
   const queue = bench.broker.catalog.queue(Q)
   let counts = { ready: 0, expired: 0 }
@@ -67,8 +68,9 @@ it('makes a limited number of due messages with keys ready in a turn, and keeps 
   bench.put([{}], other)
   expect(bench.info()).toMatchObject({ ready: COUNT + 1, scheduled: 0 })
   bench.endTurns()
-  expect([taken().ready, worker.offsets, otherWorker.offsets]).toEqual([DUE_MAX, [], [0]])
-  expect((await turns(bench, () => taken().ready)).filter(positive)).toEqual([COUNT - 2 * DUE_MAX + 1])
+  // The turn handles one message more, because one arrived.
+  expect([taken().ready, worker.offsets, otherWorker.offsets]).toEqual([DUE_MAX + 1, [], [0]])
+  expect((await turns(bench, () => taken().ready)).filter(positive)).toEqual([COUNT - 2 * DUE_MAX])
   expect(worker.takeOffsets()).toEqual(Array.from({ length: 100 }, (_, index) => index))
   queue.audit()
   worker.leave()
@@ -119,11 +121,11 @@ it('removes a limited number of expired messages before a delivery', async () =>
 })
 
 it('decides as if all expired messages were gone, while some of them are left', async () => {
-  const count = 30_000
+  const count = 50_000
   const { bench, queue, taken } = await rig({ maxMessages: count, unique: 'pending' })
   const old = many(count - 1, (index) => ({ ttlMs: 500, id: `id${index}`, key: `k${index % 10}` }))
   await bench.publish([{ priority: 1 }])
-  await bench.publish(old)
+  for (const half of [old.slice(0, count / 2), old.slice(count / 2)]) await bench.publish(half)
   await expect(bench.publish([{}, {}])).rejects.toThrow(refused('QUEUE_FULL'))
   bench.now += 600
   bench.broker.turn.tick()
@@ -192,4 +194,82 @@ it('applies a change of `keyConcurrency` to a limited number of keys in a turn, 
   expect(counted.filter(positive)).toEqual(SLICES)
   expect(worker.offsets).toEqual(Array.from({ length: 100 }, (_, index) => COUNT + index))
   queue.audit()
+})
+
+describe('in each turn more messages arrive than it may handle', () => {
+  const dueMax = 10
+  const arriving = 25
+  const { nearMax } = Schedule
+  // With the small number of other tests, the search for messages that are due soon would take most of the budget.
+  beforeEach(() => void (Schedule.nearMax = 10_000))
+  afterEach(() => void (Schedule.nearMax = nearMax))
+
+  const scarce = async (options: Partial<QueueOptions> = {}): Promise<Rig> => rig(options, { dueMax })
+
+  /** Runs this many turns of `turnMs`, in each of which messages arrive. Calls `each` after each turn. */
+  async function arrive(
+    { bench }: Rig,
+    count: number,
+    message: (index: number) => Message,
+    each: () => void,
+    turnMs = 1,
+  ): Promise<void> {
+    for (let turn = 0; turn < count; turn++) {
+      bench.now += turnMs
+      bench.put(many(arriving, message))
+      bench.broker.turn.tick()
+      bench.endTurns()
+      each()
+      await new Promise(setImmediate)
+    }
+  }
+
+  it('delivers messages after a finite number of turns, although each arriving message waits behind those that are due', async () => {
+    const made = await scarce()
+    const { bench, queue } = made
+    const keyOf = (index: number): string => `k${index % 50}`
+    await bench.publish(many(100, (index) => ({ delayMs: 1_000, key: keyOf(index) })))
+    const worker = bench.consume(60_000)
+    await bench.settle()
+    bench.now += 1_000
+    bench.broker.turn.tick()
+    expect(queue.hasMoreDue).toBe(true)
+    const delivered: number[] = []
+    await arrive(
+      made,
+      20,
+      (index) => ({ key: keyOf(index) }),
+      () => delivered.push(...worker.takeOffsets()),
+    )
+    expect(delivered.slice(0, 50)).toEqual(Array.from({ length: 50 }, (_, index) => index))
+    queue.audit()
+  })
+
+  it('delivers delayed messages that become due as fast as they arrive', async () => {
+    const made = await scarce()
+    const worker = made.bench.consume(60_000)
+    await arrive(
+      made,
+      60,
+      () => ({ delayMs: 20 }),
+      () => {},
+    )
+    // The messages of the last 20 turns are not due yet, and those of a few more turns are not ready yet.
+    expect(worker.offsets.length).toBeGreaterThan(30 * arriving)
+  })
+
+  it('does not keep more and more expired messages', async () => {
+    const made = await scarce({ ttlMs: 20 })
+    const { queue } = made
+    let most = 0
+    await arrive(
+      made,
+      200,
+      () => ({}),
+      () => (most = Math.max(most, queue.live)),
+      100,
+    )
+    // Expired messages are searched once a second, which is after ten turns.
+    expect(most).toBeLessThan(30 * arriving)
+  })
 })

@@ -518,6 +518,7 @@ export class Intake {
     const baseOffset = queue.next
     const position = this.#writer.writeMessages(bytes, at, end, queue, producerId, attributes)
     queue.append(count, position, nowMs, end - at - BATCH_HEADER_BYTES, traits, duplicates)
+    this.#turn.accepted(count)
     if (duplicates !== undefined) queue.count('duplicates', duplicates.size)
     return { baseOffset, duplicates: duplicatesIn(admitted, baseOffset) }
   }

@@ -245,6 +245,7 @@ export class SharedIntake {
       if (part.readsRecords) traits = records.traitsOf(part.refers, queue.options)
       const batch = { baseOffset: base, count, timeMs: nowMs, length }
       queue.referFact(part.refers, batch, position, recordsBytes, traits, duplicates)
+      if (part.readsRecords) this.#turn.accepted(count)
       if (duplicates !== undefined) queue.count('duplicates', duplicates.size)
       this.#turn.changed(queue)
     }

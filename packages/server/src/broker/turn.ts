@@ -52,6 +52,8 @@ export class Turn {
   readonly #behind = new Set<Queue>()
   readonly #dueMax: number
   readonly budget: Budget
+  /** Number of messages that were accepted since `continueDue` was last called and can have a due or expiry time. */
+  #accepted = 0
   #parts!: TurnParts
   #isDue = false
   #isStopped = false
@@ -186,14 +188,29 @@ export class Turn {
     this.wake()
   }
 
-  /** Continues with the messages that earlier turns could not handle. */
+  /**
+   * Called when messages with options, or of a queue whose options set a time to live or limits, were accepted. Each of
+   * them can once be due, and can once expire.
+   */
+  accepted(messages: number): void {
+    this.#accepted += messages
+  }
+
+  /**
+   * Continues with the messages that earlier turns could not handle. In addition to its budget, a turn handles as many
+   * messages as were accepted since the last turn. Otherwise more messages could arrive in each turn than it handles, and
+   * nothing of their queue would ever be delivered.
+   */
   continueDue(): void {
+    this.budget.left += this.#accepted
+    this.#accepted = 0
     for (const queue of this.#behind) {
       if (this.budget.left <= 0) break
       this.#behind.delete(queue)
       // If the queue still has such messages, this call adds the queue again at the end of the set.
       this.#parts.due(queue)
     }
+    this.budget.left = Math.min(this.budget.left, this.#dueMax)
     if (this.#behind.size > 0) this.wake()
   }
 

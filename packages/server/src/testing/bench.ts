@@ -171,6 +171,8 @@ export interface BenchOptions {
   readonly queuesMax?: number
   readonly pagesMax?: number
   readonly producersMax?: number
+  /** Number of messages whose time has come that one turn handles. */
+  readonly dueMax?: number
   /** Whether the bench keeps a copy of the log from before each entry, as the next broker would find it. */
   readonly keepsSnapshots?: boolean
   /**
