@@ -458,6 +458,8 @@ const NO_LIMIT: Readonly<Record<string, string>> = {
   SHARED_BODY_BYTES_MAX: 'larger bodies are not copied',
   NODE_ENTRIES_MAX: 'a full node is split',
   SUMMARY_SEGMENTS_MAX: 'a chunk in more segments stays in memory',
+  FOUND_MAX: 'further searches find the other expired messages',
+  PASSED_MAX: 'the next step passes further chunks',
   WARM_MAX: 'chunks beyond it leave memory again',
   DRAINED_MAX: 'a full chunk with more messages left is not packed',
   PATIENCE_MS_MAX: 'a redelivered message waits at most this long for a handler that still has it',
