@@ -355,6 +355,27 @@ describe('replay', () => {
     }
   })
 
+  it('of a queue that is deleted during a page ends with an error, and reports what was replayed', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ retainAgeMs: HOUR })
+    bench.ensure({}, OTHER)
+    await bench.publish(many(900))
+    await bench.drain()
+    bench.broker.turn.begin()
+    const from = { fromOffset: 0, fromMs: undefined, untilMs: undefined, cursor: undefined }
+    const request = { name: Q, ...from, limit: 1_000, filter: {}, to: OTHER, dryRun: false }
+    const page = bench.broker.replays.page(request, CALLER)
+    while (bench.info(OTHER).published === 0) await new Promise(setImmediate)
+    bench.broker.turn.begin()
+    bench.broker.catalog.delete(Q)
+    bench.ensure({ retainAgeMs: HOUR })
+    const result = await bench.answer(page)
+    expect(result.error).toMatchObject({ code: 'QUEUE_NOT_FOUND', message: 'The queue q was deleted.' })
+    expect(result.replayed).toBe(bench.info(OTHER).published)
+    expect(result.replayed).toBeLessThan(900)
+    expect(result.cursor).toBe(`${result.replayed}:900`)
+  })
+
   it('skips messages that expired or wait, with a crash before a page', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR, ttlMs: HOUR })

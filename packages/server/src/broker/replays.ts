@@ -6,7 +6,7 @@
  * Invariant: a page takes several turns, and the state of a message is checked again after each wait. A page needs only
  * its cursor, so the broker keeps nothing between two pages.
  */
-import type { ReplayRequest } from '@sluice/protocol'
+import { SluiceError, type ReplayRequest } from '@sluice/protocol'
 import type { Queue } from '../queue/index.js'
 import type { ColdChunks } from '../state/cold-chunks.js'
 import type { State } from '../state/state.js'
@@ -82,6 +82,9 @@ export class Replays {
     for (let examined = 1; page.next < page.end; examined++) {
       if (examined > EXAMINED_MAX || page.readBytes >= REPLAY_BYTES_MAX) return
       if (examined % EXAMINED_IN_TURN === 0) await this.#requests.pause(caller)
+      // Without this check, a page of a deleted queue would look like the last page.
+      if (!this.#state.has(queue))
+        throw new SluiceError('QUEUE_NOT_FOUND', `The queue ${queue.name} was deleted.`)
       const offset = queue.nextRetained(page.next)
       if (offset === -1 || offset >= page.end) page.next = page.end
       else if (queue.isCold(offset)) {
