@@ -67,7 +67,7 @@ export class Writer {
       const { pages, pagesMax } = this.pagesFull
       throw new SluiceError(
         'DISK_LOW',
-        `The state of queues and messages takes ${pages} pages; at most ${pagesMax} are allowed. Publishes are accepted again when consumers have settled enough messages.`,
+        `The state of queues and messages takes ${pages} pages; at most ${pagesMax} are allowed. Publishes are accepted again when consumers have settled enough messages, and the retention of enough messages has ended.`,
         { retryAfterMs: 1_000 },
       )
     }
