@@ -1,5 +1,5 @@
 /**
- * One seeded run with long backlogs: queues of several chunks, most of which are cold, on a log with small segments, a
+ * One seeded run with long backlogs: queues of several chunks, many of which are cold, on a log with small segments, a
  * tree of pages with small nodes, and few chunks kept in memory. The broker loses power, is killed or stops, at any use
  * of the disk, and starts again. See world.ts for runs with connections and with every option of a message.
  *
