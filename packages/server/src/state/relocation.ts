@@ -385,7 +385,8 @@ function copyLength(bytes: Uint8Array, at: number, kept: readonly number[], posi
 }
 
 // Indexes in the shared batch at `position` of the records that at least one queue needs, ascending. The batch has `count`
-// records.
+// records. The search ends as soon as every record is needed: usually the first few queues need all of them, and a thousand
+// queues can have four million messages of one batch.
 function neededIndexes(
   refers: readonly Refer[],
   queuesById: ReadonlyMap<number, Queue>,
@@ -393,10 +394,15 @@ function neededIndexes(
   count: number,
 ): number[] {
   const isNeeded = new Uint8Array(count)
+  let missing = count
   for (const refer of refers) {
+    if (missing === 0) break
     const { chunks } = queuesById.get(refer.queueId)!
-    for (const index of chunks.neededIndexesAt(refer.offset, refer.count, position))
+    for (const index of chunks.neededIndexesAt(refer.offset, refer.count, position)) {
+      if (isNeeded[refer.index + index] === 1) continue
       isNeeded[refer.index + index] = 1
+      missing--
+    }
   }
   const indexes: number[] = []
   for (let index = 0; index < count; index++) if (isNeeded[index] === 1) indexes.push(index)

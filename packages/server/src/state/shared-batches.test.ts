@@ -176,6 +176,47 @@ describe('copies of a shared batch', () => {
     for (const name of names) await drained(bench, name)
     expect(bench.broker.usage().liveBytes).toBe(0)
   })
+
+  it('does not look for needed records in queue after queue once all of them are needed', async () => {
+    const names = named(50)
+    const bench = await opened(names)
+    const all = names.map((name) => ({ name }))
+    for (let batch = 0; batch < 10; batch++)
+      share(
+        bench,
+        upTo(100).map((number) => numbered(batch * 100 + number, { bodyBytes: 100 })),
+        all,
+      )
+    await bench.settle()
+    // The first queue needs one record of each batch, and the second one all others.
+    await keep(
+      bench,
+      names[0]!,
+      upTo(10).map((batch) => batch * 100),
+    )
+    await keep(
+      bench,
+      names[1]!,
+      upTo(1_000).filter((number) => number % 100 > 0),
+    )
+    let looked = 0
+    const remove = replaced(Chunks.prototype, (before) => ({
+      neededIndexesAt(this: Chunks, offset, count, position) {
+        looked++
+        return before.neededIndexesAt.call(this, offset, count, position)
+      },
+    }))
+    try {
+      await turnOver(bench, 3_000)
+    } finally {
+      remove()
+    }
+    expect(looked).toBeGreaterThanOrEqual(20)
+    // A batch can be in two chunks of each queue, and can be copied more than once.
+    expect(looked).toBeLessThan(10 * 2 * 6)
+    bench.broker.audit()
+    expect(await drained(bench, names[2]!)).toEqual(upTo(1_000).map((at) => [at, at]))
+  })
 })
 
 /**
