@@ -458,6 +458,7 @@ const NO_LIMIT: Readonly<Record<string, string>> = {
   SHARED_BODY_BYTES_MAX: 'larger bodies are not copied',
   NODE_ENTRIES_MAX: 'a full node is split',
   SUMMARY_SEGMENTS_MAX: 'a chunk in more segments stays in memory',
+  CHANGES_MAX: 'the next change is applied to all keys at once',
   FOUND_MAX: 'further searches find the other expired messages',
   PASSED_MAX: 'the next step passes further chunks',
   WARM_MAX: 'chunks beyond it leave memory again',

@@ -196,6 +196,22 @@ it('applies a change of `keyConcurrency` to a limited number of keys in a turn, 
   queue.audit()
 })
 
+it('delivers messages although the options change in each turn, before all keys follow the last change', async () => {
+  const { bench, queue } = await rig({}, { dueMax: 10 })
+  const count = 1_000
+  await bench.publish(many(count, (index) => ({ key: `k${index}` })))
+  let delivered = 0
+  for (let turn = 0; turn < 100; turn++) {
+    bench.ensure({ keyConcurrency: 1 + (turn % 2) })
+    if (turn === 1) bench.consume(count)
+    await new Promise(setImmediate)
+    bench.endTurns()
+    delivered = queue.leased
+    queue.audit()
+  }
+  expect(delivered).toBe(count)
+})
+
 describe('in each turn more messages arrive than it may handle', () => {
   const dueMax = 10
   const arriving = 25

@@ -33,6 +33,11 @@ interface Change {
  * the time of the oldest message that it has found.
  */
 const OLDEST_LOOKED_AT_MAX = 16_384
+/**
+ * Maximum number of changes of the rules that some keys do not take into account. Another change is applied to all keys at
+ * once: otherwise a client that keeps changing the rules could delay deliveries without end.
+ */
+const CHANGES_MAX = 16
 
 export class KeyLines {
   #rules: KeyRules
@@ -87,6 +92,7 @@ export class KeyLines {
     this.#keys.changes++
     this.#changes.push({ rules, timeMs })
     this.#changedSlots = 0
+    if (this.#changes.length > CHANGES_MAX) this.continueChange(Infinity)
   }
 
   /** Whether some keys may not take all changes of the rules into account. */
