@@ -228,23 +228,17 @@ export class Keys extends HashIndex {
     }
   }
 
-  /** Empties all lines and withdraws all offers. */
-  clearLines(): void {
-    for (const slot of this.slots()) {
-      this.setHead(slot, NONE)
-      this.setTail(slot, NONE)
-      this.withdraw(slot)
-    }
-  }
-
-  /** Called when no message waits or is leased any more. */
+  /** Called when no message waits or is leased any more: empties all lines and withdraws all offers. */
   clear(): void {
-    this.clearLines()
-    for (const slot of this.slots()) {
-      const { words } = this.#page(slot)
-      const at = (slot % PAGE_SLOTS) * WORDS
-      words[at + LEASED] = 0
-      words[at + RETRYING] = 0
+    for (const page of this.#pages) {
+      if (page === undefined) continue
+      const { numbers, words } = page
+      // Slots that are not in use may be written too: `take` sets these fields again.
+      for (let slot = 0; slot < page.end; slot++) {
+        numbers[slot * NUMBERS + HEAD] = numbers[slot * NUMBERS + TAIL] = NONE
+        numbers[slot * NUMBERS + OFFERED] = NONE
+        words[slot * WORDS + LEASED] = words[slot * WORDS + RETRYING] = 0
+      }
     }
   }
 
