@@ -480,6 +480,19 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
+    name: 'a key does not remember since when it has been free',
+    install: () =>
+      replaced(Keys.prototype, () => ({
+        freeAt(this: Keys, slot) {
+          this.withdraw(slot)
+        },
+      })),
+  },
+  {
+    name: 'an expired message that is left keeps its id',
+    install: () => replaced(Queue.prototype, () => ({ removeIfExpired: () => false })),
+  },
+  {
     name: 'a batch that follows a refused one is decided by itself',
     install: () => replaced(BrokerProducer.prototype, () => ({ wasRefused: () => false })),
   },
