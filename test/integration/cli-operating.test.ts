@@ -458,9 +458,9 @@ describe.concurrent('acknowledged messages', () => {
     const { published } = await sluice.queues.get('paced/copies')
     expect(code).toBe(130)
     expect(stderr).toMatch(
-      /^Interrupted: \d+ messages? published to paced\/copies since the start\.\nhint: Run the same command with --cursor [\d:]+: it continues where this one ended\.\n$/,
+      /^Interrupted: \d+ messages? published to paced\/copies since the start\.\nhint: To continue where this command ended, run it again with --cursor [\d:]+\n$/,
     )
-    const cursor = /--cursor ([\d:]+):/.exec(stderr)![1]!
+    const cursor = /--cursor ([\d:]+)/.exec(stderr)![1]!
     expect((await run([...replay, '--cursor', cursor])).stderr).toBe(
       `Published ${40 - published} messages of the queue paced to the queue paced/copies again.\n`,
     )

@@ -239,15 +239,17 @@ export const DEFECTS: readonly PlantedDefect[] = [
   installed('a page of a replay begins with the last message of the previous page', (broker) => {
     around(broker.replays, 'page', (replay) => async (request, by) => {
       const page = await replay(request, by)
-      const [position, index, ...rest] = (page.cursor ?? '0:0').split(':').map(Number)
-      return index === 0 ? page : { ...page, cursor: [position, index! - 1, ...rest].join(':') }
+      if (page.cursor === null) return page
+      const [offset, end] = page.cursor.split(':').map(Number)
+      return { ...page, cursor: `${offset! - 1}:${end}` }
     })
   }),
   installed('a later page of a replay skips its first message', (broker) => {
     around(broker.replays, 'page', (replay) => async (request, by) => {
       const page = await replay(request, by)
-      const [position, index, ...rest] = (page.cursor ?? '0:0').split(':').map(Number)
-      return index === 0 ? page : { ...page, cursor: [position, index! + 1, ...rest].join(':') }
+      if (page.cursor === null) return page
+      const [offset, end] = page.cursor.split(':').map(Number)
+      return { ...page, cursor: `${offset! + 1}:${end}` }
     })
   }),
   installed('a history has no deliveries', (broker) => {

@@ -219,7 +219,7 @@ class History {
     const behind = this.#names.filter((other) => other > name)
     if (behind.length > 0 && chance.hit(0.4)) options.deadLetter = chance.pick(behind)
     if (chance.hit(0.15)) options.single = true
-    if (chance.hit(0.15)) options.retainAgeMs = 60_000
+    if (chance.hit(0.3)) options.retainAgeMs = chance.pick([60_000, 3_600_000])
     return options
   }
 

@@ -139,7 +139,7 @@ export class DeadLetters {
     if (call !== undefined) onlyKnown('dead', call, CALL_OPTIONS)
     const { name } = queueOf(queue)
     const body = { name, state: 'dead', ...fields }
-    return this.#requests.send(OP.PEEK, body, true, call, messagesAnswer<Input>(name))
+    return this.#requests.send(OP.PEEK, body, 'again', call, messagesAnswer<Input>(name))
   }
 
   /**
@@ -211,7 +211,7 @@ export class DeadLetters {
       const answer = await this.#requests.send(
         OP[frame],
         { ...body, ...place, limit },
-        dryRun === true,
+        dryRun === true ? 'again' : 'answered',
         call,
         RESULT,
       )

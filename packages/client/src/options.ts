@@ -565,14 +565,19 @@ function prefetchBytes(value: number | undefined): number {
   return whole('prefetchBytes', value ?? PREFETCH_BYTES_DEFAULT, 1, LIMITS.creditBytesMax)
 }
 
-/** A time as milliseconds since the epoch. @throws SluiceError `code` */
-export function timeMs(name: string, value: unknown, code: ErrorCode = 'INVALID_ARGUMENT'): number {
+/**
+ * A time as milliseconds since the epoch. `expected` describes the values that the caller accepts.
+ * @throws SluiceError `code`
+ */
+export function timeMs(
+  name: string,
+  value: unknown,
+  code: ErrorCode,
+  expected = 'a Date, or a whole number of milliseconds since 1970',
+): number {
   const ms = value instanceof Date ? value.getTime() : value
   if (typeof ms !== 'number' || !Number.isInteger(ms) || ms < 0 || ms >= 2 ** 48) {
-    throw new SluiceError(
-      code,
-      `\`${name}\` is ${shown(value)}; it must be a Date, or a whole number of milliseconds since 1970.`,
-    )
+    throw new SluiceError(code, `\`${name}\` is ${shown(value)}; it must be ${expected}.`)
   }
   return ms
 }

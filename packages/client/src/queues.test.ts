@@ -525,6 +525,22 @@ describe('dead letters', () => {
     })
   })
 
+  it('count the page that was on its way when the signal was aborted', async () => {
+    const controller = new AbortController()
+    peer.replies[OP.REDRIVE] = (frame, link) => {
+      controller.abort()
+      setTimeout(() => {
+        link.result(frame, { matched: 1000, redriven: 1000, guarded: 0, barred: 0, next: 1000 })
+      }, 5)
+    }
+    await expect(sluice.dead.redrive('q', {}, { signal: controller.signal })).rejects.toMatchObject({
+      code: 'ABORTED',
+      outcome: 'partial',
+      progress: { matched: 1000, redriven: 1000 },
+    })
+    expect(peer.link.named('REDRIVE')).toHaveLength(1)
+  })
+
   it('can be selected by offset, in requests of limited length', async () => {
     const offsets = Array.from({ length: 1500 }, (_, i) => 3000 - i * 2)
     peer.replies[OP.DISCARD] = (frame, link) => {

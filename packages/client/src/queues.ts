@@ -15,7 +15,7 @@ import {
 import { durationMs, type Duration } from './duration.js'
 import { onlyKnown, queueOf, timeMs, whole, type CallOptions, type QueueRef } from './options.js'
 import { messagesAnswer, type MessagePage } from './peeked.js'
-import { RESULT, type Body, type Requests } from './requests.js'
+import { RESULT, type Body, type Repeat, type Requests } from './requests.js'
 import {
   CALL_OPTIONS,
   FILTER_FIELDS,
@@ -211,14 +211,14 @@ export class Queues {
     const { name } = queueOf(queue)
     const { update, ...named } = options
     const body = withoutUndefined({ name, options: wireOptions(named), update })
-    const result = await this.#call(OP.ENSURE, body, true, call)
+    const result = await this.#call(OP.ENSURE, body, 'again', call)
     if (typeof result['created'] !== 'boolean') throw malformed('ENSURE')
     return { created: result['created'], queue: queueInfo('ENSURE', result['queue']) }
   }
 
   /** Resolves with the state and the options of a queue. @throws SluiceError QUEUE_NOT_FOUND */
   async get(queue: QueueRef, call?: CallOptions): Promise<QueueInfo> {
-    const result = await this.#call(OP.GET, { name: queueOf(queue).name }, true, call)
+    const result = await this.#call(OP.GET, { name: queueOf(queue).name }, 'again', call)
     return queueInfo('GET', result['queue'])
   }
 
@@ -227,7 +227,7 @@ export class Queues {
     const all: QueueInfo[] = []
     let body: Body = {}
     for (;;) {
-      const { queues, more } = await this.#call(OP.LIST, body, true, call)
+      const { queues, more } = await this.#call(OP.LIST, body, 'again', call)
       if (!Array.isArray(queues)) throw malformed('LIST')
       for (const queue of queues) all.push(queueInfo('LIST', queue))
       if (more !== true) return all
@@ -262,7 +262,7 @@ export class Queues {
     body: Body,
     call: CallOptions | undefined,
   ): Promise<{ readonly messages: number }> {
-    const { messages } = await this.#call(OP[frame], body, false, call)
+    const { messages } = await this.#call(OP[frame], body, 'once', call)
     if (typeof messages !== 'number') throw malformed(frame)
     return { messages }
   }
@@ -288,7 +288,7 @@ export class Queues {
     queue: QueueRef,
     call: CallOptions | undefined,
   ): Promise<{ readonly changed: boolean }> {
-    const { changed } = await this.#call(OP[frame], { name: queueOf(queue).name }, true, call)
+    const { changed } = await this.#call(OP[frame], { name: queueOf(queue).name }, 'again', call)
     if (typeof changed !== 'boolean') throw malformed(frame)
     return { changed }
   }
@@ -312,7 +312,7 @@ export class Queues {
     const { name } = queueOf(queue)
     const { state, from, limit, ...filter } = options
     const body = withoutUndefined({ name, state, from, limit, ...filterField(filter) })
-    return this.#requests.send(OP.PEEK, body, true, call, messagesAnswer<Input>(name))
+    return this.#requests.send(OP.PEEK, body, 'again', call, messagesAnswer<Input>(name))
   }
 
   /**
@@ -327,7 +327,7 @@ export class Queues {
    */
   async cancel(queue: QueueRef, ref: MessageRef, call?: CallOptions): Promise<{ readonly offset: number }> {
     const body = { name: queueOf(queue).name, ...refFields('queues.cancel', ref) }
-    const { offset } = await this.#call(OP.CANCEL, body, false, call)
+    const { offset } = await this.#call(OP.CANCEL, body, 'once', call)
     return { offset: wholeIn('CANCEL', offset) }
   }
 
@@ -361,7 +361,7 @@ export class Queues {
       delayMs: delay === undefined ? undefined : durationMs(delay, 'delay', 'INVALID_DELAY'),
       atMs: at === undefined ? undefined : timeMs('at', at, 'INVALID_DELAY'),
     })
-    const { offset, dueMs } = await this.#call(OP.RESCHEDULE, body, false, call)
+    const { offset, dueMs } = await this.#call(OP.RESCHEDULE, body, 'once', call)
     return { offset: wholeIn('RESCHEDULE', offset), due: new Date(wholeIn('RESCHEDULE', dueMs)) }
   }
 
@@ -376,7 +376,7 @@ export class Queues {
       const { consumers, next } = await this.#call(
         OP.CONSUMERS,
         from === 0 ? { name } : { name, from },
-        true,
+        'again',
         call,
       )
       if (!Array.isArray(consumers)) throw malformed('CONSUMERS')
@@ -422,8 +422,11 @@ export class Queues {
     const body = withoutUndefined({
       name: queueOf(queue).name,
       fromOffset: typeof from === 'number' ? whole('from', from, 0, Number.MAX_SAFE_INTEGER) : undefined,
-      fromMs: from === undefined || typeof from === 'number' ? undefined : timeMs('from', from),
-      untilMs: until === undefined ? undefined : timeMs('until', until),
+      fromMs:
+        from === undefined || typeof from === 'number'
+          ? undefined
+          : timeMs('from', from, 'INVALID_ARGUMENT', 'an offset, or a Date'),
+      untilMs: until === undefined ? undefined : timeMs('until', until, 'INVALID_ARGUMENT', 'a Date'),
       to: to === undefined ? undefined : queueOf(to).name,
       dryRun,
       ...filterField(filter),
@@ -434,7 +437,12 @@ export class Queues {
     const take = async (limit: number): Promise<Step<string>> => {
       const page = withoutUndefined({ cursor: place, limit })
       // The request is not repeated after a lost connection, because a second request could publish a page twice.
-      const answer = await this.#call(OP.REPLAY, { ...body, ...page }, dryRun === true, call)
+      const answer = await this.#call(
+        OP.REPLAY,
+        { ...body, ...page },
+        dryRun === true ? 'again' : 'answered',
+        call,
+      )
       const error = cutShort('REPLAY', answer)
       const matched = wholeIn('REPLAY', answer['matched'])
       done.matched += matched
@@ -467,7 +475,7 @@ export class Queues {
     let cursor: string | undefined
     for (;;) {
       const place = cursor === undefined ? {} : { cursor }
-      const answer = await this.#call(OP.HISTORY, { ...body, ...place }, true, call)
+      const answer = await this.#call(OP.HISTORY, { ...body, ...place }, 'again', call)
       const { events, complete } = answer
       if (!Array.isArray(events) || typeof complete !== 'boolean') throw malformed('HISTORY')
       for (const event of events) all.push(historyEvent(event))
@@ -476,9 +484,9 @@ export class Queues {
     }
   }
 
-  async #call(opcode: number, body: Body, repeatable: boolean, call: CallOptions | undefined): Promise<Body> {
+  async #call(opcode: number, body: Body, repeat: Repeat, call: CallOptions | undefined): Promise<Body> {
     if (call !== undefined) onlyKnown('queues', call, CALL_OPTIONS)
-    return this.#requests.send(opcode, body, repeatable, call, RESULT)
+    return this.#requests.send(opcode, body, repeat, call, RESULT)
   }
 }
 

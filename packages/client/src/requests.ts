@@ -1,6 +1,5 @@
 /**
- * Control requests: one frame each, with one frame as the answer. They wait while there is no connection. A repeatable
- * request is sent again if the connection is lost before the answer.
+ * Control requests: one frame each, with one frame as the answer. They wait while there is no connection.
  */
 import { decodeControl, encodeControl, OP, SluiceError, type SluiceErrorNames } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -18,6 +17,15 @@ export interface Answer<Result> {
   /** @throws SluiceError MALFORMED_FRAME */
   read(bytes: Uint8Array, start: number, end: number): Result
 }
+
+/**
+ * What happens to a request that was sent when the connection is lost or the signal is aborted before the answer.
+ * - `again`: it is sent on the next connection; an abort rejects at once.
+ * - `once`: both reject with an unknown outcome.
+ * - `answered`: like `once`, but an abort waits for the answer. For pages of a long call, which take about a second at
+ *   most: the caller learns how far the call got.
+ */
+export type Repeat = 'again' | 'once' | 'answered'
 
 export const RESULT: Answer<Body> = { opcode: OP.RESULT, read: decodeControl }
 
@@ -37,11 +45,11 @@ export class Requests {
     session.deadlines.add((nowMs) => this.#sweep(nowMs))
   }
 
-  /** Sends a request. If the connection is lost before the answer, a `repeatable` request is sent again. Rejects with a SluiceError. */
+  /** Sends a request. Rejects with a SluiceError. */
   send<Result>(
     opcode: number,
     body: Body,
-    repeatable: boolean,
+    repeat: Repeat,
     call: CallOptions | undefined,
     answer: Answer<Result>,
   ): Promise<Result> {
@@ -56,7 +64,8 @@ export class Requests {
       let sent = false
       const about = namesOf(body)
       const onAbort = (): void => {
-        this.#waiting.delete(request)
+        const waits = this.#waiting.delete(request)
+        if (sent && !waits && repeat === 'answered') return
         fail(aborted(signal!, sent))
       }
       let isOver = false
@@ -83,7 +92,8 @@ export class Requests {
             },
             failed: (error) => {
               // A stopping broker has not executed the request, so it is sent on the next connection.
-              const again = error.code === 'SHUTTING_DOWN' || (repeatable && error.code === 'CONNECTION_LOST')
+              const again =
+                error.code === 'SHUTTING_DOWN' || (repeat === 'again' && error.code === 'CONNECTION_LOST')
               if (again && this.#closed === undefined && signal?.aborted !== true) this.#waiting.add(request)
               else fail(error)
             },

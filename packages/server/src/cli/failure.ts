@@ -288,7 +288,7 @@ function continueText({ cursor }: Progress): string {
 
 /** Returns a sentence on how to continue a replay that ended early. */
 export function cursorText(cursor: string): string {
-  return `Run the same command with --cursor ${cursor}: it continues where this one ended.`
+  return `To continue where this command ended, run it again with --cursor ${cursor}`
 }
 
 // Turns a system error, such as "listen EADDRINUSE: address already in use 127.0.0.1:7420", into a sentence.

@@ -1,7 +1,7 @@
 /** `sluice replay` publishes acknowledged messages again; `sluice history` prints what happened to a message. */
 import type { HistoryEvent } from '@sluice/client'
-import { queueName } from '@sluice/protocol'
-import { command } from './command.js'
+import { queueName, type QueueName } from '@sluice/protocol'
+import { command, type GlobalOptions } from './command.js'
 import { withBroker } from './connection.js'
 import { countFlag, given, placeFlag, timeFlag } from './flags.js'
 import { counted, notice, print, printJson } from './output.js'
@@ -79,11 +79,19 @@ export const replay = command<ReplayFlags>({
     if (result === undefined) return
     const { matched, replayed } = result
     if (options.json) return printJson({ queue, to: target, dryRun, matched, replayed })
-    if (matched === 0) return notice(`The queue ${queue} has no acknowledged message that matches.`)
+    if (matched === 0) return notice(await nothingText(options, queue))
     const what = `${counted(dryRun ? matched : replayed, 'message')} of the queue ${queue}${to === undefined ? '' : ` to the queue ${to}`}`
     notice(dryRun ? `This would publish ${what} again.` : `Published ${what} again.`)
   },
 })
+
+// A queue that retains nothing is the most frequent reason for an empty replay.
+async function nothingText(options: GlobalOptions, queue: QueueName): Promise<string> {
+  const { retain } = (await withBroker(options, 'replay', (sluice) => sluice.queues.get(queue))).options
+  return retain.age === 0 && retain.bytes === 0
+    ? `The queue ${queue} keeps no acknowledged messages: it has neither --retain-age nor --retain-bytes.`
+    : `The queue ${queue} has no acknowledged message that matches.`
+}
 
 export const history = command<{ readonly queue: string; readonly offset: string }>({
   builder: (yargs) =>
@@ -101,7 +109,10 @@ export const history = command<{ readonly queue: string; readonly offset: string
     )
     if (options.json) return printJson({ queue, offset, complete, events })
     if (events.length > 0) await print(table(columnsOf(events), events))
-    else notice(`The log has no events for message ${offset} of the queue ${queue}.`)
+    else
+      notice(
+        `The log no longer has events of message ${offset} of the queue ${queue}: their segments were freed.`,
+      )
     if (!complete && events.length > 0) notice('Earlier events are no longer kept.')
   },
 })

@@ -75,7 +75,7 @@ describe('failures', () => {
     const plain = failureOf(new SluiceError('DISK_LOW', 'No room.')).advice
     const replay = cut({ matched: 7, replayed: 7, cursor: '1:2:3:4:5:6:7' })
     expect(failureText(replay, false)).toBe(
-      `error: No room.\n hint: ${plain} Run the same command with --cursor 1:2:3:4:5:6:7: it continues where this one ended.\n`,
+      `error: No room.\n hint: ${plain} To continue where this command ended, run it again with --cursor 1:2:3:4:5:6:7\n`,
     )
     expect(JSON.parse(failureText(replay, true))).toEqual({
       error: {
