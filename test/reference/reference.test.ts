@@ -58,7 +58,7 @@ const SEEN: Readonly<Record<string, number>> = {
   ticks: 8_900,
   'refused MESSAGE_NOT_FOUND': 820,
   'pages that were not the last': 120,
-  'messages replayed': 1_400,
+  'messages replayed': 900,
   'crashes between pages of a replay': 120,
   'pages replayed twice': 90,
   'complete histories': 1_200,
