@@ -60,7 +60,7 @@ const SEEN: Readonly<Record<string, number>> = {
   'pages that were not the last': 120,
   'messages replayed': 900,
   'crashes between pages of a replay': 120,
-  'pages replayed twice': 90,
+  'pages replayed twice': 60,
   'complete histories': 1_200,
   'in a history: delivered': 160,
   'in a history: retried': 90,
