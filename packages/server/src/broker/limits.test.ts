@@ -102,7 +102,8 @@ it('makes at most 8,192 due messages ready in a turn, serves other queues in the
   expect(queue.scheduled).toBe(count - 8_192 + 1)
   bench.put([{}], other)
   bench.endTurns()
-  expect(queue.scheduled).toBe(count - 2 * 8_192 + 1)
+  // The turn handles one message more, because one with options arrived.
+  expect(queue.scheduled).toBe(count - 2 * 8_192)
   expect([worker.offsets, otherWorker.offsets]).toEqual([[], [0]])
   await bench.settle()
   expect(queue.scheduled).toBe(1)
