@@ -127,6 +127,9 @@ export class Model {
       codes.push('QUEUE_NOT_FOUND')
     if (codes.length > 0) throw new Refused(codes)
     if (existing !== undefined) {
+      // A longer time does not bring back messages whose retention was over before.
+      for (const done of existing.done)
+        if (done.atMs + before.retainAgeMs <= this.nowMs) done.isRetained = false
       existing.options = after
       const { forgetsAfterMs, changesRules, routesDead } = changeOf(before, after)
       if (forgetsAfterMs !== undefined) existing.remembered.forgetUntil(this.nowMs - forgetsAfterMs)

@@ -77,7 +77,7 @@ export interface ModelQueue {
   /** All messages that are not gone, by offset. */
   messages: ModelMessage[]
   /** Acknowledged messages. Only acknowledged messages can be replayed, and only if they are retained. */
-  readonly done: { readonly message: ModelMessage; readonly atMs: number; readonly isRetained: boolean }[]
+  readonly done: { readonly message: ModelMessage; readonly atMs: number; isRetained: boolean }[]
   /** Events of each message, by offset, oldest first. */
   readonly history: Map<number, ModelEvent[]>
   /** Offset of the next message. */
