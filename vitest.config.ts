@@ -21,7 +21,7 @@ const INTEGRATION = [
 const SIMULATION = [
   'packages/server/src/log/{crash,damage}.test.ts',
   'packages/server/src/queue/{ids,model}.test.ts',
-  'packages/server/src/state/{cold-chunks,page-tree,space,sparse-copies,traits}.test.ts',
+  'packages/server/src/state/{cold-chunks,page-tree,shared-batches,space,sparse-copies,traits}.test.ts',
   'test/conformance/fuzz.test.ts',
   'test/{simulation,reference}/**/*.test.ts',
 ]

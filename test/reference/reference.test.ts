@@ -79,7 +79,7 @@ const SEEN: Readonly<Record<string, number>> = {
 
 test('histories', { timeout: TIMEOUT_MS }, async () => {
   const totals = new Map<string, number>()
-  const seeds = seedsFrom(1, 20, 1_000)
+  const seeds = seedsFrom(1, 15, 1_000)
   for (const seed of seeds) {
     const options = { seed, operations: OPERATIONS }
     const { counts, failure } = await runHistory(PRODUCT, options)

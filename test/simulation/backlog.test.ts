@@ -8,7 +8,7 @@ import { BacklogPoints, noBacklogCounts } from './backlog-points.js'
 import { runBacklog } from './backlog.js'
 
 const FILE = 'test/simulation/backlog.test.ts'
-const SEEDS = seedsFrom(1, 4, 60)
+const SEEDS = seedsFrom(1, 3, 60)
 const SHARE = IS_LONG || ONE_SEED !== undefined ? 1 : 0.5
 
 const MUST_HAPPEN_IN = 12

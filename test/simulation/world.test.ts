@@ -8,7 +8,7 @@ import { CrashPoints, noCrashes } from './crash.js'
 import { runWorld } from './world.js'
 
 const FILE = 'test/simulation/world.test.ts'
-const SEEDS = seedsFrom(1, 15, 3_000)
+const SEEDS = seedsFrom(1, 12, 3_000)
 
 const MUST_HAPPEN_IN = 60
 /**

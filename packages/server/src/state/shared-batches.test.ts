@@ -435,7 +435,7 @@ describe('at rest', () => {
 })
 
 describe('shared batches and batches of one queue', () => {
-  it.each(seedsFrom(1, 5, 200))('give each queue its messages, seed %i', async (seed) => {
+  it.each(seedsFrom(1, 3, 200))('give each queue its messages, seed %i', async (seed) => {
     const { bench, names, shared, replayed } = await scene(seed, 120)
     expect(shared.length).toBeGreaterThan(10)
     expect(replayed).toBeGreaterThan(0)
