@@ -255,7 +255,7 @@ describe('retention', () => {
     expect(bench.info()).toMatchObject({ dead: 10, retainedBytes: 0 })
   })
 
-  it('ends with a change of the options, and begins anew for messages that are acknowledged afterwards', async () => {
+  it('ends when the options change, and starts again for messages that are acknowledged after they are set again', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure()
     await work(bench, 50)

@@ -335,8 +335,8 @@ export const WAYPOINT_RECORDS = 64
 
 /**
  * Returns the byte in the block at which the record in `slot` of the batch at byte `batchAt` starts. The bytes of a record
- * are found only by the sizes of the records before it, so records are walked in order. Messages of one batch can be needed one by one, in any order, so waypoints
- * shorten the walk.
+ * are found only by the sizes of the records before it, so records are walked in order. Messages of one batch can
+ * be needed one by one, in any order, so waypoints shorten the walk.
  */
 export function recordAt(block: Block, batchAt: number, slot: number): number {
   const { bytes } = block

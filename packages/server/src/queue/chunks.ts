@@ -215,8 +215,9 @@ export class Chunks {
 
   /**
    * Visits the batches that have a live or retained message, each batch once, in the order of their offsets, until
-   * `visit` returns true. A shared batch is visited once for each of its rows with such a message, with
-   * about the bytes of these messages. Allocates nothing per batch, because a queue that is deleted can have millions of batches.
+   * `visit` returns true. A shared batch is visited once for each of its rows with such a message, with about
+   * the bytes of these messages. Allocates nothing per batch, because a queue that is deleted can have millions
+   * of batches.
    */
   eachNeededBatch(
     visit: (position: number, bytes: number, isShared: boolean, neededBytes: number) => boolean | void,

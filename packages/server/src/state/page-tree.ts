@@ -30,8 +30,9 @@ export const NODE_ENTRIES_MAX = 256
 const LEAF_ENTRY_BYTES = 24
 /**
  * Summary of a chunk, after its entry in a leaf: u8 segments · u8 0 · u64 record bytes · u48 publish time of the first
- * message · u48 time of the last acknowledgement, or 0 if the messages are live · u64 position and u32 bytes of the first batch, and of the last · for each segment u64 position, u32 bytes. The
- * kind of an entry with a summary has bit 15.
+ * message · u48 time of the last acknowledgement, or 0 if the messages are live · u64 position and u32 bytes of the
+ * first batch, and of the last · for each segment u64 position, u32 bytes. The kind of an entry with a summary has
+ * bit 15.
  */
 const SUMMARY_BYTES = 46
 const SUMMARY_SEGMENT_BYTES = 12

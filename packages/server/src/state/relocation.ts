@@ -9,8 +9,9 @@
  *
  * Invariant: while the broker is idle, copying ends after some time. Copying writes at most the live bytes, and page bytes
  * are exactly the bytes that rewriting the pages would write. So copying can free the whole excess. The bytes that copies
- * leave out are known only after a pass; before that, they are estimated. Copying runs in passes. Each pass goes from the oldest segment to the point at which the log ended when the
- * pass started. The next pass starts only after enough bytes have changed.
+ * leave out are known only after a pass; before that, they are estimated. Copying runs in passes. Each pass goes from
+ * the oldest segment to the point at which the log ended when the pass started. The next pass starts only after
+ * enough bytes have changed.
  */
 import {
   BATCH_ATTRIBUTE,

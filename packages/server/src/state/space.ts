@@ -16,7 +16,8 @@ import type { State } from './state.js'
 /** Why the oldest segment of the log cannot be freed. All later segments wait for it. */
 export interface Holder {
   /**
-   * `writing`: it is the only segment. `messages`: it contains messages that are unsettled or retained. `checkpoint`: its state pages have no later copy yet. `nothing`: it is being freed.
+   * `writing`: it is the only segment. `messages`: it contains messages that are unsettled or retained.
+   * `checkpoint`: its state pages have no later copy yet. `nothing`: it is being freed.
    */
   readonly by: 'writing' | 'messages' | 'checkpoint' | 'nothing'
   /**
