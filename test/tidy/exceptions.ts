@@ -26,6 +26,7 @@ export const LAYOUTS: Reasons = {
   'packages/server/src/queue/ids.ts': 'Pages of ids.',
   'packages/server/src/queue/chunk-page.ts': 'Pages of chunks.',
   'packages/server/src/queue/queue-page.ts': 'Pages of the counters of queues.',
+  'packages/server/src/state/definitions.ts': 'Pages of definitions.',
   'packages/server/src/state/directory.ts': 'The directory of a checkpoint.',
   'packages/server/src/state/page-tree.ts': 'The nodes of the tree of pages.',
   'packages/server/src/state/producers.ts': 'Pages of producers.',

@@ -330,6 +330,18 @@ export const ERRORS = {
     retryable: true,
     meaning: 'An earlier batch for the same queue, which this batch follows, was refused.',
   },
+  TOO_MANY_DEFINITIONS: {
+    number: 55,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The broker has reached its limit of bindings and schedules.',
+  },
+  DEFINITION_TOO_LARGE: {
+    number: 56,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A binding or schedule takes more bytes than the broker accepts.',
+  },
 
   UNREACHABLE: {
     number: 1000,

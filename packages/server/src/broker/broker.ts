@@ -25,6 +25,7 @@ import { Operator } from './operator.js'
 import { Producers } from './producers.js'
 import { Records } from './records.js'
 import { Replays } from './replays.js'
+import { Registry } from './registry.js'
 import { recover, type Recovered } from '../state/recovery.js'
 import { ColdChunks } from '../state/cold-chunks.js'
 import { PAGES_MAX } from '../state/directory.js'
@@ -54,6 +55,8 @@ export interface BrokerOptions {
   readonly queuesMax?: number
   /** Maximum number of pages of the state; default: `PAGES_MAX`. */
   readonly pagesMax?: number
+  /** Maximum number of bindings and schedules; default: `DEFINITIONS_MAX`. */
+  readonly definitionsMax?: number
   /** Maximum number of producers that are remembered; default: `PRODUCERS_MAX`. */
   readonly producersMax?: number
   readonly blocks?: Partial<BlocksOptions>
@@ -126,6 +129,7 @@ export class Broker {
   readonly sharedIntake: SharedIntake
   readonly leases: Leases
   readonly catalog: Catalog
+  readonly registry: Registry
   readonly operator: Operator
   readonly replays: Replays
   readonly history: History
@@ -251,6 +255,7 @@ export class Broker {
     this.leases = new Leases(state, writer, turn, options)
     this.#dispatcher = new Dispatcher(this.#blocks, cold, writer, this.leases, turn, options)
     this.catalog = new Catalog(state, writer, moves, this.leases, turn, options)
+    this.registry = new Registry(state, writer, options)
     this.operator = new Operator(state, records, cold, moves, requests, turn, observer)
     this.replays = new Replays(state, this.intake, records, cold, requests, turn)
     this.history = new History(log, state, requests)

@@ -105,6 +105,11 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
     exit: EXIT.notFound,
     advice: 'If the queue is still needed, create it again with `sluice queue ensure NAME`.',
   },
+  TOO_MANY_DEFINITIONS: {
+    exit: EXIT.failure,
+    advice: 'Delete bindings and schedules that are not needed.',
+  },
+  DEFINITION_TOO_LARGE: BOUNDS,
   TOO_MANY_QUEUES: {
     exit: EXIT.failure,
     advice: 'Delete queues that are no longer used: `sluice queue delete NAME`.',

@@ -18,6 +18,9 @@ export const ENTRY_BYTES_MIN = 128 << 10
 /** Size of one remembered number in the page of a producer, in bytes. */
 export const PRODUCER_NUMBER_BYTES = 20
 
+/** Maximum size of the text of one definition, in bytes. */
+export const DEFINITION_BYTES_MAX = 32 << 10
+
 export interface EntryLimits {
   readonly entryBytesMax: number
   /**
@@ -36,6 +39,8 @@ export interface EntryLimits {
   readonly stepBytesMax: number
   /** Size of one batch of facts, unless a single fact is larger. */
   readonly factsBytesMax: number
+  /** Size of the text of one definition: a binding or a schedule. Its fact has a u16 for the size of the text. */
+  readonly definitionBytesMax: number
   /** Size of the reasons of the dead messages of one chunk, in the page of the chunk. */
   readonly reasonsBytesMax: number
   /**
@@ -58,6 +63,7 @@ export function entryLimits(entryBytesMax: number): EntryLimits {
     aheadBytesMax: entryBytesMax / 4,
     stepBytesMax: entryBytesMax / 4,
     factsBytesMax: entryBytesMax / 8,
+    definitionBytesMax: Math.min(DEFINITION_BYTES_MAX, entryBytesMax / 8),
     reasonsBytesMax: entryBytesMax / 4,
     resultsBytesMax: entryBytesMax / 4,
     producerNumbersMax: Math.min(LIMITS.inFlightBatchesMax, numbers),

@@ -69,6 +69,13 @@ export const FACT = {
    * of the first record are in `time`; see `referOf`. All messages are in one chunk.
    */
   refer: 23,
+  /**
+   * The definition with the id `offset` was added or changed: `death` is its kind, `count` the id of the queue that it
+   * belongs to or 0, `time` its number, and `text` its text.
+   */
+  define: 24,
+  /** The definition with the id `offset` is gone. */
+  undefine: 25,
   /** `offset` is the id of the producer with the identity `text`, in hex. */
   producer: 32,
   /** An atomic step: `time` is its number, `offset` the id of its producer, `count` its checksum, and `text` its batches as JSON. */
@@ -94,6 +101,7 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.tally,
   FACT.release,
   FACT.refer,
+  FACT.define,
   FACT.atomic,
 ])
 
@@ -275,6 +283,16 @@ export class FactBuffer {
     this.#item(FACT.delete, 0, 0, 0, 0)
   }
 
+  define(id: number, kind: number, owner: number, number: number, text: string): void {
+    const at = this.#item(FACT.define, kind, owner, id, TIME_BYTES + text.length * 3)
+    writeU64(this.#bytes, at + HEAD_BYTES, number)
+    this.#text(at, at + HEAD_BYTES + TIME_BYTES, text)
+  }
+
+  undefine(id: number): void {
+    this.#item(FACT.undefine, 0, 0, id, 0)
+  }
+
   producer(id: number, identity: string): void {
     const at = this.#item(FACT.producer, 0, 0, id, identity.length * 3)
     this.#text(at, at + HEAD_BYTES, identity)
@@ -335,7 +353,10 @@ export function factsUntil(
 
 export interface Fact {
   readonly kind: number
-  /** In a `dead` fact: the cause of death, plus the MOVING bit. In an `ack` fact: `RETAINED` or 0. */
+  /**
+   * In a `dead` fact: the cause of death, plus the MOVING bit. In an `ack` fact: `RETAINED` or 0. In a `define` fact:
+   * the kind of the definition.
+   */
   readonly death: number
   /** Number of attempts in a `retry` or `dead` fact; 0 in other facts. */
   readonly attempts: number

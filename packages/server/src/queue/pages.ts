@@ -1,13 +1,16 @@
 /**
- * The pages of the state: the durable state of queues and producers is written to the log in pages by a checkpoint. The
+ * The pages of the state: the durable state of queues, producers and definitions is written to the log in pages by a checkpoint. The
  * owner of a page reports when the page is created and when it is gone. The page tree (state/page-tree.ts) is
  * the implementation.
  */
 
 import type { ChunkSummary } from './cold.js'
 
-/** Kinds of pages. Recovery restores the pages of a lower kind before those of a higher one. */
-export const PAGE = { definition: 1, counters: 2, ids: 3, chunk: 4, producer: 5 } as const
+/**
+ * Kinds of pages; 6 is the kind of nodes. Recovery restores the pages of a lower kind before those of a higher one.
+ * `defined` is the page of a definition that is not a queue (state/definitions.ts).
+ */
+export const PAGE = { definition: 1, counters: 2, ids: 3, chunk: 4, producer: 5, defined: 7 } as const
 export type PageKind = (typeof PAGE)[keyof typeof PAGE]
 
 export interface Pages {

@@ -23,6 +23,7 @@ import {
   type Queue,
 } from '../queue/index.js'
 import type { ChunkOf, ColdChunks } from './cold-chunks.js'
+import type { Definition } from './definitions.js'
 import type { Producer } from './producers.js'
 import { encodeDirectory } from './directory.js'
 import { NODE_PAGE, encodeNode, type PageEntry } from './page-tree.js'
@@ -211,6 +212,7 @@ export class Checkpoints {
     const { tree } = state
     const replayFrom = this.#tail.position
     const { boot, seed, nextQueueId, nextProducerId, crashedAt } = state
+    const nextDefinitionId = state.definitions.nextId
     const sliceBytes = Math.min(SLICE_BYTES, this.#log.segmentBytes / 16)
     let sliceEnd = this.#writtenBytes + sliceBytes
     for (const isWritten of this.#pages(nowMs)) {
@@ -232,6 +234,7 @@ export class Checkpoints {
       seed,
       nextQueueId,
       nextProducerId,
+      nextDefinitionId,
       crashedAt,
       root: tree.root,
     })
@@ -245,7 +248,7 @@ export class Checkpoints {
    * because there can be very many, after some queues without a page to write.
    */
   *#pages(nowMs: number): Generator<boolean, void> {
-    const { tree, queues, producers } = this.#state
+    const { tree, queues, producers, definitions } = this.#state
     // Pages that are only moved come first, so that the page of a changed queue still follows the pages of its chunks.
     let moved = tree.nextBefore(this.evacuateBefore)
     for (; moved !== undefined; moved = tree.nextBefore(this.evacuateBefore, moved)) {
@@ -289,6 +292,12 @@ export class Checkpoints {
         yield true
       }
     }
+    for (const definition of definitions.changed) {
+      // It can be removed between two slices.
+      if (!definitions.isChanged(definition)) continue
+      this.#writeDefined(definition, nowMs)
+      yield true
+    }
   }
 
   // Waits until the chunk of the page is in memory. Returns false if there is nothing to write: the chunk is gone, or
@@ -310,6 +319,10 @@ export class Checkpoints {
   #writeAgain({ kind, id, number }: PageEntry, nowMs: number): void {
     if (kind === PAGE.producer) {
       this.#writeProducer(this.#state.producersById.get(id)!, nowMs)
+      return
+    }
+    if (kind === PAGE.defined) {
+      this.#writeDefined(this.#state.definitions.get(id)!, nowMs)
       return
     }
     const queue = this.#state.queuesById.get(id)!
@@ -346,6 +359,11 @@ export class Checkpoints {
   #writeProducer(producer: Producer, nowMs: number): void {
     producer.pagePosition = this.#write(PAGE.producer, producer.id, 0, producer.encodePage(), nowMs)
     producer.dirty = false
+  }
+
+  #writeDefined(definition: Definition, nowMs: number): void {
+    const position = this.#write(PAGE.defined, definition.id, 0, definition.encodePage(), nowMs)
+    this.#state.definitions.pageWritten(definition, position)
   }
 
   // Appends a page with the current state of its owner. Returns its position.

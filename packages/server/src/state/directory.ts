@@ -21,6 +21,7 @@ export interface Directory {
   readonly seed: Seed
   readonly nextQueueId: number
   readonly nextProducerId: number
+  readonly nextDefinitionId: number
   /** See `State.crashedAt`. */
   readonly crashedAt: number
   readonly root: PageNode
@@ -39,7 +40,7 @@ const HEAD_BYTES = CRASHED_AT + 8
 export const DIRECTORY_BYTES = BATCH_HEADER_BYTES + HEAD_BYTES
 
 /**
- * Layout: u64 replay from · u32 boot · u32 next queue id · u32 next producer id · u32 0 · 16 bytes seed · u64 crashed at ·
+ * Layout: u64 replay from · u32 boot · u32 next queue id · u32 next producer id · u32 next definition id · 16 bytes seed · u64 crashed at ·
  * the root node.
  */
 export function encodeDirectory({
@@ -48,6 +49,7 @@ export function encodeDirectory({
   seed,
   nextQueueId,
   nextProducerId,
+  nextDefinitionId,
   crashedAt,
   root,
 }: Directory): Uint8Array {
@@ -57,6 +59,7 @@ export function encodeDirectory({
   writeU32(bytes, 8, boot)
   writeU32(bytes, 12, nextQueueId)
   writeU32(bytes, 16, nextProducerId)
+  writeU32(bytes, 20, nextDefinitionId)
   writeSeed(bytes, SEED_AT, seed)
   writeU64(bytes, CRASHED_AT, crashedAt)
   bytes.set(node, HEAD_BYTES)
@@ -73,6 +76,8 @@ export function decodeDirectory(bytes: Uint8Array, start: number): ListedPages {
     seed: readSeed(bytes, start + SEED_AT),
     nextQueueId: readU32(bytes, start + 12),
     nextProducerId: readU32(bytes, start + 16),
+    // Directories of earlier versions have 0.
+    nextDefinitionId: Math.max(1, readU32(bytes, start + 20)),
     crashedAt: readU64(bytes, start + CRASHED_AT),
     root,
   }

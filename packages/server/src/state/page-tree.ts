@@ -41,7 +41,7 @@ const HAS_SUMMARY = 0x8000
 const INNER_ENTRY_BYTES = 32
 /** A node begins with u16 level · u16 entries · u32 0. */
 const NODE_HEAD_BYTES = 8
-/** Kind of the pages that hold nodes. It follows the kinds of pages that the tree lists. */
+/** Kind of the pages that hold nodes, which the tree does not list. */
 export const NODE_PAGE = 6
 
 /** Fields of an entry in memory: kind and id, number, position, bytes. */
@@ -60,7 +60,7 @@ const ID_RANGE = 2 ** 32
 
 export interface PageEntry {
   readonly kind: PageKind
-  /** Id of the queue or producer. */
+  /** Id of the queue, producer or definition. */
   readonly id: number
   /** Distinguishes the pages of one kind and id: for example, the number of a chunk. */
   readonly number: number

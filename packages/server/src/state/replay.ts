@@ -41,6 +41,7 @@ import {
   type Refer,
   type PageKind,
 } from '../queue/index.js'
+import { NO_OWNER, type DefinitionKind } from './definitions.js'
 import type { Directory } from './directory.js'
 import type { PageEntry } from './page-tree.js'
 import { Producer, answeredDuplicates } from './producers.js'
@@ -65,6 +66,11 @@ export class Replay {
    * written.
    */
   #listedProducerIds = 0
+  /**
+   * Definition ids below this belong to definitions that the directory lists, or that were gone when the directory was
+   * written.
+   */
+  #listedDefinitionIds = 0
   /** Facts about the batch that follows them, by queue. */
   readonly #preceding = new Map<number, PrecedingFacts>()
   /** The `refer` facts of the shared batch that follows them. */
@@ -90,6 +96,8 @@ export class Replay {
     this.#state.nextProducerId = directory.nextProducerId
     this.#listedQueueIds = directory.nextQueueId
     this.#listedProducerIds = directory.nextProducerId
+    this.#state.definitions.nextId = directory.nextDefinitionId
+    this.#listedDefinitionIds = directory.nextDefinitionId
     this.#state.tree.restore(directory.root)
   }
 
@@ -123,6 +131,8 @@ export class Replay {
       } else queue.restore(chunk)
     } else if (kind === PAGE.ids) {
       this.#state.queuesById.get(id)?.ids.restorePage(bytes, start, end, position)
+    } else if (kind === PAGE.defined) {
+      this.#state.definitions.restorePage(id, bytes, start, end, position)
     } else {
       const producer = Producer.decodePage(bytes, start, end, this.#state.limits)
       producer.pagePosition = position
@@ -341,6 +351,11 @@ export class Replay {
         producer.lastUsedMs = header.timeMs
       } else if (fact.kind === FACT.ensure) {
         this.#applyEnsure(id, fact, position)
+      } else if (fact.kind === FACT.define) {
+        this.#applyDefine(fact, position)
+      } else if (fact.kind === FACT.undefine) {
+        const definition = this.#state.definitions.get(fact.offset)
+        if (definition !== undefined) this.#state.definitions.undefine(definition)
       } else {
         const queue = this.#state.queuesById.get(id)
         if (queue !== undefined) this.#applyToQueue(queue, fact, position, header.timeMs)
@@ -372,6 +387,20 @@ export class Replay {
     } else if (queue.definitionPosition < position) {
       queue.redefine(definition)
     }
+  }
+
+  // If the queue that owns the definition is gone, the fact that deleted the queue has removed the definition.
+  #applyDefine({ offset: id, death, count: owner, timeMs, text }: Fact, position: number): void {
+    const { definitions, queuesById } = this.#state
+    const definition = definitions.get(id)
+    if (id >= definitions.nextId) definitions.nextId = id + 1
+    const isOwned = owner === NO_OWNER || queuesById.has(owner)
+    if (
+      definition === undefined
+        ? id >= this.#listedDefinitionIds && isOwned
+        : definition.pagePosition < position
+    )
+      definitions.define(id, { kind: death as DefinitionKind, owner, text, number: timeMs })
   }
 
   #applyToQueue(queue: Queue, fact: Fact, position: number, timeMs: number): void {

@@ -1,5 +1,5 @@
 /**
- * The durable state of the broker: all queues and producers, and the use of the log by segment. It is derived from the
+ * The durable state of the broker: all queues, producers and definitions, and the use of the log by segment. It is derived from the
  * log alone.
  *
  * Service and recovery change a queue with the same methods of `Contents`, one for each kind of fact (invariant 17). In
@@ -21,6 +21,7 @@ import {
   type QueueObserver,
   type Seed,
 } from '../queue/index.js'
+import { Definitions } from './definitions.js'
 import { NameCache } from './name-cache.js'
 import { PageTree, type PageEntry } from './page-tree.js'
 import { Producer } from './producers.js'
@@ -33,8 +34,9 @@ export class State {
   readonly options = new SharedOptions()
   readonly producers = new Map<string, Producer>()
   readonly producersById = new Map<number, Producer>()
-  /** The pages of all queues and producers. */
+  /** The pages of all queues, producers and definitions. */
   readonly tree = new PageTree()
+  readonly definitions = new Definitions(this.tree)
   readonly segments: Segments
   readonly #arrivals = new Arrivals()
   readonly #reasons = new Reasons()
@@ -98,6 +100,7 @@ export class State {
 
   removeQueue(queue: Queue): void {
     queue.drop()
+    this.definitions.ownerRemoved(queue.id)
     this.tree.removed(PAGE.definition, queue.id, 0)
     this.tree.removed(PAGE.counters, queue.id, 0)
     this.queues.delete(queue.name)
@@ -156,7 +159,8 @@ export class State {
   auditUse(): void {
     this.segments.audit(this.queues.values())
     this.tree.audit()
-    let count = this.queues.size * 2 + this.producersById.size
+    this.definitions.audit()
+    let count = this.queues.size * 2 + this.producersById.size + this.definitions.size
     for (const queue of this.queues.values()) {
       const [from, end] = queue.rememberedIds?.pageNumbers ?? [0, 0]
       count += end - from
@@ -175,6 +179,7 @@ export class State {
 
   #owns({ kind, id, number, position }: PageEntry): boolean {
     if (kind === PAGE.producer) return this.producersById.get(id)?.pagePosition === position
+    if (kind === PAGE.defined) return this.definitions.get(id)?.pagePosition === position
     const queue = this.queuesById.get(id)
     if (queue === undefined) return false
     if (kind === PAGE.chunk) {

@@ -170,6 +170,7 @@ export interface BenchOptions {
   readonly random?: () => number
   readonly queuesMax?: number
   readonly pagesMax?: number
+  readonly definitionsMax?: number
   readonly producersMax?: number
   /** Number of messages whose time has come that one turn handles. */
   readonly dueMax?: number
