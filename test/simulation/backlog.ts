@@ -12,7 +12,7 @@ import { Broker } from '../../packages/server/src/broker/broker.js'
 import type { Disk, Log } from '../../packages/server/src/log/log.js'
 import { SEGMENT_HEADER_BYTES } from '../../packages/server/src/log/segment.js'
 import { Contents } from '../../packages/server/src/queue/contents.js'
-import type { Consumer } from '../../packages/server/src/queue/index.js'
+import { CHUNK_MESSAGES, type Consumer } from '../../packages/server/src/queue/index.js'
 import { Source } from '../../packages/server/src/queue/source.js'
 import { ColdChunks } from '../../packages/server/src/state/cold-chunks.js'
 import { PageTree } from '../../packages/server/src/state/page-tree.js'
@@ -82,7 +82,7 @@ export class Backlog implements BacklogSurroundings {
     PageTree.entriesMax = chance.pick([4, 4, 6, 12])
     ColdChunks.headChunks = chance.int(0, 2)
     // All chunks of one batch must be in memory at the same time.
-    ColdChunks.warmMax = chance.pick([3, 4, 8])
+    ColdChunks.warmMax = chance.pick([6, 8, 16])
     Replay.headChunks = chance.pick([2, 2, 3])
     const roomBytes = chance.pick([64, 96, 128]) * 1024
     this.entryBytesMax = roomBytes - SEGMENT_HEADER_BYTES
@@ -119,6 +119,7 @@ export class Backlog implements BacklogSurroundings {
   async run(): Promise<BacklogReport> {
     const { lives = LIVES, steps = STEPS, file = 'test/simulation/backlog.test.ts' } = this.#options
     const stopCounting = this.#countCold()
+    const cool = this.chance.random() < 0.75 ? coolAtOnce() : undefined
     try {
       await this.#boot()
       for (let life = 1; life <= lives; life++) {
@@ -132,6 +133,7 @@ export class Backlog implements BacklogSurroundings {
     } catch (error) {
       throw new SimulationFailure(this.seed, file, error, this.trace)
     } finally {
+      cool?.()
       stopCounting()
     }
   }
@@ -526,4 +528,16 @@ export async function drain(
 /** @throws SimulationFailure */
 export function runBacklog(options: BacklogOptions): Promise<BacklogReport> {
   return new Backlog(options).run()
+}
+
+// Chunks leave memory as soon as their pages are durable, so that short backlogs have cold chunks. Returns how to undo this.
+function coolAtOnce(): () => void {
+  return replaced(ColdChunks.prototype, () => ({
+    written({ queue, number }) {
+      const chunk = queue.heldChunk(number * CHUNK_MESSAGES)
+      if (chunk === undefined) return
+      if (chunk.isOnlyRetained || number >= queue.chunks.firstNumber + ColdChunks.headChunks)
+        queue.makeCold(chunk)
+    },
+  }))
 }

@@ -160,7 +160,7 @@ export class Checkpoints {
     this.#log.markCheckpoint(finished.position)
     this.#marked = { segment: this.#segmentOf(this.#tail.position), lowWater: finished.lowWater }
     this.#finished = undefined
-    for (const written of this.#chunks) this.#cold.leave(written)
+    for (const written of this.#chunks) this.#cold.written(written)
     this.#chunks = []
     return true
   }

@@ -1,17 +1,20 @@
 /** Chunks that leave memory after a checkpoint, and are read back when their messages are needed. */
 import { BATCH_HEADER_BYTES, BATCH_TYPE, OUTCOME, batchCount, batchType, queueName } from '@sluice/protocol'
-import { describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { entryBatches } from '../log/entry.js'
 import { CHUNK_MESSAGES, PAGE } from '../queue/index.js'
 import type { MemoryLog } from '../log/memory-log.js'
 import { Bench, CALLER, Q, type BenchOptions, type Message } from '../testing/bench.js'
+import { ColdChunks } from './cold-chunks.js'
 import { PageTree } from './page-tree.js'
 import { Replay } from './replay.js'
 import { runs } from '../../../../test/amount.js'
 import { replaced } from '../../../../test/simulation/defects.js'
 
 const OPTIONS = { segmentBytes: 256 * 1024, checkpointBytes: 16 * 1024 }
-const CHUNKS = 12
+const CHUNKS = 14
+/** Number of chunks that stay in memory although they could be cold; a batch can span two. */
+const WARM = 2
 const COUNT = CHUNKS * CHUNK_MESSAGES
 
 const repeated = (count: number, message: Message): Message[] => Array.from({ length: count }, () => message)
@@ -24,7 +27,7 @@ async function filled(size = 100, options: BenchOptions = OPTIONS): Promise<Benc
   for (let left = COUNT; left > 0; left -= size)
     await bench.publish(repeated(Math.min(size, left), { bodyBytes: 20 }))
   await bench.fill(40_000)
-  expect(bench.broker.coldChunks()).toBeGreaterThanOrEqual(CHUNKS - 5)
+  expect(bench.broker.coldChunks()).toBeGreaterThanOrEqual(CHUNKS - 5 - WARM)
   bench.broker.audit()
   return bench
 }
@@ -56,6 +59,14 @@ async function drained(bench: Bench): Promise<number[]> {
   return offsets
 }
 
+const { warmMax } = ColdChunks
+beforeAll(() => {
+  ColdChunks.warmMax = WARM
+})
+afterAll(() => {
+  ColdChunks.warmMax = warmMax
+})
+
 describe('cold chunks', () => {
   it.each([7, 100, 1000, 1024])('are delivered in order, from batches of %i', async (size) => {
     const bench = await filled(size)
@@ -75,7 +86,7 @@ describe('cold chunks', () => {
     worker.leave()
     await bench.settle()
     for (let restarts = 0; restarts < 3; restarts++) {
-      await bench.crash()
+      await withHead(4, () => bench.crash())
       bench.broker.audit()
       expect(bench.info().ready).toBe(COUNT - 1500)
       await bench.fill(40_000)
@@ -383,7 +394,7 @@ describe('cold chunks', () => {
     const bench = await settledInPart()
     const remove = plant()
     try {
-      await expect(compareStarts(bench, 60)).rejects.toBeInstanceOf(Error)
+      await expect(compareStarts(bench, 25)).rejects.toBeInstanceOf(Error)
     } finally {
       remove()
     }

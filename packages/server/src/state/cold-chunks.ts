@@ -8,8 +8,13 @@ import type { Blocks } from '../log/blocks.js'
 import { CHUNK_MESSAGES, PAGE, decodeChunkPage, type Chunk, type Queue } from '../queue/index.js'
 import type { PageTree } from './page-tree.js'
 
-/** Maximum number of chunks that were taken back and are still in memory although they could be cold. */
-const WARM_MAX = 256
+/**
+ * Maximum number of chunks that are in memory although they could be cold, and maximum size of their tables of batches in
+ * bytes. They are the chunks that became full or were read back last. A backlog within these limits, or one that is drained
+ * soon, costs no reads.
+ */
+const WARM_MAX = 4_096
+const WARM_BYTES_MAX = 4 << 20
 /** Number of chunks at the head of a queue that stay in memory: they are delivered next. */
 const HEAD_CHUNKS = 4
 
@@ -19,14 +24,21 @@ export interface ChunkOf {
   readonly number: number
 }
 
+interface Warm extends ChunkOf {
+  readonly bytes: number
+}
+
 export class ColdChunks {
   /** Tests set lower numbers, so that few chunks are enough for some to be cold. */
   static headChunks = HEAD_CHUNKS
   static warmMax = WARM_MAX
+  static warmBytesMax = WARM_BYTES_MAX
   readonly #blocks: Blocks
   readonly #tree: PageTree
-  /** Chunks that were taken back, oldest first. */
-  readonly #warm: ChunkOf[] = []
+  /** Chunks that may be cold but are in memory, oldest first, from the index `#oldest` on. Some may be gone since. */
+  #warm: Warm[] = []
+  #oldest = 0
+  #warmBytes = 0
 
   constructor(blocks: Blocks, tree: PageTree) {
     this.#blocks = blocks
@@ -48,8 +60,7 @@ export class ColdChunks {
     if (block === undefined) return false
     const chunk = decodePage(block.bytes, position - block.position, position, queue, offset)
     queue.makeWarm(chunk)
-    this.#warm.push({ queue, number: chunk.number })
-    if (this.#warm.length >= 2 * ColdChunks.warmMax) this.#cool()
+    this.#keep(queue, chunk)
     return true
   }
 
@@ -69,17 +80,34 @@ export class ColdChunks {
     }
   }
 
-  /** Makes the chunk cold, if it can be cold and is not near the head of its queue. */
-  leave({ queue, number }: ChunkOf): void {
+  /** The page of the chunk is durable, so that the chunk can become cold, at once or later. */
+  written({ queue, number }: ChunkOf): void {
+    const chunk = queue.heldChunk(number * CHUNK_MESSAGES)
+    if (chunk === undefined) return
+    if (chunk.isOnlyRetained) queue.makeCold(chunk)
+    else if (chunk.isUntouched) this.#keep(queue, chunk)
+  }
+
+  #keep(queue: Queue, { number, batches }: Chunk): void {
+    const bytes = batches.pageBytes
+    this.#warm.push({ queue, number, bytes })
+    this.#warmBytes += bytes
+    while (this.#warmBytes > ColdChunks.warmBytesMax || this.#warm.length - this.#oldest > ColdChunks.warmMax)
+      this.#cool()
+  }
+
+  // Makes the oldest warm chunk cold, if it can be cold and is not near the head of its queue.
+  #cool(): void {
+    const { queue, number, bytes } = this.#warm[this.#oldest++]!
+    this.#warmBytes -= bytes
+    if (this.#oldest > this.#warm.length / 2) {
+      this.#warm = this.#warm.slice(this.#oldest)
+      this.#oldest = 0
+    }
     const chunk = queue.heldChunk(number * CHUNK_MESSAGES)
     if (chunk === undefined) return
     if (chunk.isOnlyRetained || number >= queue.chunks.firstNumber + ColdChunks.headChunks)
       queue.makeCold(chunk)
-  }
-
-  #cool(): void {
-    const spent = this.#warm.splice(0, this.#warm.length - ColdChunks.warmMax)
-    for (const warm of spent) this.leave(warm)
   }
 }
 

@@ -39,8 +39,14 @@ import type { State } from './state.js'
 
 /** Dead bytes that are tolerated before anything is copied, in segments. */
 const SLACK_SEGMENTS = 4
-/** Number of bytes that copies may append for each byte that is appended. */
-const SHARE = 0.25
+/**
+ * Number of bytes that copies may append for each byte that is appended. While the log does not grow, each freed byte makes
+ * room for an appended one, and the copies among these are the live share of the log. So copies may append somewhat more
+ * than that share; otherwise the log would grow while traffic is heavy.
+ */
+const SHARE_MIN = 0.25
+const SHARE_MAX = 0.75
+const SHARE_OF_LIVE = 1.25
 /** Number of bytes that copies may append in each millisecond, in addition to their share. */
 const IDLE_BYTES_PER_MS = 4096
 /** Maximum size of the entries that one step reads, in bytes. */
@@ -366,8 +372,11 @@ export class Relocation {
     const passedMs = this.#countedMs === 0 ? 0 : nowMs - this.#countedMs
     this.#countedBytes = this.#tail.appendedBytes
     this.#countedMs = nowMs
+    const { liveBytes, upkeepBytes } = this.#state.segments
+    const live = (liveBytes + upkeepBytes) / this.#log.usage().bytes
+    const share = Math.min(SHARE_MAX, Math.max(SHARE_MIN, live * SHARE_OF_LIVE))
     const most = this.#log.segmentBytes
-    this.#allowance = Math.min(most, this.#allowance + appended * SHARE + passedMs * IDLE_BYTES_PER_MS)
+    this.#allowance = Math.min(most, this.#allowance + appended * share + passedMs * IDLE_BYTES_PER_MS)
   }
 }
 
