@@ -19,7 +19,7 @@ import {
   writeU48,
   writeU64,
 } from '@sluice/protocol'
-import { PAGE, SUMMARY_SEGMENTS_MAX, type ChunkSummary, type PageKind, type Pages } from '../queue/index.js'
+import { PAGE, type ChunkSummary, type PageKind, type Pages } from '../queue/index.js'
 
 /**
  * Maximum number of entries of a node. In the log, an inner node takes at most 8 KiB, and a leaf at most 6 KiB, or 28 KiB if
@@ -52,7 +52,7 @@ const POSITION = 2
 const BYTES = 3
 /** Fields of a summary in memory: the number of segments, 0 for an entry without a summary, then as in the log. */
 const SUMMARY_HEAD_FIELDS = 8
-const SUMMARY_FIELDS = SUMMARY_HEAD_FIELDS + 2 * SUMMARY_SEGMENTS_MAX
+const SUMMARY_FIELDS_FIRST = SUMMARY_HEAD_FIELDS + 2
 const ENTRIES_FIRST = 16
 /** Shared by all nodes without entries. */
 const NO_FIELDS = new Float64Array(0)
@@ -78,6 +78,8 @@ export class PageNode {
   fields: Float64Array = NO_FIELDS
   /** The summaries of the entries of a leaf; undefined while there are none. */
   summaries: Float64Array | undefined
+  /** Fields of each summary. The batches of most chunks are in one segment, so most leaves need no room for more. */
+  summaryFields = SUMMARY_FIELDS_FIRST
   /** One child per entry; empty for a leaf. The key of an entry is a lower bound for the keys of its child. */
   children: PageNode[] = []
   /** Whether the node differs from its newest copy in the log. */
@@ -112,9 +114,9 @@ export class PageNode {
     this.fields.copyWithin(at + FIELDS, at, this.count * FIELDS)
     this.fields.fill(0, at, at + FIELDS)
     if (this.summaries !== undefined) {
-      const from = index * SUMMARY_FIELDS
-      this.summaries.copyWithin(from + SUMMARY_FIELDS, from, this.count * SUMMARY_FIELDS)
-      this.summaries[from] = 0
+      const width = this.summaryFields
+      this.summaries.copyWithin((index + 1) * width, index * width, this.count * width)
+      this.summaries[index * width] = 0
     }
     this.fields[at + OWNER] = owner
     this.fields[at + NUMBER] = number
@@ -135,7 +137,8 @@ export class PageNode {
   removeEntries(from: number, to: number): void {
     if (from === to) return
     this.fields.copyWithin(from * FIELDS, to * FIELDS, this.count * FIELDS)
-    this.summaries?.copyWithin(from * SUMMARY_FIELDS, to * SUMMARY_FIELDS, this.count * SUMMARY_FIELDS)
+    const width = this.summaryFields
+    this.summaries?.copyWithin(from * width, to * width, this.count * width)
     if (this.level > 0) this.children.splice(from, to - from)
     this.count -= to - from
     this.dirty = true
@@ -148,18 +151,32 @@ export class PageNode {
     room = Math.max(room, ENTRIES_FIRST)
     while (room < entries) room *= 2
     this.fields = grown(this.fields, room * FIELDS)
-    if (this.summaries !== undefined) this.summaries = grown(this.summaries, room * SUMMARY_FIELDS)
+    if (this.summaries !== undefined) this.summaries = grown(this.summaries, room * this.summaryFields)
+  }
+
+  // Gives each summary room for the use of `segments` segments.
+  #widen(segments: number): void {
+    const width = SUMMARY_HEAD_FIELDS + 2 * segments
+    const before = this.summaryFields
+    if (width <= before) return
+    const { summaries } = this
+    this.summaryFields = width
+    if (summaries === undefined) return
+    const wider = new Float64Array((this.fields.length / FIELDS) * width)
+    for (let index = 0; index < this.count; index++)
+      wider.set(summaries.subarray(index * before, (index + 1) * before), index * width)
+    this.summaries = wider
   }
 
   /** Size of the summary of the entry in the log; 0 if it has none. */
   summaryBytes(index: number): number {
-    const segments = this.summaries?.[index * SUMMARY_FIELDS] ?? 0
+    const segments = this.summaries?.[index * this.summaryFields] ?? 0
     return segments === 0 ? 0 : SUMMARY_BYTES + segments * SUMMARY_SEGMENT_BYTES
   }
 
   summary(index: number): ChunkSummary | undefined {
     const { summaries } = this
-    const at = index * SUMMARY_FIELDS
+    const at = index * this.summaryFields
     if (summaries === undefined || summaries[at] === 0) return undefined
     const uses: [number, number][] = []
     for (let use = at + SUMMARY_HEAD_FIELDS; uses.length < summaries[at]!; use += 2)
@@ -177,12 +194,12 @@ export class PageNode {
   }
 
   setSummary(index: number, summary: ChunkSummary | undefined): void {
-    const at = index * SUMMARY_FIELDS
     if (summary === undefined) {
-      if (this.summaries !== undefined) this.summaries[at] = 0
+      if (this.summaries !== undefined) this.summaries[index * this.summaryFields] = 0
       return
     }
-    this.summaries ??= new Float64Array((this.fields.length / FIELDS) * SUMMARY_FIELDS)
+    this.#widen(summary.uses.length)
+    this.summaries ??= new Float64Array((this.fields.length / FIELDS) * this.summaryFields)
     const { bytes, firstMs, retainedMs, firstPosition, firstBytes, lastPosition, lastBytes, uses } = summary
     this.summaries.set(
       [
@@ -196,7 +213,7 @@ export class PageNode {
         lastBytes,
         ...uses.flat(),
       ],
-      at,
+      index * this.summaryFields,
     )
   }
 
@@ -229,7 +246,7 @@ export class PageNode {
       number: this.fields[at + NUMBER]!,
       position: child === undefined ? this.fields[at + POSITION]! : child.position,
       bytes: child === undefined ? this.fields[at + BYTES]! : child.bytes,
-      hasSummary: this.summaries !== undefined && this.summaries[index * SUMMARY_FIELDS]! > 0,
+      hasSummary: this.summaries !== undefined && this.summaries[index * this.summaryFields]! > 0,
     }
   }
 
@@ -249,6 +266,7 @@ export class PageNode {
   take(node: PageNode): void {
     this.fields = node.fields
     this.summaries = node.summaries
+    this.summaryFields = node.summaryFields
     this.children = node.children
     this.count = node.count
   }
@@ -266,11 +284,14 @@ export class PageNode {
     const count = this.count + other.count - index
     this.reserve(count)
     if (other.summaries !== undefined || this.summaries !== undefined) {
-      this.summaries ??= new Float64Array((this.fields.length / FIELDS) * SUMMARY_FIELDS)
-      const from = this.count * SUMMARY_FIELDS
-      const more = other.summaries?.subarray(index * SUMMARY_FIELDS, other.count * SUMMARY_FIELDS)
-      if (more === undefined) this.summaries.fill(0, from)
-      else this.summaries.set(more, from)
+      const segments = (other.summaryFields - SUMMARY_HEAD_FIELDS) / 2
+      this.#widen(segments)
+      other.#widen((this.summaryFields - SUMMARY_HEAD_FIELDS) / 2)
+      const width = this.summaryFields
+      this.summaries ??= new Float64Array((this.fields.length / FIELDS) * width)
+      const more = other.summaries?.subarray(index * width, other.count * width)
+      if (more === undefined) this.summaries.fill(0, this.count * width)
+      else this.summaries.set(more, this.count * width)
     }
     this.fields.set(other.fields.subarray(index * FIELDS, other.count * FIELDS), this.count * FIELDS)
     this.children.push(...other.children.slice(index))
@@ -399,8 +420,10 @@ export class PageTree implements Pages {
     }
     if (node.count < PageTree.entriesMax) return undefined
     this.nodes++
-    // Pages are often added in ascending order. In that case the left node stays full.
-    return node.split(index + 2 === node.count ? node.count - 1 : node.count >>> 1)
+    // The pages of a queue are mostly added in ascending order. Then the left node stays full.
+    const isLast = index + 2 === node.count || node.fields[(index + 2) * FIELDS + OWNER] !== owner
+    const middle = node.count >>> 1
+    return node.split(isLast && index + 1 > middle ? index + 1 : middle)
   }
 
   #place(node: PageNode, index: number, { position, bytes, summary }: Copy): void {
