@@ -28,7 +28,7 @@ export const LAYOUTS: Reasons = {
   'packages/server/src/queue/queue-page.ts': 'Pages of the counters of queues.',
   'packages/server/src/state/definitions.ts': 'Pages of definitions.',
   'packages/server/src/state/directory.ts': 'The directory of a checkpoint.',
-  'packages/server/src/state/page-tree.ts': 'The nodes of the tree of pages.',
+  'packages/server/src/state/page-node.ts': 'The nodes of the tree of pages.',
   'packages/server/src/state/producers.ts': 'Pages of producers.',
 }
 

@@ -26,7 +26,8 @@ import type { ChunkOf, ColdChunks } from './cold-chunks.js'
 import type { Definition } from './definitions.js'
 import type { Producer } from './producers.js'
 import { encodeDirectory } from './directory.js'
-import { NODE_PAGE, encodeNode, type PageEntry } from './page-tree.js'
+import { encodeNode, type PageEntry } from './page-node.js'
+import { NODE_PAGE } from './page-tree.js'
 import type { State } from './state.js'
 
 /** Maximum size of the pages that one turn appends, in bytes. With small segments it is a sixteenth of a segment. */

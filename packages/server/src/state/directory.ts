@@ -5,7 +5,7 @@
  */
 import { BATCH_HEADER_BYTES, readU32, readU64, writeU32, writeU64 } from '@sluice/protocol'
 import { SEED_BYTES, readSeed, writeSeed, type Seed } from '../queue/index.js'
-import { decodeNode, encodeNode, type PageNode } from './page-tree.js'
+import { decodeNode, encodeNode, type PageNode } from './page-node.js'
 
 /** Maximum number of pages. Messages and queues that would need another page are refused. */
 export const PAGES_MAX = 2 ** 22

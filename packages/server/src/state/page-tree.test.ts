@@ -2,7 +2,8 @@
 import fc from 'fast-check'
 import { afterEach, expect, it } from 'vitest'
 import { PAGE, type PageKind } from '../queue/index.js'
-import { NODE_ENTRIES_MAX, PageTree, decodeNode, encodeNode, type PageNode } from './page-tree.js'
+import { decodeNode, encodeNode, type PageNode } from './page-node.js'
+import { NODE_ENTRIES_MAX, PageTree } from './page-tree.js'
 import { runs } from '../../../../test/amount.js'
 import { expectSame } from '../../../../test/same.js'
 

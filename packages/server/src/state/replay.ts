@@ -43,7 +43,7 @@ import {
 } from '../queue/index.js'
 import { NO_OWNER, type DefinitionKind } from './definitions.js'
 import type { Directory } from './directory.js'
-import type { PageEntry } from './page-tree.js'
+import type { PageEntry } from './page-node.js'
 import { Producer, answeredDuplicates } from './producers.js'
 import { SharedRecords, byQueue, countOf, isSharedBatch, refersIn } from './shared-batches.js'
 import { BOOT_AFTER_CLOSE, type State } from './state.js'

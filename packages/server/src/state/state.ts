@@ -23,7 +23,8 @@ import {
 } from '../queue/index.js'
 import { Definitions } from './definitions.js'
 import { NameCache } from './name-cache.js'
-import { PageTree, type PageEntry } from './page-tree.js'
+import { type PageEntry } from './page-node.js'
+import { PageTree } from './page-tree.js'
 import { Producer } from './producers.js'
 import { Segments } from './segments.js'
 
