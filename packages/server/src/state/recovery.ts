@@ -115,10 +115,12 @@ async function readPages(
   positions: ArrayLike<number>,
   visit: (bytes: Uint8Array, at: number, index: number) => void,
 ): Promise<void> {
-  const buffer = new Uint8Array(READ_BYTES)
+  // Most reads are much shorter than READ_BYTES.
+  let buffer = new Uint8Array(0)
   for (let index = 0; index < positions.length;) {
     const from = positions[index]!
     const length = lengthToRead(log, positions, index)
+    if (buffer.length < length) buffer = new Uint8Array(length)
     let bytes = await log.readRange(from, length, buffer.subarray(0, length))
     if (!holdsBatch(bytes, 0)) bytes = await readBatch(log, from, BATCH_TYPE.page)
     do {
