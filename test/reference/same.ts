@@ -1,14 +1,15 @@
 /** Compares a value of the product with the model's. */
+import { isSameJson } from '../json.js'
 import { Difference } from './state.js'
 
 /** @throws Difference with the fields that differ */
 export function same(what: string, product: unknown, model: unknown): void {
-  if (stable(product) === stable(model)) return
+  if (isSameJson(product, model)) return
   const [one, other] = [product, model].map((value) =>
     typeof value === 'object' && value !== null && !Array.isArray(value) ? Object.entries(value) : undefined,
   )
   const isOther = ([name, value]: [string, unknown], fields: [string, unknown][]): boolean =>
-    !fields.some(([field, same]) => field === name && stable(same) === stable(value))
+    !fields.some(([field, same]) => field === name && isSameJson(same, value))
   const [differing, expected] =
     one === undefined || other === undefined
       ? [product, model]

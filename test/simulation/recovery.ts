@@ -14,6 +14,7 @@ import {
   type Queue,
   type Seed,
 } from '../../packages/server/src/queue/index.js'
+import { isSameJson } from '../json.js'
 import { PendingIds } from '../rules/ids.js'
 import {
   COUNTERS,
@@ -353,20 +354,9 @@ function hashOfId(id: string, seed: Seed): number[] {
 }
 
 function compare(invariant: number, what: string, is: unknown, must: unknown): void {
-  if (isSame(is, must)) return
+  if (isSameJson(is, must)) return
   throw new Violation(
     invariant,
     `${what} is ${JSON.stringify(is)} after recovery; the log has ${JSON.stringify(must)}`,
   )
-}
-
-/** Whether both values have the same JSON, apart from the order of fields. */
-function isSame(a: unknown, b: unknown): boolean {
-  if (a === b) return true
-  if (typeof a !== 'object' || typeof b !== 'object' || a === null || b === null) return false
-  const [one, other] = [a as Readonly<Record<string, unknown>>, b as Readonly<Record<string, unknown>>]
-  for (const name of Object.keys(one)) if (!isSame(one[name], other[name])) return false
-  for (const name of Object.keys(other))
-    if (other[name] !== undefined && one[name] === undefined) return false
-  return Array.isArray(a) === Array.isArray(b)
 }
