@@ -18,11 +18,13 @@ import {
   ended,
   expectFailure,
   run,
+  runProcess,
   sluice,
   start,
   startBroker,
   until,
 } from './cli.js'
+import type { Result } from './command.js'
 import { batch, frame, publishFrame, type RecordOf } from '../rig/frames.js'
 import { Peer } from '../rig/peer.js'
 import { environment } from '../rig/process.js'
@@ -30,10 +32,10 @@ import { environment } from '../rig/process.js'
 describe.concurrent('usage', () => {
   test('help goes to stdout: alone, by flag and by word', async () => {
     const [bare, flag, word, command] = await Promise.all([
-      run([]),
-      run(['--help']),
-      run(['help']),
-      run(['queue', 'ensure', '--help']),
+      runProcess([]),
+      runProcess(['--help']),
+      runProcess(['help']),
+      runProcess(['queue', 'ensure', '--help']),
     ])
     for (const { code, stderr } of [bare, flag, word, command]) {
       expect(stderr).toBe('')
@@ -49,7 +51,7 @@ describe.concurrent('usage', () => {
   })
 
   test('the version is printed as one line on stdout', async () => {
-    const { code, stdout } = await run(['--version'])
+    const { code, stdout } = await runProcess(['--version'])
     expect(stdout).toMatch(/^\d+\.\d+\.\d+\S*\n$/)
     expect(code).toBe(0)
   })
@@ -143,6 +145,42 @@ describe.concurrent('usage', () => {
     expect(stdout).toBe('')
     expect(code).toBe(4)
   })
+})
+
+// Most tests run commands in their own process, where a command that does not end its process would not be noticed.
+test('each command ends its process, with the output and the exit code that it has in the process of the tests', async () => {
+  await sluice.queues.ensure('both', { retain: { age: '1d' } })
+  await sluice.publishBatch(
+    'both',
+    ['first', 'second'].map((body) => ({ body, id: body, delay: '1h' })),
+  )
+  const commands = [
+    'queue consumers both',
+    'queue edit both --ttl 0',
+    'queue ensure both --ttl 1s',
+    'queue list --url sluice://127.0.0.1:1 --timeout 200ms',
+    'publish both first --id first',
+    'consume both --wait 0',
+    'consume both --wait 0 --count 1',
+    'peek both --limit 1 --json',
+    'cancel both --offset 9',
+    'reschedule both --offset 1 --at 2100-05-01T10:00Z',
+    'dead list both',
+    'dead redrive both',
+    'dead redrive both --offset 1',
+    'replay both --from 0 --dry-run',
+    'history both 0 --json',
+    'consum both',
+  ].map((command) => command.split(' '))
+  const results: Result[] = []
+  for (const args of commands) results.push(await run(args))
+  const codes = new Set(results.map(({ code }) => code))
+  expect([...codes].toSorted((a, b) => a! - b!)).toEqual([0, 1, 2, 4, 6])
+  for (let at = 0; at < commands.length; at += 4) {
+    const some = await Promise.all(commands.slice(at, at + 4).map((args) => runProcess(args)))
+    for (const [index, result] of some.entries())
+      expect(result, commands[at + index]!.join(' ')).toEqual(results[at + index])
+  }
 })
 
 describe.concurrent('queues', () => {
@@ -564,14 +602,14 @@ describe.concurrent('serve', () => {
         [`/tmp/${'x'.repeat(300)}`, /cannot be used: name too long/, /shorter/],
       ]
       for (const [place, what, advice] of places)
-        expectFailure(await run(['serve', '--port', '0', '--data-dir', place]), 1, what, advice)
+        expectFailure(await runProcess(['serve', '--port', '0', '--data-dir', place]), 1, what, advice)
     },
   )
 
   test('a second broker on the same directory, or on the same port', async () => {
     const [locked, taken] = await Promise.all([
-      run(['serve', '--port', '0', '--data-dir', broker.dataDir]),
-      run(['serve', '--port', String(broker.port), '--data-dir', 'taken', ...SMALL_LOG]),
+      runProcess(['serve', '--port', '0', '--data-dir', broker.dataDir]),
+      runProcess(['serve', '--port', String(broker.port), '--data-dir', 'taken', ...SMALL_LOG]),
     ])
     expectFailure(locked, 1, new RegExp(`process id ${broker.child.pid} .*${broker.dataDir}`), /--data-dir/)
     expectFailure(taken, 1, new RegExp(`127\\.0\\.0\\.1:${broker.port}: the port is in use`), /--port/)
@@ -636,7 +674,7 @@ describe.concurrent('serve', () => {
     const file = await open(join(dataDir, segment), 'r+')
     await file.write(Buffer.from('damage'), 0, 6, 4096 + 100)
     await file.close()
-    expectFailure(await run(['serve', '--port', '0', '--data-dir', dataDir]), 1, /damaged/, /backup/)
+    expectFailure(await runProcess(['serve', '--port', '0', '--data-dir', dataDir]), 1, /damaged/, /backup/)
   })
 
   test('ends with 70 when its log cannot be written', async () => {
@@ -664,7 +702,7 @@ describe('bench', () => {
   }
 
   test('measures, and leaves no queue behind', async () => {
-    const result = await run([...QUICK, '--json'])
+    const result = await runProcess([...QUICK, '--json'])
     expect(result, result.stderr).toMatchObject({ code: 0, stderr: '' })
     const { publish, consume } = JSON.parse(result.stdout) as Record<string, { failed: number }>
     expect([publish, consume]).toMatchObject([{ failed: 0 }, { failed: 0 }])
@@ -688,7 +726,7 @@ describe('bench', () => {
   })
 
   test('ends when the broker accepts none of its messages', async () => {
-    expectFailure(await run([...QUICK, '--size', '2000000']), 1, /2000000 bytes/, /smaller/)
+    expectFailure(await runProcess([...QUICK, '--size', '2000000']), 1, /2000000 bytes/, /smaller/)
     expect(await queuesOfRuns()).toEqual([])
   })
 

@@ -1,6 +1,7 @@
 /**
- * The built command line for tests: processes, and a broker that `sluice serve` runs on a free port. Each test file that
- * imports this module has its own broker from its first test to its last.
+ * The command line for tests: commands in the process of the tests, processes of the built program, and a broker that
+ * `sluice serve` runs on a free port. Each test file that imports this module has its own broker from its first test to
+ * its last.
  */
 import { spawn, type ChildProcessWithoutNullStreams } from 'node:child_process'
 import { once } from 'node:events'
@@ -10,15 +11,10 @@ import { connect, type Sluice } from '@sluice/client'
 import { afterAll, beforeAll, expect } from 'vitest'
 import { scratchDirectory } from '../rig/scratch.js'
 import { environment } from '../rig/process.js'
+import { runCommand, type Result } from './command.js'
 
 export const BINARY = fileURLToPath(new URL('../../packages/server/bin/sluice.js', import.meta.url))
 export const SMALL_LOG = ['--segment-bytes', '8MiB']
-
-interface Result {
-  readonly code: number | null
-  readonly stdout: string
-  readonly stderr: string
-}
 
 const children = new Set<ChildProcessWithoutNullStreams>()
 
@@ -43,13 +39,21 @@ export async function ended(child: ChildProcessWithoutNullStreams): Promise<Resu
   return { code, stdout, stderr }
 }
 
-/** Runs a command to its end. `input` is its whole stdin. */
-export function run(
-  args: readonly string[],
-  options: { readonly input?: string | Uint8Array; readonly env?: Readonly<Record<string, string>> } = {},
-): Promise<Result> {
-  const child = start(args, { SLUICE_URL: broker.url, ...options.env })
-  child.stdin.end(options.input ?? '')
+interface RunOptions {
+  /** The whole stdin of the command. */
+  readonly input?: string | Uint8Array
+  readonly env?: Readonly<Record<string, string>>
+}
+
+/** Runs a command to its end, in the process of the tests. */
+export function run(args: readonly string[], { input = '', env }: RunOptions = {}): Promise<Result> {
+  return runCommand(args, environment({ SLUICE_URL: broker.url, ...env }), input)
+}
+
+/** Runs a command to its end, in a process of its own. */
+export function runProcess(args: readonly string[], { input = '', env }: RunOptions = {}): Promise<Result> {
+  const child = start(args, { SLUICE_URL: broker.url, ...env })
+  child.stdin.end(input)
   return ended(child)
 }
 

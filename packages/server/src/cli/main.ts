@@ -2,6 +2,7 @@
  * The command line: the commands, their common options, and how a failure ends the process. The module of a command is
  * imported only if the command is used.
  */
+import { fileURLToPath } from 'node:url'
 import yargs, { type Argv, type ArgumentsCamelCase } from 'yargs'
 import {
   GLOBAL_OPTIONS,
@@ -172,7 +173,8 @@ function commandWord(args: readonly string[]): string[] {
     : [word]
 }
 
-async function main(args: readonly string[]): Promise<void> {
+/** Runs a command to its end, and sets the exit code of the process. */
+export async function main(args: readonly string[]): Promise<void> {
   guardOutput()
   try {
     if (args.length === 0) process.stdout.write(`${await program(['--help']).getHelp()}\n`)
@@ -195,4 +197,5 @@ function isYargsError(error: unknown): error is Error {
   return error instanceof Error && error.name === 'YError'
 }
 
-void main(process.argv.slice(2))
+// `node dist/cli/main.js` runs a command, as `bin/sluice.js` does.
+if (process.argv[1] === fileURLToPath(import.meta.url)) void main(process.argv.slice(2))
