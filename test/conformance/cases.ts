@@ -24,6 +24,8 @@ import {
   encodePreface,
   encodePublishErr,
   encodeRanges,
+  encodeReadAt,
+  encodeReadOk,
   encodeSettle,
   encodeSubscribed,
   encodeSubscriptionId,
@@ -51,6 +53,8 @@ import {
   type Placed,
   type QueueInfo,
   type RecordOptions,
+  type ReadOpened,
+  type ReadPosition,
   type SettleItem,
   type TagRange,
 } from '@sluice/protocol'
@@ -67,6 +71,14 @@ const NEW_YEAR_MS = 1_767_225_600_000
 const TWO_32 = 2 ** 32
 const PRODUCER = fromHex('a0 a1 a2 a3 a4 a5 a6 a7 a8 a9 aa ab ac ad ae af')
 const SUBSCRIPTION = 0x0007_0001
+const opened: ReadOpened = {
+  readerId: SUBSCRIPTION,
+  queueNumber: 9,
+  offset: 2048,
+  end: 2 ** 33,
+  missed: 1024,
+}
+const ended: ReadPosition = { readerId: SUBSCRIPTION, isEnd: true, offset: 2 ** 33, missed: 3 }
 const NOTHING = new Uint8Array(0)
 
 function text(value: string): Uint8Array {
@@ -960,6 +972,28 @@ export const CASES: Readonly<Record<string, Case>> = {
     { name: 'q', id: SUBSCRIPTION },
     { name: 'q', id: SUBSCRIPTION },
   ),
+  READ: control(
+    OP.READ,
+    1,
+    33,
+    { name: 'clicks', from: 1024, messages: 100, bytes: 65_536 },
+    {
+      ...{ name: 'clicks', from: 1024, fromMs: undefined, until: undefined, follow: false },
+      ...{ filter: undefined, messages: 100, bytes: 65_536 },
+    },
+  ),
+  'READ with a filter': control(
+    OP.READ,
+    1,
+    34,
+    { name: 'q', fromMs: 1, until: 2, follow: true, filter: { key: 'k' }, messages: 1, bytes: 1 },
+    {
+      ...{ name: 'q', from: 'first', fromMs: 1, until: 2, follow: true },
+      ...{ filter: { key: 'k', headers: undefined }, messages: 1, bytes: 1 },
+    },
+  ),
+  READ_OK: { bytes: frame(OP.READ_OK, 1, 33, encodeReadOk(opened)), value: opened },
+  READ_AT: { bytes: frame(OP.READ_AT, 1, 0, encodeReadAt(ended)), value: ended },
   'RESULT of ENSURE': result(1, { created: true, queue: queueInfo }),
   'RESULT of LIST': result(10, { queues: [], more: false }),
   'RESULT of PURGE': result(12, { messages: 70_000 }),

@@ -31,6 +31,8 @@ import {
   decodePublishErr,
   decodePublishOk,
   decodeRanges,
+  decodeReadAt,
+  decodeReadOk,
   decodeSettle,
   decodeSubscribed,
   decodeSubscriptionId,
@@ -45,6 +47,7 @@ import {
   queueName,
   readBatchHeader,
   readRecordOptions,
+  readRequest,
   readText,
   readU16,
   readU32,
@@ -102,6 +105,9 @@ export const READERS: ReadonlyMap<number, Reader> = new Map<number, Reader>([
   [OP.HISTORY, request(historyRequest)],
   [OP.CONSUMERS, request(consumersRequest)],
   [OP.CLOSE_CONSUMER, request(closeConsumerRequest)],
+  [OP.READ, request(readRequest)],
+  [OP.READ_OK, decodeReadOk],
+  [OP.READ_AT, decodeReadAt],
   [OP.RESULT, decodeControl],
 ])
 

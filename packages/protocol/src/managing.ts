@@ -92,22 +92,28 @@ export interface MessageFilter {
   readonly youngerThanMs?: number | undefined
 }
 
-/** @throws SluiceError INVALID_ARGUMENT */
-function messageFilter(frame: string, value: unknown): MessageFilter {
+const FILTER_FIELDS = [
+  'reason',
+  'error',
+  'key',
+  'id',
+  'headers',
+  'minAttempts',
+  'olderThanMs',
+  'youngerThanMs',
+] as const satisfies readonly (keyof MessageFilter)[]
+
+/** `fields` are the conditions that the frame allows. @throws SluiceError INVALID_ARGUMENT */
+export function messageFilter(
+  frame: string,
+  value: unknown,
+  fields: readonly (keyof MessageFilter)[] = FILTER_FIELDS,
+): MessageFilter {
   if (value === undefined) return {}
   if (typeof value !== 'object' || value === null || Array.isArray(value) || ArrayBuffer.isView(value))
     throw new SluiceError('INVALID_ARGUMENT', '`filter` must be a map.')
   const body = value as Body
-  onlyFields(`The filter of ${frame}`, body, [
-    'reason',
-    'error',
-    'key',
-    'id',
-    'headers',
-    'minAttempts',
-    'olderThanMs',
-    'youngerThanMs',
-  ])
+  onlyFields(`The filter of ${frame}`, body, fields)
   const { reason, headers } = body
   if (reason !== undefined && !(DEATH_NAMES as unknown[]).includes(reason)) {
     throw new SluiceError(

@@ -63,6 +63,9 @@ export const OPCODES = {
   RESULT: { code: 79, sender: 'server', stage: 'open', layout: 'msgpack' },
   DISCARD: { code: 80, sender: 'client', stage: 'open', layout: 'msgpack' },
   MESSAGES: { code: 81, sender: 'server', stage: 'open', layout: 'fixed' },
+  READ: { code: 82, sender: 'client', stage: 'open', layout: 'msgpack' },
+  READ_OK: { code: 83, sender: 'server', stage: 'open', layout: 'fixed' },
+  READ_AT: { code: 100, sender: 'server', stage: 'open', layout: 'fixed' },
 } as const satisfies Record<string, Opcode>
 
 export type OpcodeName = keyof typeof OPCODES

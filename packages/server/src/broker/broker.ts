@@ -12,7 +12,7 @@ import { entryLimits } from '../log/entry-limits.js'
 import type { Log } from '../log/log.js'
 import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
 import { Tail } from '../log/tail.js'
-import { SEED_BYTES, drawSeed, writeSeed, type Timer } from '../queue/index.js'
+import { SEED_BYTES, drawSeed, writeSeed, type Queue, type Timer } from '../queue/index.js'
 import { Catalog } from './catalog.js'
 import { Dispatcher } from './dispatch.js'
 import { Intake } from './intake.js'
@@ -23,6 +23,7 @@ import { DiskRequests } from './disk-requests.js'
 import type { Observer } from './observer.js'
 import { Operator } from './operator.js'
 import { Producers } from './producers.js'
+import { Readers } from './readers.js'
 import { Records } from './records.js'
 import { Replays } from './replays.js'
 import { Registry } from './registry.js'
@@ -128,6 +129,7 @@ export class Broker {
   readonly intake: Intake
   readonly sharedIntake: SharedIntake
   readonly leases: Leases
+  readonly readers: Readers
   readonly catalog: Catalog
   readonly registry: Registry
   readonly operator: Operator
@@ -254,7 +256,8 @@ export class Broker {
     this.producers = new Producers(state, turn, options)
     this.leases = new Leases(state, writer, turn, options)
     this.#dispatcher = new Dispatcher(this.#blocks, cold, writer, this.leases, turn, options)
-    this.catalog = new Catalog(state, writer, moves, this.leases, turn, options)
+    this.readers = new Readers(state, this.#blocks, cold, turn, options)
+    this.catalog = new Catalog(state, writer, moves, this.leases, this.readers, turn, options)
     this.registry = new Registry(state, writer, options)
     this.operator = new Operator(state, records, cold, moves, requests, turn, observer)
     this.replays = new Replays(state, this.intake, records, cold, requests, turn)
@@ -415,7 +418,8 @@ export class Broker {
       turn.continueDue()
       // While the disk is behind, nothing is delivered: deliveries lead to facts, which would queue behind the
       // entries that already wait for the disk.
-      if (!this.isBehind) turn.eachActive((queue) => this.#dispatcher.dispatch(queue))
+      if (!this.isBehind) turn.eachActive((queue) => this.#deliver(queue))
+      this.readers.step()
       if (this.#moves.isWanted) this.#moves.step()
       this.#writer.writeNoted()
       this.#space.step(turn.nowMs)
@@ -443,6 +447,11 @@ export class Broker {
     this.#tail.flush(this.turn.nowMs)
     this.#sendDurable(this.#tail.durableLsn)
     this.#resume()
+  }
+
+  #deliver(queue: Queue): void {
+    this.readers.wake(queue)
+    this.#dispatcher.dispatch(queue)
   }
 
   #resume(): void {

@@ -23,6 +23,7 @@ import { sameOptions, type State } from '../state/state.js'
 import type { Leases } from './leases.js'
 import type { Moves } from './moves.js'
 import type { Observer } from './observer.js'
+import type { Readers } from './readers.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
@@ -57,6 +58,7 @@ export class Catalog {
   readonly #queuesMax: number
   readonly #pagesMax: number
   readonly #leases: Leases
+  readonly #readers: Readers
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
   /** Sorted names of all queues, for `list`; undefined while they must be sorted again. */
@@ -67,6 +69,7 @@ export class Catalog {
     writer: Writer,
     moves: Moves,
     leases: Leases,
+    readers: Readers,
     turn: Turn,
     { queuesMax = QUEUES_DEFAULT, pagesMax = PAGES_MAX, observer }: CatalogOptions,
   ) {
@@ -77,6 +80,7 @@ export class Catalog {
     this.#queuesMax = queuesMax
     this.#pagesMax = pagesMax
     this.#leases = leases
+    this.#readers = readers
     this.#observer = observer
   }
 
@@ -283,7 +287,9 @@ export class Catalog {
     queue.facts.clear()
     this.#facts.delete()
     this.#writer.writeFacts(queue.id, this.#facts)
-    this.#leases.endSubscriptions(queue, new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`))
+    const error = new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`)
+    this.#leases.endSubscriptions(queue, error)
+    this.#readers.closeAll(queue, error)
     this.#state.removeQueue(queue)
     this.#names = undefined
     this.#turn.forget(queue)

@@ -8,19 +8,12 @@
  * block is damaged, the subscriptions of the queue end; no message is dropped, and other queues are not affected.
  */
 import { SluiceError, recordSize } from '@sluice/protocol'
-import { WAYPOINT_RECORDS, holdsBatch, recordAt, type Block, type Blocks } from '../log/blocks.js'
-import {
-  FROM_PLAIN_LINE,
-  checkBatchAt,
-  emptyRun,
-  slotInBatch,
-  type Delivery,
-  type Queue,
-  type Subscription,
-} from '../queue/index.js'
+import { holdsBatch, type Block, type Blocks } from '../log/blocks.js'
+import { FROM_PLAIN_LINE, emptyRun, type Delivery, type Queue, type Subscription } from '../queue/index.js'
 import type { ColdChunks } from '../state/cold-chunks.js'
 import type { Leases } from './leases.js'
 import type { Observer } from './observer.js'
+import { RecordCursor } from './record-cursor.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
@@ -41,14 +34,7 @@ interface Progress {
   isLoading: boolean
   /** Position of the batch that could not be read; -1 if there is no such batch. */
   unreadablePosition: number
-  /**
-   * Position of the batch of the last delivery; -1 before the first delivery. The search for the next message of this batch
-   * starts at `slot` and `byte`.
-   */
-  batchPosition: number
-  /** Slot of a message in that batch, and the distance of its record in bytes from the start of the batch. */
-  slot: number
-  byte: number
+  readonly records: RecordCursor
 }
 
 const NO_BYTES = new Uint8Array(0)
@@ -129,9 +115,7 @@ export class Dispatcher {
         nextSubscription: 0,
         isLoading: false,
         unreadablePosition: -1,
-        batchPosition: -1,
-        slot: 0,
-        byte: 0,
+        records: new RecordCursor(),
       }
       this.#progress.set(queue, progress)
     }
@@ -239,8 +223,7 @@ export class Dispatcher {
     const run = this.#run
     const bytes = block.bytes
     const batchAt = run.batchPosition - block.position
-    this.#find(queue, progress, block, batchAt)
-    const start = batchAt + progress.byte
+    const start = progress.records.find(run, run.count, queue, block, batchAt)
     const firstTag = subscription.nextTag(run.count)
     let at = start
     let count = 0
@@ -263,8 +246,7 @@ export class Dispatcher {
     // after which the previous consumer can no longer claim the message.
     if (run.redelivered && queue.former.isWatched) run.ungated = false
     queue.lease(run, count, nowMs, subscription.consumer.label)
-    progress.slot += count
-    progress.byte += at - start
+    progress.records.advance(count, at - start)
     const delivery = this.#delivery
     delivery.firstTag = firstTag
     delivery.count = count
@@ -286,25 +268,6 @@ export class Dispatcher {
     }
     const cold = queue.chunks.coldAfter(this.#run.offset)
     if (cold !== -1) this.#blocks.loadEarly(this.#cold.positionOf(queue, cold))
-  }
-
-  // Sets `progress` to the first message of the run within its batch. @throws SluiceError CORRUPT
-  #find(queue: Queue, progress: Progress, block: Block, batchAt: number): void {
-    const run = this.#run
-    const { bytes } = block
-    const isOther = progress.batchPosition !== run.batchPosition
-    if (isOther) checkBatchAt(run, queue, bytes, batchAt)
-    const slot = slotInBatch(run, run.count, bytes, batchAt)
-    if (isOther || progress.slot > slot || slot - progress.slot > WAYPOINT_RECORDS) {
-      progress.batchPosition = run.batchPosition
-      progress.slot = slot
-      progress.byte = recordAt(block, batchAt, slot) - batchAt
-      return
-    }
-    while (progress.slot < slot) {
-      progress.byte += recordSize(bytes, batchAt + progress.byte)
-      progress.slot++
-    }
   }
 
   // Answers the drain requests of subscriptions, because nothing more is delivered now.

@@ -260,9 +260,9 @@ export class Intake {
     const baseOffset = queue.next
     const position = writer.writeMessages(bytes, at, end, queue, producer.id, batchAttributes(bytes, at))
     queue.append(batchCount(bytes, at), position, this.#turn.nowMs, end - at - BATCH_HEADER_BYTES)
-    // Plain messages cause no facts and no deadline. A queue without subscriptions is not accessed again, because with
-    // many queues each access misses the CPU cache.
-    if (queue.subscriptions.length > 0) this.#turn.changed(queue)
+    // Plain messages cause no facts and no deadline. A queue without subscriptions and readers is not accessed again,
+    // because with many queues each access misses the CPU cache.
+    if (queue.listeners > 0) this.#turn.changed(queue)
     return { baseOffset, duplicates: undefined }
   }
 

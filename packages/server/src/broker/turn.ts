@@ -141,7 +141,7 @@ export class Turn {
 
   /** Notes that the queue may have messages to deliver. */
   activate(queue: Queue): void {
-    if (queue.active || queue.subscriptions.length === 0) return
+    if (queue.active || queue.listeners === 0) return
     queue.active = true
     this.#active.push(queue)
     this.wake()

@@ -133,11 +133,13 @@ export class Queue extends Contents implements Follower {
   /** Adds a subscription, which takes part in round robin from now on. */
   attach(subscription: Subscription): void {
     this.subscriptions = [...this.subscriptions, subscription]
+    this.listeners++
   }
 
   /** Removes a subscription, which gets no more messages. */
   detach(subscription: Subscription): void {
     const others = this.subscriptions.filter((other) => other !== subscription)
+    this.listeners -= this.subscriptions.length - others.length
     this.subscriptions = others.length === 0 ? NO_SUBSCRIPTIONS : others
   }
 

@@ -48,6 +48,15 @@ export class Retained {
     return CHUNK_MESSAGES
   }
 
+  /** Index of the first message at or after `index` that is not retained; at most `end`. */
+  endFrom(index: number, end: number): number {
+    for (let at = index; at < end; at = (at | 31) + 1) {
+      const word = ~this.words[at >>> 5]! & (-1 << (at & 31))
+      if (word !== 0) return Math.min(end, (at & ~31) + trailingZeros(word))
+    }
+    return end
+  }
+
   /** The indexes of the retained messages, in order. */
   *indexes(): Generator<number, void> {
     for (let index = this.next(0); index < CHUNK_MESSAGES; index = this.next(index + 1)) yield index

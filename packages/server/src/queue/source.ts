@@ -20,6 +20,8 @@ export abstract class Source {
   readonly name: string
   /** Whether the counters, the ids or a chunk differ from their newest pages. */
   dirty = true
+  /** Number of subscriptions and readers. A queue without any is left out when the turn looks for deliveries. */
+  listeners = 0
   protected readonly use: LogUse
   protected follower = NO_FOLLOWER
   /** The chunks without the arrivals. Only a follower that is notified of arrivals reads this field directly. */
@@ -80,6 +82,15 @@ export abstract class Source {
   isRetained(offset: number): boolean {
     const chunk = this.heldChunk(offset)
     return chunk?.retained?.has(offset - chunk.base) === true
+  }
+
+  /**
+   * End of the retained messages from `offset` on that have consecutive offsets and are in the batch of `location`, which
+   * is that of `offset`.
+   */
+  retainedEnd(offset: number, { batchEnd }: Location): number {
+    const { base, retained } = this.heldChunk(offset)!
+    return base + retained!.endFrom(offset - base, batchEnd - base)
   }
 
   /** See `Retention.next`; -1 if the queue retains no messages. */

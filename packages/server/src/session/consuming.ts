@@ -1,9 +1,10 @@
 /**
- * The consuming half of a connection: its subscriptions by channel, their deliveries, and their credit and settles. The
- * broker calls it as the consumer of each subscription. `frames.ts` decodes the client's frames before they reach this
- * class.
+ * The consuming half of a connection: its subscriptions and readers by channel, their deliveries, and their credit and
+ * settles. The broker calls it as the consumer of each subscription and as the sink of each reader. `frames.ts` decodes the
+ * client's frames before they reach this class.
  *
- * Invariant: `#subscriptions` contains open subscriptions only, and a frame for any other subscription changes nothing.
+ * Invariant: `#subscriptions` and `#readers` contain open ones only, and a frame for any other changes nothing. A channel
+ * has one of them at most.
  */
 import {
   OP,
@@ -11,10 +12,13 @@ import {
   copyBytes,
   encodeDrained,
   encodeLeasesLost,
+  encodeReadAt,
   type Credit,
   type Extend,
   type Loss,
   type LostRange,
+  type ReadOpened,
+  type ReadRequest,
   type SettleItem,
   type Subscribed,
   type SubscribeRequest,
@@ -22,6 +26,7 @@ import {
 } from '@sluice/protocol'
 import type { Broker, Output } from '../broker/broker.js'
 import { fittedRecord } from '../broker/origin.js'
+import type { Reader, ReaderSink } from '../broker/reader.js'
 import type { Consumer, Delivery, Subscription } from '../queue/index.js'
 import { errorPayload } from './answers.js'
 import { DELIVERY_OVERHEAD_BYTES, Deliveries } from './deliveries.js'
@@ -36,7 +41,7 @@ export interface Connection extends Output {
   readonly address: string
 }
 
-export class Consuming implements Consumer {
+export class Consuming implements Consumer, ReaderSink {
   readonly #broker: Broker
   readonly #connection: Connection
   readonly #outboxes: Outboxes
@@ -44,6 +49,7 @@ export class Consuming implements Consumer {
   readonly #reading: Reading
   readonly #subscriptionsMax: number
   readonly #subscriptions = new Map<number, Subscription>()
+  readonly #readers = new Map<number, Reader>()
   readonly #deliveries = new Deliveries()
   /** Size of the largest record that fits in a frame. */
   #recordBytesMax = 0
@@ -85,6 +91,7 @@ export class Consuming implements Consumer {
     for (const subscription of this.#subscriptions.values())
       this.#broker.leases.unsubscribe(subscription, 'normal', this.#isStopping)
     this.#subscriptions.clear()
+    this.#closeReaders()
   }
 
   /**
@@ -96,6 +103,12 @@ export class Consuming implements Consumer {
     if (isLost) this.#broker.leases.disconnect(this.#subscriptions.values(), this.#isStopping)
     else this.leave()
     this.#subscriptions.clear()
+    this.#closeReaders()
+  }
+
+  #closeReaders(): void {
+    for (const reader of this.#readers.values()) this.#broker.readers.close(reader)
+    this.#readers.clear()
   }
 
   /** Whether no message is leased to the client. */
@@ -107,6 +120,7 @@ export class Consuming implements Consumer {
   /** Called when the client has read enough for deliveries to continue. */
   resume(): void {
     for (const subscription of this.#subscriptions.values()) this.#broker.leases.ready(subscription)
+    for (const reader of this.#readers.values()) this.#broker.readers.ready(reader)
   }
 
   // --- Consumer ---
@@ -124,6 +138,10 @@ export class Consuming implements Consumer {
   }
 
   deliver(subscription: Subscription, delivery: Delivery): void {
+    this.#deliver(subscription, delivery)
+  }
+
+  #deliver(recipient: Subscription | Reader, delivery: Delivery): void {
     const { run, bytes, start, end } = delivery
     const outbox = this.#outboxes.forDelivery(run.ungated)
     this.#unread.wrote(end - start)
@@ -132,13 +150,13 @@ export class Consuming implements Consumer {
       // `Handshake.takeHello`), so this is a single message. Only origin headers, which a move adds, can make a message
       // too large.
       const record = fittedRecord(copyBytes(bytes, start, end), this.#recordBytesMax)
-      this.#deliveries.write(outbox, subscription, {
+      this.#deliveries.write(outbox, recipient, {
         ...delivery,
         bytes: record,
         start: 0,
         end: record.length,
       })
-    } else this.#deliveries.write(outbox, subscription, delivery)
+    } else this.#deliveries.write(outbox, recipient, delivery)
     this.#broker.noteOutput(this.#connection)
     this.#unread.delivered(this.#broker.turn.nowMs)
   }
@@ -153,6 +171,22 @@ export class Consuming implements Consumer {
 
   ended({ channel }: Subscription, error: SluiceError): void {
     this.#subscriptions.delete(channel)
+    this.#send(OP.ERROR, channel, errorPayload(error, 'channel'))
+  }
+
+  // --- ReaderSink ---
+
+  deliverRead(reader: Reader, delivery: Delivery): void {
+    this.#deliver(reader, delivery)
+  }
+
+  readAt({ id: readerId, channel, next: offset }: Reader, missed: number, isEnd: boolean): void {
+    if (isEnd) this.#readers.delete(channel)
+    this.#send(OP.READ_AT, channel, encodeReadAt({ readerId, isEnd, offset, missed }))
+  }
+
+  readEnded({ channel }: Reader, error: SluiceError): void {
+    this.#readers.delete(channel)
     this.#send(OP.ERROR, channel, errorPayload(error, 'channel'))
   }
 
@@ -171,22 +205,7 @@ export class Consuming implements Consumer {
 
   /** @throws SluiceError SHUTTING_DOWN, INVALID_ARGUMENT, CHANNEL_IN_USE, TOO_MANY_SUBSCRIPTIONS, QUEUE_NOT_FOUND */
   subscribe(channel: number, request: SubscribeRequest): Subscribed {
-    if (this.#isStopping)
-      throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
-    if (channel === 0)
-      throw new SluiceError(
-        'INVALID_ARGUMENT',
-        'A subscription needs a channel from 1 to 65535; 0 is the connection itself.',
-      )
-    if (this.#subscriptions.has(channel))
-      throw new SluiceError('CHANNEL_IN_USE', `A subscription is already open on channel ${channel}.`)
-    const { size } = this.#subscriptions
-    if (size >= this.#subscriptionsMax) {
-      throw new SluiceError(
-        'TOO_MANY_SUBSCRIPTIONS',
-        `The connection has ${size} subscriptions; at most ${this.#subscriptionsMax} are allowed.`,
-      )
-    }
+    this.#checkChannel(channel)
     const { leases } = this.#broker
     const subscription = leases.subscribe(request, channel, this)
     this.#subscriptions.set(channel, subscription)
@@ -195,10 +214,55 @@ export class Consuming implements Consumer {
     return { subscriptionId, queueNumber: queue.id, granted }
   }
 
+  /**
+   * @throws SluiceError SHUTTING_DOWN, INVALID_ARGUMENT, CHANNEL_IN_USE, TOO_MANY_SUBSCRIPTIONS, QUEUE_NOT_FOUND,
+   * MESSAGE_NOT_FOUND, OPTION_CONFLICT
+   */
+  read(channel: number, request: ReadRequest): ReadOpened {
+    this.#checkChannel(channel)
+    const { reader, missed } = this.#broker.readers.open(request, channel, this)
+    this.#readers.set(channel, reader)
+    const { id: readerId, queue, next: offset, end } = reader
+    return { readerId, queueNumber: queue.id, offset, end: end === Infinity ? queue.next : end, missed }
+  }
+
+  // @throws SluiceError SHUTTING_DOWN, INVALID_ARGUMENT, CHANNEL_IN_USE, TOO_MANY_SUBSCRIPTIONS
+  #checkChannel(channel: number): void {
+    if (this.#isStopping)
+      throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
+    if (channel === 0)
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        'A subscription or a reader needs a channel from 1 to 65535; 0 is the connection itself.',
+      )
+    if (this.#subscriptions.has(channel) || this.#readers.has(channel))
+      throw new SluiceError(
+        'CHANNEL_IN_USE',
+        `A subscription or a reader is already open on channel ${channel}.`,
+      )
+    const size = this.#subscriptions.size + this.#readers.size
+    if (size >= this.#subscriptionsMax) {
+      throw new SluiceError(
+        'TOO_MANY_SUBSCRIPTIONS',
+        `The connection has ${size} subscriptions and readers; at most ${this.#subscriptionsMax} are allowed.`,
+      )
+    }
+  }
+
+  #reader(channel: number, id: number): Reader | undefined {
+    const reader = this.#readers.get(channel)
+    return reader?.id === id ? reader : undefined
+  }
+
+  /** The credit of a reader is what the client gives back; a limit and a drain are not for readers. */
   credit(channel: number, { subscriptionId, messages, bytes, limit, drain }: Credit): void {
     const subscription = this.subscription(channel, subscriptionId)
-    // The subscription has already ended. The client was notified of the end, or will be notified.
-    if (subscription === undefined) return
+    if (subscription === undefined) {
+      // The subscription or reader may have ended. The client was notified of the end, or will be notified.
+      const reader = this.#reader(channel, subscriptionId)
+      if (reader !== undefined) this.#broker.readers.credit(reader, messages, bytes)
+      return
+    }
     this.#broker.leases.credit(subscription, messages, bytes, limit, drain)
     // A broker that stops delivers nothing more, so the drain is complete.
     if (this.#isStopping && drain) subscription.answerDrain()
@@ -232,6 +296,12 @@ export class Consuming implements Consumer {
   /** @throws SluiceError SUBSCRIPTION_NOT_FOUND */
   unsubscribe(channel: number, subscriptionId: number): void {
     const subscription = this.subscription(channel, subscriptionId)
+    const reader = this.#reader(channel, subscriptionId)
+    if (reader !== undefined) {
+      this.#broker.readers.close(reader)
+      this.#readers.delete(channel)
+      return
+    }
     if (subscription === undefined) {
       throw new SluiceError(
         'SUBSCRIPTION_NOT_FOUND',

@@ -16,7 +16,7 @@ import {
   writeFrameLength,
   writeScatteredHead,
 } from '@sluice/protocol'
-import type { Delivery, Run, Subscription } from '../queue/index.js'
+import type { Delivery, Run } from '../queue/index.js'
 import type { Outbox } from './outbox.js'
 
 /** Minimum number of messages in a run that gets its own frame; a shorter run is cheaper in a shared frame. */
@@ -25,6 +25,12 @@ const RUN_MESSAGES_MIN = 16
 const SCATTERED_FRAME_BYTES = 64 << 10
 /** Maximum number of bytes besides the record in a frame with one message. */
 export const DELIVERY_OVERHEAD_BYTES = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES + SCATTERED_BYTES
+
+/** The subscription or reader that gets a delivery. */
+interface Recipient {
+  readonly id: number
+  readonly channel: number
+}
 
 export class Deliveries {
   /** The head of the last DELIVER frame. */
@@ -43,27 +49,21 @@ export class Deliveries {
   #payloadAt = 0
   #end = 0
 
-  write(outbox: Outbox, subscription: Subscription, delivery: Delivery): void {
+  write(outbox: Outbox, recipient: Recipient, delivery: Delivery): void {
     const { run, count, bytes, start, end } = delivery
     const scatteredBytes = DELIVER_HEADER_BYTES + count * SCATTERED_BYTES + end - start
     if (count < RUN_MESSAGES_MIN && scatteredBytes <= SCATTERED_FRAME_BYTES) {
-      for (let i = 0, at = start; i < count; i++) at = this.#scattered(outbox, subscription, delivery, i, at)
+      for (let i = 0, at = start; i < count; i++) at = this.#scattered(outbox, recipient, delivery, i, at)
       return
     }
-    this.#describe(subscription, delivery, 0, count, flagsOf(run))
-    const at = this.#begin(outbox, subscription.channel, end - start)
+    this.#describe(recipient, delivery, 0, count, flagsOf(run))
+    const at = this.#begin(outbox, recipient.channel, end - start)
     outbox.bytes.set(viewBytes(bytes, start, end), at)
   }
 
   // Writes the message at `index` of the delivery. The record of the message starts at `start`. Returns the end of
   // that record.
-  #scattered(
-    outbox: Outbox,
-    subscription: Subscription,
-    delivery: Delivery,
-    index: number,
-    start: number,
-  ): number {
+  #scattered(outbox: Outbox, recipient: Recipient, delivery: Delivery, index: number, start: number): number {
     const { run, firstTag, bytes } = delivery
     const head = this.#head
     const end = start + recordSize(bytes, start)
@@ -71,7 +71,7 @@ export class Deliveries {
     const flags = flagsOf(run) | DELIVER_FLAG.scattered
     const joins =
       this.#outbox === outbox &&
-      head.subscriptionId === subscription.id &&
+      head.subscriptionId === recipient.id &&
       (head.firstTag + head.count) >>> 0 === (firstTag + index) >>> 0 &&
       head.attempt === run.attempt &&
       head.flags === flags &&
@@ -79,8 +79,8 @@ export class Deliveries {
       this.#end - this.#payloadAt + length <= SCATTERED_FRAME_BYTES
     let at = joins ? outbox.extend(this.#bufferNumber, this.#end, length) : -1
     if (at === -1) {
-      this.#describe(subscription, delivery, index, 1, flags)
-      at = this.#begin(outbox, subscription.channel, length)
+      this.#describe(recipient, delivery, index, 1, flags)
+      at = this.#begin(outbox, recipient.channel, length)
       this.#outbox = outbox
       this.#bufferNumber = outbox.bufferNumber
       this.#payloadAt = at - DELIVER_HEADER_BYTES
@@ -98,14 +98,14 @@ export class Deliveries {
 
   // Sets the head of a frame whose first message is at `index`.
   #describe(
-    subscription: Subscription,
+    recipient: Recipient,
     { run, firstTag }: Delivery,
     index: number,
     count: number,
     flags: number,
   ): void {
     const head = this.#head
-    head.subscriptionId = subscription.id
+    head.subscriptionId = recipient.id
     head.firstTag = (firstTag + index) >>> 0
     head.firstOffset = run.offset + index
     head.publishedAtMs = run.publishedAtMs

@@ -14,7 +14,9 @@ import {
   decodeSettle,
   decodeSubscriptionId,
   encodeRanges,
+  encodeReadOk,
   encodeSubscribed,
+  readRequest,
   subscribeRequest,
   type Frame,
   type Opcode,
@@ -61,6 +63,11 @@ const HANDLERS: { readonly [Name in ClientOpcode]: Handler } = {
     const request = subscribeRequest(decodeControl(frame.bytes, frame.start, frame.end))
     const subscribed = receiver.consuming.subscribe(frame.channel, request)
     receiver.reply(frame, OP.SUBSCRIBE_OK, encodeSubscribed(subscribed))
+  },
+  READ: (receiver, frame) => {
+    const request = readRequest(decodeControl(frame.bytes, frame.start, frame.end))
+    const opened = receiver.consuming.read(frame.channel, request)
+    receiver.reply(frame, OP.READ_OK, encodeReadOk(opened))
   },
   CREDIT: ({ consuming }, { channel, bytes, start, end }) =>
     consuming.credit(channel, decodeCredit(bytes, start, end)),

@@ -1,0 +1,237 @@
+/** Readers: order, positions, credit, filters, cold chunks, retention, and their ends. */
+import { recordSize, type ReadRequest, type SluiceError } from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import { CHUNK_MESSAGES, type Delivery } from '../queue/index.js'
+import { Bench, Q, type BenchOptions, type Message } from '../testing/bench.js'
+import type { Reader, ReaderSink } from './reader.js'
+
+const HOUR = 3_600_000
+const SMALL = { segmentBytes: 256 * 1024, checkpointBytes: 16 * 1024 }
+
+const many = (count: number, message: (index: number) => Message = () => ({ bodyBytes: 20 })): Message[] =>
+  Array.from({ length: count }, (_, index) => message(index))
+const upTo = (end: number, from = 0): number[] => Array.from({ length: end - from }, (_, at) => from + at)
+
+/** A client that reads, and what it got. */
+class Client implements ReaderSink {
+  isReady = true
+  readonly offsets: number[] = []
+  readonly runs: number[] = []
+  bytes = 0
+  missed = 0
+  isEnd = false
+  error: string | undefined
+  reader!: Reader
+  openingMissed = 0
+  readonly #bench: Bench
+
+  constructor(bench: Bench, request: Partial<ReadRequest> = {}) {
+    this.#bench = bench
+    const none = { fromMs: undefined, until: undefined, filter: undefined }
+    const all = { name: Q, from: 'first', follow: false, messages: 65_535, bytes: 1 << 24, ...none } as const
+    bench.broker.turn.begin()
+    const { reader, missed } = bench.broker.readers.open({ ...all, ...request }, 1, this)
+    this.reader = reader
+    this.openingMissed = missed
+  }
+
+  deliverRead(_reader: Reader, { run, count, bytes, start, end }: Delivery): void {
+    let at = start
+    for (let i = 0; i < count; i++) {
+      this.offsets.push(run.offset + i)
+      at += recordSize(bytes, at)
+    }
+    expect(at).toBe(end)
+    this.bytes += end - start
+    this.runs.push(count)
+  }
+
+  readAt(_reader: Reader, missed: number, isEnd: boolean): void {
+    this.missed += missed
+    this.isEnd = isEnd
+  }
+
+  readEnded(_reader: Reader, error: SluiceError): void {
+    this.error = error.code
+  }
+
+  async giveBack(messages: number, bytes = 1 << 24): Promise<void> {
+    this.#bench.broker.turn.begin()
+    this.#bench.broker.readers.credit(this.reader, messages, bytes)
+    await this.#bench.settle()
+  }
+
+  close(): void {
+    this.#bench.broker.readers.close(this.reader)
+  }
+}
+
+/** Publishes messages in batches of `size`, and acknowledges all of them. */
+async function write(bench: Bench, messages: readonly Message[], size = 100): Promise<void> {
+  for (let from = 0; from < messages.length; from += size) {
+    await bench.publish(messages.slice(from, from + size))
+    await bench.drain()
+  }
+}
+
+async function filled(count: number, options: BenchOptions = SMALL, size = 100): Promise<Bench> {
+  const bench = await new Bench(options).open()
+  bench.ensure({ retainAgeMs: HOUR })
+  await write(bench, many(count), size)
+  return bench
+}
+
+async function read(bench: Bench, request: Partial<ReadRequest> = {}): Promise<Client> {
+  const client = new Client(bench, request)
+  await bench.settle()
+  return client
+}
+
+describe('a reader', () => {
+  it.each([1, 7, 100, 1000])('gets each message once, in order, from batches of %i', async (size) => {
+    const bench = await filled(2_500, SMALL, size)
+    const { offsets, isEnd } = await read(bench)
+    expect(offsets).toEqual(upTo(2_500))
+    expect(isEnd).toBe(true)
+  })
+
+  it('begins at an offset, and ends before another', async () => {
+    const bench = await filled(2_500)
+    for (const from of [0, 1, 99, 100, 1023, 1024, 2_499, 2_500])
+      expect((await read(bench, { from })).offsets).toEqual(upTo(2_500, from))
+    expect((await read(bench, { from: 1_020, until: 1_030 })).offsets).toEqual(upTo(1_030, 1_020))
+    const last = await read(bench, { from: 'last' })
+    expect(last.offsets).toEqual([])
+    expect(last.isEnd).toBe(true)
+    expect(() => new Client(bench, { from: 2_501 })).toThrow('has no message 2501 yet')
+  })
+
+  it('begins at the first message that was published at a time', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure({ retainAgeMs: HOUR })
+    const times: number[] = []
+    for (let i = 0; i < 25; i++) {
+      times.push(bench.now)
+      await write(bench, many(100))
+      await bench.pass(1_000)
+    }
+    for (const at of [0, 1, 12, 24]) {
+      expect((await read(bench, { fromMs: times[at]! })).offsets).toEqual(upTo(2_500, at * 100))
+      expect((await read(bench, { fromMs: times[at]! + 1 })).offsets).toEqual(upTo(2_500, (at + 1) * 100))
+    }
+  })
+
+  it('gets no more than its credit, and at least one message however large', async () => {
+    const bench = await filled(1_000)
+    const recordBytes = 28
+    const client = await read(bench, { messages: 10 })
+    expect(client.offsets).toEqual(upTo(10))
+    await client.giveBack(3)
+    expect(client.offsets).toEqual(upTo(13))
+    await client.giveBack(1_000)
+    expect(client.offsets).toEqual(upTo(23))
+    client.close()
+    await client.giveBack(10)
+    expect(client.offsets).toEqual(upTo(23))
+
+    const bytes = await read(bench, { bytes: recordBytes * 5 })
+    expect(bytes.offsets).toEqual(upTo(5))
+    await bytes.giveBack(2, recordBytes * 2)
+    expect(bytes.offsets).toEqual(upTo(7))
+    const tiny = await read(bench, { bytes: 1 })
+    expect(tiny.offsets).toEqual([0])
+    await tiny.giveBack(1, recordBytes - 1)
+    expect(tiny.offsets).toEqual([0])
+    await tiny.giveBack(1, recordBytes)
+    expect(tiny.offsets).toEqual([0, 1])
+  })
+
+  it('waits while its client does not read', async () => {
+    const bench = await filled(1_000)
+    const client = new Client(bench)
+    client.isReady = false
+    await bench.settle()
+    expect(client.offsets).toEqual([])
+    client.isReady = true
+    bench.broker.turn.begin()
+    bench.broker.readers.ready(client.reader)
+    await bench.settle()
+    expect(client.offsets).toEqual(upTo(1_000))
+  })
+
+  it('with a filter gets only the messages that match, and is charged only for these', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure({ retainAgeMs: HOUR, keyConcurrency: 100 })
+    const headers = (index: number) => (index % 7 === 0 ? { kind: 'a', other: 'x' } : { kind: 'b' })
+    await write(
+      bench,
+      many(1_400, (index) => ({ bodyBytes: 20, key: `k${index % 10}`, headers: headers(index) })),
+    )
+    const keyed = await read(bench, { filter: { key: 'k3' }, messages: 100 })
+    expect(keyed.offsets).toEqual(upTo(100).map((at) => at * 10 + 3))
+    await keyed.giveBack(100)
+    expect(keyed.offsets).toEqual(upTo(140).map((at) => at * 10 + 3))
+    expect(keyed.isEnd).toBe(true)
+    const both = await read(bench, { filter: { key: 'k0', headers: { kind: 'a' } } })
+    expect(both.offsets).toEqual(upTo(20).map((at) => at * 70))
+    expect((await read(bench, { filter: { key: 'k' } })).offsets).toEqual([])
+  })
+
+  it('examines a limited number of messages in one turn', async () => {
+    const bench = await filled(10_000, { segmentBytes: 8 << 20 })
+    const client = new Client(bench, { filter: { key: 'none' } })
+    let turns = 0
+    for (; !client.isEnd; turns++) {
+      const before = client.reader.next
+      bench.endTurns()
+      await new Promise(setImmediate)
+      expect(client.reader.next - before).toBeLessThanOrEqual(4_097)
+      if (turns > 20) throw new Error('the reader does not end')
+    }
+    expect(turns).toBeGreaterThan(2)
+  })
+
+  it('reads cold chunks, also after a restart and when several readers are at different positions', async () => {
+    const bench = await filled(12 * CHUNK_MESSAGES)
+    await bench.fill(40_000)
+    const { numbers, inMemoryCount } = bench.broker.catalog.queue(Q).chunks.retention!
+    expect(numbers.length - inMemoryCount).toBeGreaterThanOrEqual(10)
+    const clients = [0, 3_000, 7_777, 12_000].map((from) => new Client(bench, { from }))
+    await bench.settle()
+    clients.forEach(({ offsets, reader, isEnd }) => {
+      expect(offsets).toEqual(upTo(12 * CHUNK_MESSAGES, offsets[0]))
+      expect(isEnd).toBe(true)
+      expect(reader.isClosed).toBe(true)
+    })
+    bench.broker.audit()
+    expect(await bench.crash()).toBe(true)
+    expect((await read(bench)).offsets).toEqual(upTo(12 * CHUNK_MESSAGES))
+    bench.broker.audit()
+  })
+
+  it('ends with an error when its queue is deleted', async () => {
+    const bench = await filled(100)
+    const client = await read(bench, { messages: 10 })
+    bench.broker.turn.begin()
+    bench.broker.catalog.delete(Q)
+    await bench.settle()
+    expect(client.error).toBe('QUEUE_DELETED')
+    await client.giveBack(10)
+    expect(client.offsets).toEqual(upTo(10))
+  })
+
+  it('of a queue leaves out messages that are not acknowledged, and cannot follow', async () => {
+    const bench = await filled(50)
+    await bench.publish(many(10))
+    const worker = bench.consume(10)
+    await bench.settle()
+    worker.settle(55, 1)
+    await bench.settle()
+    const client = await read(bench)
+    expect(client.offsets).toEqual([...upTo(50), 55])
+    expect(client.missed).toBe(0)
+    expect(() => new Client(bench, { follow: true })).toThrow('needs a stream')
+    bench.ensure({ retainAgeMs: 0 })
+    expect(() => new Client(bench)).toThrow('nothing to read')
+  })
+})
