@@ -602,14 +602,14 @@ describe.concurrent('serve', () => {
         [`/tmp/${'x'.repeat(300)}`, /cannot be used: name too long/, /shorter/],
       ]
       for (const [place, what, advice] of places)
-        expectFailure(await runProcess(['serve', '--port', '0', '--data-dir', place]), 1, what, advice)
+        expectFailure(await run(['serve', '--port', '0', '--data-dir', place]), 1, what, advice)
     },
   )
 
   test('a second broker on the same directory, or on the same port', async () => {
     const [locked, taken] = await Promise.all([
-      runProcess(['serve', '--port', '0', '--data-dir', broker.dataDir]),
-      runProcess(['serve', '--port', String(broker.port), '--data-dir', 'taken', ...SMALL_LOG]),
+      run(['serve', '--port', '0', '--data-dir', broker.dataDir]),
+      run(['serve', '--port', String(broker.port), '--data-dir', 'taken', ...SMALL_LOG]),
     ])
     expectFailure(locked, 1, new RegExp(`process id ${broker.child.pid} .*${broker.dataDir}`), /--data-dir/)
     expectFailure(taken, 1, new RegExp(`127\\.0\\.0\\.1:${broker.port}: the port is in use`), /--port/)
@@ -674,7 +674,7 @@ describe.concurrent('serve', () => {
     const file = await open(join(dataDir, segment), 'r+')
     await file.write(Buffer.from('damage'), 0, 6, 4096 + 100)
     await file.close()
-    expectFailure(await runProcess(['serve', '--port', '0', '--data-dir', dataDir]), 1, /damaged/, /backup/)
+    expectFailure(await run(['serve', '--port', '0', '--data-dir', dataDir]), 1, /damaged/, /backup/)
   })
 
   test('ends with 70 when its log cannot be written', async () => {

@@ -45,8 +45,10 @@ interface RunOptions {
   readonly env?: Readonly<Record<string, string>>
 }
 
-/** Runs a command to its end, in the process of the tests. */
-export function run(args: readonly string[], { input = '', env }: RunOptions = {}): Promise<Result> {
+/** Runs a command to its end, in the process of the tests. `serve` may use the working directory, so it gets a process. */
+export function run(args: readonly string[], options: RunOptions = {}): Promise<Result> {
+  if (args[0] === 'serve') return runProcess(args, options)
+  const { input = '', env } = options
   return runCommand(args, environment({ SLUICE_URL: broker.url, ...env }), input)
 }
 
