@@ -31,6 +31,7 @@ import {
   encodeExtend,
   encodeRanges,
   encodeSettle,
+  headerMatch,
   decodeRanges,
   peekRequest,
   queueName,
@@ -41,6 +42,8 @@ import {
   sealBatch,
   sizeText,
   subscribeRequest,
+  topicName,
+  topicPattern,
   writeFrameHeader,
   writeRecordHead,
   writeU16,
@@ -203,6 +206,17 @@ const PROBES: readonly Probe[] = [
     limit: 'pageMessagesMax',
     code: 'INVALID_ARGUMENT',
     take: (limit) => void peekRequest({ name: 'q', limit }),
+  },
+  { limit: 'topicBytesMax', code: 'INVALID_TOPIC', take: (bytes) => void topicName(text(bytes)) },
+  {
+    limit: 'topicLevelsMax',
+    code: 'INVALID_PATTERN',
+    take: (levels) => void topicPattern(Array.from({ length: levels }, () => '*').join('.')),
+  },
+  {
+    limit: 'bindingHeadersBytesMax',
+    code: 'INVALID_ARGUMENT',
+    take: (bytes) => void headerMatch({ all: { a: text(bytes - 1) } }),
   },
 ]
 

@@ -9,6 +9,8 @@ import {
   SCATTERED_BYTES,
   SluiceError,
   batchFollows,
+  bindingRequest,
+  bindingsRequest,
   cancelRequest,
   checkBatch,
   checkRecords,
@@ -55,6 +57,7 @@ import {
   redriveRequest,
   replayRequest,
   rescheduleRequest,
+  routesRequest,
   subscribeRequest,
   type Body,
 } from '@sluice/protocol'
@@ -108,6 +111,10 @@ export const READERS: ReadonlyMap<number, Reader> = new Map<number, Reader>([
   [OP.READ, request(readRequest)],
   [OP.READ_OK, decodeReadOk],
   [OP.READ_AT, decodeReadAt],
+  [OP.BIND, request((body) => bindingRequest('BIND', body))],
+  [OP.UNBIND, request((body) => bindingRequest('UNBIND', body))],
+  [OP.BINDINGS, request(bindingsRequest)],
+  [OP.ROUTES, request(routesRequest)],
   [OP.RESULT, decodeControl],
 ])
 

@@ -342,6 +342,38 @@ export const ERRORS = {
     retryable: false,
     meaning: 'A binding or schedule takes more bytes than the broker accepts.',
   },
+  INVALID_TOPIC: {
+    number: 57,
+    scope: 'request',
+    retryable: false,
+    meaning:
+      'The name of a topic is too long, has too many levels or an empty one, or has characters that are not allowed.',
+  },
+  INVALID_PATTERN: {
+    number: 58,
+    scope: 'request',
+    retryable: false,
+    meaning:
+      'A pattern is too long, has too many levels or an empty one, or has characters that are not allowed.',
+  },
+  UNROUTABLE: {
+    number: 59,
+    scope: 'request',
+    retryable: false,
+    meaning: 'No binding matches the topic and the headers of a message.',
+  },
+  TOO_MANY_BINDINGS: {
+    number: 60,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The broker has reached its limit of bindings, in all or for one pattern.',
+  },
+  TOO_MANY_TARGETS: {
+    number: 61,
+    scope: 'request',
+    retryable: false,
+    meaning: 'More queues are bound to the topic than one publish can reach.',
+  },
 
   UNREACHABLE: {
     number: 1000,

@@ -31,6 +31,11 @@ export const LIMITS = {
   batchBytesScheduledTarget: 16 * KIB,
   batchCountMax: 65_535,
   queueNameBytesMax: 255,
+  /** With the two characters that precede it in an address, a topic's name fits in the same field as a queue's name. */
+  topicBytesMax: 253,
+  topicLevelsMax: 32,
+  /** Maximum size of the names and values of the headers of one binding. */
+  bindingHeadersBytesMax: 4 * KIB,
   clientNameBytesMax: 255,
   credentialBytesMax: 1024,
   keyBytesMax: 255,

@@ -134,7 +134,8 @@ export function messageFilter(
   }
 }
 
-function headersOf(value: unknown): Readonly<Record<string, string>> {
+/** Checks headers that a filter or a binding names. @throws SluiceError INVALID_ARGUMENT */
+export function headersOf(value: unknown): Readonly<Record<string, string>> {
   if (typeof value !== 'object' || value === null || Array.isArray(value) || ArrayBuffer.isView(value))
     throw new SluiceError('INVALID_ARGUMENT', '`headers` must be a map of text to text.')
   const entries = Object.entries(value)

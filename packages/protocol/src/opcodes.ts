@@ -66,6 +66,11 @@ export const OPCODES = {
   READ: { code: 82, sender: 'client', stage: 'open', layout: 'msgpack' },
   READ_OK: { code: 83, sender: 'server', stage: 'open', layout: 'fixed' },
   READ_AT: { code: 100, sender: 'server', stage: 'open', layout: 'fixed' },
+
+  BIND: { code: 84, sender: 'client', stage: 'open', layout: 'msgpack' },
+  UNBIND: { code: 85, sender: 'client', stage: 'open', layout: 'msgpack' },
+  BINDINGS: { code: 86, sender: 'client', stage: 'open', layout: 'msgpack' },
+  ROUTES: { code: 87, sender: 'client', stage: 'open', layout: 'msgpack' },
 } as const satisfies Record<string, Opcode>
 
 export type OpcodeName = keyof typeof OPCODES

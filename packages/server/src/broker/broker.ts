@@ -33,6 +33,7 @@ import { PAGES_MAX } from '../state/directory.js'
 import { SharedIntake } from './shared-intake.js'
 import { Space, type Holder } from '../state/space.js'
 import { BOOT_AFTER_CLOSE, type State } from '../state/state.js'
+import { Topics } from './topics.js'
 import { Turn } from './turn.js'
 import { Writer, type MemoryUse } from './writer.js'
 
@@ -58,6 +59,8 @@ export interface BrokerOptions {
   readonly pagesMax?: number
   /** Maximum number of bindings and schedules; default: `DEFINITIONS_MAX`. */
   readonly definitionsMax?: number
+  /** Maximum number of bindings; default: `BINDINGS_MAX`. */
+  readonly bindingsMax?: number
   /** Maximum number of producers that are remembered; default: `PRODUCERS_MAX`. */
   readonly producersMax?: number
   readonly blocks?: Partial<BlocksOptions>
@@ -132,6 +135,7 @@ export class Broker {
   readonly readers: Readers
   readonly catalog: Catalog
   readonly registry: Registry
+  readonly topics: Topics
   readonly operator: Operator
   readonly replays: Replays
   readonly history: History
@@ -257,8 +261,9 @@ export class Broker {
     this.leases = new Leases(state, writer, turn, options)
     this.#dispatcher = new Dispatcher(this.#blocks, cold, writer, this.leases, turn, options)
     this.readers = new Readers(state, this.#blocks, cold, turn, options)
-    this.catalog = new Catalog(state, writer, moves, this.leases, this.readers, turn, options)
     this.registry = new Registry(state, writer, options)
+    this.topics = new Topics(state, this.registry, this.sharedIntake, turn, options)
+    this.catalog = new Catalog(state, writer, moves, this.leases, this.readers, this.topics, turn, options)
     this.operator = new Operator(state, records, cold, moves, requests, turn, observer)
     this.replays = new Replays(state, this.intake, records, cold, requests, turn)
     this.history = new History(log, state, requests)

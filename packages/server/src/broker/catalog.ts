@@ -24,6 +24,7 @@ import type { Leases } from './leases.js'
 import type { Moves } from './moves.js'
 import type { Observer } from './observer.js'
 import type { Readers } from './readers.js'
+import type { Topics } from './topics.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
@@ -59,6 +60,7 @@ export class Catalog {
   readonly #pagesMax: number
   readonly #leases: Leases
   readonly #readers: Readers
+  readonly #topics: Topics
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
   /** Sorted names of all queues, for `list`; undefined while they must be sorted again. */
@@ -70,6 +72,7 @@ export class Catalog {
     moves: Moves,
     leases: Leases,
     readers: Readers,
+    topics: Topics,
     turn: Turn,
     { queuesMax = QUEUES_DEFAULT, pagesMax = PAGES_MAX, observer }: CatalogOptions,
   ) {
@@ -81,6 +84,7 @@ export class Catalog {
     this.#pagesMax = pagesMax
     this.#leases = leases
     this.#readers = readers
+    this.#topics = topics
     this.#observer = observer
   }
 
@@ -290,6 +294,7 @@ export class Catalog {
     const error = new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`)
     this.#leases.endSubscriptions(queue, error)
     this.#readers.closeAll(queue, error)
+    this.#topics.forget(queue)
     this.#state.removeQueue(queue)
     this.#names = undefined
     this.#turn.forget(queue)

@@ -45,10 +45,6 @@ export class Registry {
     return this.#definitions[Symbol.iterator]()
   }
 
-  get(id: number): Definition | undefined {
-    return this.#definitions.get(id)
-  }
-
   /** @throws SluiceError TOO_MANY_DEFINITIONS, DEFINITION_TOO_LARGE */
   define(defined: Defined): Definition {
     this.#checkText(defined.text, 0)

@@ -23,7 +23,7 @@ function publish(bench: Bench, bytes: Uint8Array, names: readonly QueueName[]): 
   bench.broker.turn.begin()
   const targets = names.map((name) => ({ queue: queueOf(bench, name), ranges: undefined }))
   const batch = { bytes, at: 0, end: bytes.length }
-  return bench.broker.sharedIntake.publish(bench.producer(), targets, batch, 0)
+  return bench.broker.sharedIntake.publish(bench.producer(), () => targets, batch, 0)
 }
 
 describe('the targets of a shared batch', () => {

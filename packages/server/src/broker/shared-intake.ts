@@ -40,7 +40,7 @@ import {
   type Intake,
 } from './intake.js'
 import type { Turn } from './turn.js'
-import type { Writer } from './writer.js'
+import { NO_QUEUE, type Writer } from './writer.js'
 
 /** Maximum number of queues that get one batch. */
 export const TARGETS_MAX = 1_024
@@ -49,6 +49,8 @@ export const TARGETS_MAX = 1_024
  * that must read the options of the records. 65,536 messages with ids take a third of a second.
  */
 export const WORK_MAX = 65_536
+/** The places of a batch that reached no queue, in an `atomic` fact: no queue has the id 0. */
+const NO_TARGETS = '[[0,0]]'
 /** Maximum size of a fact with a time to live, and of the headers of the facts of one target, in bytes. */
 const TTL_FACT_BYTES = 24
 const FACTS_HEADERS_BYTES = 2 * BATCH_HEADER_BYTES
@@ -77,6 +79,12 @@ interface CheckedShared extends BatchBytes {
   readonly totalBytes: number
 }
 
+/**
+ * Finds the targets of a batch of a producer, whose records were checked. `flags` are the flags of all records. Called only
+ * if the number of the batch is new. @throws SluiceError the refusal
+ */
+export type TargetsOf = (flags: number) => readonly Target[]
+
 /** The receipt of a shared batch. */
 export interface Shared {
   /** Number of queues that got messages. */
@@ -102,13 +110,13 @@ export class SharedIntake {
 
   /**
    * Accepts the batch `bytes[at, end)` of a producer for all targets, and returns the number of targets. A batch that is
-   * sent again gets the answer that it got first, whatever the targets are now. `unanswered` is described at
-   * `Intake.publish`.
+   * sent again gets the answer that it got first, whatever the targets are now. A batch without targets is not stored, but
+   * its result is. `unanswered` is described at `Intake.publish`.
    * @throws SluiceError the refusal
    */
   publish(
     producer: Producer,
-    targets: readonly Target[],
+    targetsOf: TargetsOf,
     { bytes, at, end }: BatchBytes,
     unanswered: number,
   ): number {
@@ -117,15 +125,17 @@ export class SharedIntake {
     const crc = batchRecordsCrc(bytes, at)
     const known = producer.resultOf(number, crc, unanswered)?.[0]
     if (known !== undefined) return known.baseOffset
+    let targets: number
     try {
       checkFollows(producer, number, bytes, at)
-      this.#accept(targets, { bytes, at, end }, 'new', producer)
+      targets = this.#accept(targetsOf, { bytes, at, end }, 'new', producer)
+      if (targets === 0) this.#acceptNothing(producer, number, crc)
     } catch (error) {
       throw refused(producer, number, error)
     }
-    producer.accept(number, targets.length, crc, undefined)
+    producer.accept(number, targets, crc, undefined)
     producer.lastUsedMs = this.#turn.nowMs
-    return targets.length
+    return targets
   }
 
   /**
@@ -134,33 +144,47 @@ export class SharedIntake {
    * @throws SluiceError the refusal
    */
   take(targets: readonly Target[], batch: BatchBytes, arrival: Arrival): Shared {
-    this.#accept(targets, batch, arrival, undefined)
+    if (targets.length === 0) throw new Error('a batch without a producer needs targets')
+    this.#accept(() => targets, batch, arrival, undefined)
     return { targets: targets.length, gate: this.#writer.tail.gate }
   }
 
-  // @throws SluiceError
-  #accept(
-    targets: readonly Target[],
-    batch: BatchBytes,
-    arrival: Arrival,
-    producer: Producer | undefined,
-  ): void {
-    const checked = this.#check(targets, batch, arrival)
+  // Recovery needs the result of the number. A step without batches is the shortest record of it.
+  #acceptNothing(producer: Producer, number: number, crc: number): void {
+    this.#writer.checkRoom(BATCH_HEADER_BYTES)
+    if (producer.id === 0) this.#intake.declare(producer)
+    const facts = new FactBuffer()
+    facts.atomic(producer.id, number, crc, NO_TARGETS)
+    this.#writer.writeFacts(NO_QUEUE, facts)
+  }
+
+  // Returns the number of targets. Accepts nothing if there are none. @throws SluiceError
+  #accept(targetsOf: TargetsOf, batch: BatchBytes, arrival: Arrival, producer: Producer | undefined): number {
+    const { bytes, at, end } = batch
+    const messageBytesMax = arrival === 'new' ? this.#messageBytesMax : Infinity
+    const flags = this.#intake.checkedFlags(bytes, at, end, messageBytesMax)
+    const targets = targetsOf(flags)
+    if (targets.length === 0) return 0
+    const checked = this.#check(targets, batch, flags, arrival)
     this.#writer.checkRoom(checked.totalBytes)
     if (arrival !== 'moved') this.#writer.checkMemory()
     if (producer?.id === 0) this.#intake.declare(producer)
     this.#take(checked, producer?.id ?? 0)
+    return targets.length
   }
 
   // --- check: changes nothing, except that due messages become ready and expired messages are removed ---
 
   // @throws SluiceError
-  #check(targets: readonly Target[], { bytes, at, end }: BatchBytes, arrival: Arrival): CheckedShared {
+  #check(
+    targets: readonly Target[],
+    { bytes, at, end }: BatchBytes,
+    flags: number,
+    arrival: Arrival,
+  ): CheckedShared {
     const { limits } = this.#writer
     const { nowMs } = this.#turn
     const count = batchCount(bytes, at)
-    const messageBytesMax = arrival === 'new' ? this.#messageBytesMax : Infinity
-    const flags = this.#intake.checkedFlags(bytes, at, end, messageBytesMax)
     checkTargets(targets, count)
     if (hasDeliveryOptions(flags)) checkTraits(bytes, at, count, nowMs)
     const header = { length: end - at, count, timeMs: nowMs }
@@ -305,8 +329,8 @@ function checkTargets(targets: readonly Target[], count: number): void {
       `A batch has ${targets.length} target queues; it may have at most ${TARGETS_MAX}.`,
     )
   }
-  if (targets.length === 0 || new Set(targets.map(({ queue }) => queue)).size < targets.length)
-    throw new Error('a shared batch needs targets, each with another queue')
+  if (new Set(targets.map(({ queue }) => queue)).size < targets.length)
+    throw new Error('each target of a shared batch must be another queue')
   for (const { queue, ranges } of targets) {
     let end = 0
     for (const range of ranges ?? []) {

@@ -110,6 +110,28 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
     advice: 'Delete bindings and schedules that are not needed.',
   },
   DEFINITION_TOO_LARGE: BOUNDS,
+  INVALID_TOPIC: {
+    exit: EXIT.usage,
+    advice:
+      'Use up to 32 levels of letters, digits and _ - : / separated by dots, for example orders.eu.created.',
+  },
+  INVALID_PATTERN: {
+    exit: EXIT.usage,
+    advice:
+      'Use levels separated by dots, with * for one level and # for any number, for example orders.*.created.',
+  },
+  UNROUTABLE: {
+    exit: EXIT.notFound,
+    advice: 'Bind a queue with `sluice topic bind PATTERN TARGET`, or accept this with --unroutable drop.',
+  },
+  TOO_MANY_BINDINGS: {
+    exit: EXIT.failure,
+    advice: 'Remove bindings that are not needed: `sluice topic unbind PATTERN TARGET`.',
+  },
+  TOO_MANY_TARGETS: {
+    exit: EXIT.failure,
+    advice: 'Bind fewer queues to the patterns that match: see `sluice topic test NAME`.',
+  },
   TOO_MANY_QUEUES: {
     exit: EXIT.failure,
     advice: 'Delete queues that are no longer used: `sluice queue delete NAME`.',

@@ -13,10 +13,12 @@ import {
   decodeAtomic,
   encodeAtomicOk,
   encodePublishErr,
+  isTopicAddress,
   publishBatchStart,
   publishNumber,
   readText,
   type Frame,
+  type Placed,
 } from '@sluice/protocol'
 import type { Broker, Output } from '../broker/broker.js'
 import type { Producer } from '../state/producers.js'
@@ -66,13 +68,23 @@ export class Producing {
     try {
       const nameAt = start + PUBLISH_NAME_AT
       const to = this.#broker.catalog.queueAt(bytes, nameAt, batchAt) ?? readText(bytes, nameAt, batchAt)
-      const placed = this.#broker.intake.publish(this.#producer!, to, bytes, batchAt, end, unanswered)
+      const placed =
+        typeof to === 'string' && isTopicAddress(to)
+          ? this.#toTopic(to, bytes, batchAt, end, unanswered)
+          : this.#broker.intake.publish(this.#producer!, to, bytes, batchAt, end, unanswered)
       // A confirm that shares an earlier frame is sent together with that frame.
       if (this.#confirms.write(this.#outbox, number, placed)) this.#broker.noteOutput(this.#connection)
       this.#accepted(end - start)
     } catch (error) {
       this.#refuse(number, error)
     }
+  }
+
+  // The answer has the number of targets where that of a queue has the base offset.
+  #toTopic(address: string, bytes: Uint8Array, at: number, end: number, unanswered: number): Placed {
+    const batch = { bytes, at, end }
+    const baseOffset = this.#broker.topics.publish(this.#producer!, address, batch, unanswered)
+    return { baseOffset, duplicates: undefined }
   }
 
   atomic({ correlation: unanswered, bytes, start, end }: Frame): void {

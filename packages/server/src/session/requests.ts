@@ -8,6 +8,8 @@
  */
 import {
   SluiceError,
+  bindingRequest,
+  bindingsRequest,
   cancelRequest,
   closeConsumerRequest,
   consumersRequest,
@@ -20,6 +22,7 @@ import {
   redriveRequest,
   replayRequest,
   rescheduleRequest,
+  routesRequest,
   type Body,
   type OpcodeName,
 } from '@sluice/protocol'
@@ -58,6 +61,10 @@ const REQUESTS = {
     const request = rescheduleRequest(body)
     return operator.whenRead(request, caller, () => operator.reschedule(request))
   },
+  BIND: ({ broker }, body) => broker.topics.bind(bindingRequest('BIND', body)),
+  UNBIND: ({ broker }, body) => broker.topics.unbind(bindingRequest('UNBIND', body)),
+  BINDINGS: ({ broker }, body) => broker.topics.list(bindingsRequest(body)),
+  ROUTES: ({ broker }, body) => broker.topics.routes(routesRequest(body)),
   CONSUMERS: ({ broker }, body) => broker.catalog.consumers(consumersRequest(body)),
   CLOSE_CONSUMER: ({ broker }, body) => {
     const { name, id } = closeConsumerRequest(body)
@@ -125,6 +132,8 @@ export async function handleLong<Encoded>(
 const READING: ReadonlySet<RequestName> = new Set<RequestName>([
   'GET',
   'LIST',
+  'BINDINGS',
+  'ROUTES',
   'CONSUMERS',
   'PEEK',
   'HISTORY',

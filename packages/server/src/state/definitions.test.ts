@@ -187,7 +187,7 @@ describe('limits', () => {
       await bench.settle()
     }
     expect(() => registry.define(schedule('x'))).toThrow(refused('TOO_MANY_DEFINITIONS'))
-    registry.undefine(registry.get(1)!)
+    registry.undefine([...registry][0]!)
     registry.define(schedule('x'))
     bench.broker.audit()
   })

@@ -1,0 +1,88 @@
+/** The trie against a matcher that follows the definition of the wildcards word by word. */
+import { describe, expect, it } from 'vitest'
+import { PatternTrie } from './pattern-trie.js'
+import { Chance } from '../../../../test/simulation/chance.js'
+import { seedsFrom } from '../../../../test/amount.js'
+
+function matches(pattern: readonly string[], name: readonly string[]): boolean {
+  const [first, ...rest] = pattern
+  if (first === undefined) return name.length === 0
+  if (first === '#') return matches(rest, name) || (name.length > 0 && matches(pattern, name.slice(1)))
+  return name.length > 0 && (first === '*' || first === name[0]) && matches(rest, name.slice(1))
+}
+
+function isMatch(pattern: string, name: string): boolean {
+  const trie = new PatternTrie<number>()
+  trie.add(pattern, 1)
+  const [found = 0] = trie.match(name)
+  expect(matches(pattern.split('.'), name.split('.'))).toBe(found === 1)
+  return found === 1
+}
+
+describe('a pattern', () => {
+  it.each([
+    ['orders.created', 'orders.created', true],
+    ['orders.created', 'orders', false],
+    ['orders', 'orders.created', false],
+    ['orders.*', 'orders.created', true],
+    ['orders.*', 'orders', false],
+    ['orders.*', 'orders.eu.created', false],
+    ['orders.#', 'orders', true],
+    ['orders.#', 'orders.eu.created', true],
+    ['#', 'a', true],
+    ['#.created', 'created', true],
+    ['#.created', 'orders.eu.created', true],
+    ['#.created', 'orders.created.eu', false],
+    ['orders.#.created', 'orders.created', true],
+    ['orders.#.created', 'orders.a.b.created', true],
+    ['#.eu.#', 'orders.eu', true],
+    ['#.eu.#', 'orders.us.created', false],
+    ['#.#', 'a', true],
+    ['*.#.*', 'a', false],
+    ['*.#.*', 'a.b', true],
+  ])('%s and the name %s: %s', (pattern, name, expected) => {
+    expect(isMatch(pattern, name)).toBe(expected)
+  })
+})
+
+it.each(seedsFrom(1, 40, 2_000))('finds the patterns that a naive matcher finds, seed %i', (seed) => {
+  const chance = new Chance(seed)
+  const words = ['a', 'b', 'c']
+  const levels = (from: readonly string[]): string =>
+    Array.from({ length: chance.int(1, 6) }, () => chance.pick(from)).join('.')
+  const trie = new PatternTrie<string>()
+  const known: { pattern: string; value: string }[] = []
+  let found = 0
+  for (let step = 0; step < 300; step++) {
+    if (chance.hit(0.4)) {
+      const pattern = levels([...words, '*', '#'])
+      const value = `${pattern} ${chance.int(0, 2)}`
+      trie.add(pattern, value)
+      if (!known.some((each) => each.value === value)) known.push({ pattern, value })
+    } else if (known.length > 0 && chance.hit(0.3)) {
+      const [{ pattern, value }] = known.splice(chance.int(0, known.length - 1), 1) as [(typeof known)[0]]
+      trie.remove(pattern, value)
+      trie.remove(pattern, value)
+    }
+    const name = levels(words)
+    const expected = known
+      .filter(({ pattern }) => matches(pattern.split('.'), name.split('.')))
+      .map(({ value }) => value)
+    expect(trie.match(name).toSorted()).toEqual(expected.toSorted())
+    found += expected.length
+    for (const { pattern } of known.slice(0, 3))
+      expect(trie.at(pattern)).toEqual(
+        new Set(known.filter((each) => each.pattern === pattern).map(({ value }) => value)),
+      )
+  }
+  expect(found).toBeGreaterThan(200)
+})
+
+it('visits each node once for each level, whatever the number of # in a pattern', () => {
+  const trie = new PatternTrie<number>()
+  trie.add(Array.from({ length: 32 }, () => '#').join('.'), 1)
+  trie.add(`${Array.from({ length: 15 }, () => '#.a').join('.')}.#.b`, 2)
+  const name = Array.from({ length: 32 }, () => 'a').join('.')
+  // A matcher that tries every split would not end.
+  expect(trie.match(name)).toEqual([1])
+})

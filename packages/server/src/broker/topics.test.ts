@@ -1,0 +1,337 @@
+/** Bindings and topics: which queues get what, what is refused, and what a crash leaves. */
+import {
+  LIMITS,
+  queueName,
+  topicName,
+  topicPattern,
+  type BindingInfo,
+  type QueueName,
+} from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import { Bench, batchOf, type BenchOptions, type Message } from '../testing/bench.js'
+import { drained, numbered, peeked, queueOf, upTo } from '../testing/sharing.js'
+import { TARGETS_MAX } from './shared-intake.js'
+import { HEADER_CHECKS_MAX, PATTERN_BINDINGS_MAX } from './topics.js'
+
+const [A, B, C] = ['a', 'b', 'c'].map(queueName) as [QueueName, QueueName, QueueName]
+const refused = (code: string): Error => expect.objectContaining({ code }) as Error
+
+async function opened(options: BenchOptions = {}): Promise<Bench> {
+  const bench = await new Bench(options).open()
+  for (const name of [A, B, C]) bench.ensure({}, name)
+  await bench.settle()
+  return bench
+}
+
+type Headers = Readonly<Record<string, string>>
+
+function bind(
+  bench: Bench,
+  pattern: string,
+  target: QueueName,
+  headers?: { readonly all?: Headers; readonly any?: Headers },
+): { readonly changed: boolean; readonly id: number } {
+  bench.broker.turn.begin()
+  const match =
+    headers === undefined
+      ? undefined
+      : headers.all === undefined
+        ? ({ kind: 'any', headers: headers.any! } as const)
+        : ({ kind: 'all', headers: headers.all } as const)
+  return bench.broker.topics.bind({ pattern: topicPattern(pattern), target, match })
+}
+
+function publish(bench: Bench, address: string, bytes: Uint8Array, unanswered = 0): number {
+  bench.broker.turn.begin()
+  const batch = { bytes, at: 0, end: bytes.length }
+  return bench.broker.topics.publish(bench.producer(), address, batch, unanswered)
+}
+
+function send(bench: Bench, address: string, messages: readonly Message[] = [{}]): number {
+  return publish(bench, address, batchOf(messages, ++bench.number))
+}
+
+const ready = (bench: Bench): number[] => [A, B, C].map((name) => bench.info(name).ready)
+
+function listed(bench: Bench, request: { pattern?: string; target?: QueueName } = {}): string[] {
+  const found: BindingInfo[] = []
+  for (let more = true; more;) {
+    const pattern = request.pattern === undefined ? undefined : topicPattern(request.pattern)
+    const page = bench.broker.topics.list({ pattern, target: request.target, after: found.at(-1)?.id ?? 0 })
+    found.push(...page.bindings)
+    ;({ more } = page)
+  }
+  return found.map(({ pattern, target }) => `${pattern} ${target}`)
+}
+
+describe('a message that is published to a topic', () => {
+  it('reaches each queue with a matching binding once', async () => {
+    const bench = await opened()
+    bind(bench, 'orders.*.created', A)
+    bind(bench, 'orders.#', A)
+    bind(bench, 'orders.#', B)
+    bind(bench, 'users.#', C)
+    expect(send(bench, '#orders.eu.created', [{}, {}])).toBe(2)
+    expect(send(bench, '#orders')).toBe(2)
+    await bench.settle()
+    expect(ready(bench)).toEqual([3, 3, 0])
+    bench.broker.audit()
+  })
+
+  it('follows the bindings as they change', async () => {
+    const bench = await opened()
+    bind(bench, 'a', A)
+    expect(send(bench, '#a')).toBe(1)
+    bind(bench, '#', B)
+    expect(send(bench, '#a')).toBe(2)
+    bench.broker.topics.unbind({ pattern: topicPattern('a'), target: A, match: undefined })
+    expect(send(bench, '#a')).toBe(1)
+    bench.broker.catalog.delete(B)
+    expect(() => send(bench, '#a')).toThrow(refused('UNROUTABLE'))
+    await bench.settle()
+    expect([A, C].map((name) => bench.info(name).ready)).toEqual([2, 0])
+    expect(listed(bench)).toEqual([])
+    bench.broker.audit()
+  })
+
+  it('is refused by all queues if one of them refuses it, with the name of that queue', async () => {
+    const bench = await opened()
+    bench.ensure({ maxMessages: 1 }, B)
+    for (const name of [A, B, C]) bind(bench, 'a', name)
+    expect(send(bench, '#a')).toBe(3)
+    expect(() => send(bench, '#a')).toThrow(expect.objectContaining({ code: 'QUEUE_FULL', queue: B }))
+    await bench.settle()
+    expect(ready(bench)).toEqual([1, 1, 1])
+  })
+
+  it('is refused if nothing matches, unless messages without a target are dropped', async () => {
+    const bench = await opened()
+    bind(bench, 'a.b', A)
+    expect(() => send(bench, '#a')).toThrow(refused('UNROUTABLE'))
+    expect(send(bench, '#?a')).toBe(0)
+    expect(send(bench, '#?a.b')).toBe(1)
+    for (const name of ['', '?', '.', 'a..b', 'a b', 'a*', '??a', 'x'.repeat(254)])
+      expect(() => send(bench, `#${name}`)).toThrow(refused('INVALID_TOPIC'))
+    expect(ready(bench)).toEqual([1, 0, 0])
+  })
+})
+
+describe('a binding with headers', () => {
+  it('takes the messages of a batch that have all of them, or any of them', async () => {
+    const bench = await opened()
+    bind(bench, 'a', A, { all: { x: '1', y: '1' } })
+    bind(bench, '#', B, { any: { x: '1', y: '1' } })
+    bind(bench, '*', C)
+    const of = (number: number, headers: Headers): Message => ({
+      headers: { number: String(number), ...headers },
+    })
+    const messages = [
+      of(0, {}),
+      of(1, { x: '1' }),
+      of(2, { x: '1', y: '1' }),
+      of(3, { x: '1', y: '1', z: '' }),
+      of(4, { x: '2', y: '1' }),
+      of(5, { x: '2' }),
+    ]
+    expect(send(bench, '#a', messages)).toBe(3)
+    await bench.settle()
+    const numbers = async (name: QueueName): Promise<number[]> =>
+      (await peeked(bench, name)).map(([, number]) => number)
+    expect(await numbers(A)).toEqual([2, 3])
+    expect(await numbers(B)).toEqual([1, 2, 3, 4])
+    expect(await numbers(C)).toEqual(upTo(6))
+    bench.broker.audit()
+  })
+
+  it('leaves a message without a target: the batch is refused, or the message dropped', async () => {
+    const bench = await opened()
+    bind(bench, 'a', A, { all: { x: '1' } })
+    bind(bench, 'a', A, { all: { x: '2' } })
+    const messages = ['1', '2', '3'].map((x) => ({ headers: { x } }))
+    expect(() => send(bench, '#a', messages)).toThrow(
+      expect.objectContaining({
+        code: 'UNROUTABLE',
+        message: expect.stringContaining('message 2 of 3') as string,
+      }),
+    )
+    expect(send(bench, '#?a', messages)).toBe(1)
+    expect(send(bench, '#?a', [{}])).toBe(0)
+    expect(() => send(bench, '#a', [{}])).toThrow(refused('UNROUTABLE'))
+    await bench.settle()
+    expect(bench.info(A).ready).toBe(2)
+  })
+})
+
+describe('bindings', () => {
+  it('are the same if pattern, target and headers are the same', async () => {
+    const bench = await opened()
+    expect(bind(bench, 'a', A)).toEqual({ changed: true, id: 1 })
+    expect(bind(bench, 'a', A)).toEqual({ changed: false, id: 1 })
+    expect(bind(bench, 'a', A, { all: { x: '1', y: '2' } })).toEqual({ changed: true, id: 2 })
+    expect(bind(bench, 'a', A, { all: { y: '2', x: '1' } })).toEqual({ changed: false, id: 2 })
+    expect(bind(bench, 'a', A, { any: { x: '1', y: '2' } })).toEqual({ changed: true, id: 3 })
+    expect(() => bind(bench, 'a', queueName('none'))).toThrow(refused('QUEUE_NOT_FOUND'))
+    const request = { pattern: topicPattern('a'), target: A, match: undefined }
+    expect(bench.broker.topics.unbind(request)).toEqual({ changed: true })
+    expect(bench.broker.topics.unbind(request)).toEqual({ changed: false })
+    expect(listed(bench)).toEqual(['a a', 'a a'])
+    bench.broker.audit()
+  })
+
+  it('are listed page by page: all, by pattern, by target, and those that match a topic', async () => {
+    const bench = await opened()
+    const headers = (number: number): Headers => ({ number: `${number}`.padStart(3_000, '0') })
+    for (let at = 0; at < 120; at++) bind(bench, `a.${at % 60}`, at % 2 === 0 ? A : B)
+    for (let at = 0; at < 30; at++) bind(bench, 'a.*', C, { any: headers(at) })
+    expect(listed(bench)).toHaveLength(90)
+    expect(listed(bench, { target: B })).toHaveLength(30)
+    expect(listed(bench, { pattern: 'a.*' })).toHaveLength(30)
+    expect(listed(bench, { pattern: 'a.1', target: B })).toEqual(['a.1 b'])
+    expect(listed(bench, { pattern: 'a.1', target: A })).toEqual([])
+    expect(() => listed(bench, { target: queueName('none') })).toThrow(refused('QUEUE_NOT_FOUND'))
+    const routes = (matching: Headers | undefined, after = 0): readonly BindingInfo[] => {
+      const { bindings, more } = bench.broker.topics.routes({
+        topic: topicName('a.7'),
+        headers: matching,
+        after,
+      })
+      return more ? [...bindings, ...routes(matching, bindings.at(-1)!.id)] : bindings
+    }
+    expect(routes(undefined)).toHaveLength(31)
+    expect(routes({}).map(({ pattern }) => pattern)).toEqual(['a.7'])
+    expect(routes(headers(3)).map(({ pattern, target }) => `${pattern} ${target}`)).toEqual([
+      'a.7 b',
+      'a.* c',
+    ])
+  })
+
+  it('survive a crash, with and without a checkpoint', async () => {
+    const bench = await opened({ segmentBytes: 64 << 10, checkpointBytes: 8 << 10 })
+    bind(bench, 'a.#', A)
+    bind(bench, 'a.#', B, { any: { x: '1' } })
+    bind(bench, 'b', C)
+    await bench.settle()
+    for (const isFilled of [false, true]) {
+      if (isFilled) await bench.fill(300 << 10)
+      expect(await bench.crash()).toBe(isFilled)
+      expect(listed(bench)).toEqual(['a.# a', 'a.# b', 'b c'])
+      expect(send(bench, '#a.b', [{ headers: { x: '1' } }])).toBe(2)
+      expect(send(bench, '#a.b', [{}])).toBe(1)
+      await bench.settle()
+      bench.broker.audit()
+    }
+    bench.broker.catalog.delete(A)
+    await bench.settle()
+    await bench.crash()
+    expect(listed(bench)).toEqual(['a.# b', 'b c'])
+  })
+})
+
+describe('a batch that is sent again', () => {
+  it.each([false, true])(
+    'gets its first answer, whatever the bindings are then; after a crash: %s',
+    async (crashes) => {
+      const bench = await opened()
+      bind(bench, 'a', A)
+      const [reached, dropped, missed] = [1, 2, 3].map((number) => batchOf([{}], number)) as [
+        Uint8Array,
+        Uint8Array,
+        Uint8Array,
+      ]
+      expect(publish(bench, '#a', reached, 0)).toBe(1)
+      expect(publish(bench, '#?b', dropped, 1)).toBe(0)
+      expect(() => publish(bench, '#b', missed, 2)).toThrow(refused('UNROUTABLE'))
+      await bench.settle()
+      if (crashes) await bench.crash()
+      for (const name of [A, B, C]) bind(bench, '#', name)
+      expect(publish(bench, '#a', reached, 0)).toBe(1)
+      expect(publish(bench, '#?b', dropped, 1)).toBe(0)
+      // A refusal is remembered until the broker stops.
+      if (crashes) expect(publish(bench, '#b', missed, 2)).toBe(3)
+      else expect(() => publish(bench, '#b', missed, 2)).toThrow(refused('UNROUTABLE'))
+      await bench.settle()
+      expect(ready(bench)).toEqual(crashes ? [2, 1, 1] : [1, 0, 0])
+      bench.broker.audit()
+    },
+  )
+
+  it('gets its answer from the page of the producer', async () => {
+    const bench = await opened({ segmentBytes: 64 << 10, checkpointBytes: 8 << 10 })
+    const bytes = batchOf([{}], 1)
+    expect(publish(bench, '#?a', bytes)).toBe(0)
+    await bench.fill(300 << 10)
+    expect(await bench.crash()).toBe(true)
+    bind(bench, 'a', A)
+    expect(publish(bench, '#?a', bytes)).toBe(0)
+    expect(bench.info(A).ready).toBe(0)
+  })
+})
+
+it('is in all queues or in none after a crash at any entry', async () => {
+  const bench = await opened({ keepsSnapshots: true, segmentBytes: 64 << 10, checkpointBytes: 8 << 10 })
+  for (const name of [A, B, C]) bind(bench, '#', name)
+  for (let number = 0; number < 30; number++) {
+    send(bench, '#a', [numbered(number), numbered(number)])
+    if (number % 3 === 0) await bench.settle()
+    if (number % 10 === 0) await bench.fill(10 << 10)
+  }
+  await bench.settle()
+  let most = 0
+  for (const snapshot of bench.snapshots.filter((_, index) => index % 5 === 0)) {
+    const next = new Bench()
+    await next.restart(snapshot.reopened({}))
+    if (listed(next).length < 3) continue
+    const [first, ...others] = ready(next)
+    expect(others).toEqual([first, first])
+    most = Math.max(most, first!)
+    next.broker.audit()
+  }
+  expect(most).toBeGreaterThan(30)
+})
+
+describe('limits', () => {
+  it('bound the bindings in all, and per pattern', async () => {
+    const bench = await opened({ bindingsMax: 2 })
+    bind(bench, 'a', A)
+    bind(bench, 'b', A)
+    expect(() => bind(bench, 'c', A)).toThrow(refused('TOO_MANY_BINDINGS'))
+    bind(bench, 'b', A)
+    const other = await opened()
+    for (let at = 0; at < PATTERN_BINDINGS_MAX; at++) bind(other, 'a', A, { all: { x: `${at}` } })
+    expect(() => bind(other, 'a', B)).toThrow(refused('TOO_MANY_BINDINGS'))
+    bind(other, 'b', B)
+    other.broker.audit()
+  })
+
+  it('bound the targets of a publish', async () => {
+    const bench = await new Bench({ queuesMax: 2_000 }).open()
+    const names = upTo(TARGETS_MAX + 1).map((at) => queueName(`q${at}`))
+    for (const name of names) bench.ensure({}, name)
+    for (const [at, name] of names.slice(0, -1).entries()) bind(bench, at % 2 === 0 ? '#' : 'a', name)
+    expect(send(bench, '#a')).toBe(TARGETS_MAX)
+    bind(bench, 'a', names.at(-1)!)
+    expect(() => send(bench, '#a')).toThrow(refused('TOO_MANY_TARGETS'))
+    expect(queueOf(bench, names.at(-1)!).next).toBe(0)
+  })
+
+  it('bound the comparisons of headers in a batch', async () => {
+    const bench = await opened({ messageBytesMax: 64 })
+    const headers = Object.fromEntries(upTo(LIMITS.headersMax).map((at) => [`h${at}`, '1']))
+    for (let at = 0; at < 16; at++) bind(bench, `${'#.'.repeat(at)}#`, A, { any: headers })
+    const most = HEADER_CHECKS_MAX / 16 / LIMITS.headersMax
+    const messages = (count: number): Message[] =>
+      upTo(count).map(() => ({ headers: { h1: '1' }, bodyBytes: 1 }))
+    expect(send(bench, '#a', messages(most))).toBe(1)
+    expect(() => send(bench, '#a', messages(most + 1))).toThrow(refused('BATCH_TOO_LARGE'))
+  })
+
+  it('bound the remembered routes, which changes no answer', async () => {
+    const bench = await opened()
+    bind(bench, '#.1', A)
+    bind(bench, '#', B)
+    for (let at = 0; at < 3_000; at++) expect(send(bench, `#${at}.${at % 2}`)).toBe(1 + (at % 2))
+    await bench.settle()
+    expect(ready(bench)).toEqual([1_500, 3_000, 0])
+    expect(await drained(bench, A)).toHaveLength(1_500)
+  })
+})
