@@ -20,6 +20,7 @@ import {
   OUTCOME,
   QUEUE_COUNTERS,
   QUEUE_OPTIONS,
+  STREAM_OPTIONS,
   RECORD_FLAG,
 } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
@@ -88,8 +89,11 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
     expect(DOCUMENT).toContain(`room for ${MESSAGE_OVERHEAD_BYTES} bytes more than the largest message`)
   })
 
-  test('queue options', () => {
-    const written = byName('Queue options', ({ kind, default: value, values, meaning }) => {
+  test.each([
+    ['Queue options', QUEUE_OPTIONS, 17],
+    ['Stream options', STREAM_OPTIONS, 5],
+  ])('%s', (title, registry, count) => {
+    const written = byName(title, ({ kind, default: value, values, meaning }) => {
       const option = { kind, default: JSON.parse(value!) as unknown, meaning }
       if (kind === 'number') {
         const [bounds, word] = values!.split(', or ')
@@ -100,9 +104,9 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
       expect(values).toBe(kind === 'flag' ? 'false, true' : 'a queue, or empty')
       return option
     })
-    expect(written).toStrictEqual(QUEUE_OPTIONS)
-    expect(Object.keys(written)).toStrictEqual(Object.keys(QUEUE_OPTIONS))
-    expect(Object.keys(written).length).toBeGreaterThanOrEqual(17)
+    expect(written).toStrictEqual(registry)
+    expect(Object.keys(written)).toStrictEqual(Object.keys(registry))
+    expect(Object.keys(written).length).toBeGreaterThanOrEqual(count)
   })
 
   test.each([
@@ -153,6 +157,7 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
       'Error codes',
       'Limits',
       'Queue options',
+      'Stream options',
       'Queue counters',
       'Message states',
       'Deaths',

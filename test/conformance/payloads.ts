@@ -40,10 +40,13 @@ import {
   decodeSubscriptionId,
   discardRequest,
   ensureRequest,
+  ensureStreamRequest,
   exact,
   historyRequest,
+  kindOf,
+  kindRequest,
+  listRequest,
   nameRequest,
-  onlyFields,
   peekRequest,
   publishBatchStart,
   queueName,
@@ -91,10 +94,13 @@ export const READERS: ReadonlyMap<number, Reader> = new Map<number, Reader>([
   [OP.LEASES_LOST, decodeLeasesLost],
   [OP.UNSUBSCRIBE, (...payload) => decodeSubscriptionId('UNSUBSCRIBE', ...payload)],
   [OP.DRAINED, decodeDrained],
-  [OP.ENSURE, request(ensureRequest)],
-  [OP.GET, request((body) => nameRequest('GET', body))],
-  [OP.LIST, readList],
-  [OP.DELETE, request((body) => nameRequest('DELETE', body))],
+  [
+    OP.ENSURE,
+    request((body) => (kindOf(body) === 'queue' ? ensureRequest(body) : ensureStreamRequest(body))),
+  ],
+  [OP.GET, request((body) => kindRequest('GET', body))],
+  [OP.LIST, request(listRequest)],
+  [OP.DELETE, request((body) => kindRequest('DELETE', body))],
   [OP.PURGE, request((body) => nameRequest('PURGE', body))],
   [OP.PAUSE, request((body) => nameRequest('PAUSE', body))],
   [OP.RESUME, request((body) => nameRequest('RESUME', body))],
@@ -144,12 +150,6 @@ export function readBatch(bytes: Uint8Array, start: number, end: number): unknow
   const header = readBatchHeader(bytes, start)
   const follows = batchFollows(bytes, start)
   return { header, follows, records: readRecords(bytes, start + BATCH_HEADER_BYTES, end, header.count) }
-}
-
-function readList(bytes: Uint8Array, start: number, end: number): unknown {
-  const body = decodeControl(bytes, start, end)
-  onlyFields('LIST', body, ['after'])
-  return body
 }
 
 function readPublish(bytes: Uint8Array, start: number, end: number): unknown {

@@ -374,6 +374,18 @@ export const ERRORS = {
     retryable: false,
     meaning: 'More queues are bound to the topic than one publish can reach.',
   },
+  WRONG_KIND: {
+    number: 62,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The name belongs to a queue where a stream is needed, or to a stream where a queue is needed.',
+  },
+  OPTION_UNSUPPORTED: {
+    number: 63,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The target of a message does not support an option of the message.',
+  },
 
   UNREACHABLE: {
     number: 1000,

@@ -1,8 +1,8 @@
 /**
  * Queues in control frames: options with their defaults and bounds, requests, and answers.
  *
- * ENSURE { name, options?, update? } → { created, queue }. GET { name } → { queue }. LIST { after? } → { queues, more }.
- * DELETE { name } → { messages }. PURGE { name } → { messages }. PAUSE, RESUME { name } → { changed }.
+ * ENSURE { name, kind?, options?, update? } → { created, queue }. GET { name, kind? } → { queue }. LIST { after?, kind? }
+ * → { queues, more }. DELETE { name, kind? } → { messages }; the answers for streams are in streams.ts. PURGE { name } → { messages }. PAUSE, RESUME { name } → { changed }.
  * SUBSCRIBE { queue, messages, bytes, limit?, processingTimeoutMs?, claims? } → SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }.
  *
  * The error for an unknown field names the field. Requests about single messages and consumers are in managing.ts.
@@ -43,7 +43,7 @@ interface NameOption {
   readonly meaning: string
 }
 
-type QueueOption = NumberOption | ChoiceOption | FlagOption | NameOption
+export type QueueOption = NumberOption | ChoiceOption | FlagOption | NameOption
 
 /**
  * The options of a queue. Durations are in milliseconds, and sizes in bytes. If 0 has a special meaning, `meaning`
@@ -172,7 +172,7 @@ export const QUEUE_OPTIONS = {
 
 export type QueueOptionName = keyof typeof QUEUE_OPTIONS
 
-type ValueOf<Option extends QueueOption> = Option extends { readonly kind: 'number' }
+export type ValueOf<Option extends QueueOption> = Option extends { readonly kind: 'number' }
   ? number | (Option extends { readonly word: infer Word } ? Word : never)
   : Option extends { readonly choices: readonly (infer Choice)[] }
     ? Choice
@@ -191,22 +191,7 @@ export const QUEUE_OPTION_DEFAULTS = Object.fromEntries(
  * @throws SluiceError INVALID_ARGUMENT, INVALID_OPTION, INVALID_NAME, OPTION_CONFLICT
  */
 export function queueOptions(named: unknown): Partial<QueueOptions> {
-  if (named === undefined) return {}
-  if (typeof named !== 'object' || named === null || Array.isArray(named) || ArrayBuffer.isView(named)) {
-    throw new SluiceError('INVALID_ARGUMENT', '`options` must be a map of option names to values.')
-  }
-  const options: Record<string, unknown> = {}
-  for (const [name, value] of Object.entries(named)) {
-    if (!Object.hasOwn(QUEUE_OPTIONS, name)) {
-      throw new SluiceError(
-        'INVALID_OPTION',
-        `There is no queue option ${shown(name)}; there are ${Object.keys(QUEUE_OPTIONS).join(', ')}.`,
-      )
-    }
-    checkOption(name, QUEUE_OPTIONS[name as QueueOptionName], value)
-    options[name] = value
-  }
-  const known = options as Partial<QueueOptions>
+  const known = optionsIn('queue', QUEUE_OPTIONS, named) as Partial<QueueOptions>
   checkOptionsTogether(known)
   if (known.unique === 'pending' && known.dedupWindowMs !== undefined) {
     throw new SluiceError(
@@ -217,7 +202,34 @@ export function queueOptions(named: unknown): Partial<QueueOptions> {
   return known
 }
 
-function checkOption(name: string, option: QueueOption, value: unknown): void {
+/**
+ * Checks the options that are set, each by itself. `kind` is a queue or a stream.
+ * @throws SluiceError INVALID_ARGUMENT, INVALID_OPTION, INVALID_NAME
+ */
+export function optionsIn(
+  kind: string,
+  table: Readonly<Record<string, QueueOption>>,
+  named: unknown,
+): Record<string, unknown> {
+  const options: Record<string, unknown> = {}
+  if (named === undefined) return options
+  if (typeof named !== 'object' || named === null || Array.isArray(named) || ArrayBuffer.isView(named)) {
+    throw new SluiceError('INVALID_ARGUMENT', '`options` must be a map of option names to values.')
+  }
+  for (const [name, value] of Object.entries(named)) {
+    if (!Object.hasOwn(table, name)) {
+      throw new SluiceError(
+        'INVALID_OPTION',
+        `There is no ${kind} option ${shown(name)}; there are ${Object.keys(table).join(', ')}.`,
+      )
+    }
+    checkOption(kind, name, table[name]!, value)
+    options[name] = value
+  }
+  return options
+}
+
+function checkOption(kind: string, name: string, option: QueueOption, value: unknown): void {
   let must: string
   if (option.kind === 'number') {
     if (typeof value === 'number' && Number.isInteger(value) && value >= option.min && value <= option.max)
@@ -237,7 +249,7 @@ function checkOption(name: string, option: QueueOption, value: unknown): void {
   }
   throw new SluiceError(
     'INVALID_OPTION',
-    `The queue option \`${name}\` is ${shown(value)}; it must be ${must}.`,
+    `The ${kind} option \`${name}\` is ${shown(value)}; it must be ${must}.`,
   )
 }
 
@@ -327,18 +339,21 @@ export type Body = { readonly [name: string]: unknown }
 
 /** @throws SluiceError INVALID_ARGUMENT, INVALID_OPTION, INVALID_NAME, OPTION_CONFLICT */
 export function ensureRequest(body: Body): EnsureRequest {
-  onlyFields('ENSURE', body, ['name', 'options', 'update'])
-  if (body['update'] !== undefined && typeof body['update'] !== 'boolean') {
-    throw new SluiceError('INVALID_ARGUMENT', '`update` must be true or false.')
-  }
+  onlyFields('ENSURE', body, ['name', 'kind', 'options', 'update'])
   return {
     name: queueName(body['name']),
     options: queueOptions(body['options']),
-    update: body['update'] === true,
+    update: updateOf(body),
   }
 }
 
-/** The body of GET, DELETE, PURGE, PAUSE and RESUME. @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
+/** @throws SluiceError INVALID_ARGUMENT */
+export function updateOf({ update = false }: Body): boolean {
+  if (typeof update === 'boolean') return update
+  throw new SluiceError('INVALID_ARGUMENT', '`update` must be true or false.')
+}
+
+/** The body of PURGE, PAUSE and RESUME. @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
 export function nameRequest(frame: string, body: Body): QueueName {
   onlyFields(frame, body, ['name'])
   return queueName(body['name'])

@@ -31,6 +31,7 @@ import { recover, type Recovered } from '../state/recovery.js'
 import { ColdChunks } from '../state/cold-chunks.js'
 import { PAGES_MAX } from '../state/directory.js'
 import { SharedIntake } from './shared-intake.js'
+import { Streams } from './streams.js'
 import { Space, type Holder } from '../state/space.js'
 import { BOOT_AFTER_CLOSE, type State } from '../state/state.js'
 import { Topics } from './topics.js'
@@ -136,6 +137,7 @@ export class Broker {
   readonly catalog: Catalog
   readonly registry: Registry
   readonly topics: Topics
+  readonly streams: Streams
   readonly operator: Operator
   readonly replays: Replays
   readonly history: History
@@ -264,6 +266,7 @@ export class Broker {
     this.registry = new Registry(state, writer, options)
     this.topics = new Topics(state, this.registry, this.sharedIntake, turn, options)
     this.catalog = new Catalog(state, writer, moves, this.leases, this.readers, this.topics, turn, options)
+    this.streams = new Streams(state, this.catalog, turn)
     this.operator = new Operator(state, records, cold, moves, requests, turn, observer)
     this.replays = new Replays(state, this.intake, records, cold, requests, turn)
     this.history = new History(log, state, requests)

@@ -12,14 +12,15 @@ import {
   type ConsumerInfo,
   type ConsumersRequest,
   type EnsureRequest,
+  type Kind,
   type QueueInfo,
   type QueueName,
   type QueueOptionName,
   type QueueOptions,
 } from '@sluice/protocol'
-import { FactBuffer, UNLIMITED, encodeDefinition, type Queue } from '../queue/index.js'
+import { FactBuffer, UNLIMITED, encodeDefinition, type Queue, type StreamRules } from '../queue/index.js'
 import { PAGES_MAX } from '../state/directory.js'
-import { sameOptions, type State } from '../state/state.js'
+import { kindOfQueue, sameOptions, wrongKind, type State } from '../state/state.js'
 import type { Leases } from './leases.js'
 import type { Moves } from './moves.js'
 import type { Observer } from './observer.js'
@@ -63,8 +64,8 @@ export class Catalog {
   readonly #topics: Topics
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
-  /** Sorted names of all queues, for `list`; undefined while they must be sorted again. */
-  #names: string[] | undefined
+  /** Sorted names of each kind; empty while they must be sorted again. */
+  readonly #names = new Map<Kind, QueueName[]>()
 
   constructor(
     state: State,
@@ -104,22 +105,26 @@ export class Catalog {
    */
   ensure(request: EnsureRequest): { created: boolean; queue: QueueInfo } {
     const existing = this.#state.queues.get(request.name)
+    if (existing?.stream !== undefined) throw wrongKind(existing, 'queue')
     const options = { ...(existing?.options ?? QUEUE_OPTION_DEFAULTS), ...request.options }
     const differs = existing === undefined || !sameOptions(existing.options, options)
     if (existing !== undefined && differs && !request.update) throw conflict(existing, request)
     if (differs) this.#checkOptions(request, options, existing)
-    const queue = existing ?? this.#make(request.name, this.#state.options.share(options))
-    if (existing !== undefined && differs) {
-      existing.applyOptions(this.#state.options.share(options), this.#turn.nowMs)
-      this.#observer?.optionsChanged(existing, options)
-      this.#turn.advance(existing)
-      this.#declare(existing)
-      this.#moves.note(existing)
-      this.#turn.changed(existing)
-    }
+    const queue = existing ?? this.make(request.name, options)
+    if (existing !== undefined && differs) this.change(existing, options)
     const info = this.#info(queue)
     this.#observer?.ensured(queue, info)
     return { created: existing === undefined, queue: info }
+  }
+
+  /** Changes the options of a queue or a stream. */
+  change(queue: Queue, options: QueueOptions): void {
+    queue.applyOptions(this.#state.options.share(options), this.#turn.nowMs)
+    this.#observer?.optionsChanged(queue, options)
+    this.#turn.advance(queue)
+    this.#declare(queue)
+    this.#moves.note(queue)
+    this.#turn.changed(queue)
   }
 
   #checkOptions(request: EnsureRequest, options: QueueOptions, existing: Queue | undefined): void {
@@ -153,17 +158,19 @@ export class Catalog {
     }
   }
 
-  #make(name: QueueName, options: QueueOptions): Queue {
+  /** Creates a queue or, with `stream`, a stream. @throws SluiceError TOO_MANY_QUEUES */
+  make(name: QueueName, options: QueueOptions, stream?: StreamRules): Queue {
     this.#checkRoom()
     const queue = this.#state.addQueue(this.#state.nextQueueId, {
       name,
-      options,
+      options: this.#state.options.share(options),
       createdAtMs: this.#turn.nowMs,
       paused: false,
       idsFrom: 0,
+      ...(stream && { stream }),
     })
     queue.open(this.#turn.nowMs)
-    this.#names = undefined
+    this.#names.clear()
     this.#declare(queue)
     this.#moves.made(queue.name)
     return queue
@@ -199,12 +206,12 @@ export class Catalog {
    * @throws SluiceError QUEUE_NOT_FOUND
    */
   pause(name: QueueName): boolean {
-    return this.#setPaused(this.#state.queue(name), true)
+    return this.#setPaused(this.#state.consumable(name), true)
   }
 
   /** Resumes deliveries. Returns false if the queue was not paused. @throws SluiceError QUEUE_NOT_FOUND */
   resume(name: QueueName): boolean {
-    return this.#setPaused(this.#state.queue(name), false)
+    return this.#setPaused(this.#state.consumable(name), false)
   }
 
   #setPaused(queue: Queue, paused: boolean): boolean {
@@ -220,7 +227,7 @@ export class Catalog {
 
   /** @throws SluiceError QUEUE_NOT_FOUND */
   info(name: QueueName): QueueInfo {
-    const info = this.#info(this.#state.queue(name))
+    const info = this.#info(this.#state.consumable(name))
     this.#observer?.counted(info)
     return info
   }
@@ -235,18 +242,32 @@ export class Catalog {
    * Returns at most `limit` queues in order of name, after the name `after`. `more` says whether other queues follow.
    */
   list(after: string, limit: number): { readonly queues: QueueInfo[]; readonly more: boolean } {
-    const names = (this.#names ??= [...this.#state.queues.keys()].sort())
+    const { names, more } = this.namesAfter('queue', after, limit)
+    return { queues: names.map((name) => this.info(name)), more }
+  }
+
+  /** Returns at most `limit` names of this kind, in order, after the name `after`. */
+  namesAfter(
+    kind: Kind,
+    after: string,
+    limit: number,
+  ): { readonly names: readonly QueueName[]; readonly more: boolean } {
+    const names = this.#names.get(kind) ?? this.#sorted(kind)
     let from = 0
     for (let to = names.length; from < to;) {
       const middle = (from + to) >>> 1
       if (names[middle]! <= after) from = middle + 1
       else to = middle
     }
-    const page = names.slice(from, from + limit)
-    return {
-      queues: page.map((name) => this.info(name as QueueName)),
-      more: from + limit < names.length,
-    }
+    return { names: names.slice(from, from + limit), more: from + limit < names.length }
+  }
+
+  #sorted(kind: Kind): QueueName[] {
+    const names: QueueName[] = []
+    for (const queue of this.#state.queues.values())
+      if (kindOfQueue(queue) === kind) names.push(queue.name as QueueName)
+    this.#names.set(kind, names.sort())
+    return names
   }
 
   /**
@@ -254,7 +275,7 @@ export class Catalog {
    * @throws SluiceError QUEUE_NOT_FOUND
    */
   consumers(request: ConsumersRequest): ConsumersResult {
-    const queue = this.#state.queue(request.name)
+    const queue = this.#state.consumable(request.name)
     const active = queue.soleSubscription
     const all = queue.subscriptions.filter(({ id }) => id >= request.from).toSorted((a, b) => a.id - b.id)
     const consumers: ConsumerInfo[] = []
@@ -286,20 +307,25 @@ export class Catalog {
    * @throws SluiceError QUEUE_NOT_FOUND
    */
   delete(name: QueueName): number {
-    const queue = this.#state.queue(name)
+    const queue = this.#state.consumable(name)
     const messages = queue.live
+    this.remove(queue)
+    this.#observer?.deleted(queue, messages)
+    return messages
+  }
+
+  /** Deletes a queue or a stream with its messages. */
+  remove(queue: Queue): void {
     queue.facts.clear()
     this.#facts.delete()
     this.#writer.writeFacts(queue.id, this.#facts)
-    const error = new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`)
+    const error = new SluiceError('QUEUE_DELETED', `The queue ${queue.name} was deleted.`)
     this.#leases.endSubscriptions(queue, error)
     this.#readers.closeAll(queue, error)
     this.#topics.forget(queue)
     this.#state.removeQueue(queue)
-    this.#names = undefined
+    this.#names.clear()
     this.#turn.forget(queue)
-    this.#observer?.deleted(queue, messages)
-    return messages
   }
 
   /**
@@ -307,7 +333,7 @@ export class Catalog {
    * @throws SluiceError QUEUE_NOT_FOUND
    */
   purge(name: QueueName): number {
-    const queue = this.#state.queue(name)
+    const queue = this.#state.consumable(name)
     this.#observer?.purging(queue)
     // The purge removes all messages in this turn, so all expired ones are counted before.
     this.#turn.catchUp(queue, UNLIMITED)

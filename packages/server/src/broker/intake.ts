@@ -25,7 +25,13 @@ import { Admission, FactBuffer, type AdmittedBatch, type Queue, type Subscriptio
 import type { ColdChunks } from '../state/cold-chunks.js'
 import { answeredDuplicates, type Producer } from '../state/producers.js'
 import { queueNotFound, type State } from '../state/state.js'
-import { hasDeliveryOptions, checkTraits, readTraits, type BatchTraits } from '../state/traits.js'
+import {
+  hasDeliveryOptions,
+  checkStreamTraits,
+  checkTraits,
+  readTraits,
+  type BatchTraits,
+} from '../state/traits.js'
 import type { AckRange, AtomicStep, BatchBytes } from './commands.js'
 import { observed, type Observer } from './observer.js'
 import type { Turn } from './turn.js'
@@ -259,7 +265,7 @@ export class Intake {
     if (producer.id === 0) this.declare(producer)
     const baseOffset = queue.next
     const position = writer.writeMessages(bytes, at, end, queue, producer.id, batchAttributes(bytes, at))
-    queue.append(batchCount(bytes, at), position, this.#turn.nowMs, end - at - BATCH_HEADER_BYTES)
+    queue.appendPlain(batchCount(bytes, at), position, this.#turn.nowMs, end - at - BATCH_HEADER_BYTES)
     // Plain messages cause no facts and no deadline. A queue without subscriptions and readers is not accessed again,
     // because with many queues each access misses the CPU cache.
     if (queue.listeners > 0) this.#turn.changed(queue)
@@ -478,6 +484,8 @@ export class Intake {
     this.#turn.catchUp(queue)
     this.#writer.note(queue)
     const traits = readsRecords ? this.#traitsOf({ queue, bytes, at, count }) : undefined
+    if (queue.stream !== undefined && traits !== undefined && arrival === 'new')
+      checkStreamTraits(queue.name, traits, count)
     let admitted = UNCHECKED
     if (arrival === 'new') admitted = admission.look(count, end - at - BATCH_HEADER_BYTES, traits)
     else admission.pass(count)

@@ -91,10 +91,10 @@ export class Leases {
 
   // --- subscriptions ---
 
-  /** @throws SluiceError QUEUE_NOT_FOUND */
+  /** @throws SluiceError QUEUE_NOT_FOUND, WRONG_KIND */
   subscribe(request: SubscriptionRequest, channel: number, consumer: Consumer): Subscription {
     const { messages, bytes, limit, processingTimeoutMs } = request
-    const queue = this.#state.queue(request.queue)
+    const queue = this.#state.consumable(request.queue)
     const { nowMs } = this.#turn
     const id = this.#nextSubscription
     const subscription = new Subscription(id, channel, queue, consumer, nowMs, processingTimeoutMs)
@@ -167,7 +167,7 @@ export class Leases {
    * @throws SluiceError QUEUE_NOT_FOUND, CONSUMER_NOT_FOUND
    */
   closeConsumer(name: QueueName, id: number): { readonly messages: number } {
-    const queue = this.#state.queue(name)
+    const queue = this.#state.consumable(name)
     const subscription = queue.subscriptions.find((subscription) => subscription.id === id)
     if (subscription === undefined)
       throw new SluiceError('CONSUMER_NOT_FOUND', `The queue ${name} has no consumer with the id ${id}.`)

@@ -95,7 +95,7 @@ export class Operator {
   }
 
   async #peek(request: PeekRequest, caller: Caller, bytesMax: number): Promise<PeekPage> {
-    const queue = this.#state.queue(request.name)
+    const queue = this.#state.consumable(request.name)
     const pageBytesMax = Math.min(PAGE_BYTES, bytesMax - PAGE_HEAD_BYTES)
     const messages: PeekedMessage[] = []
     let bytes = 0
@@ -221,7 +221,7 @@ export class Operator {
   ): Promise<Counts & { matched: number; next: number | null } & CutShort> {
     return this.#requests.run(caller, async () => {
       const { filter, limit, from, name, to } = request
-      const queue = this.#state.queue(name)
+      const queue = this.#state.consumable(name)
       if (to !== undefined) this.#state.queue(to)
       if (to === name) throw sameQueue('REDRIVE', name)
       const offsets = request.offsets?.filter((offset) => offset >= from)
@@ -269,7 +269,7 @@ export class Operator {
   whenRead<Answer>(ref: MessageRef, caller: Caller, change: () => Answer): Answer | Promise<Answer> {
     if (!this.mustRead(ref)) return change()
     return this.#requests.run(caller, async () => {
-      const queue = this.#state.queue(ref.name)
+      const queue = this.#state.consumable(ref.name)
       while (queue.chunks.isCold(ref.offset!)) {
         await this.#cold.load(queue, ref.offset!)
         this.#requests.resume(caller)
@@ -292,7 +292,7 @@ export class Operator {
   }
 
   #cancel(ref: MessageRef): { readonly offset: number } {
-    const queue = this.#state.queue(ref.name)
+    const queue = this.#state.consumable(ref.name)
     const offset = this.#offsetOf(queue, ref)
     queue.cancel(offset, this.#turn.nowMs)
     this.#turn.changed(queue)
@@ -314,7 +314,7 @@ export class Operator {
     const { delayMs, atMs } = request
     const { nowMs } = this.#turn
     if (atMs !== undefined) checkAt('`at`', atMs, nowMs)
-    const queue = this.#state.queue(request.name)
+    const queue = this.#state.consumable(request.name)
     const offset = this.#offsetOf(queue, request)
     const dueMs = Math.max(nowMs, atMs ?? nowMs + delayMs!)
     queue.reschedule(offset, dueMs, nowMs)

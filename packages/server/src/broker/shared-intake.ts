@@ -28,7 +28,7 @@ import {
 import type { Producer } from '../state/producers.js'
 import { SharedRecords, countOf } from '../state/shared-batches.js'
 import { queueNotFound, type State } from '../state/state.js'
-import { checkTraits, hasDeliveryOptions, type BatchTraits } from '../state/traits.js'
+import { checkStreamTraits, checkTraits, hasDeliveryOptions, type BatchTraits } from '../state/traits.js'
 import type { BatchBytes, Target } from './commands.js'
 import {
   UNCHECKED,
@@ -229,6 +229,8 @@ export class SharedIntake {
     this.#turn.catchUp(queue)
     this.#writer.note(queue)
     const traits = readsRecords ? records.traitsOf(refers, queue.options) : undefined
+    if (queue.stream !== undefined && traits !== undefined && arrival === 'new')
+      checkStreamTraits(queue.name, traits, count)
     const admitted = arrival === 'new' ? admission.look(count, recordsBytes, traits) : UNCHECKED
     this.#intake.admit(admission)
     return { ...part, readsRecords, lacksTtl: traits?.lacksTtl === true && queue.options.ttlMs > 0, admitted }

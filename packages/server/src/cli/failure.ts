@@ -185,6 +185,14 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   TOO_MANY_REQUESTS: { exit: EXIT.failure, advice: LATER },
   TOO_MANY_WAITING: { exit: EXIT.failure, advice: LATER },
   EARLIER_REFUSED: { exit: EXIT.failure, advice: LATER },
+  WRONG_KIND: {
+    exit: EXIT.usage,
+    advice: 'Use the `queue` commands for a queue and the `stream` commands for a stream.',
+  },
+  OPTION_UNSUPPORTED: {
+    exit: EXIT.usage,
+    advice: 'Publish without this option, or publish to a queue.',
+  },
   UNKNOWN_OUTCOME: {
     exit: EXIT.failure,
     advice: 'Check with `sluice queue get NAME` whether the message has arrived before you send it again.',

@@ -516,19 +516,22 @@ export class Chunk {
   }
 
   /**
-   * Keeps the live messages in `[from, to)`, which are about to be removed, for replay. Returns their record bytes.
+   * Keeps the live messages in `[from, to)`, which are about to be removed, for replay. Returns all retained messages.
    * `bytes` is the size of all their records, if it is known.
    */
-  retain(from: number, to: number, timeMs: number, bytes?: number): number {
+  retain(from: number, to: number, timeMs: number, bytes?: number): Retained {
     const retained = (this.retained ??= new Retained())
     const live = this.liveIn(from, to)
-    const before = retained.bytes
+    this.dirty = true
+    if (bytes !== undefined && live === to - from) {
+      retained.add(from, to, bytes, timeMs)
+      return retained
+    }
     for (let index = from; index < to; index++) {
       if (this.isGone(index)) continue
-      retained.add(index, bytes === undefined ? this.bytesAt(index) : bytes / live, timeMs)
+      retained.add(index, index + 1, bytes === undefined ? this.bytesAt(index) : bytes / live, timeMs)
     }
-    this.dirty = true
-    return retained.bytes - before
+    return retained
   }
 
   /** Called when all messages of a full chunk are gone and some are retained: drops what only live messages need. */

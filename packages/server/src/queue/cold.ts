@@ -14,7 +14,8 @@ export const SUMMARY_SEGMENTS_MAX = 4
 export const NO_BATCH = 0
 
 export interface ChunkSummary {
-  /** Record bytes of the messages that are live or retained. */
+  /** Number of the messages that are live or retained, and bytes of their records. */
+  readonly messages: number
   readonly bytes: number
   /** Publish time of the first message. */
   readonly firstMs: number
@@ -51,6 +52,7 @@ export function summaryOf(chunk: Chunk, segmentOf: (position: number) => number)
     else uses.set(segment, [position, batches.bytes(batch)])
   }
   return {
+    messages: isRetained ? retained!.count : chunk.live,
     bytes: Math.round(isRetained ? retained!.bytes : chunk.bytes),
     firstMs: batches.timeMs(0),
     retainedMs: isRetained ? retained!.newestMs : 0,

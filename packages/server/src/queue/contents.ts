@@ -28,6 +28,7 @@ import type { ChunkSummary } from './cold.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
 import { NO_COUNTS, NO_TALLY, type Counts, type Tally } from './counts.js'
 import { DeadMessages, type Dead } from './dead.js'
+import type { QueueDefinition, StreamRules } from './definition.js'
 import type { Refer } from './facts.js'
 import type { Follower } from './follower.js'
 import { ID_WORDS, isId } from './hash.js'
@@ -37,17 +38,8 @@ import type { LogUse } from './log-use.js'
 import { NOT_WRITTEN } from './not-written.js'
 import { PAGE } from './pages.js'
 import { Reasons } from './reasons.js'
+import type { RetentionLimits } from './retention.js'
 import { Source } from './source.js'
-
-/** The durable properties of a queue, apart from its messages and counters. */
-export interface QueueDefinition {
-  readonly name: string
-  readonly options: QueueOptions
-  readonly createdAtMs: number
-  readonly paused: boolean
-  /** Ids of messages below this offset were forgotten when the deduplication window changed. */
-  readonly idsFrom: number
-}
 
 /** Maximum number of messages of one queue in the ring of arrivals. Applying 1,024 batches takes 0.2 ms. */
 const ARRIVED_MAX = CHUNK_MESSAGES
@@ -73,6 +65,11 @@ export class Contents extends Source implements Arriving, KeysOwner {
   #newest: Chunk | undefined
   #keys: Keys | undefined
   readonly createdAtMs: number
+  /**
+   * Set in a stream: each message is retained when it is accepted, as if it had been acknowledged at once. So no message of a
+   * stream is live.
+   */
+  stream: StreamRules | undefined
   paused: boolean
   idsFrom: number
   /** Offsets below this may have been delivered by an earlier run of the broker. */
@@ -104,6 +101,7 @@ export class Contents extends Source implements Arriving, KeysOwner {
   ) {
     super(id, definition.name, use)
     this.createdAtMs = definition.createdAtMs
+    this.stream = definition.stream
     this.paused = definition.paused
     this.idsFrom = definition.idsFrom
     this.#arrivals = arrivals
@@ -117,7 +115,8 @@ export class Contents extends Source implements Arriving, KeysOwner {
 
   set options(options: QueueOptions) {
     this.#options = options
-    this.checksBatches = options.ttlMs > 0 || options.maxMessages > 0 || options.maxBytes > 0
+    this.checksBatches =
+      this.stream !== undefined || options.ttlMs > 0 || options.maxMessages > 0 || options.maxBytes > 0
   }
 
   get keys(): Keys {
@@ -167,7 +166,13 @@ export class Contents extends Source implements Arriving, KeysOwner {
   }
 
   get retains(): boolean {
-    return this.#options.retainAgeMs > 0 || this.#options.retainBytes > 0
+    return this.stream !== undefined || this.#options.retainAgeMs > 0 || this.#options.retainBytes > 0
+  }
+
+  protected get retentionLimits(): RetentionLimits {
+    if (this.stream === undefined) return this.#options
+    const { retainAgeMs, retainBytes } = this.#options
+    return { retainAgeMs, retainBytes, retainMessages: this.stream.retainMessages }
   }
 
   /** Number of attempts of the message that have been charged so far. */
@@ -241,7 +246,7 @@ export class Contents extends Source implements Arriving, KeysOwner {
       this.#appendTo(from, to, batch, position, length - BATCH_HEADER_BYTES, NOT_SHARED, traits, duplicates)
       from = to
     }
-    this.#appended(batch, traits, duplicates)
+    this.#appended(batch, length - BATCH_HEADER_BYTES, traits, duplicates)
   }
 
   /**
@@ -259,7 +264,7 @@ export class Contents extends Source implements Arriving, KeysOwner {
     this.applyArrivals()
     for (const { offset, count, index } of refers)
       this.#appendTo(offset, offset + count, batch, position, recordsBytes, index, traits, duplicates)
-    this.#appended(batch, traits, duplicates)
+    this.#appended(batch, recordsBytes, traits, duplicates)
   }
 
   // Appends the messages `[from, to)` of the batch to their chunk. All messages of the batch have `recordsBytes`.
@@ -282,17 +287,26 @@ export class Contents extends Source implements Arriving, KeysOwner {
     const bytes = traits?.sizes === undefined ? share : sumOf(traits.sizes, from - base, to - base)
     chunk.append(to - chunk.base, position, timeMs, bytes, length)
     if (sharedIndex !== NOT_SHARED) chunk.batches.share(sharedIndex)
-    if (traits !== undefined) this.#setTraits(chunk, index, to - chunk.base, traits, from - base)
+    // A stream has no line, so it does not need the options of its messages.
+    if (traits !== undefined && this.stream === undefined)
+      this.#setTraits(chunk, index, to - chunk.base, traits, from - base)
     this.live += to - from
     this.bytes += bytes
-    if (duplicates === undefined) this.follower.entered(chunk, index, to - chunk.base)
+    if (duplicates === undefined && this.stream === undefined)
+      this.follower.entered(chunk, index, to - chunk.base)
   }
 
-  #appended(batch: AppendedBatch, traits: Traits | undefined, duplicates: Duplicates | undefined): void {
+  #appended(
+    batch: AppendedBatch,
+    recordsBytes: number,
+    traits: Traits | undefined,
+    duplicates: Duplicates | undefined,
+  ): void {
     const { baseOffset: base, count } = batch
     const end = base + count
     if (end > this.next) this.next = end
-    if (duplicates !== undefined) this.#takeDuplicates(base, end, duplicates)
+    if (this.stream !== undefined) this.#retainAppended(batch, recordsBytes, duplicates)
+    else if (duplicates !== undefined) this.#takeDuplicates(base, end, duplicates)
     if (traits?.hasIds === true && this.#options.dedupWindowMs > 0 && this.#options.unique === 'window')
       this.#rememberIds(batch, traits, duplicates)
     this.dirty = true
@@ -335,6 +349,22 @@ export class Contents extends Source implements Arriving, KeysOwner {
       // During recovery, `idsFrom` may already be the result of a later change of the window.
       if (base + i >= this.idsFrom && isId(traits.ids, i * ID_WORDS) && duplicates?.has(i) !== true)
         this.ids.remember(traits.ids, i * ID_WORDS, base + i, timeMs)
+    }
+  }
+
+  // Called after the whole batch is in its chunks. The duplicates are gone, and all other messages are retained.
+  #retainAppended(
+    { baseOffset, count, timeMs }: AppendedBatch,
+    recordsBytes: number,
+    duplicates: Duplicates | undefined,
+  ): void {
+    if (duplicates === undefined) {
+      this.remove(baseOffset, count, timeMs, recordsBytes)
+      return
+    }
+    for (let index = 0; index < count; index++) {
+      const isKept = !duplicates.has(index)
+      this.remove(baseOffset + index, 1, isKept ? timeMs : NOT_RETAINED, recordsBytes / count)
     }
   }
 
@@ -459,7 +489,8 @@ export class Contents extends Source implements Arriving, KeysOwner {
   }
 
   /** Used in recovery: the definition was changed. */
-  redefine({ options, paused, idsFrom }: QueueDefinition): void {
+  redefine({ options, paused, idsFrom, stream }: QueueDefinition): void {
+    this.stream = stream
     this.options = options
     this.paused = paused
     this.idsFrom = idsFrom
@@ -554,7 +585,7 @@ export class Contents extends Source implements Arriving, KeysOwner {
 
   /** Time at which retained messages are released next; see `Retention.nextMs`. */
   get nextReleaseMs(): number {
-    return this.appliedChunks.retention?.nextMs(this.options) ?? Infinity
+    return this.appliedChunks.retention?.nextMs(this.retentionLimits) ?? Infinity
   }
 
   /** The state of a message; undefined if it is gone or never existed. */
@@ -574,8 +605,8 @@ export class Contents extends Source implements Arriving, KeysOwner {
   /** Adds a chunk that was decoded from a page. */
   restore(chunk: Chunk): void {
     if (chunk.retained !== undefined) {
-      this.retention.bytes += chunk.retained.bytes
-      this.retention.add(chunk)
+      this.retention.add(chunk.retained.count, chunk.retained.bytes)
+      this.retention.addChunk(chunk)
     }
     if (chunk.isOnlyRetained) return
     this.chunks.place(chunk)

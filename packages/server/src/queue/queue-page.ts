@@ -15,7 +15,7 @@ import {
   writeU64,
   type QueueCounter,
 } from '@sluice/protocol'
-import type { QueueDefinition } from './contents.js'
+import type { QueueDefinition } from './definition.js'
 import { NO_COUNTS, type Counts } from './counts.js'
 import { ALL_ENDED } from './former.js'
 import type { Queue } from './queue.js'
@@ -23,14 +23,17 @@ import type { SharedOptions } from './shared-options.js'
 
 /** Two lines of JSON: the options are a line of their own, so that queues with the same line share one object. */
 export function encodeDefinition(queue: Queue): string {
-  const { name, createdAtMs, paused, idsFrom } = queue
-  return `${JSON.stringify({ name, createdAtMs, paused, idsFrom })}\n${JSON.stringify(queue.options)}`
+  const { name, createdAtMs, paused, idsFrom, stream } = queue
+  return `${JSON.stringify({ name, createdAtMs, paused, idsFrom, stream })}\n${JSON.stringify(queue.options)}`
 }
 
 export function decodeDefinition(text: string, shared: SharedOptions): QueueDefinition {
   const end = text.indexOf('\n')
-  const { name, createdAtMs, paused, idsFrom } = JSON.parse(text.slice(0, end)) as QueueDefinition
-  return { name, options: shared.parse(text.slice(end + 1)), createdAtMs, paused, idsFrom }
+  const head = JSON.parse(text.slice(0, end)) as QueueDefinition
+  const { name, createdAtMs, paused, idsFrom, stream } = head
+  const options = shared.parse(text.slice(end + 1))
+  const definition = { name, options, createdAtMs, paused, idsFrom }
+  return stream === undefined ? definition : { ...definition, stream }
 }
 
 export function encodeDefinitionPage(queue: Queue): Uint8Array {

@@ -10,7 +10,6 @@
 import {
   BATCH_HEADER_BYTES,
   LIMITS,
-  SluiceError,
   type Claim,
   type Duplicates,
   type QueueInfo,
@@ -30,6 +29,7 @@ import { PendingIds } from './ids.js'
 import { infoAsOf, infoOf } from './info.js'
 import { Line } from './line.js'
 import { Moving } from './moving.js'
+import { notInLine } from './not-in-line.js'
 import type { Run } from './run.js'
 import { SubscriptionOf, type ConsumerOf } from './subscription.js'
 import { NO_SUSPECTS, Suspects } from './suspects.js'
@@ -170,9 +170,15 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * Appends a batch in service. Its first message gets the offset `next`. A batch without options is only counted, and the
-   * chunks and the line are updated when they are next read.
+   * Appends a batch in service to a queue, not to a stream. Its first message gets the offset `next`, and no message has an
+   * option. The batch is only counted, and the chunks and the line are updated when they are next read.
    */
+  appendPlain(count: number, position: number, timeMs: number, recordsBytes: number): void {
+    this.use.add(position, BATCH_HEADER_BYTES + recordsBytes)
+    this.arrive(count, position, timeMs, recordsBytes)
+  }
+
+  /** Appends a batch in service. Its first message gets the offset `next`. */
   append(
     count: number,
     position: number,
@@ -181,16 +187,17 @@ export class Queue extends Contents implements Follower {
     traits?: Traits,
     duplicates?: Duplicates,
   ): void {
+    if (traits === undefined && duplicates === undefined && this.stream === undefined) {
+      this.appendPlain(count, position, timeMs, recordsBytes)
+      return
+    }
     const length = BATCH_HEADER_BYTES + recordsBytes
     this.use.add(position, length)
-    if (traits === undefined && duplicates === undefined) this.arrive(count, position, timeMs, recordsBytes)
-    else {
-      APPENDED.baseOffset = this.next
-      APPENDED.count = count
-      APPENDED.timeMs = timeMs
-      APPENDED.length = length
-      this.appendFact(APPENDED, position, traits, duplicates)
-    }
+    APPENDED.baseOffset = this.next
+    APPENDED.count = count
+    APPENDED.timeMs = timeMs
+    APPENDED.length = length
+    this.appendFact(APPENDED, position, traits, duplicates)
   }
 
   // --- Follower: what a change of the contents changes here ---
@@ -278,7 +285,7 @@ export class Queue extends Contents implements Follower {
   // Releases retained messages that are beyond the limits of retention.
   #endRetention(nowMs: number, budget: Budget): void {
     const retention = this.appliedChunks.retention!
-    retention.releaseUntil(this.options, nowMs, budget, ({ from, end }) => this.#release(from, end))
+    retention.releaseUntil(this.retentionLimits, nowMs, budget, ({ from, end }) => this.#release(from, end))
   }
 
   #release(from: number, end: number): void {
@@ -547,19 +554,7 @@ export class Queue extends Contents implements Follower {
   // @throws SluiceError MESSAGE_NOT_FOUND, MESSAGE_LEASED
   #inLine(offset: number, nowMs: number): Chunk {
     const state = this.stateAt(offset, nowMs)
-    if (state === 'leased')
-      throw new SluiceError(
-        'MESSAGE_LEASED',
-        `Message ${offset} of the queue ${this.name} is held by a consumer; it cannot be changed until it is settled.`,
-      )
-    if (state === undefined || state === 'dead') {
-      throw new SluiceError(
-        'MESSAGE_NOT_FOUND',
-        state === 'dead'
-          ? `Message ${offset} of the queue ${this.name} is dead; it can be redriven or discarded.`
-          : `There is no message ${offset} in the queue ${this.name}.`,
-      )
-    }
+    if (state !== 'ready' && state !== 'scheduled') throw notInLine(this.name, offset, state)
     return this.chunkAt(offset)!
   }
 

@@ -62,9 +62,9 @@ export class Retained {
     for (let index = this.next(0); index < CHUNK_MESSAGES; index = this.next(index + 1)) yield index
   }
 
-  /** Adds the message at `index`, whose record has `bytes` bytes. It was acknowledged at `timeMs`. */
-  add(index: number, bytes: number, timeMs: number): void {
-    this.count += addBits(this.words, index, index + 1)
+  /** Adds the messages in `[from, to)`, whose records have `bytes` bytes. They were acknowledged at `timeMs`. */
+  add(from: number, to: number, bytes: number, timeMs: number): void {
+    this.count += addBits(this.words, from, to)
     this.bytes += bytes
     this.newestMs = Math.max(this.newestMs, timeMs)
   }

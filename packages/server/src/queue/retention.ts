@@ -29,6 +29,8 @@ const STALE_SLACK = 64
 export interface RetentionLimits {
   readonly retainAgeMs: number
   readonly retainBytes: number
+  /** Only streams have this limit. */
+  readonly retainMessages?: number
 }
 
 /** Offsets `[from, end)`. */
@@ -38,7 +40,8 @@ export interface OffsetRange {
 }
 
 export class Retention {
-  /** Record bytes of all retained messages. */
+  /** Number of all retained messages, and bytes of their records. */
+  messages = 0
   bytes = 0
   /** Numbers of all chunks with retained messages, in ascending order. */
   readonly numbers: number[] = []
@@ -81,8 +84,14 @@ export class Retention {
     return this.#inMemory.size
   }
 
+  /** Called when retained messages were added or, with negative numbers, released. */
+  add(messages: number, bytes: number): void {
+    this.messages += messages
+    this.bytes += bytes
+  }
+
   /** Called when a chunk in memory has its first retained message. */
-  add(chunk: Chunk): void {
+  addChunk(chunk: Chunk): void {
     const { number } = chunk
     this.#inMemory.set(number, chunk)
     this.#insert(number)
@@ -90,9 +99,9 @@ export class Retention {
   }
 
   /** Used in recovery: a chunk stays out of memory. Its page has this summary. */
-  restoreCold(number: number, { bytes, retainedMs }: ChunkSummary): void {
+  restoreCold(number: number, { messages, bytes, retainedMs }: ChunkSummary): void {
     this.#insert(number)
-    this.bytes += bytes
+    this.add(messages, bytes)
     this.#noteTime(retainedMs, number)
   }
 
@@ -117,6 +126,7 @@ export class Retention {
     this.#inMemory.delete(number)
     if (this.numbers.length > 0) return
     this.#times.clear()
+    this.messages = 0
     // The sum of many fractions is not exact.
     this.bytes = 0
   }
@@ -125,9 +135,10 @@ export class Retention {
    * Time at which messages can be released next; Infinity if there is no such time. May be too early, but is never more
    * than `PAUSE_MS` too late.
    */
-  nextMs({ retainAgeMs, retainBytes }: RetentionLimits): number {
+  nextMs(limits: RetentionLimits): number {
     if (this.isEmpty) return Infinity
-    const isOver = retainBytes > 0 && this.bytes > retainBytes && this.#excess(retainBytes) !== undefined
+    const { retainAgeMs } = limits
+    const isOver = this.#isOver(limits) && this.#excess(limits) !== undefined
     const dueMs = isOver ? 0 : retainAgeMs > 0 ? this.#times.firstTime + retainAgeMs : Infinity
     return Math.max(dueMs, this.#releasedMs + PAUSE_MS)
   }
@@ -137,15 +148,16 @@ export class Retention {
    * budget is used up.
    */
   releaseUntil(
-    { retainAgeMs, retainBytes }: RetentionLimits,
+    limits: RetentionLimits,
     nowMs: number,
     budget: Budget,
     release: (range: OffsetRange) => void,
   ): void {
+    const { retainAgeMs } = limits
     this.#releasedMs = nowMs
     const agedMs = retainAgeMs > 0 ? nowMs - retainAgeMs : -Infinity
     for (; budget.left > 0; budget.left -= RELEASE_COST) {
-      const range = this.#aged(agedMs) ?? (retainBytes > 0 ? this.#excess(retainBytes) : undefined)
+      const range = this.#aged(agedMs) ?? (this.#isOver(limits) ? this.#excess(limits) : undefined)
       if (range === undefined) return
       release(range)
     }
@@ -164,12 +176,21 @@ export class Retention {
     return undefined
   }
 
-  // The oldest messages beyond the limit: a whole chunk or, in a chunk with many bytes, its first messages.
-  #excess(retainBytes: number): OffsetRange | undefined {
+  #isOver({ retainBytes, retainMessages = 0 }: RetentionLimits): boolean {
+    return (
+      (retainBytes > 0 && this.bytes > retainBytes) || (retainMessages > 0 && this.messages > retainMessages)
+    )
+  }
+
+  // The oldest messages beyond a limit: a whole chunk or, in a chunk with many bytes, its first messages.
+  #excess({ retainBytes, retainMessages = 0 }: RetentionLimits): OffsetRange | undefined {
     const number = this.numbers[0]
-    const excessBytes = this.bytes - retainBytes
-    if (number === undefined || excessBytes <= 0) return undefined
+    if (number === undefined) return undefined
     const retained = this.#inMemory.get(number)?.retained
+    const messages = retained?.count ?? this.#summary(number).messages
+    if (retainMessages > 0 && this.messages - messages >= retainMessages) return wholeChunk(number)
+    const excessBytes = retainBytes > 0 ? this.bytes - retainBytes : 0
+    if (excessBytes <= 0) return undefined
     const bytes = retained?.bytes ?? this.#summary(number).bytes
     if (bytes <= excessBytes) return wholeChunk(number)
     if (retained === undefined || bytes <= RETAINED_EXCESS_BYTES_MAX) return undefined
@@ -218,13 +239,17 @@ export class Retention {
 
   /** Compares the counts of the chunks with their sets. @throws Error with the difference */
   audit(): void {
+    let messages = 0
     let bytes = 0
     for (const number of this.numbers) {
       const chunk = this.#inMemory.get(number)
       if (chunk !== undefined && !((chunk.retained?.count ?? 0) > 0))
         throw new Error(`chunk ${number} is listed as retained, but has no retained message`)
+      messages += chunk?.retained?.count ?? this.#summary(number).messages
       bytes += chunk?.retained?.bytes ?? this.#summary(number).bytes
     }
+    if (messages !== this.messages)
+      throw new Error(`${messages} messages are retained, but the counter is ${this.messages}`)
     if (Math.abs(bytes - this.bytes) > 1)
       throw new Error(`the retained messages have ${bytes} bytes, but the counter is ${this.bytes}`)
   }

@@ -73,7 +73,12 @@ export abstract class Source {
 
   // --- retained messages ---
 
-  /** Record bytes of the acknowledged messages that are kept for replay. */
+  /** Number of the acknowledged messages that are kept for replay, or of all messages of a stream. */
+  get retainedMessages(): number {
+    return this.appliedChunks.retention?.messages ?? 0
+  }
+
+  /** Record bytes of these messages. */
   get retainedBytes(): number {
     return this.appliedChunks.retention?.bytes ?? 0
   }
@@ -115,14 +120,15 @@ export abstract class Source {
 
   /** Keeps the live messages `[from, to)` of the chunk, which were acknowledged at `ackedMs` and are about to be removed. */
   protected retain(chunk: Chunk, from: number, to: number, ackedMs: number, bytes: number | undefined): void {
-    const isFirst = chunk.retained === undefined
-    const retainedBytes = chunk.retain(from, to, ackedMs, chunk.hasSizes ? undefined : bytes)
-    if (chunk.retained!.count === 0) {
+    const { retained } = chunk
+    const [messagesBefore, bytesBefore] = retained === undefined ? [0, 0] : [retained.count, retained.bytes]
+    const { count, bytes: bytesAfter } = chunk.retain(from, to, ackedMs, chunk.hasSizes ? undefined : bytes)
+    if (count === 0) {
       chunk.retained = undefined
       return
     }
-    if (isFirst) this.retention.add(chunk)
-    this.retention.bytes += retainedBytes
+    if (retained === undefined) this.retention.addChunk(chunk)
+    this.retention.add(count - messagesBefore, bytesAfter - bytesBefore)
   }
 
   /**
@@ -144,7 +150,7 @@ export abstract class Source {
   releaseCold(number: number): void {
     const { retention } = this
     const summary = this.appliedChunks.summaryAt(number * CHUNK_MESSAGES)
-    retention.bytes -= summary.bytes
+    retention.add(-summary.messages, -summary.bytes)
     retention.remove(number)
     this.forgetCold(number, summary)
   }
@@ -156,9 +162,10 @@ export abstract class Source {
     for (let index = Math.max(0, from - chunk.base); index < last;) {
       const batch = chunk.batches.find(index)
       const batchEnd = Math.min(chunk.batchEnd(batch), last)
-      if (retained.countIn(index, batchEnd) > 0) {
+      const messages = retained.countIn(index, batchEnd)
+      if (messages > 0) {
         const bytes = retained.release(index, batchEnd)
-        this.retention.bytes -= bytes
+        this.retention.add(-messages, -bytes)
         this.follower.removedFrom(chunk, batch, bytes)
       }
       index = batchEnd

@@ -15,9 +15,12 @@ import {
   consumersRequest,
   discardRequest,
   ensureRequest,
+  ensureStreamRequest,
   historyRequest,
+  kindOf,
+  kindRequest,
+  listRequest,
   nameRequest,
-  onlyFields,
   peekRequest,
   redriveRequest,
   replayRequest,
@@ -40,16 +43,28 @@ export interface RequestContext {
 type Request = (context: RequestContext, body: Body) => object | Promise<object>
 
 /**
- * Number of queues in one answer to LIST. Each queue can have two names of 255 bytes, its own and that of its
+ * Number of queues or streams in one answer to LIST. Each queue can have two names of 255 bytes, its own and that of its
  * dead-letter queue; 40 such queues fit in a control frame.
  */
 const LIST_PAGE = 40
 
 const REQUESTS = {
-  ENSURE: ({ broker }, body) => broker.catalog.ensure(ensureRequest(body)),
-  GET: ({ broker }, body) => ({ queue: broker.catalog.info(nameRequest('GET', body)) }),
-  LIST: ({ broker }, body) => broker.catalog.list(afterName(body), LIST_PAGE),
-  DELETE: ({ broker }, body) => ({ messages: broker.catalog.delete(nameRequest('DELETE', body)) }),
+  ENSURE: ({ broker }, body) =>
+    kindOf(body) === 'queue'
+      ? broker.catalog.ensure(ensureRequest(body))
+      : broker.streams.ensure(ensureStreamRequest(body)),
+  GET: ({ broker }, body) => {
+    const { name, kind } = kindRequest('GET', body)
+    return kind === 'queue' ? { queue: broker.catalog.info(name) } : { stream: broker.streams.info(name) }
+  },
+  LIST: ({ broker }, body) => {
+    const { after, kind } = listRequest(body)
+    return kind === 'queue' ? broker.catalog.list(after, LIST_PAGE) : broker.streams.list(after, LIST_PAGE)
+  },
+  DELETE: ({ broker }, body) => {
+    const { name, kind } = kindRequest('DELETE', body)
+    return { messages: kind === 'queue' ? broker.catalog.delete(name) : broker.streams.delete(name) }
+  },
   PURGE: ({ broker }, body) => ({ messages: broker.catalog.purge(nameRequest('PURGE', body)) }),
   PAUSE: ({ broker }, body) => ({ changed: broker.catalog.pause(nameRequest('PAUSE', body)) }),
   RESUME: ({ broker }, body) => ({ changed: broker.catalog.resume(nameRequest('RESUME', body)) }),
@@ -150,11 +165,4 @@ function readFailure(error: unknown): SluiceError {
   if (error instanceof SluiceError) return error
   const why = error instanceof Error ? error.message : String(error)
   return new SluiceError('READ_FAILED', `The request failed: ${why}.`, { cause: error })
-}
-
-function afterName(body: Body): string {
-  onlyFields('LIST', body, ['after'])
-  const after = body['after'] ?? ''
-  if (typeof after === 'string') return after
-  throw new SluiceError('INVALID_ARGUMENT', '`after` must be the name of a queue.')
 }

@@ -10,10 +10,10 @@ export const LEAF_ENTRY_BYTES = 24
 /**
  * Summary of a chunk, after its entry in a leaf: u8 segments · u8 0 · u64 record bytes · u48 publish time of the first
  * message · u48 time of the last acknowledgement, or 0 if the messages are live · u64 position and u32 bytes of the
- * first batch, and of the last · for each segment u64 position, u32 bytes. The kind of an entry with a summary has
+ * first batch, and of the last · u16 messages · for each segment u64 position, u32 bytes. The kind of an entry with a summary has
  * bit 15.
  */
-const SUMMARY_BYTES = 46
+const SUMMARY_BYTES = 48
 const SUMMARY_SEGMENT_BYTES = 12
 const HAS_SUMMARY = 0x8000
 /** Inner entry: u16 kind · u32 id · u48 number of the lower bound · u64 position · u32 bytes · u64 lowest position. */
@@ -27,7 +27,7 @@ export const NUMBER = 1
 export const POSITION = 2
 export const BYTES = 3
 /** Fields of a summary in memory: the number of segments, 0 for an entry without a summary, then as in the log. */
-const SUMMARY_HEAD_FIELDS = 8
+const SUMMARY_HEAD_FIELDS = 9
 const SUMMARY_FIELDS_FIRST = SUMMARY_HEAD_FIELDS + 2
 const ENTRIES_FIRST = 16
 /** Shared by all nodes without entries. */
@@ -165,6 +165,7 @@ export class PageNode {
       firstBytes: summaries[at + 5]!,
       lastPosition: summaries[at + 6]!,
       lastBytes: summaries[at + 7]!,
+      messages: summaries[at + 8]!,
       uses,
     }
   }
@@ -176,7 +177,8 @@ export class PageNode {
     }
     this.#widen(summary.uses.length)
     this.summaries ??= new Float64Array((this.fields.length / FIELDS) * this.summaryFields)
-    const { bytes, firstMs, retainedMs, firstPosition, firstBytes, lastPosition, lastBytes, uses } = summary
+    const { messages, bytes, firstMs, retainedMs, firstPosition, firstBytes, lastPosition, lastBytes, uses } =
+      summary
     this.summaries.set(
       [
         uses.length,
@@ -187,6 +189,7 @@ export class PageNode {
         firstBytes,
         lastPosition,
         lastBytes,
+        messages,
         ...uses.flat(),
       ],
       index * this.summaryFields,
@@ -322,6 +325,7 @@ function encodeSummary(bytes: Uint8Array, at: number, summary: ChunkSummary): nu
   writeU32(bytes, at + 30, summary.firstBytes)
   writeU64(bytes, at + 34, summary.lastPosition)
   writeU32(bytes, at + 42, summary.lastBytes)
+  writeU16(bytes, at + 46, summary.messages)
   at += SUMMARY_BYTES
   for (const [position, useBytes] of summary.uses) {
     writeU64(bytes, at, position)
@@ -343,6 +347,7 @@ function decodeSummary(bytes: Uint8Array, at: number): ChunkSummary {
     firstBytes: readU32(bytes, at + 30),
     lastPosition: readU64(bytes, at + 34),
     lastBytes: readU32(bytes, at + 42),
+    messages: readU16(bytes, at + 46),
     uses,
   }
 }

@@ -6,7 +6,7 @@
  * service a `Queue` decides, adds the fact to its buffer, and calls the method; the writer puts the buffer into the
  * open entry. In recovery `Replay` reads the fact and calls the same method.
  */
-import { SluiceError, type QueueOptions } from '@sluice/protocol'
+import { SluiceError, type Kind, type QueueOptions } from '@sluice/protocol'
 import { entryLimits, type EntryLimits } from '../log/entry-limits.js'
 import type { Log } from '../log/log.js'
 import {
@@ -71,6 +71,16 @@ export class State {
   queue(name: string): Queue {
     const queue = this.queues.get(name)
     if (queue === undefined) throw queueNotFound(name)
+    return queue
+  }
+
+  /**
+   * The queue with this name, which can be consumed. A stream cannot: it has no line.
+   * @throws SluiceError QUEUE_NOT_FOUND, WRONG_KIND
+   */
+  consumable(name: string): Queue {
+    const queue = this.queue(name)
+    if (queue.stream !== undefined) throw wrongKind(queue, 'queue')
     return queue
   }
 
@@ -211,6 +221,21 @@ export const BOOT_AFTER_CLOSE = 4
 /** Whether every option has the same value. */
 export function sameOptions(a: QueueOptions, b: QueueOptions): boolean {
   return Object.entries(a).every(([name, value]) => b[name as keyof QueueOptions] === value)
+}
+
+export function kindOfQueue({ stream }: Queue): Kind {
+  return stream === undefined ? 'queue' : 'stream'
+}
+
+/** The refusal of a call for another kind than that of `queue`. */
+export function wrongKind(queue: Queue, wanted: Kind): SluiceError {
+  const { name, stream } = queue
+  return new SluiceError(
+    'WRONG_KIND',
+    stream === undefined
+      ? `${name} is a queue, not a ${wanted}.`
+      : `${name} is a stream, not a ${wanted}: its messages are not delivered from a line. Read it, or consume it through a group.`,
+  )
 }
 
 export function queueNotFound(name: string): SluiceError {

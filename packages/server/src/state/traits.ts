@@ -210,6 +210,26 @@ export function checkTraits(bytes: Uint8Array, at: number, count: number, nowMs:
   }
 }
 
+/**
+ * Checks that the messages, with these options, can be in a stream.
+ * @throws SluiceError OPTION_UNSUPPORTED with the message and the option
+ */
+export function checkStreamTraits(
+  stream: string,
+  { priorities, dues, expiries }: Traits,
+  count: number,
+): void {
+  for (let index = 0; index < count; index++) {
+    const option =
+      dues[index] !== 0 ? 'delay' : priorities[index] !== 0 ? 'priority' : expiries[index] !== 0 ? 'ttl' : ''
+    if (option === '') continue
+    throw new SluiceError(
+      'OPTION_UNSUPPORTED',
+      `Message ${index} has a \`${option}\`; the stream ${stream} does not support \`delay\`, \`priority\` and \`ttl\`.`,
+    )
+  }
+}
+
 function timeText(ms: number): string {
   return new Date(ms).toISOString()
 }

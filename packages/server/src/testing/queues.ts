@@ -2,7 +2,7 @@
 import { QUEUE_OPTION_DEFAULTS, type QueueOptions } from '@sluice/protocol'
 import { Admission } from '../queue/admission.js'
 import type { Traits } from '../queue/chunk.js'
-import type { QueueDefinition } from '../queue/contents.js'
+import type { QueueDefinition } from '../queue/definition.js'
 import type { Queue } from '../queue/queue.js'
 
 export function definition(options: Partial<QueueOptions> = {}): QueueDefinition {

@@ -1,0 +1,109 @@
+/**
+ * Streams in control frames: options with their defaults and bounds, requests, and answers.
+ *
+ * ENSURE { name, kind: 'stream', options?, update? } → { created, stream }. GET { name, kind: 'stream' } → { stream }.
+ * LIST { kind: 'stream', after? } → { streams, more }. DELETE { name, kind: 'stream' } → { messages }. Without `kind`, these
+ * frames are about queues.
+ */
+import { SluiceError, shown } from './errors.js'
+import { queueName, type QueueName } from './names.js'
+import { QUEUE_OPTIONS, onlyFields, optionsIn, updateOf, type Body, type ValueOf } from './queues.js'
+import { LIMITS } from './limits.js'
+
+export const KINDS = ['queue', 'stream'] as const
+export type Kind = (typeof KINDS)[number]
+
+/** The options of a stream. If 0 has a special meaning, `meaning` explains it. */
+export const STREAM_OPTIONS = {
+  retainAgeMs: {
+    kind: 'number',
+    default: 0,
+    min: 0,
+    max: LIMITS.delayMsMax,
+    meaning: 'How long messages are kept; 0: not limited by age.',
+  },
+  retainBytes: {
+    kind: 'number',
+    default: 0,
+    min: 0,
+    max: Number.MAX_SAFE_INTEGER,
+    meaning:
+      'Maximum bytes of messages that are kept, within one chunk of 1,024 messages; 0: not limited by bytes.',
+  },
+  retainMessages: {
+    kind: 'number',
+    default: 0,
+    min: 0,
+    max: Number.MAX_SAFE_INTEGER,
+    meaning:
+      'Maximum number of messages that are kept, within one chunk of 1,024 messages; 0: not limited by number.',
+  },
+  dedupWindowMs: QUEUE_OPTIONS.dedupWindowMs,
+  dedupMaxIds: QUEUE_OPTIONS.dedupMaxIds,
+} as const
+
+export type StreamOptionName = keyof typeof STREAM_OPTIONS
+export type StreamOptions = {
+  readonly [Name in StreamOptionName]: ValueOf<(typeof STREAM_OPTIONS)[Name]>
+}
+
+export const STREAM_OPTION_DEFAULTS = Object.fromEntries(
+  Object.entries(STREAM_OPTIONS).map(([name, option]) => [name, option.default]),
+) as StreamOptions
+
+/** A stream in the answers to ENSURE, GET and LIST. */
+export interface StreamInfo {
+  readonly name: string
+  readonly options: StreamOptions
+  /** Number of messages that are kept, and the size of their records in bytes. */
+  readonly messages: number
+  readonly bytes: number
+  /** Lower bound for the offset of the oldest message; `next` if the stream is empty. It can be up to 1,023 too low. */
+  readonly first: number
+  /** Offset of the next message. */
+  readonly next: number
+  /** Number of messages accepted since the stream was created; duplicates do not count. */
+  readonly published: number
+  /** Messages not kept, because another message had the same id. */
+  readonly duplicates: number
+  readonly createdAtMs: number
+}
+
+export interface EnsureStreamRequest {
+  readonly name: QueueName
+  readonly options: Partial<StreamOptions>
+  readonly update: boolean
+}
+
+/** The kind that ENSURE, GET, LIST or DELETE is about. @throws SluiceError INVALID_ARGUMENT */
+export function kindOf({ kind = 'queue' }: Body): Kind {
+  if (KINDS.includes(kind as Kind)) return kind as Kind
+  throw new SluiceError(
+    'INVALID_ARGUMENT',
+    `\`kind\` is ${shown(kind)}; it must be one of ${KINDS.join(', ')}.`,
+  )
+}
+
+/** ENSURE with the kind `stream`. @throws SluiceError INVALID_ARGUMENT, INVALID_OPTION, INVALID_NAME */
+export function ensureStreamRequest(body: Body): EnsureStreamRequest {
+  onlyFields('ENSURE', body, ['name', 'kind', 'options', 'update'])
+  return {
+    name: queueName(body['name']),
+    options: optionsIn('stream', STREAM_OPTIONS, body['options']),
+    update: updateOf(body),
+  }
+}
+
+/** The body of GET and DELETE. @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
+export function kindRequest(frame: string, body: Body): { readonly name: QueueName; readonly kind: Kind } {
+  onlyFields(frame, body, ['name', 'kind'])
+  return { name: queueName(body['name']), kind: kindOf(body) }
+}
+
+/** The body of LIST. @throws SluiceError INVALID_ARGUMENT */
+export function listRequest(body: Body): { readonly after: string; readonly kind: Kind } {
+  onlyFields('LIST', body, ['after', 'kind'])
+  const after = body['after'] ?? ''
+  if (typeof after === 'string') return { after, kind: kindOf(body) }
+  throw new SluiceError('INVALID_ARGUMENT', '`after` must be the name of a queue or stream.')
+}
