@@ -5,6 +5,7 @@ import {
   BATCH_TYPE,
   FRAME_HEADER_BYTES,
   LIMITS,
+  isTopicAddress,
   OP,
   PUBLISH_NAME_AT,
   recordSize,
@@ -22,7 +23,7 @@ import { receipt, Sending, type Receipt, type Resolve } from './sending.js'
 export const ENVELOPE_BYTES =
   FRAME_HEADER_BYTES + PUBLISH_NAME_AT + LIMITS.queueNameBytesMax + BATCH_HEADER_BYTES
 
-/** A queue that the client publishes to, and its open batch, which further messages may join. */
+/** A queue or the address of a topic that the client publishes to, and its open batch, which further messages may join. */
 export interface Lane {
   readonly queue: string
   openBatch: Batch | undefined
@@ -57,7 +58,7 @@ export class Batch extends Sending {
   }
 
   get names(): SluiceErrorNames {
-    return { queue: this.queue }
+    return isTopicAddress(this.queue) ? {} : { queue: this.queue }
   }
 
   compact(): boolean {
@@ -142,20 +143,24 @@ export class Batch extends Sending {
 
   hadNoEffect(): void {}
 
-  /** Called when the broker has accepted the batch. Resolves the promises of its callers. */
+  /**
+   * Called when the broker has accepted the batch. Resolves the promises of its callers. For a topic, the base offset is the
+   * number of targets, and each receipt has it as its offset.
+   */
   confirm(baseOffset: number, duplicates: Duplicates | undefined): void {
     const { resolves } = this
+    const perMessage = isTopicAddress(this.queue) ? 0 : 1
     if (this.atomic) {
       const resolve = resolves[0]
       if (resolve === undefined) return
       const receipts: Receipt[] = []
-      for (let i = 0; i < this.count; i++) receipts.push(receipt(baseOffset, i, duplicates))
+      for (let i = 0; i < this.count; i++) receipts.push(receipt(baseOffset, i * perMessage, duplicates))
       resolve(receipts)
       return
     }
     for (let i = 0; i < resolves.length; i++) {
       const resolve = resolves[i]
-      if (resolve !== undefined) resolve(receipt(baseOffset, i, duplicates))
+      if (resolve !== undefined) resolve(receipt(baseOffset, i * perMessage, duplicates))
     }
   }
 }

@@ -2,7 +2,7 @@
  * The client publishes messages, consumes messages and sends requests over one link to the broker. On a new
  * connection, the producer sends its unanswered batches first (see `Link`), and then the consumers subscribe.
  */
-import { durationText, SluiceError, Timer } from '@sluice/protocol'
+import { durationText, isTopicAddress, SluiceError, Timer } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import { nextTurn } from './awaiting.js'
 import type { Connection } from './connection.js'
@@ -18,6 +18,7 @@ import { Link } from './link.js'
 import type { Message } from './message.js'
 import {
   batchRecordOptions,
+  batchRecords,
   closeTimeoutMs,
   failsOffline,
   workerSettings,
@@ -47,12 +48,23 @@ import { Producer } from './producer.js'
 import { Pullers } from './pull.js'
 import { Queues } from './queues.js'
 import { Requests } from './requests.js'
-import { checkBody, pullThrough, Reader, ReadStream, type Schema } from './schema.js'
+import { checkBodies, checkBody, pullThrough, Reader, ReadStream, type Schema } from './schema.js'
 import type { Receipt } from './sending.js'
 import { SingleWorker, type SingleHandler } from './singles.js'
 import { MessageStream } from './stream.js'
 import type { Consumer, Session } from './session.js'
 import { StepDraft, type Transaction } from './transaction.js'
+import {
+  isTopic,
+  publishBatchToTopic,
+  publishToTopic,
+  Topics,
+  type Dispatch,
+  type Routed,
+  type Topic,
+  type TopicBatchOptions,
+  type TopicPublishOptions,
+} from './topics.js'
 import type { Dial } from './transport.js'
 import { Turn } from './turn.js'
 import type { BatchHandler, ConsumingWorker, Handler, Worker } from './worker.js'
@@ -87,6 +99,8 @@ export class Sluice {
   readonly queues: Queues
   /** Dead letters: list, get, redrive, delete. */
   readonly dead: DeadLetters
+  /** Topics: the bindings that route their messages to queues. */
+  readonly topics: Topics
   readonly #settings: Settings
   readonly #events = new Events()
   readonly #deadlines = new Deadlines()
@@ -158,6 +172,7 @@ export class Sluice {
     this.#requests = new Requests(this.#session)
     this.queues = new Queues(this.#requests)
     this.dead = new DeadLetters(this.#requests)
+    this.topics = new Topics(this.#requests)
   }
 
   /** Whether there is a connection to the broker now. */
@@ -199,13 +214,21 @@ export class Sluice {
    * const { offset } = await sluice.publish('orders', { total: 12 })
    */
   publish<Input>(
+    ref: Topic<Input, unknown>,
+    body: NoInfer<Input>,
+    options?: TopicPublishOptions,
+  ): Promise<Routed>
+  publish<Input>(
     ref: QueueRef<Input, unknown>,
     body: NoInfer<Input>,
     options?: PublishOptions,
-  ): Promise<Receipt> {
+  ): Promise<Receipt>
+  publish(ref: QueueRef | Topic, body: unknown, options?: TopicPublishOptions): Promise<Receipt | Routed> {
     try {
       // The producer has checked the name of each queue in its lanes, so the name is not checked again here.
-      if (typeof ref === 'string') return this.#publish(ref, body, options)
+      if (typeof ref === 'string' && !isTopicAddress(ref)) return this.#publish(ref, body, options)
+      if (isTopic(ref))
+        return publishToTopic(this.#producer, ref, body, options ?? {}, this.#dispatch(options))
       const { name, schema } = queueOf(ref)
       if (schema !== undefined) return this.#publishChecked(name, schema, body, options)
       return this.#publish(name, body, options)
@@ -225,6 +248,14 @@ export class Sluice {
       options.signal,
       this.#mayFailOffline(options, name),
     )
+  }
+
+  #dispatch(options: SendOptions = {}, queue?: string): Dispatch {
+    return {
+      timeoutMs: timeoutOf(options, this.#settings.timeoutMs),
+      signal: options.signal,
+      failsOffline: this.#mayFailOffline(options, queue),
+    }
   }
 
   /** Whether a call fails if the connection is lost before the call is sent. @throws SluiceError OFFLINE */
@@ -252,37 +283,36 @@ export class Sluice {
    * @example
    * await sluice.publishBatch('orders', [{ body: { total: 12 }, key: 'a' }, { body: { total: 7 } }])
    */
-  async publishBatch<Input>(
+  publishBatch<Input>(
+    ref: Topic<Input, unknown>,
+    messages: readonly BatchMessage<NoInfer<Input>>[],
+    options?: TopicBatchOptions,
+  ): Promise<Routed>
+  publishBatch<Input>(
     ref: QueueRef<Input, unknown>,
     messages: readonly BatchMessage<NoInfer<Input>>[],
-    options: SendOptions = {},
-  ): Promise<Receipt[]> {
-    onlyKnown('publishBatch', options, SEND_OPTIONS)
-    const { name, schema } = queueOf(ref)
+    options?: SendOptions,
+  ): Promise<Receipt[]>
+  async publishBatch(
+    ref: QueueRef | Topic,
+    messages: readonly BatchMessage[],
+    options: TopicBatchOptions = {},
+  ): Promise<Receipt[] | Routed> {
     if (!Array.isArray(messages)) {
       throw new SluiceError(
         'INVALID_ARGUMENT',
         '`publishBatch` takes an array of messages; `publishAll` takes any iterable.',
       )
     }
-    // `map` would skip the holes of an array.
-    const records = Array.from(messages as readonly BatchMessage[], (message) => ({
-      options: batchRecordOptions(message),
-      body: message.body,
-    }))
-    if (schema !== undefined) {
-      let index = 0
-      for (const { body } of records) await checkBody(schema, body, `body of message ${index++}`)
-    }
+    if (isTopic(ref))
+      return publishBatchToTopic(this.#producer, ref, messages, options, this.#dispatch(options))
+    onlyKnown('publishBatch', options, SEND_OPTIONS)
+    const { name, schema } = queueOf(ref)
+    const records = batchRecords(messages)
+    if (schema !== undefined) await checkBodies(schema, records)
     if (records.length === 0) return []
-    const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
-    return this.#producer.publishBatch(
-      name,
-      records,
-      timeoutMs,
-      options.signal,
-      this.#mayFailOffline(options, name),
-    )
+    const { timeoutMs, signal, failsOffline } = this.#dispatch(options, name)
+    return this.#producer.publishBatch(name, records, timeoutMs, signal, failsOffline)
   }
 
   /**

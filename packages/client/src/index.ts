@@ -53,10 +53,24 @@ export type {
 export type { MessageFilter, MessageRef, Pace } from './selection.js'
 export type { Receipt } from './sending.js'
 export type { ConsumerWaiting, HandlerFailure } from './session.js'
+export { topic } from './topics.js'
+export type {
+  BindOptions,
+  Binding,
+  BindingSelection,
+  Route,
+  Routed,
+  RoutingOptions,
+  Topic,
+  TopicBatchOptions,
+  TopicPublishOptions,
+  Topics,
+} from './topics.js'
 export type { Transaction } from './transaction.js'
 export type { BatchHandler, Handler, Worker } from './worker.js'
 export { SluiceError } from '@sluice/protocol'
 export type {
+  BindingHeaders,
   DeathName,
   Effect,
   ErrorCode,

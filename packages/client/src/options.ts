@@ -140,6 +140,8 @@ export function connectSettings(
 
 /** A queue, and the type of its bodies. Made by `queue`. */
 export interface Queue<Input = unknown, Output = Input> {
+  /** Never set, so that a topic is not taken for a queue. */
+  readonly kind?: undefined
   readonly name: string
   readonly schema?: StandardSchemaV1<Input, Output> | undefined
 }
@@ -186,8 +188,8 @@ export function queue(name: string, declaration: QueueDeclaration = {}): Queue {
   return new QueueValue(checked, checkedSchema(declaration.schema))
 }
 
-// @throws SluiceError INVALID_ARGUMENT
-function checkedSchema(schema: StandardSchemaV1 | undefined): StandardSchemaV1 | undefined {
+/** @throws SluiceError INVALID_ARGUMENT */
+export function checkedSchema(schema: StandardSchemaV1 | undefined): StandardSchemaV1 | undefined {
   if (schema !== undefined && typeof schema?.['~standard']?.validate !== 'function') {
     throw new SluiceError('INVALID_ARGUMENT', '`schema` must be a Standard Schema.')
   }
@@ -197,9 +199,18 @@ function checkedSchema(schema: StandardSchemaV1 | undefined): StandardSchemaV1 |
 /** @throws SluiceError INVALID_NAME, INVALID_ARGUMENT */
 export function queueOf(ref: QueueRef): Queue {
   if (ref instanceof QueueValue) return ref
-  if (typeof ref === 'object' && ref !== null)
+  if (typeof ref === 'object' && ref !== null) {
+    if (ref.kind !== undefined) throw notAQueue(ref.name)
     return new QueueValue(queueName(ref.name), checkedSchema(ref.schema))
+  }
   return new QueueValue(queueName(ref), undefined)
+}
+
+function notAQueue(name: string): SluiceError {
+  return new SluiceError(
+    'INVALID_ARGUMENT',
+    `${shown(name)} is a topic; this call takes a queue. Publish to a topic with \`publish\` or \`publishBatch\`.`,
+  )
 }
 
 /** Options of one message. */
@@ -377,6 +388,14 @@ export function batchRecordOptions(message: BatchMessage): RecordOptions | undef
     throw new SluiceError('INVALID_ARGUMENT', 'Each message of a batch must be an object with a `body`.')
   }
   return recordOptions(message, BATCH_MESSAGE_OPTIONS)
+}
+
+/** @throws SluiceError INVALID_ARGUMENT, and those of `recordOptions` */
+export function batchRecords(
+  messages: readonly BatchMessage[],
+): { readonly body: unknown; readonly options: RecordOptions | undefined }[] {
+  // `map` would skip the holes of an array.
+  return Array.from(messages, (message) => ({ options: batchRecordOptions(message), body: message.body }))
 }
 
 /** Options of `consume`. */

@@ -11,6 +11,9 @@ const ABOUT_THE_BATCH: ReadonlySet<string> = new Set([
   'QUEUE_NOT_FOUND',
   'QUEUE_DELETED',
   'INVALID_NAME',
+  'INVALID_TOPIC',
+  'UNROUTABLE',
+  'TOO_MANY_TARGETS',
   'UNKNOWN_OUTCOME',
   'NUMBER_REUSED',
 ])

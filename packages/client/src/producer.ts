@@ -10,6 +10,7 @@ import {
   decodeAtomicOk,
   decodePublishErr,
   decodePublishOk,
+  isTopicAddress,
   LIMITS,
   PRODUCER_IDENTITY_BYTES,
   queueName,
@@ -281,7 +282,8 @@ export class Producer {
 
   // @throws SluiceError INVALID_NAME
   #newLane(name: string): Lane {
-    const lane: Lane = { queue: queueName(name), openBatch: undefined, leader: 0 }
+    const queue = isTopicAddress(name) ? name : queueName(name)
+    const lane: Lane = { queue, openBatch: undefined, leader: 0 }
     if (this.#lanes.size >= this.#lanesMax) {
       for (const [queue, { openBatch, leader }] of this.#lanes)
         if (openBatch === undefined && this.#inFlight.get(leader) === undefined) this.#lanes.delete(queue)

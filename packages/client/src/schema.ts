@@ -21,6 +21,15 @@ export async function checkBody(schema: Schema, body: unknown, what: string): Pr
   )
 }
 
+/** @throws SluiceError INVALID_BODY naming the first message that does not match */
+export async function checkBodies(
+  schema: Schema,
+  records: readonly { readonly body: unknown }[],
+): Promise<void> {
+  let index = 0
+  for (const { body } of records) await checkBody(schema, body, `body of message ${index++}`)
+}
+
 type Result = Awaited<ReturnType<Schema['~standard']['validate']>>
 
 /**
