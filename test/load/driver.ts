@@ -31,6 +31,10 @@ export interface Driver {
   readonly name: string
   /** A description of the broker, including when it confirms. */
   readonly settings: string
+  /** What must be installed, if it is not part of the project; for the notice that the broker is skipped. */
+  readonly needs?: string
+  /** The Node program of the load processes, if the client needs another one than the harness. */
+  readonly node?: string
   /** The broker's version; undefined if the broker is not installed. */
   version(): Promise<string | undefined>
   /** Whether the broker supports what the scenario requires. */

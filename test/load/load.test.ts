@@ -1,8 +1,11 @@
 /** The harness finds lost and repeated messages. Measurements are not tested here. */
 import { fileURLToPath } from 'node:url'
-import { describe, expect, it } from 'vitest'
+import { afterEach, describe, expect, it, vi } from 'vitest'
 import { atMsOf, Bodies, Seen } from './bodies.js'
+import { DRIVERS } from './drivers/index.js'
+import { TurnSender } from './drivers/kafka.js'
 import type { Outcome } from './measure.js'
+import { clientVersion, fetchedPath, isAtLeast, programOf } from './peers.js'
 import { isSound, markdownOf, svgOf, tableOf, type Results } from './report.js'
 import { parseScenarios, readScenarios, type Scenario } from './scenario.js'
 
@@ -130,5 +133,78 @@ describe('a report', () => {
     const found = results([['sluice', outcome(1, { lost: 1 })]])
     expect(isSound(found)).toBe(false)
     expect(tableOf(found, found.scenarios[0]!)[1]!.at(-1)).toBe('1 confirmed and not consumed')
+  })
+})
+
+describe('peers', () => {
+  afterEach(() => vi.unstubAllEnvs())
+
+  it('are found in the directory LOAD_PEERS, and programs otherwise on PATH', () => {
+    vi.stubEnv('LOAD_PEERS', '')
+    expect(fetchedPath('run.ts')).toBeUndefined()
+    expect(programOf('nats-server')).toBe('nats-server')
+    const directory = fileURLToPath(new URL('.', import.meta.url))
+    vi.stubEnv('LOAD_PEERS', directory)
+    expect(fetchedPath('run.ts')).toBe(`${directory}run.ts`)
+    expect(fetchedPath('kafka')).toBeUndefined()
+    expect(programOf('nats-server')).toBe('nats-server')
+    expect(clientVersion('kafkajs')).toBeUndefined()
+  })
+
+  it('say what must be installed, unless the project contains them', () => {
+    expect(DRIVERS.filter(({ needs }) => needs === undefined).map(({ name }) => name)).toEqual([
+      'floor',
+      'sluice',
+    ])
+    expect(new Set(DRIVERS.map(({ name }) => name)).size).toBe(DRIVERS.length)
+  })
+
+  it.each([
+    ['24.6.0', '24.6.0', true],
+    ['24.21.0', '24.6.0', true],
+    ['25.0.0', '24.6.0', true],
+    ['24.5.9', '24.6.0', false],
+    ['2.9.10', '2.10', false],
+    ['2.10', '2.10.0', true],
+  ])('%s is at least %s: %s', (version, least, is) => {
+    expect(isAtLeast(version, least)).toBe(is)
+  })
+})
+
+describe('a sender that coalesces', () => {
+  const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
+  const bytes = (text: string): Uint8Array => new TextEncoder().encode(text)
+
+  it('sends what one turn publishes as one request, from copies of the bodies', async () => {
+    const sent: string[][] = []
+    const sender = new TurnSender((records) => {
+      sent.push(records.map(({ topic, value }) => `${topic} ${value.toString()}`))
+      return Promise.resolve()
+    })
+    const body = bytes('one')
+    const first = [sender.publish('a', body), sender.publish('b', bytes('two'))]
+    body.fill(0)
+    await Promise.all(first)
+    await sender.publish('a', bytes('three'))
+    expect(sent).toEqual([['a one', 'b two'], ['a three']])
+  })
+
+  it('answers each publish with the answer to its own request', async () => {
+    const answers: ((error?: Error) => void)[] = []
+    const sender = new TurnSender(
+      () =>
+        new Promise<void>((resolve, reject) => {
+          answers.push((error) => (error === undefined ? resolve() : reject(error)))
+        }),
+    )
+    const first = [sender.publish('a', bytes('1')), sender.publish('a', bytes('2'))]
+    await turn()
+    const second = sender.publish('a', bytes('3'))
+    await turn()
+    expect(answers.length).toBe(2)
+    answers[1]!()
+    await second
+    answers[0]!(new Error('refused'))
+    for (const each of await Promise.allSettled(first)) expect(each.status).toBe('rejected')
   })
 })

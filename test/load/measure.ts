@@ -43,8 +43,11 @@ class Process {
   readonly ready: Promise<true>
   readonly #counts: ((count: Count) => void)[] = []
 
-  constructor(task: Task) {
-    this.child = fork(fileURLToPath(new URL('load.js', import.meta.url)), [], { serialization: 'advanced' })
+  constructor(task: Task, node: string) {
+    this.child = fork(fileURLToPath(new URL('load.js', import.meta.url)), [], {
+      serialization: 'advanced',
+      execPath: node,
+    })
     const isTold = <T>(of: (report: Report) => T | undefined): Promise<T> => {
       const told = new Promise<T>((resolve, reject) => {
         this.child.on('message', (report: Report) => {
@@ -186,7 +189,7 @@ class Run {
 
   async #start(role: Task['role'], count: number, messages: number): Promise<Process[]> {
     const processes = Array.from({ length: count }, (_, index) => {
-      const process = new Process({
+      const task: Task = {
         role,
         driver: this.#driver.name,
         url: this.#running.url,
@@ -194,9 +197,10 @@ class Run {
         scenario: this.#scenario,
         index,
         messages,
-      })
-      this.#processes.push(process)
-      return process
+      }
+      const started = new Process(task, this.#driver.node ?? process.execPath)
+      this.#processes.push(started)
+      return started
     })
     await Promise.all(processes.map(({ ready }) => ready))
     return processes

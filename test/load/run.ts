@@ -81,7 +81,9 @@ function say(text: string): void {
 async function run({ scenarios, drivers, rounds, out }: Plan, signal: AbortSignal): Promise<Results> {
   const { peers, missing } = await installed(drivers)
   for (const { name, version, settings } of peers) say(`${name}: ${version}; ${settings}`)
-  for (const name of missing) say(`${name}: not installed, skipped`)
+  for (const { name, needs } of drivers)
+    if (missing.includes(name))
+      say(`${name}: not installed, skipped${needs === undefined ? '' : `; it needs ${needs}`}`)
   const present = drivers.filter(({ name }) => !missing.includes(name))
   const runs: Results['runs'][number][] = []
   const results: Results = {

@@ -44,6 +44,7 @@ class BullSession implements Session {
 export const bullmq: Driver = {
   name: 'bullmq',
   settings: 'on the Redis of the driver redis, jobs removed on completion',
+  needs: 'redis-server on PATH',
   version: async () => {
     const version = await redisVersion()
     return version && `BullMQ 6.7.0 on ${version}`

@@ -1,7 +1,8 @@
 import type { Driver } from '../driver.js'
 import { bullmq } from './bullmq.js'
 import { floor } from './floor.js'
-import { nats } from './nats.js'
+import { kafka, kafkaKafkajs } from './kafka.js'
+import { nats, natsSynced } from './nats.js'
 import { rabbitmqClassic, rabbitmqQuorum } from './rabbitmq.js'
 import { redis } from './redis.js'
 import { sluice } from './sluice.js'
@@ -12,6 +13,9 @@ export const DRIVERS: readonly Driver[] = [
   rabbitmqQuorum,
   rabbitmqClassic,
   nats,
+  natsSynced,
+  kafka,
+  kafkaKafkajs,
   redis,
   bullmq,
 ]

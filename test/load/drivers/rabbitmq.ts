@@ -47,6 +47,7 @@ function rabbitmq(type: 'quorum' | 'classic', settings: string): Driver {
   return {
     name: `rabbitmq-${type}`,
     settings,
+    needs: `a rabbitmq_server in ${LIBRARIES}`,
     version: async () => {
       const folder = await serverFolder()
       return folder && `RabbitMQ ${folder.replace(/^.*-/, '')}`

@@ -87,6 +87,7 @@ export async function redisVersion(): Promise<string | undefined> {
 export const redis: Driver = {
   name: 'redis',
   settings: 'streams with a consumer group, append-only file, appendfsync always, pipelined by the client',
+  needs: 'redis-server on PATH',
   version: redisVersion,
   can: ({ queues }) => queues <= 100,
   async start(directory, port) {

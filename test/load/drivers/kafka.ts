@@ -1,0 +1,301 @@
+/**
+ * Kafka with one partition per queue, through two clients. Kafka has no acks of single messages: a consumer commits how
+ * far it has read, here once a second.
+ */
+import { randomBytes } from 'node:crypto'
+import { readdir, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { Server, outputOf } from '../../rig/server.js'
+import { freePort } from '../../rig/scratch.js'
+import { decoded, encoded } from '../bodies.js'
+import type { Body, Driver, Running, Session } from '../driver.js'
+import type { Scenario } from '../scenario.js'
+import { clientVersion, fetchedPath, importClient, isAtLeast, programOf } from '../peers.js'
+
+const COMMIT_MS = 1_000
+const TIMEOUT_MS = 30_000
+/** Settings of Kafka's own start script. */
+const JVM = ['-Xms1G', '-Xmx1G', '-XX:+UseG1GC', '-XX:MaxGCPauseMillis=20']
+const SETTINGS = 'one broker with KRaft, log.flush.interval.messages=1: fsync; a commit of offsets per second'
+const NEEDS = "Java, and Kafka's jars and clients in LOAD_PEERS"
+
+interface Record {
+  readonly topic: string
+  readonly value: Buffer
+}
+
+/** The part of `@platformatic/kafka` that is used. */
+interface Platformatic {
+  readonly Producer: new (options: object) => {
+    send(request: { messages: readonly Record[]; acks: number }): Promise<unknown>
+    close(): Promise<void>
+  }
+  readonly Consumer: new (options: object) => {
+    consume(options: object): Promise<{
+      on(event: 'data', listener: (message: { readonly value: Buffer }) => void): unknown
+    }>
+    close(force: boolean): Promise<void>
+  }
+}
+
+/** The part of `kafkajs` that is used. */
+interface Kafkajs {
+  readonly Kafka: new (options: object) => KafkajsClient
+  readonly Partitioners: { readonly DefaultPartitioner: unknown }
+  readonly logLevel: { readonly NOTHING: number }
+}
+
+interface KafkajsClient {
+  admin(): KafkajsLink & { createTopics(request: object): Promise<boolean> }
+  producer(options: object): KafkajsProducer
+  consumer(options: object): KafkajsConsumer
+}
+
+interface KafkajsLink {
+  connect(): Promise<void>
+  disconnect(): Promise<void>
+}
+
+interface KafkajsProducer extends KafkajsLink {
+  sendBatch(request: object): Promise<unknown>
+}
+
+interface KafkajsConsumer extends KafkajsLink {
+  readonly events: { readonly GROUP_JOIN: string }
+  on(event: string, listener: () => void): unknown
+  subscribe(options: object): Promise<void>
+  run(options: {
+    readonly autoCommitInterval: number
+    eachBatch(payload: {
+      readonly batch: { readonly messages: readonly { readonly value: Buffer }[] }
+    }): Promise<void>
+  }): Promise<void>
+}
+
+/** Sends what is published in one turn of the event loop as one request. */
+export class TurnSender {
+  readonly #send: (records: Record[]) => Promise<unknown>
+  #records: Record[] = []
+  #answer: Promise<unknown> | undefined
+
+  constructor(send: (records: Record[]) => Promise<unknown>) {
+    this.#send = send
+  }
+
+  async publish(topic: string, body: Body): Promise<void> {
+    // The clients keep a reference to the bytes until they are sent.
+    this.#records.push({ topic, value: Buffer.from(encoded(body)) })
+    this.#answer ??= new Promise((resolve) => {
+      setImmediate(() => {
+        const records = this.#records
+        this.#records = []
+        this.#answer = undefined
+        resolve(this.#send(records))
+      })
+    })
+    await this.#answer
+  }
+}
+
+class PlatformaticSession implements Session {
+  readonly #client: Platformatic
+  readonly #broker: string
+  readonly #isData: boolean
+  readonly #producer: InstanceType<Platformatic['Producer']>
+  readonly #consumers: InstanceType<Platformatic['Consumer']>[] = []
+  readonly #sender = new TurnSender((records) => this.#producer.send({ messages: records, acks: -1 }))
+
+  constructor(client: Platformatic, broker: string, isData: boolean) {
+    this.#client = client
+    this.#broker = broker
+    this.#isData = isData
+    this.#producer = new client.Producer(this.#options())
+  }
+
+  publish(queue: string, body: Body): Promise<void> {
+    return this.#sender.publish(queue, body)
+  }
+
+  async consume(queue: string, _held: number, each: (body: Body, ack: () => void) => void): Promise<void> {
+    const consumer = new this.#client.Consumer({
+      ...this.#options(),
+      groupId: `workers-${queue}`,
+    })
+    this.#consumers.push(consumer)
+    const stream = await consumer.consume({
+      topics: [queue],
+      mode: 'committed',
+      fallbackMode: 'earliest',
+      autocommit: COMMIT_MS,
+    })
+    stream.on('data', ({ value }) => each(decoded(value, this.#isData), noAck))
+  }
+
+  async close(): Promise<void> {
+    for (const consumer of this.#consumers) await consumer.close(true)
+    await this.#producer.close()
+  }
+
+  #options(): object {
+    return { clientId: 'load', bootstrapBrokers: [this.#broker], timeout: TIMEOUT_MS }
+  }
+}
+
+class KafkajsSession implements Session {
+  readonly #kafka: KafkajsClient
+  readonly #producer: KafkajsProducer
+  readonly #isData: boolean
+  readonly #consumers: KafkajsConsumer[] = []
+  readonly #sender = new TurnSender((records) => {
+    const byTopic = new Map<string, Record[]>()
+    for (const record of records) {
+      const messages = byTopic.get(record.topic)
+      if (messages === undefined) byTopic.set(record.topic, [record])
+      else messages.push(record)
+    }
+    return this.#producer.sendBatch({
+      acks: -1,
+      topicMessages: Array.from(byTopic, ([topic, messages]) => ({ topic, messages })),
+    })
+  })
+
+  constructor(kafka: KafkajsClient, producer: KafkajsProducer, isData: boolean) {
+    this.#kafka = kafka
+    this.#producer = producer
+    this.#isData = isData
+  }
+
+  publish(queue: string, body: Body): Promise<void> {
+    return this.#sender.publish(queue, body)
+  }
+
+  async consume(queue: string, _held: number, each: (body: Body, ack: () => void) => void): Promise<void> {
+    const consumer = this.#kafka.consumer({ groupId: `workers-${queue}` })
+    this.#consumers.push(consumer)
+    await consumer.connect()
+    await consumer.subscribe({ topic: queue, fromBeginning: true })
+    const joined = new Promise<void>((resolve) => {
+      consumer.on(consumer.events.GROUP_JOIN, () => resolve())
+    })
+    await consumer.run({
+      autoCommitInterval: COMMIT_MS,
+      eachBatch: async ({ batch }) => {
+        for (const { value } of batch.messages) each(decoded(value, this.#isData), noAck)
+        await Promise.resolve()
+      },
+    })
+    await joined
+  }
+
+  async close(): Promise<void> {
+    for (const consumer of this.#consumers) await consumer.disconnect()
+    await this.#producer.disconnect()
+  }
+}
+
+function noAck(): void {}
+
+async function kafkajsClient(broker: string): Promise<KafkajsClient> {
+  const { Kafka, logLevel } = await importClient<Kafkajs>('kafkajs')
+  return new Kafka({ brokers: [broker], logLevel: logLevel.NOTHING, requestTimeout: TIMEOUT_MS })
+}
+
+function propertiesOf(directory: string, port: number, controllerPort: number): string {
+  return Object.entries({
+    'process.roles': 'broker,controller',
+    'node.id': 1,
+    'controller.quorum.voters': `1@127.0.0.1:${controllerPort}`,
+    'controller.listener.names': 'CONTROLLER',
+    listeners: `PLAINTEXT://127.0.0.1:${port},CONTROLLER://127.0.0.1:${controllerPort}`,
+    'advertised.listeners': `PLAINTEXT://127.0.0.1:${port}`,
+    'listener.security.protocol.map': 'PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT',
+    'log.dirs': join(directory, 'log'),
+    'log.flush.interval.messages': 1,
+    'offsets.topic.replication.factor': 1,
+    'offsets.topic.num.partitions': 1,
+    'group.initial.rebalance.delay.ms': 0,
+  })
+    .map(([name, value]) => `${name}=${value}\n`)
+    .join('')
+}
+
+async function start(directory: string, port: number): Promise<Running> {
+  const classes = join(fetchedPath('kafka')!, '*')
+  const properties = join(directory, 'server.properties')
+  await writeFile(properties, propertiesOf(directory, port, await freePort()))
+  const id = randomBytes(16).toString('base64url')
+  await outputOf('java', '-cp', classes, 'kafka.tools.StorageTool', 'format', '-t', id, '-c', properties)
+  const server = new Server('java', [...JVM, '-cp', classes, 'kafka.Kafka', properties])
+  await server.listens(port)
+  const url = `127.0.0.1:${port}`
+  return {
+    url,
+    pids: [server.pid],
+    async makeQueues(names) {
+      const admin = (await kafkajsClient(url)).admin()
+      await admin.connect()
+      await admin.createTopics({ topics: names.map((topic) => ({ topic, numPartitions: 1 })) })
+      await admin.disconnect()
+    },
+    stop: () => server.stop(),
+  }
+}
+
+/** The versions of the fetched Kafka and its client; undefined if one of them or Java is not installed. */
+async function versionWith(client: string): Promise<string | undefined> {
+  const folder = fetchedPath('kafka')
+  const version = clientVersion(client)
+  // The topics are created with kafkajs, which runs on the Node of the harness.
+  if (folder === undefined || version === undefined || clientVersion('kafkajs') === undefined)
+    return undefined
+  if ((await outputOf('java', '-version')) === undefined) return undefined
+  const jar = (await readdir(folder)).find((name) => name.startsWith('kafka_'))
+  return jar && `Kafka ${/-(.+)\.jar$/.exec(jar)?.[1]}, ${client} ${version}`
+}
+
+function canDo({ queues, consumers }: Scenario): boolean {
+  // With one partition, all consumers of a group but one are idle.
+  return queues <= 100 && consumers === 1
+}
+
+/** The oldest Node of the client @platformatic/kafka, and the program that is new enough. */
+const NODE_LEAST = '24.6.0'
+const NODE = isAtLeast(process.versions.node, NODE_LEAST) ? process.execPath : programOf('node')
+
+export const kafka: Driver = {
+  name: 'kafka',
+  settings: SETTINGS,
+  needs: `${NEEDS}, and Node ${NODE_LEAST} or later, as bin/node in LOAD_PEERS`,
+  node: NODE,
+  version: async () => {
+    const node = (await outputOf(NODE, '--version'))?.slice(1)
+    if (node === undefined || !isAtLeast(node, NODE_LEAST)) return undefined
+    const versions = await versionWith('@platformatic/kafka')
+    return versions && `${versions} on Node ${node}`
+  },
+  can: canDo,
+  start,
+  async connect(url, { body }) {
+    return new PlatformaticSession(
+      await importClient<Platformatic>('@platformatic/kafka'),
+      url,
+      body === 'object',
+    )
+  },
+}
+
+export const kafkaKafkajs: Driver = {
+  name: 'kafka-kafkajs',
+  settings: SETTINGS,
+  needs: NEEDS,
+  version: () => versionWith('kafkajs'),
+  can: canDo,
+  start,
+  async connect(url, { body }) {
+    const { Partitioners } = await importClient<Kafkajs>('kafkajs')
+    const client = await kafkajsClient(url)
+    const producer = client.producer({ createPartitioner: Partitioners.DefaultPartitioner })
+    await producer.connect()
+    return new KafkajsSession(client, producer, body === 'object')
+  },
+}
