@@ -53,6 +53,7 @@ import {
   type Placed,
   type QueueInfo,
   type RecordOptions,
+  type ScheduleInfo,
   type ReadOpened,
   type ReadPosition,
   type SettleItem,
@@ -344,6 +345,23 @@ export const consumer: ConsumerInfo = {
   started: 1,
   oldestLeaseMs: NEW_YEAR_MS + 7,
   delivered: 12,
+}
+
+/** A record with the text "hi". */
+const hiRecord = new Uint8Array([10, 0, 0, 0, 0, 0x20, 0, 0, 0x68, 0x69])
+
+const scheduleInfo: ScheduleInfo = {
+  name: 'nightly',
+  cron: '0 3 * * *',
+  timeZone: 'Europe/Berlin',
+  to: 'q',
+  missed: 'once',
+  paused: false,
+  createdAtMs: NEW_YEAR_MS,
+  fired: 2,
+  lastTickMs: NEW_YEAR_MS + 7_200_000,
+  nextTicksMs: [NEW_YEAR_MS + 93_600_000],
+  error: { code: 22, message: 'Full.', sinceMs: NEW_YEAR_MS, tries: 3 },
 }
 
 const history: readonly HistoryEvent[] = [
@@ -1044,6 +1062,63 @@ export const CASES: Readonly<Record<string, Case>> = {
     { topic: 'orders', headers: { vip: 'no' }, after: 1 },
     { topic: 'orders', headers: bare({ vip: 'no' }), after: 1 },
   ),
+  SCHEDULE: control(
+    OP.SCHEDULE,
+    0,
+    34,
+    { name: 'nightly', cron: '0 3 * * *', timeZone: 'Europe/Berlin', to: 'q', record: hiRecord },
+    {
+      name: 'nightly',
+      settings: {
+        cron: '0 3 * * *',
+        timeZone: 'Europe/Berlin',
+        to: 'q',
+        missed: 'once',
+        record: hiRecord,
+      },
+      paused: undefined,
+      update: false,
+    },
+  ),
+  'SCHEDULE of an interval': control(
+    OP.SCHEDULE,
+    0,
+    35,
+    {
+      name: 'often',
+      everyMs: 600_000,
+      startMs: NEW_YEAR_MS,
+      to: 'q',
+      record: hiRecord,
+      missed: 'all',
+      paused: false,
+      update: true,
+    },
+    {
+      name: 'often',
+      settings: { everyMs: 600_000, startMs: NEW_YEAR_MS, to: 'q', missed: 'all', record: hiRecord },
+      paused: false,
+      update: true,
+    },
+  ),
+  'SCHEDULE to pause': control(
+    OP.SCHEDULE,
+    0,
+    36,
+    { name: 'nightly', paused: true },
+    { name: 'nightly', settings: undefined, paused: true, update: false },
+  ),
+  SCHEDULES: control(OP.SCHEDULES, 0, 37, { name: 'nightly', ticks: 2 }, { name: 'nightly', ticks: 2 }),
+  'SCHEDULES, further': control(
+    OP.SCHEDULES,
+    0,
+    38,
+    { after: 'nightly' },
+    { name: undefined, after: 'nightly' },
+  ),
+  UNSCHEDULE: control(OP.UNSCHEDULE, 0, 39, { name: 'nightly' }, 'nightly'),
+  RUN_SCHEDULE: control(OP.RUN_SCHEDULE, 0, 40, { name: 'nightly' }, 'nightly'),
+  'RESULT of SCHEDULES': result(38, { schedules: [scheduleInfo], more: false }),
   'RESULT of ENSURE': result(1, { created: true, queue: queueInfo }),
   'RESULT of LIST': result(10, { queues: [], more: false }),
   'RESULT of PURGE': result(12, { messages: 70_000 }),

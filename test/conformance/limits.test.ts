@@ -39,6 +39,8 @@ import {
   recordBytes,
   redriveRequest,
   rescheduleRequest,
+  scheduleRequest,
+  schedulesRequest,
   sealBatch,
   sizeText,
   subscribeRequest,
@@ -46,6 +48,8 @@ import {
   topicPattern,
   writeFrameHeader,
   writeRecordHead,
+  type Body,
+  type ScheduleRequest,
   writeU16,
   type ErrorCode,
   type QueueOptionName,
@@ -218,6 +222,32 @@ const PROBES: readonly Probe[] = [
     code: 'INVALID_ARGUMENT',
     take: (bytes) => void headerMatch({ all: { a: text(bytes - 1) } }),
   },
+  {
+    limit: 'scheduleBytesMax',
+    code: 'MESSAGE_TOO_LARGE',
+    take: (bytes) => void scheduled({ everyMs: 1_000, record: recordOf(bytes) }),
+  },
+  {
+    limit: 'everyMsMin',
+    code: 'INVALID_INTERVAL',
+    isLeast: true,
+    take: (everyMs) => void scheduled({ everyMs }),
+  },
+  {
+    limit: 'cronBytesMax',
+    code: 'INVALID_CRON',
+    take: (bytes) => void scheduled({ cron: 'x'.repeat(bytes) }),
+  },
+  {
+    limit: 'timeZoneBytesMax',
+    code: 'UNKNOWN_TIME_ZONE',
+    take: (bytes) => void scheduled({ cron: '* * * * *', timeZone: 'x'.repeat(bytes) }),
+  },
+  {
+    limit: 'ticksMax',
+    code: 'INVALID_ARGUMENT',
+    take: (ticks) => void schedulesRequest({ name: 's', ticks }),
+  },
 ]
 
 /** Limits at which nothing is refused, each with the reason. */
@@ -262,10 +292,20 @@ function decode<Result>(
   return decoder(bytes, 0, bytes.length)
 }
 
-/** Checks a record that has no options and a payload of `bytes` bytes. */
-function record(bytes: number, messageBytesMax: number): void {
+function scheduled(fields: Body): ScheduleRequest {
+  return scheduleRequest({ name: 's', to: 'q', record: recordOf(0), ...fields })
+}
+
+/** A record that has no options and a payload of `bytes` bytes. */
+function recordOf(bytes: number): Uint8Array {
   const record = new Uint8Array(recordBytes(undefined, bytes))
   writeRecordHead(record, 0, undefined, 0, bytes)
+  return record
+}
+
+/** Checks a record that has no options and a payload of `bytes` bytes. */
+function record(bytes: number, messageBytesMax: number): void {
+  const record = recordOf(bytes)
   const fault = checkRecords(record, 0, record.length, 1, messageBytesMax)
   if (typeof fault !== 'number') throw new SluiceError(fault.code, fault.message)
 }

@@ -60,6 +60,9 @@ import {
   redriveRequest,
   replayRequest,
   rescheduleRequest,
+  scheduleNameRequest,
+  scheduleRequest,
+  schedulesRequest,
   routesRequest,
   subscribeRequest,
   type Body,
@@ -121,6 +124,10 @@ export const READERS: ReadonlyMap<number, Reader> = new Map<number, Reader>([
   [OP.UNBIND, request((body) => bindingRequest('UNBIND', body))],
   [OP.BINDINGS, request(bindingsRequest)],
   [OP.ROUTES, request(routesRequest)],
+  [OP.SCHEDULE, request(scheduleRequest)],
+  [OP.SCHEDULES, request(schedulesRequest)],
+  [OP.UNSCHEDULE, request((body) => scheduleNameRequest('UNSCHEDULE', body))],
+  [OP.RUN_SCHEDULE, request((body) => scheduleNameRequest('RUN_SCHEDULE', body))],
   [OP.RESULT, decodeControl],
 ])
 

@@ -386,6 +386,42 @@ export const ERRORS = {
     retryable: false,
     meaning: 'The target of a message does not support an option of the message.',
   },
+  SCHEDULE_NOT_FOUND: {
+    number: 80,
+    scope: 'request',
+    retryable: false,
+    meaning: 'There is no schedule with this name.',
+  },
+  SCHEDULE_CONFLICT: {
+    number: 81,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The schedule exists, but it differs from the one in the request.',
+  },
+  INVALID_CRON: {
+    number: 82,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A cron expression does not have five or six valid fields.',
+  },
+  CRON_NEVER_FIRES: {
+    number: 83,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A cron expression has no tick, because its days do not exist in its months.',
+  },
+  UNKNOWN_TIME_ZONE: {
+    number: 84,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A time zone is not a name of the IANA database.',
+  },
+  INVALID_INTERVAL: {
+    number: 85,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The interval of a schedule is below one second or above 100 years.',
+  },
 
   UNREACHABLE: {
     number: 1000,

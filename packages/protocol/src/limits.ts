@@ -80,6 +80,14 @@ export const LIMITS = {
   pageMessagesMax: 1_000,
   /** Maximum number of redrives of one message, unless a redrive is forced. */
   redrivesMax: 10,
+  /** Maximum size of the record of a schedule: body and options, without the 8 bytes of the record header. */
+  scheduleBytesMax: 16 * KIB,
+  cronBytesMax: 255,
+  timeZoneBytesMax: 64,
+  /** Minimum interval of a schedule. */
+  everyMsMin: 1_000,
+  /** Maximum number of ticks to come in the answer to SCHEDULES. */
+  ticksMax: 100,
 } as const
 
 /** Type of the table of limits. */

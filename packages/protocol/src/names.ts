@@ -15,20 +15,29 @@ export type QueueName = string & { readonly __brand: 'QueueName' }
  * @throws SluiceError INVALID_NAME
  */
 export function queueName(name: unknown): QueueName {
+  return checkedName('queue', name) as QueueName
+}
+
+/** Checks the name of a schedule, like the name of a queue. @throws SluiceError INVALID_NAME */
+export function scheduleName(name: unknown): string {
+  return checkedName('schedule', name)
+}
+
+function checkedName(what: string, name: unknown): string {
   if (typeof name !== 'string')
-    throw new SluiceError('INVALID_NAME', `A queue name has the type ${typeof name}; it must be text.`)
+    throw new SluiceError('INVALID_NAME', `A ${what} name has the type ${typeof name}; it must be text.`)
   const bytes = textBytes(name)
   if (bytes === 0 || bytes > LIMITS.queueNameBytesMax) {
     throw new SluiceError(
       'INVALID_NAME',
-      `A queue name takes ${bytes} bytes; it must take 1 to ${LIMITS.queueNameBytesMax}.`,
+      `A ${what} name takes ${bytes} bytes; it must take 1 to ${LIMITS.queueNameBytesMax}.`,
     )
   }
   if (!/^[A-Za-z0-9_][A-Za-z0-9._:/-]*$/.test(name)) {
     throw new SluiceError(
       'INVALID_NAME',
-      `The queue name ${shown(name)} has characters other than letters, digits and . _ - : / or begins with one of . - : /`,
+      `The ${what} name ${shown(name)} has characters other than letters, digits and . _ - : / or begins with one of . - : /`,
     )
   }
-  return name as QueueName
+  return name
 }

@@ -71,6 +71,11 @@ export const OPCODES = {
   UNBIND: { code: 85, sender: 'client', stage: 'open', layout: 'msgpack' },
   BINDINGS: { code: 86, sender: 'client', stage: 'open', layout: 'msgpack' },
   ROUTES: { code: 87, sender: 'client', stage: 'open', layout: 'msgpack' },
+
+  SCHEDULE: { code: 90, sender: 'client', stage: 'open', layout: 'msgpack' },
+  SCHEDULES: { code: 91, sender: 'client', stage: 'open', layout: 'msgpack' },
+  UNSCHEDULE: { code: 92, sender: 'client', stage: 'open', layout: 'msgpack' },
+  RUN_SCHEDULE: { code: 93, sender: 'client', stage: 'open', layout: 'msgpack' },
 } as const satisfies Record<string, Opcode>
 
 export type OpcodeName = keyof typeof OPCODES

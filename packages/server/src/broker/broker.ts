@@ -27,6 +27,7 @@ import { Readers } from './readers.js'
 import { Records } from './records.js'
 import { Replays } from './replays.js'
 import { Registry } from './registry.js'
+import { Schedules } from './schedules.js'
 import { recover, type Recovered } from '../state/recovery.js'
 import { ColdChunks } from '../state/cold-chunks.js'
 import { PAGES_MAX } from '../state/directory.js'
@@ -60,6 +61,8 @@ export interface BrokerOptions {
   readonly pagesMax?: number
   /** Maximum number of bindings and schedules; default: `DEFINITIONS_MAX`. */
   readonly definitionsMax?: number
+  /** Maximum number of schedules; default: `SCHEDULES_MAX`. */
+  readonly schedulesMax?: number
   /** Maximum number of bindings; default: `BINDINGS_MAX`. */
   readonly bindingsMax?: number
   /** Maximum number of producers that are remembered; default: `PRODUCERS_MAX`. */
@@ -136,6 +139,7 @@ export class Broker {
   readonly readers: Readers
   readonly catalog: Catalog
   readonly registry: Registry
+  readonly schedules: Schedules
   readonly topics: Topics
   readonly streams: Streams
   readonly operator: Operator
@@ -208,7 +212,7 @@ export class Broker {
     broker.#writer.mark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE, seed)
     if (await broker.#idles()) {
       // No event announces messages that an earlier process did not finish moving.
-      if (broker.#moves.isWanted) broker.turn.wake()
+      if (broker.#moves.isWanted || broker.schedules.isWanted) broker.turn.wake()
       return broker
     }
     if (broker.#failed) throw broker.#failure
@@ -265,6 +269,15 @@ export class Broker {
     this.readers = new Readers(state, this.#blocks, cold, turn, options)
     this.registry = new Registry(state, writer, options)
     this.topics = new Topics(state, this.registry, this.sharedIntake, turn, options)
+    this.schedules = new Schedules(
+      state,
+      this.registry,
+      this.intake,
+      this.sharedIntake,
+      this.topics,
+      turn,
+      options,
+    )
     this.catalog = new Catalog(state, writer, moves, this.leases, this.readers, this.topics, turn, options)
     this.streams = new Streams(state, this.catalog, turn)
     this.operator = new Operator(state, records, cold, moves, requests, turn, observer)
@@ -424,9 +437,12 @@ export class Broker {
     this.intake.endTurn()
     try {
       turn.continueDue()
-      // While the disk is behind, nothing is delivered: deliveries lead to facts, which would queue behind the
-      // entries that already wait for the disk.
-      if (!this.isBehind) turn.eachActive((queue) => this.#deliver(queue))
+      // While the disk is behind, nothing is published by schedules, and nothing is delivered: deliveries lead to facts,
+      // which would queue behind the entries that already wait for the disk.
+      if (!this.isBehind) {
+        if (this.schedules.isWanted) this.schedules.step()
+        turn.eachActive((queue) => this.#deliver(queue))
+      }
       this.readers.step()
       if (this.#moves.isWanted) this.#moves.step()
       this.#writer.writeNoted()
@@ -465,7 +481,7 @@ export class Broker {
   #resume(): void {
     if (this.isBehind) return
     for (const resume of this.#waitingForDisk.splice(0)) resume()
-    if (this.turn.hasActive) this.turn.wake()
+    if (this.turn.hasActive || this.schedules.isWanted) this.turn.wake()
   }
 
   #sendDurable(durableLsn: number): void {

@@ -4,7 +4,7 @@
  *
  * `publish` and `atomic` accept the numbered batches of a producer, and remember each result under its number (invariant
  * 3). They are called by sessions. `take` accepts a batch that has no producer. It is called for messages that the
- * broker moves or replays. The steps of these methods are also used by `SharedIntake`.
+ * broker moves, replays, or publishes for a schedule. The steps of these methods are also used by `SharedIntake`.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -85,8 +85,8 @@ const EXCESS_MAX = 1_024
 
 /** Facts that must be in the entry of a batch, before the batch. */
 export interface FactsBefore {
-  /** The queue that the facts concern. Its unwritten facts are written first. */
-  readonly queue: Queue
+  /** The queue that the facts concern, whose unwritten facts are written first. Undefined if they concern no queue. */
+  readonly queue: Queue | undefined
   readonly facts: FactBuffer
 }
 
@@ -245,11 +245,11 @@ export class Intake {
     // If messages are replaced, the facts about dropped messages are written first, so that only the facts about the
     // replaced ones must be in the entry of the batch. Otherwise they are written at the end of the turn.
     if (cancelled !== undefined) writer.writeFacts(queue.id, queue.facts)
-    if (before !== undefined) writer.writeFacts(before.queue.id, before.queue.facts)
+    if (before?.queue !== undefined) writer.writeFacts(before.queue.id, before.queue.facts)
     this.factsAhead(batch)
     const cancelledBytes = cancelled === undefined ? 0 : writer.factsBytes(cancelled)
     writer.together(beforeBytes + cancelledBytes + writer.factsBytes(this.#facts) + end - at)
-    if (before !== undefined) writer.writeFacts(before.queue.id, before.facts)
+    if (before !== undefined) writer.writeFacts(before.queue?.id ?? NO_QUEUE, before.facts)
     if (cancelled !== undefined) writer.writeFacts(queue.id, cancelled)
     writer.writeFacts(queue.id, this.#facts)
     const placed = this.#append(batch, producer === undefined ? 0 : producer.id, batch.traits)

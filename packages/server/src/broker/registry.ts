@@ -4,7 +4,7 @@
  *
  * Invariant: a definition that breaks a limit is refused before anything changes.
  */
-import { SluiceError, textBytes } from '@sluice/protocol'
+import { BATCH_HEADER_BYTES, SluiceError, textBytes } from '@sluice/protocol'
 import { FactBuffer } from '../queue/index.js'
 import { DEFINITION_IDS, type Defined, type Definition, type Definitions } from '../state/definitions.js'
 import { PAGES_MAX } from '../state/directory.js'
@@ -15,6 +15,9 @@ import { NO_QUEUE, type Writer } from './writer.js'
 export const DEFINITIONS_MAX = 100_000
 /** Maximum size of the texts of all definitions, in bytes. */
 export const DEFINITIONS_BYTES_MAX = 64 << 20
+
+/** Size of a `fired` fact in the log, with the header of its batch. */
+const FIRED_BYTES = BATCH_HEADER_BYTES + 24
 
 export interface RegistryOptions {
   readonly pagesMax?: number
@@ -69,6 +72,17 @@ export class Registry {
   redefine({ id, kind, owner, text: before }: Definition, text: string, number: number): void {
     this.#checkText(text, textBytes(before))
     this.#apply(id, { kind, owner, text, number })
+  }
+
+  /**
+   * Records that the schedule fired for the tick at `tickMs` and published nothing.
+   * @throws SluiceError DISK_LOW
+   */
+  fired(definition: Definition, tickMs: number, count: number): void {
+    this.#writer.checkRoom(FIRED_BYTES)
+    this.#facts.fired(definition.id, tickMs, count)
+    this.#writer.writeFacts(NO_QUEUE, this.#facts)
+    this.#definitions.fired(definition, tickMs, count)
   }
 
   undefine(definition: Definition): void {

@@ -128,7 +128,7 @@ export class SharedIntake {
     let targets: number
     try {
       checkFollows(producer, number, bytes, at)
-      targets = this.#accept(targetsOf, { bytes, at, end }, 'new', producer)
+      targets = this.#accept(targetsOf, { bytes, at, end }, 'new', producer, undefined)
       if (targets === 0) this.#acceptNothing(producer, number, crc)
     } catch (error) {
       throw refused(producer, number, error)
@@ -139,13 +139,13 @@ export class SharedIntake {
   }
 
   /**
-   * Accepts a batch that has no producer for all targets. The batch is sealed with the number 0. A refused batch changes
-   * nothing, except that due messages become ready and expired messages are removed.
+   * Accepts a batch that has no producer for all targets. The batch is sealed with the number 0. `before` are facts about
+   * no queue, which are written into the entry of the batch. A refused batch changes nothing, except that due messages become ready and expired messages are removed.
    * @throws SluiceError the refusal
    */
-  take(targets: readonly Target[], batch: BatchBytes, arrival: Arrival): Shared {
+  take(targets: readonly Target[], batch: BatchBytes, arrival: Arrival, before?: FactBuffer): Shared {
     if (targets.length === 0) throw new Error('a batch without a producer needs targets')
-    this.#accept(() => targets, batch, arrival, undefined)
+    this.#accept(() => targets, batch, arrival, undefined, before)
     return { targets: targets.length, gate: this.#writer.tail.gate }
   }
 
@@ -159,17 +159,24 @@ export class SharedIntake {
   }
 
   // Returns the number of targets. Accepts nothing if there are none. @throws SluiceError
-  #accept(targetsOf: TargetsOf, batch: BatchBytes, arrival: Arrival, producer: Producer | undefined): number {
+  #accept(
+    targetsOf: TargetsOf,
+    batch: BatchBytes,
+    arrival: Arrival,
+    producer: Producer | undefined,
+    before: FactBuffer | undefined,
+  ): number {
     const { bytes, at, end } = batch
     const messageBytesMax = arrival === 'new' ? this.#messageBytesMax : Infinity
     const flags = this.#intake.checkedFlags(bytes, at, end, messageBytesMax)
     const targets = targetsOf(flags)
     if (targets.length === 0) return 0
     const checked = this.#check(targets, batch, flags, arrival)
-    this.#writer.checkRoom(checked.totalBytes)
+    const beforeBytes = before === undefined ? 0 : this.#writer.factsBytes(before)
+    this.#writer.checkRoom(checked.totalBytes + beforeBytes)
     if (arrival !== 'moved') this.#writer.checkMemory()
     if (producer?.id === 0) this.#intake.declare(producer)
-    this.#take(checked, producer?.id ?? 0)
+    this.#take(checked, producer?.id ?? 0, before)
     return targets.length
   }
 
@@ -238,7 +245,11 @@ export class SharedIntake {
 
   // --- take: nothing is refused any more ---
 
-  #take({ bytes, at, end, parts, records, refers }: CheckedShared, producerId: number): void {
+  #take(
+    { bytes, at, end, parts, records, refers }: CheckedShared,
+    producerId: number,
+    before: FactBuffer | undefined,
+  ): void {
     const writer = this.#writer
     const { nowMs } = this.#turn
     const ahead: { readonly queue: Queue; readonly facts: FactBuffer }[] = []
@@ -256,7 +267,9 @@ export class SharedIntake {
     const rows = refers.count
     let together = BATCH_HEADER_BYTES + refers.length + end - at
     for (const { facts } of ahead) together += writer.factsBytes(facts)
+    if (before !== undefined) together += writer.factsBytes(before)
     writer.together(together)
+    if (before !== undefined) writer.writeFacts(NO_QUEUE, before)
     for (const { queue, facts } of ahead) writer.writeFacts(queue.id, facts)
     const readsRecords = parts.some((part) => part.readsRecords)
     const attributes = batchAttributes(bytes, at) | (readsRecords ? BATCH_ATTRIBUTE.traits : 0)

@@ -110,6 +110,26 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
     advice: 'Delete bindings and schedules that are not needed.',
   },
   DEFINITION_TOO_LARGE: BOUNDS,
+  SCHEDULE_NOT_FOUND: {
+    exit: EXIT.notFound,
+    advice:
+      'List schedules with `sluice schedule list`, or create this one with `sluice schedule ensure NAME`.',
+  },
+  SCHEDULE_CONFLICT: {
+    exit: EXIT.failure,
+    advice: 'Add --update to change the schedule, or give the settings that it has.',
+  },
+  INVALID_CRON: {
+    exit: EXIT.usage,
+    advice:
+      'Give five fields (minute, hour, day, month, weekday), or six with seconds first: --cron "0 3 * * *".',
+  },
+  CRON_NEVER_FIRES: { exit: EXIT.usage, advice: 'Choose days that exist in the months.' },
+  UNKNOWN_TIME_ZONE: {
+    exit: EXIT.usage,
+    advice: 'Give a name such as Europe/Berlin, or omit --time-zone for UTC.',
+  },
+  INVALID_INTERVAL: BOUNDS,
   INVALID_TOPIC: {
     exit: EXIT.usage,
     advice:

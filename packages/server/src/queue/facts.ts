@@ -76,6 +76,11 @@ export const FACT = {
   define: 24,
   /** The definition with the id `offset` is gone. */
   undefine: 25,
+  /**
+   * Precedes the batch that the tick published, in the same entry: the schedule with the definition id `offset` fired for
+   * the tick at `time`. `count` is the number of its ticks that have fired.
+   */
+  fired: 29,
   /** `offset` is the id of the producer with the identity `text`, in hex. */
   producer: 32,
   /** An atomic step: `time` is its number, `offset` the id of its producer, `count` its checksum, and `text` its batches as JSON. */
@@ -102,6 +107,7 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.release,
   FACT.refer,
   FACT.define,
+  FACT.fired,
   FACT.atomic,
 ])
 
@@ -291,6 +297,11 @@ export class FactBuffer {
 
   undefine(id: number): void {
     this.#item(FACT.undefine, 0, 0, id, 0)
+  }
+
+  fired(id: number, tickMs: number, count: number): void {
+    const at = this.#item(FACT.fired, 0, count, id, TIME_BYTES)
+    writeU64(this.#bytes, at + HEAD_BYTES, tickMs)
   }
 
   producer(id: number, identity: string): void {

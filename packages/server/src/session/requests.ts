@@ -25,6 +25,9 @@ import {
   redriveRequest,
   replayRequest,
   rescheduleRequest,
+  scheduleNameRequest,
+  scheduleRequest,
+  schedulesRequest,
   routesRequest,
   type Body,
   type OpcodeName,
@@ -47,6 +50,8 @@ type Request = (context: RequestContext, body: Body) => object | Promise<object>
  * dead-letter queue; 40 such queues fit in a control frame.
  */
 const LIST_PAGE = 40
+/** Number of schedules in one answer to SCHEDULES. With names, a cron expression and an error, each takes up to 5.5 KiB. */
+const SCHEDULES_PAGE = 10
 
 const REQUESTS = {
   ENSURE: ({ broker }, body) =>
@@ -85,6 +90,14 @@ const REQUESTS = {
     const { name, id } = closeConsumerRequest(body)
     return broker.leases.closeConsumer(name, id)
   },
+  SCHEDULE: ({ broker }, body) => broker.schedules.ensure(scheduleRequest(body)),
+  SCHEDULES: ({ broker }, body) => {
+    const request = schedulesRequest(body)
+    if (request.name === undefined) return broker.schedules.list(request.after, SCHEDULES_PAGE)
+    return { schedule: broker.schedules.get(request.name, request.ticks) }
+  },
+  UNSCHEDULE: ({ broker }, body) => broker.schedules.delete(scheduleNameRequest('UNSCHEDULE', body)),
+  RUN_SCHEDULE: ({ broker }, body) => broker.schedules.run(scheduleNameRequest('RUN_SCHEDULE', body)),
   PEEK: async ({ broker, caller, payloadBytesMax }, body) =>
     broker.operator.peek(peekRequest(body), caller, payloadBytesMax),
   REDRIVE: async ({ broker, caller }, body) => broker.operator.redrive(redriveRequest(body), caller),
@@ -150,6 +163,7 @@ const READING: ReadonlySet<RequestName> = new Set<RequestName>([
   'BINDINGS',
   'ROUTES',
   'CONSUMERS',
+  'SCHEDULES',
   'PEEK',
   'HISTORY',
 ])

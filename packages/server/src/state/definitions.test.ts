@@ -14,14 +14,16 @@ import { DEFINITION_BYTES_MAX } from '../log/entry-limits.js'
 import { FACT, readFacts } from '../queue/index.js'
 import { Bench, type BenchOptions } from '../testing/bench.js'
 import { queueOf } from '../testing/sharing.js'
-import { DEFINITION, NO_OWNER, type Defined } from './definitions.js'
+import { NO_OWNER, type Defined } from './definitions.js'
 import { NODE_ENTRIES_MAX, PageTree } from './page-tree.js'
 import { Chance } from '../../../../test/simulation/chance.js'
 import { TIMEOUT_MS, seedsFrom } from '../../../../test/amount.js'
 
 const refused = (code: string): Error => expect.objectContaining({ code }) as Error
+/** A kind without a meaning: the broker keeps its definitions, and does not read their texts. */
+const KIND = 250 as Defined['kind']
 const schedule = (text: string, number = 0): Defined => ({
-  kind: DEFINITION.schedule,
+  kind: KIND,
   owner: NO_OWNER,
   text,
   number,
@@ -69,7 +71,7 @@ describe('after a crash at any entry', () => {
       case 2: {
         const owner = chance.int(0, 2) === 0 ? NO_OWNER : queueOf(bench, name).id
         const text = `é${chance.int(0, 999_999)}`.repeat(1 + chance.int(0, 19))
-        registry.define({ kind: DEFINITION.binding, owner, text, number: chance.int(0, 999_999_999) })
+        registry.define({ kind: KIND, owner, text, number: chance.int(0, 999_999_999) })
         return
       }
       case 3:

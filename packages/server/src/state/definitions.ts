@@ -18,8 +18,8 @@ export const NO_OWNER = 0
 /** Ids are below this number, because the tree of pages has 32 bits for the id of a page. */
 export const DEFINITION_IDS = 2 ** 32
 
-/** Layout of a page: u8 kind · u8 0 · u16 0 · u32 owner · u64 number · text. */
-const PAGE_HEAD_BYTES = 16
+/** Layout of a page: u8 kind · u8 0 · u16 0 · u32 owner · u64 number · u32 fired · u32 0 · text. */
+const PAGE_HEAD_BYTES = 24
 
 /** What a definition says; a change replaces all of it, except for the kind and the owner. */
 export interface Defined {
@@ -37,6 +37,8 @@ export class Definition {
   readonly owner: number
   text: string
   number: number
+  /** For a schedule: the number of ticks that fired. */
+  fired = 0
   /** Position of the newest page in the log, which may be older than the definition. */
   pagePosition = NOT_WRITTEN
 
@@ -53,6 +55,7 @@ export class Definition {
     bytes[0] = this.kind
     writeU32(bytes, 4, this.owner)
     writeU64(bytes, 8, this.number)
+    writeU32(bytes, 16, this.fired)
     writeText(bytes, PAGE_HEAD_BYTES, this.text)
     return bytes
   }
@@ -100,6 +103,13 @@ export class Definitions {
     this.#changed.add(definition)
     this.#pages.created()
     return definition
+  }
+
+  /** The schedule fired for the tick at `tickMs`, which is its number from now on. `count` ticks have fired so far. */
+  fired(definition: Definition, tickMs: number, count: number): void {
+    definition.number = tickMs
+    definition.fired = count
+    this.#changed.add(definition)
   }
 
   undefine(definition: Definition): void {
@@ -157,6 +167,7 @@ export class Definitions {
       number: readU64(bytes, start + 8),
       text: readText(bytes, start + PAGE_HEAD_BYTES, end),
     })
+    definition.fired = readU32(bytes, start + 16)
     definition.pagePosition = position
   }
 

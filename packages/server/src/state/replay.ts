@@ -353,6 +353,10 @@ export class Replay {
         this.#applyEnsure(id, fact, position)
       } else if (fact.kind === FACT.define) {
         this.#applyDefine(fact, position)
+      } else if (fact.kind === FACT.fired) {
+        const definition = this.#state.definitions.get(fact.offset)
+        if (definition !== undefined && definition.pagePosition < position)
+          this.#state.definitions.fired(definition, fact.timeMs, fact.count)
       } else if (fact.kind === FACT.undefine) {
         const definition = this.#state.definitions.get(fact.offset)
         if (definition !== undefined) this.#state.definitions.undefine(definition)

@@ -171,6 +171,7 @@ export interface BenchOptions {
   readonly queuesMax?: number
   readonly pagesMax?: number
   readonly definitionsMax?: number
+  readonly schedulesMax?: number
   readonly bindingsMax?: number
   readonly producersMax?: number
   /** Number of messages whose time has come that one turn handles. */
