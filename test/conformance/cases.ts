@@ -307,6 +307,7 @@ export const queueInfo: QueueInfo = {
     single: false,
     retainAgeMs: 0,
     retainBytes: 0,
+    expiresMs: 0,
   },
   paused: false,
   ready: 0,

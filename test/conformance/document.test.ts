@@ -96,9 +96,9 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
     const written = byName(title, ({ kind, default: value, values, meaning }) => {
       const option = { kind, default: JSON.parse(value!) as unknown, meaning }
       if (kind === 'number') {
-        const [bounds, word] = values!.split(', or ')
-        const [min, max] = bounds!.split(' to ')
-        return { ...option, min: number(min), max: number(max), ...(word === undefined ? {} : { word }) }
+        const [, zero, least, max, word] = /^(?:(0), or )?(\d+) to (\d+)(?:, or (\w+))?$/.exec(values!)!
+        const from = zero === undefined ? { min: number(least) } : { min: 0, least: number(least) }
+        return { ...option, ...from, max: number(max), ...(word === undefined ? {} : { word }) }
       }
       if (kind === 'choice') return { ...option, choices: values!.split(', ') }
       expect(values).toBe(kind === 'flag' ? 'false, true' : 'a queue, or empty')

@@ -177,6 +177,7 @@ const PROBES: readonly Probe[] = [
     take: (durationMs) =>
       void decode(encodeExtend({ subscriptionId: 1, firstTag: 1, count: 1, durationMs }), decodeExtend),
   },
+  { limit: 'expiresMsMin', code: 'INVALID_OPTION', isLeast: true, take: option('expiresMs') },
   {
     limit: 'claimsMax',
     code: 'INVALID_ARGUMENT',

@@ -180,7 +180,7 @@ function boundsOf(option: QueueOptionName): string {
   if (known.kind === 'name') return 'a queue, or `null`'
   const { min, max } = known
   if (option.endsWith('Ms')) {
-    const least = min === 0 ? '0' : `${min} ms`
+    const least = 'least' in known ? `0, or ${known.least / 1_000} s` : min === 0 ? '0' : `${min} ms`
     expect(max).toBe(LIMITS.delayMsMax)
     return `${least} to 100 years`
   }

@@ -96,6 +96,7 @@ describe.concurrent('queues', () => {
       single: ['--single'],
       retainAgeMs: ['--retain-age', '7d'],
       retainBytes: ['--retain-bytes', '1GiB'],
+      expiresMs: ['--expires', '30d'],
     }
     expect(Object.keys(values)).toEqual(Object.keys(QUEUE_OPTIONS))
     const made = await run(['queue', 'ensure', 'options', ...Object.values(values).flat()])
@@ -116,6 +117,7 @@ describe.concurrent('queues', () => {
       deadLetter: 'failed',
       single: true,
       retain: { age: 604_800_000, bytes: 1024 ** 3 },
+      expires: 2_592_000_000,
     })
     const shown = await run(['queue', 'get', 'options'])
     for (const counter of Object.keys(QUEUE_COUNTERS)) expect(shown.stdout).toMatch(`\n${counter} `)

@@ -167,6 +167,7 @@ export class Bench {
   #events: Event[] = []
   #lost: string[] = []
   #ended: string[] = []
+  #deleted: string[] = []
   #turns: (() => void)[] = []
   #fatal: unknown
   /** Whether the last refused request can be accepted later. */
@@ -288,7 +289,8 @@ export class Bench {
       (what: Notice['what']) =>
       ({ name }: { readonly name: string }, offset: number): void =>
         void this.#events.push({ kind: 'noticed', what, queue: name, offset })
-    const noted: Pick<Observer, keyof QueueObserver> = {
+    const noted: Pick<Observer, keyof QueueObserver | 'deleted'> = {
+      deleted: ({ name }) => void this.#deleted.push(name),
       becameReady: note('ready'),
       expired: note('expired'),
     }
@@ -649,8 +651,16 @@ export class Bench {
       () => this.model.delete(name),
       (answer, expected) => same(`messages deleted with ${name}`, answer, expected),
     )
+    this.#deleted = []
     for (const connection of this.connections)
       connection.pairs = connection.pairs.filter(({ model }) => model.isOpen)
+  }
+
+  /** A call that names the queue, as a session reports it. */
+  use(name: string): void {
+    this.begin()
+    this.broker.unused.usedName(name)
+    this.model.used(name)
   }
 
   purge(name: string): void {
@@ -702,6 +712,9 @@ export class Bench {
     this.model.nowMs = this.nowMs
     this.broker.turn.tick()
     this.#follow()
+    const unused = this.model.deleteUnused()
+    same('unused queues that were deleted', this.#deleted.splice(0).toSorted(), unused.toSorted())
+    this.count('unused queues deleted', unused.length)
     this.model.tick()
     this.count('ticks')
   }

@@ -252,6 +252,14 @@ export const DEFECTS: readonly PlantedDefect[] = [
       return { ...page, cursor: `${offset! + 1}:${end}` }
     })
   }),
+  installed('the end of a consumer does not count as a use of its queue', (broker) => {
+    around(broker.unused, 'used', () => () => {})
+  }),
+  installed('a queue whose unused time is changed keeps the earlier timer', (broker) => {
+    around(broker.unused, 'watch', (watch) => (queue) => {
+      if (queue.next === 0) watch(queue)
+    })
+  }),
   installed('a history has no deliveries', (broker) => {
     around(broker.history, 'page', (history) => async (request, by) => {
       const page = await history(request, by)

@@ -219,7 +219,9 @@ class History {
     const behind = this.#names.filter((other) => other > name)
     if (behind.length > 0 && chance.hit(0.4)) options.deadLetter = chance.pick(behind)
     if (chance.hit(0.15)) options.single = true
-    if (chance.hit(0.3)) options.retainAgeMs = chance.pick([60_000, 3_600_000])
+    const retains = chance.hit(0.3)
+    if (retains) options.retainAgeMs = chance.pick([60_000, 3_600_000])
+    else if (chance.hit(0.3)) options.expiresMs = chance.pick([1_000, 60_000, 600_000])
     return options
   }
 
@@ -572,6 +574,7 @@ class History {
     consumers: async (): Promise<void> => {
       const name = this.#name()
       this.#say(name)
+      if (this.#chance.hit(0.7)) this.#bench.use(name)
       this.#bench.compareConsumers(name)
       if (this.#chance.hit(0.5)) this.#bench.look(name)
       if (this.#chance.hit(0.7)) await this.#replay()

@@ -130,6 +130,7 @@ export class Model {
       // A longer time does not bring back messages whose retention was over before.
       for (const done of existing.done)
         if (done.atMs + before.retainAgeMs <= this.nowMs) done.isRetained = false
+      if (before.expiresMs === 0) existing.usedMs = this.nowMs
       existing.options = after
       const { forgetsAfterMs, changesRules, routesDead } = changeOf(before, after)
       if (forgetsAfterMs !== undefined) existing.remembered.forgetUntil(this.nowMs - forgetsAfterMs)
@@ -162,6 +163,7 @@ export class Model {
       },
       subscriptions: [],
       deliveredBelow: 0,
+      usedMs: this.nowMs,
     })
     for (const queue of this.queues.values()) if (queue.options.deadLetter === name) this.#moveWaiting(queue)
     return true
@@ -184,6 +186,22 @@ export class Model {
       this.ended.push(subscription)
     }
     return queue.messages.length
+  }
+
+  /** Deletes the queues that had no consumer and no call for too long, and returns their names. */
+  deleteUnused(): string[] {
+    const unused = [...this.queues.values()].filter(
+      ({ options: { expiresMs }, subscriptions, usedMs }) =>
+        expiresMs > 0 && subscriptions.length === 0 && usedMs + expiresMs <= this.nowMs,
+    )
+    for (const { name } of unused) this.delete(name)
+    return unused.map(({ name }) => name)
+  }
+
+  /** Called when a call has named the queue. */
+  used(name: string): void {
+    const queue = this.queues.get(name)
+    if (queue !== undefined) queue.usedMs = this.nowMs
   }
 
   /** Removes every message that is not dead; the leases of these messages are lost. */
@@ -825,6 +843,7 @@ export class Model {
     subscription.isOpen = false
     const { queue } = subscription
     queue.subscriptions = queue.subscriptions.filter((other) => other !== subscription)
+    queue.usedMs = this.nowMs
   }
 
   /** Called when the connection died. */
@@ -1076,6 +1095,7 @@ export class Model {
     for (const queue of this.queues.values()) {
       for (const subscription of queue.subscriptions) subscription.isOpen = false
       queue.subscriptions = []
+      queue.usedMs = this.nowMs
       queue.line = new Line<ModelMessage>(queue.options)
       for (const message of queue.messages) {
         Object.assign(message, CLEARED)

@@ -56,6 +56,7 @@ const SEEN: Readonly<Record<string, number>> = {
   extensions: 520,
   'stale tags': 260,
   ticks: 8_900,
+  'unused queues deleted': 20,
   'refused MESSAGE_NOT_FOUND': 820,
   'pages that were not the last': 120,
   'messages replayed': 900,

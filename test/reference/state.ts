@@ -89,6 +89,8 @@ export interface ModelQueue {
   subscriptions: ModelSubscription[]
   /** The highest offset that was delivered since the broker started, plus 1. */
   deliveredBelow: number
+  /** Time of the last call that named the queue, or of the end of its last consumer. */
+  usedMs: number
 }
 
 /** A message that is moving to another queue, until the product shows it there. */

@@ -74,6 +74,7 @@ describe('options of queues', () => {
       single: true,
       retainAgeMs: 86_400_000,
       retainBytes: 5000,
+      expiresMs: 60_000,
     }
     answer(OP.ENSURE, { created: true, queue: { name: 'q', options, createdAtMs: 1_900_000_000_000 } })
     const ensured = await sluice.queues.ensure('q', {
@@ -92,6 +93,7 @@ describe('options of queues', () => {
       deadLetter: queue('failed'),
       single: true,
       retain: { age: '1d', bytes: 5000 },
+      expires: '1m',
     })
     expect(asked('ENSURE')).toEqual([{ name: 'q', options }])
     expect(Object.keys(options).sort()).toEqual(Object.keys(QUEUE_OPTION_DEFAULTS).sort())
@@ -112,6 +114,7 @@ describe('options of queues', () => {
       deadLetter: 'failed',
       single: true,
       retain: { age: 86_400_000, bytes: 5000 },
+      expires: 60_000,
     })
   })
 

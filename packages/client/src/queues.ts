@@ -81,6 +81,11 @@ export interface QueueOptions {
   readonly single?: boolean
   /** Keeps acknowledged messages for `replay`: up to this age, up to this number of bytes, or both; 0 means not set. Default: none are kept. */
   readonly retain?: { readonly age?: Duration; readonly bytes?: number }
+  /**
+   * Deletes the queue, with its messages, when it had no consumer and no call for this time, from 1 s; 0 means never.
+   * Default 0.
+   */
+  readonly expires?: Duration
 }
 
 /** Options of `queues.ensure`. */
@@ -107,6 +112,7 @@ export interface QueueSettings {
   readonly deadLetter: string | null
   readonly single: boolean
   readonly retain: { readonly age: number; readonly bytes: number }
+  readonly expires: number
 }
 
 /**
@@ -509,6 +515,7 @@ const OPTION_PATHS = {
   single: ['single'],
   retainAgeMs: ['retain', 'age'],
   retainBytes: ['retain', 'bytes'],
+  expiresMs: ['expires'],
 } as const satisfies Record<QueueOptionName, readonly [keyof QueueOptions, string?]>
 
 const PATHS = Object.entries(OPTION_PATHS) as [QueueOptionName, readonly [keyof QueueOptions, string?]][]

@@ -70,6 +70,8 @@ export const LIMITS = {
   keyConcurrencyMax: 65_535,
   dedupMaxIdsMax: 16_000_000,
   processingTimeoutMsMin: 100,
+  /** Shortest `expiresMs` of a queue. */
+  expiresMsMin: 1_000,
   /** Maximum number of leases that one SUBSCRIBE may claim. */
   claimsMax: 1_024,
   /** Maximums of one atomic step: the acknowledged messages, the batches, and the messages in all batches together. */

@@ -60,20 +60,23 @@ describe('queueOptions', () => {
     for (const [name, option] of Object.entries(QUEUE_OPTIONS)) {
       if (option.kind !== 'number') continue
       const { min, max } = option
+      const least = 'least' in option ? option.least : min
+      const bounds = least === min ? `a whole number from ${min}` : `0, or a whole number from ${least}`
       const word = 'word' in option ? `, or "${option.word}"` : ''
       if ('word' in option)
         expect(queueOptions({ [name]: option.word })).toStrictEqual({ [name]: option.word })
-      for (const value of [min, max]) expect(queueOptions({ [name]: value })).toStrictEqual({ [name]: value })
-      for (const value of [min - 1, max + 1]) {
+      for (const value of [min, least, max])
+        expect(queueOptions({ [name]: value })).toStrictEqual({ [name]: value })
+      for (const value of [min - 1, least - 1, max + 1]) {
         const refused = refusal(
           'INVALID_OPTION',
-          `The queue option \`${name}\` is ${value}; it must be a whole number from ${min} to ${max}${word}.`,
+          `The queue option \`${name}\` is ${value}; it must be ${bounds} to ${max}${word}.`,
         )
         expect(() => queueOptions({ [name]: value })).toThrow(refused)
       }
       checked++
     }
-    expect(checked).toBe(12)
+    expect(checked).toBe(13)
   })
 
   test('accepts each choice, flag and name, and refuses invalid values', () => {
@@ -126,7 +129,7 @@ describe('queueOptions', () => {
         }
       }
     }
-    expect(refused).toBe((HOSTILE.length * 17 - 2) * 2)
+    expect(refused).toBe((HOSTILE.length * 18 - 2) * 2)
   })
 
   test('refuses options that are not a map', () => {
@@ -284,5 +287,5 @@ test('each option and each counter has a sentence as its meaning', () => {
     ...Object.values(QUEUE_COUNTERS),
   ]
   for (const meaning of meanings) expect(meaning).toMatch(/^[A-Z].*\.$/)
-  expect(meanings).toHaveLength(17 + 10)
+  expect(meanings).toHaveLength(18 + 10)
 })

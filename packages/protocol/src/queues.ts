@@ -18,6 +18,8 @@ interface NumberOption {
   readonly default: number
   readonly min: number
   readonly max: number
+  /** Smallest value other than 0; undefined if it is `min`. */
+  readonly least?: number
   /** A word that is accepted instead of a number. */
   readonly word?: 'unlimited'
   readonly meaning: string
@@ -168,6 +170,15 @@ export const QUEUE_OPTIONS = {
     meaning:
       'Maximum bytes of acknowledged messages kept for replay, within one chunk of 1,024 messages; 0: only `retainAgeMs` applies.',
   },
+  expiresMs: {
+    kind: 'number',
+    default: 0,
+    min: 0,
+    least: LIMITS.expiresMsMin,
+    max: LIMITS.delayMsMax,
+    meaning:
+      'The queue is deleted, with its messages, when it had no consumer and no call for this long; 0: never.',
+  },
 } as const satisfies Record<string, QueueOption>
 
 export type QueueOptionName = keyof typeof QUEUE_OPTIONS
@@ -232,11 +243,13 @@ export function optionsIn(
 function checkOption(kind: string, name: string, option: QueueOption, value: unknown): void {
   let must: string
   if (option.kind === 'number') {
-    if (typeof value === 'number' && Number.isInteger(value) && value >= option.min && value <= option.max)
-      return
-    if (option.word !== undefined && value === option.word) return
-    const word = option.word === undefined ? '' : `, or "${option.word}"`
-    must = `a whole number from ${option.min} to ${option.max}${word}`
+    const { min, max, least = min, word } = option
+    if (typeof value === 'number' && Number.isInteger(value) && value >= min && value <= max) {
+      if (value === 0 || value >= least) return
+    }
+    if (word !== undefined && value === word) return
+    const zero = least === min ? '' : '0, or '
+    must = `${zero}a whole number from ${least} to ${max}${word === undefined ? '' : `, or "${word}"`}`
   } else if (option.kind === 'choice') {
     if ((option.choices as readonly unknown[]).includes(value)) return
     must = `one of ${option.choices.join(', ')}`

@@ -37,6 +37,7 @@ import { Space, type Holder } from '../state/space.js'
 import { BOOT_AFTER_CLOSE, type State } from '../state/state.js'
 import { Topics } from './topics.js'
 import { Turn } from './turn.js'
+import { UnusedQueues } from './unused-queues.js'
 import { Writer, type MemoryUse } from './writer.js'
 
 export interface BrokerOptions {
@@ -145,6 +146,7 @@ export class Broker {
   readonly operator: Operator
   readonly replays: Replays
   readonly history: History
+  readonly unused: UnusedQueues
   readonly #options: BrokerOptions
   readonly #log: Log
   readonly #state: State
@@ -264,21 +266,15 @@ export class Broker {
     this.#writer = writer
     this.#moves = moves
     this.producers = new Producers(state, turn, options)
-    this.leases = new Leases(state, writer, turn, options)
+    this.unused = new UnusedQueues(state, turn, (queue) => this.#deleteUnused(queue))
+    this.leases = new Leases(state, writer, turn, this.unused, options)
     this.#dispatcher = new Dispatcher(this.#blocks, cold, writer, this.leases, turn, options)
-    this.readers = new Readers(state, this.#blocks, cold, turn, options)
+    this.readers = new Readers(state, this.#blocks, cold, turn, this.unused, options)
     this.registry = new Registry(state, writer, options)
     this.topics = new Topics(state, this.registry, this.sharedIntake, turn, options)
-    this.schedules = new Schedules(
-      state,
-      this.registry,
-      this.intake,
-      this.sharedIntake,
-      this.topics,
-      turn,
-      options,
-    )
-    this.catalog = new Catalog(state, writer, moves, this.leases, this.readers, this.topics, turn, options)
+    const { intake, sharedIntake, leases, readers, registry, topics, unused } = this
+    this.schedules = new Schedules(state, registry, intake, sharedIntake, topics, turn, options)
+    this.catalog = new Catalog(state, writer, moves, leases, readers, topics, turn, unused, options)
     this.streams = new Streams(state, this.catalog, turn)
     this.operator = new Operator(state, records, cold, moves, requests, turn, observer)
     this.replays = new Replays(state, this.intake, records, cold, requests, turn)
@@ -289,7 +285,10 @@ export class Broker {
       due: (queue) => this.leases.due(queue),
       end: () => this.#endTurn(),
     })
-    for (const queue of state.queues.values()) turn.armQueue(queue)
+    for (const queue of state.queues.values()) {
+      turn.armQueue(queue)
+      this.unused.watch(queue)
+    }
   }
 
   /** Lowest position in the log that the next write can have. */
@@ -429,6 +428,11 @@ export class Broker {
     this.#outputs.clear()
     for (const waiter of this.#idleWaiters.splice(0)) waiter()
     this.#options.onFatal(error)
+  }
+
+  #deleteUnused({ name, live: messages }: Queue): void {
+    this.catalog.delete(name)
+    this.#options.onNotice?.('unused queue deleted', { queue: name, messages })
   }
 
   #endTurn(): void {

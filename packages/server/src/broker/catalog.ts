@@ -27,6 +27,7 @@ import type { Observer } from './observer.js'
 import type { Readers } from './readers.js'
 import type { Topics } from './topics.js'
 import type { Turn } from './turn.js'
+import type { UnusedQueues } from './unused-queues.js'
 import type { Writer } from './writer.js'
 
 const QUEUES_DEFAULT = 100_000
@@ -57,6 +58,7 @@ export class Catalog {
   readonly #writer: Writer
   readonly #moves: Moves
   readonly #turn: Turn
+  readonly #unused: UnusedQueues
   readonly #queuesMax: number
   readonly #pagesMax: number
   readonly #leases: Leases
@@ -75,12 +77,14 @@ export class Catalog {
     readers: Readers,
     topics: Topics,
     turn: Turn,
+    unused: UnusedQueues,
     { queuesMax = QUEUES_DEFAULT, pagesMax = PAGES_MAX, observer }: CatalogOptions,
   ) {
     this.#state = state
     this.#writer = writer
     this.#moves = moves
     this.#turn = turn
+    this.#unused = unused
     this.#queuesMax = queuesMax
     this.#pagesMax = pagesMax
     this.#leases = leases
@@ -124,6 +128,7 @@ export class Catalog {
     this.#turn.advance(queue)
     this.#declare(queue)
     this.#moves.note(queue)
+    this.#unused.watch(queue)
     this.#turn.changed(queue)
   }
 
@@ -173,6 +178,7 @@ export class Catalog {
     this.#names.clear()
     this.#declare(queue)
     this.#moves.made(queue.name)
+    this.#unused.watch(queue)
     return queue
   }
 
@@ -306,7 +312,7 @@ export class Catalog {
    * Deletes the queue and its messages, and returns the number of deleted messages.
    * @throws SluiceError QUEUE_NOT_FOUND
    */
-  delete(name: QueueName): number {
+  delete(name: string): number {
     const queue = this.#state.consumable(name)
     const messages = queue.live
     this.remove(queue)
@@ -326,6 +332,7 @@ export class Catalog {
     this.#state.removeQueue(queue)
     this.#names.clear()
     this.#turn.forget(queue)
+    this.#unused.forget(queue)
   }
 
   /**

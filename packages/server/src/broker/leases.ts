@@ -35,6 +35,7 @@ import type { EndReason } from './commands.js'
 import type { Observer } from './observer.js'
 import { addLost, addTag } from './ranges.js'
 import type { Turn } from './turn.js'
+import type { UnusedQueues } from './unused-queues.js'
 import type { Writer } from './writer.js'
 
 /** What happens to a message whose lease ended without an acknowledgement. */
@@ -69,6 +70,7 @@ export class Leases {
   readonly #state: State
   readonly #writer: Writer
   readonly #turn: Turn
+  readonly #unused: UnusedQueues
   readonly #random: () => number
   readonly #observer: Observer | undefined
   /** Maximum size of a reason in bytes, so that one page can hold the reasons of a whole chunk of dead messages. */
@@ -78,10 +80,17 @@ export class Leases {
   readonly #claimable = new Set<Queue>()
   #nextSubscription: number
 
-  constructor(state: State, writer: Writer, turn: Turn, { random, observer }: LeasesOptions) {
+  constructor(
+    state: State,
+    writer: Writer,
+    turn: Turn,
+    unused: UnusedQueues,
+    { random, observer }: LeasesOptions,
+  ) {
     this.#state = state
     this.#writer = writer
     this.#turn = turn
+    this.#unused = unused
     this.#random = random
     this.#observer = observer
     this.#reasonBytesMax = Math.floor(writer.limits.reasonsBytesMax / CHUNK_MESSAGES)
@@ -158,6 +167,7 @@ export class Leases {
       this.#end(queue, lease, ending, 'the connection of its consumer was lost')
     })
     queue.detach(subscription)
+    this.#unused.used(queue)
     this.#turn.changed(queue)
     this.#observer?.unsubscribed(subscription, endReason, isStopping)
   }
@@ -323,8 +333,12 @@ export class Leases {
     }
   }
 
-  /** Called when the clock was set forward by `byMs`. The skipped time does not count towards processing timeouts. */
+  /**
+   * Called when the clock was set forward by `byMs`. The skipped time does not count towards processing timeouts and
+   * unused queues.
+   */
   clockStepped(byMs: number): void {
+    this.#unused.clockStepped(byMs)
     for (const queue of this.#state.queues.values()) {
       if (queue.earliestDeadlineMs === Infinity) continue
       queue.earliestDeadlineMs += byMs

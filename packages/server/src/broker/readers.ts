@@ -14,6 +14,7 @@ import type { State } from '../state/state.js'
 import { Reader, type ReaderSink } from './reader.js'
 import { matchesRecord } from './records.js'
 import type { Turn } from './turn.js'
+import type { UnusedQueues } from './unused-queues.js'
 
 /** Cost of the messages that all readers together may examine in one turn. A filtered message costs `FILTER_COST`. */
 const STEP_COST_MAX = 64 * 1024
@@ -31,6 +32,7 @@ export class Readers {
   readonly #blocks: Blocks
   readonly #cold: ColdChunks
   readonly #turn: Turn
+  readonly #unused: UnusedQueues
   readonly #onNotice: ReadersOptions['onNotice']
   readonly #byQueue = new Map<Queue, Set<Reader>>()
   #active: Reader[] = []
@@ -40,11 +42,19 @@ export class Readers {
   readonly #run = emptyRun()
   readonly #delivery: Delivery = { run: this.#run, firstTag: 0, count: 0, bytes: NO_BYTES, start: 0, end: 0 }
 
-  constructor(state: State, blocks: Blocks, cold: ColdChunks, turn: Turn, { onNotice }: ReadersOptions) {
+  constructor(
+    state: State,
+    blocks: Blocks,
+    cold: ColdChunks,
+    turn: Turn,
+    unused: UnusedQueues,
+    { onNotice }: ReadersOptions,
+  ) {
     this.#state = state
     this.#blocks = blocks
     this.#cold = cold
     this.#turn = turn
+    this.#unused = unused
     this.#onNotice = onNotice
   }
 
@@ -82,6 +92,7 @@ export class Readers {
     readers.delete(reader)
     if (readers.size === 0) this.#byQueue.delete(queue)
     queue.listeners--
+    this.#unused.used(queue)
   }
 
   /** Ends all readers of the queue with `error`. */

@@ -216,9 +216,9 @@ export class Turn {
 
   // --- deadlines ---
 
-  /** Returns a new timer, which wakes the broker at its deadline. */
-  timer(): Timer {
-    return new Timer(() => this.wake())
+  /** Returns a new timer, which calls `run` at its deadline. Without `run`, it wakes the broker. */
+  timer(run = (): void => this.wake()): Timer {
+    return new Timer(run)
   }
 
   arm(timer: Timer, deadlineMs: number): void {

@@ -79,7 +79,7 @@ describe('options of a queue', () => {
       deadLetter: null,
       ttl: 0,
     })
-    expect(Object.keys(QUEUE_OPTIONS)).toHaveLength(17)
+    expect(Object.keys(QUEUE_OPTIONS)).toHaveLength(18)
   })
 
   test('are named by their flags in an error', () => {

@@ -68,6 +68,7 @@ export class Producing {
     try {
       const nameAt = start + PUBLISH_NAME_AT
       const to = this.#broker.catalog.queueAt(bytes, nameAt, batchAt) ?? readText(bytes, nameAt, batchAt)
+      if (typeof to !== 'string' && to.options.expiresMs > 0) this.#broker.unused.used(to)
       const placed =
         typeof to === 'string' && isTopicAddress(to)
           ? this.#toTopic(to, bytes, batchAt, end, unanswered)
@@ -98,6 +99,7 @@ export class Producing {
         count,
       }))
       const step = { number, crc, acks: ranges, batches }
+      for (const { queue } of batches) this.#broker.unused.usedName(queue)
       const places = this.#broker.intake.atomic(this.#producer!, step, unanswered)
       this.#outbox.frame(OP.ATOMIC_OK, 0, 0, encodeAtomicOk(number, places))
       this.#broker.noteOutput(this.#connection)

@@ -3,6 +3,7 @@ import {
   FrameDecoder,
   OP,
   decodeFault,
+  encodeAtomic,
   encodeControl,
   faultError,
   type Body,
@@ -10,7 +11,7 @@ import {
 } from '@sluice/protocol'
 import { describe, expect, it, vi } from 'vitest'
 import type { Broker } from '../broker/broker.js'
-import { Bench, CALLER, Q } from '../testing/bench.js'
+import { Bench, CALLER, Q, batchOf } from '../testing/bench.js'
 import { frame, greeting } from '../testing/client.js'
 import { encodeAnswer, type Answer } from './answers.js'
 import { REQUEST_NAMES, handle, handleLong, isLong, type AnswerOf, type RequestName } from './requests.js'
@@ -93,7 +94,8 @@ describe('a defect', () => {
 
   it('in the encoding of an answer ends only the request, if the request changes nothing', async () => {
     const page = { messages: [undefined], next: undefined }
-    const broker = { operator: { peek: () => Promise.resolve(page) } } as unknown as Broker
+    const unused = { usedName: () => {} }
+    const broker = { unused, operator: { peek: () => Promise.resolve(page) } } as unknown as Broker
     await expect(ask('PEEK', { name }, broker)).rejects.toMatchObject({ code: 'READ_FAILED' })
   })
 
@@ -166,5 +168,60 @@ describe('a defect', () => {
     await bench.settle()
     expect(fail.mock.calls).toEqual(isChange ? [[failure]] : [])
     expect(session.isOpen).toBe(!hasLeft && !isChange)
+  })
+})
+
+describe('a call', () => {
+  const BATCH = batchOf([{}], 1)
+  const KEEPING = [...READING, ...CHANGING]
+    .filter(([, body]) => 'name' in body || 'target' in body)
+    .filter(([request]) => request !== 'DELETE')
+
+  it.each(KEEPING)('of %s with %j is a use of the queue', async (request, body) => {
+    const bench = await new Bench().open()
+    bench.ensure({ expiresMs: 10_000 })
+    await bench.pass(9_999)
+    bench.broker.turn.begin()
+    await bench.answer(ask(request, body, bench.broker).catch(() => {}))
+    await bench.pass(9_999)
+    expect(bench.broker.catalog.queue(Q).name).toBe(Q)
+    await bench.pass(1)
+    expect(() => bench.broker.catalog.queue(Q)).toThrow('no queue')
+  })
+
+  it.each([
+    ['PUBLISH', frame(OP.PUBLISH, Buffer.concat([Buffer.from([1, 0x71]), BATCH]))],
+    [
+      'ATOMIC',
+      frame(OP.ATOMIC, encodeAtomic(1, [], [{ queue: name, bytes: BATCH, at: 0, end: BATCH.length }])),
+    ],
+  ])('of %s is a use of the queue', async (_, bytes) => {
+    const bench = await new Bench().open()
+    bench.ensure({ expiresMs: 10_000 })
+    const decoder = new FrameDecoder(() => {})
+    const session = new Session(
+      bench.broker,
+      readingTransport(decoder),
+      SESSION_DEFAULTS,
+      bench.now,
+      () => {},
+    )
+    session.receive(GREETING, bench.now)
+    await bench.pass(9_999)
+    session.receive(bytes, bench.now)
+    await bench.settle()
+    await bench.pass(9_999)
+    expect(bench.info().published).toBe(1)
+    await bench.pass(1)
+    expect(() => bench.broker.catalog.queue(Q)).toThrow('no queue')
+  })
+
+  it('of LIST is no use of a queue', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ expiresMs: 10_000 })
+    await bench.pass(9_999)
+    await ask('LIST', {}, bench.broker)
+    await bench.pass(1)
+    expect(() => bench.broker.catalog.queue(Q)).toThrow('no queue')
   })
 })

@@ -136,6 +136,7 @@ export function handle<Encoded>(
   encode: (answer: AnswerOf<RequestName>) => Encoded,
 ): Encoded {
   try {
+    noteUse(context, body)
     // Only a long request returns a promise.
     return encode(REQUESTS[name](context, body) as AnswerOf<RequestName>)
   } catch (error) {
@@ -151,10 +152,18 @@ export async function handleLong<Encoded>(
   encode: (answer: AnswerOf<RequestName>) => Encoded,
 ): Promise<Encoded> {
   try {
+    noteUse(context, body)
     return encode(await REQUESTS[name](context, body))
   } catch (error) {
     throw changesNothing(name, body) ? readFailure(error) : error
   }
+}
+
+// A queue that a request names is in use; LIST names none.
+function noteUse({ broker }: RequestContext, body: Body): void {
+  broker.unused.usedName(body['name'])
+  broker.unused.usedName(body['to'])
+  broker.unused.usedName(body['target'])
 }
 
 const READING: ReadonlySet<RequestName> = new Set<RequestName>([
