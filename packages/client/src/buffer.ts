@@ -6,21 +6,13 @@
  * the isolation counts them as being handled. `bytes` is the size of the records of all `count` messages.
  */
 import { DELIVER_FLAG, recordSize, type TagRange } from '@sluice/protocol'
-import { SHARED_BYTES } from './body.js'
 import { Fifo } from './fifo.js'
 import type { Isolation } from './isolation.js'
 import { DeliveredMessage } from './message.js'
-import { recordsCopy } from './records.js'
-import { partOf, recordsBytes, type Run } from './run.js'
+import { eachCopiedPart, partOf, recordsBytes, type Run } from './run.js'
 
 /** Maximum number of ranges in one STARTED or STARTING. */
 export const STARTED_RANGES_MAX = 4_096
-
-/**
- * Maximum size of a part that contains several messages, in bytes (see `keep`). With the padding that `recordsCopy`
- * may put before it, a part is no larger than a shared buffer of bodies.
- */
-const PART_BYTES = SHARED_BYTES - 8
 
 export class RunBuffer {
   count = 0
@@ -34,6 +26,7 @@ export class RunBuffer {
   readonly #isolation: Isolation
   readonly #wake: () => void
   readonly #runs = new Fifo<Run>()
+  readonly #push = (run: Run): void => this.push(run)
   /** In the first run, the index of the first message that was not taken, and its position in the records. */
   #index = 0
   #at = 0
@@ -43,26 +36,9 @@ export class RunBuffer {
     this.#wake = wake
   }
 
-  /**
-   * Adds a run whose records are in a frame, which the next read overwrites. The records are copied once, in parts
-   * small enough that the body of a message can be a view of its part. This takes 50 ns per message; a second copy of
-   * each body would take 200 ns.
-   */
+  /** Adds a run whose records are in a frame, which the next read overwrites. */
   keep(run: Run): void {
-    const { count, gap, records } = run
-    let from = 0
-    let fromAt = 0
-    let at = 0
-    for (let index = 0; index < count; index++) {
-      const next = at + gap + recordSize(records, at + gap)
-      if (next - fromAt > PART_BYTES && index > from) {
-        this.push(partOf(run, from, index, recordsCopy(records, fromAt, at, gap)))
-        from = index
-        fromAt = at
-      }
-      at = next
-    }
-    if (from < count) this.push(partOf(run, from, count, recordsCopy(records, fromAt, at, gap)))
+    eachCopiedPart(run, this.#push)
   }
 
   /** Adds a run whose records have already been copied. */

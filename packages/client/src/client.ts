@@ -51,7 +51,9 @@ import { Requests } from './requests.js'
 import { checkBodies, checkBody, pullThrough, Reader, ReadStream, type Schema } from './schema.js'
 import type { Receipt } from './sending.js'
 import { SingleWorker, type SingleHandler } from './singles.js'
+import { StreamReader } from './reader.js'
 import { MessageStream } from './stream.js'
+import { readSettings, Streams, type MessageReader, type ReadOptions } from './streams.js'
 import type { Consumer, Session } from './session.js'
 import { StepDraft, type Transaction } from './transaction.js'
 import {
@@ -97,6 +99,8 @@ export class Sluice {
 
   /** Queues at the broker: create, list, delete, pause, and calls for single messages and consumers. */
   readonly queues: Queues
+  /** Streams at the broker: create, list, delete. */
+  readonly streams: Streams
   /** Dead letters: list, get, redrive, delete. */
   readonly dead: DeadLetters
   /** Topics: the bindings that route their messages to queues. */
@@ -171,6 +175,7 @@ export class Sluice {
     this.#consumers.add(this.#pullers)
     this.#requests = new Requests(this.#session)
     this.queues = new Queues(this.#requests)
+    this.streams = new Streams(this.#requests)
     this.dead = new DeadLetters(this.#requests)
     this.topics = new Topics(this.#requests)
   }
@@ -182,7 +187,7 @@ export class Sluice {
 
   /**
    * Calls `listener` for each event of this name, until the returned function is called. If one of the events
-   * `waiting`, `handlerError`, `leaseLost` and `error` is emitted without a listener, Node prints a warning. Emitting
+   * `waiting`, `handlerError`, `leaseLost`, `missed` and `error` is emitted without a listener, Node prints a warning. Emitting
    * an event never throws, even if a listener fails.
    *
    * @throws SluiceError INVALID_ARGUMENT for an unknown event
@@ -518,6 +523,30 @@ export class Sluice {
         ? this.#pullers.pull(name, settings)
         : pullThrough(new Reader(schema, this.#session), this.#pullers, name, settings)
     return pulled as Promise<Message<Output>[]>
+  }
+
+  /**
+   * Iterates over the messages of a stream in the order of their offsets. Nothing is settled, and other readers and
+   * consumers are not affected. A queue with `retain` can be read too: its acknowledged messages, without `follow`.
+   *
+   * @param options `from`, default `'first'`; `follow`, default false; `filter`; `prefetch`, default 4,096;
+   * `prefetchBytes`, default 16 MiB; `signal`.
+   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, CLOSED; while iterating QUEUE_NOT_FOUND, QUEUE_DELETED,
+   * MESSAGE_NOT_FOUND for an offset after the end, OPTION_CONFLICT, ABORTED, and INVALID_BODY for a body that does not match
+   * the schema
+   * @example
+   * for await (const { offset, body } of sluice.read('clicks', { from: 'first', follow: true })) console.log(offset, body)
+   */
+  read<Output>(ref: QueueRef<unknown, Output>, options: ReadOptions = {}): MessageReader<Output> {
+    const { name, schema } = queueOf(ref)
+    const settings = readSettings(options)
+    this.#refuseWhenClosed()
+    const missed = (missed: SluiceEvents['missed']): void => this.#events.emit('missed', missed)
+    const reader = new StreamReader(this.#session, name, schema, settings, options.signal, missed, (reader) =>
+      this.#consumers.delete(reader),
+    )
+    if (options.signal?.aborted !== true) this.#add(reader)
+    return reader as unknown as MessageReader<Output>
   }
 
   /**

@@ -46,12 +46,14 @@ export interface Reply {
   failed(error: SluiceError): void
 }
 
-/** A subscription, as the connection knows it. */
+/** A subscription or a reader, as the connection knows it. */
 export interface ChannelSink {
   delivered(bytes: Uint8Array, start: number, end: number): void
   drained(bytes: Uint8Array, start: number, end: number): void
   /** Called when messages no longer belong to the subscription. */
   leasesLost(bytes: Uint8Array, start: number, end: number): void
+  /** Called when the position of a reader has changed without a delivery. */
+  readAt(bytes: Uint8Array, start: number, end: number): void
   /** Called when the broker has ended the subscription. */
   ended(error: SluiceError): void
   /** Called when the connection has ended, which also ends the subscription. */
@@ -402,6 +404,7 @@ export class Connection {
         return
       case OP.SETTLE_OK:
       case OP.SUBSCRIBE_OK:
+      case OP.READ_OK:
       case OP.RESULT:
       case OP.MESSAGES:
         this.#answer(opcode, correlation, bytes, start, end)
@@ -411,6 +414,9 @@ export class Connection {
         return
       case OP.LEASES_LOST:
         this.#channels.get(channel)?.leasesLost(bytes, start, end)
+        return
+      case OP.READ_AT:
+        this.#channels.get(channel)?.readAt(bytes, start, end)
         return
       case OP.PING:
         exact('PING', end - start, 0)

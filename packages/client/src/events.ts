@@ -9,6 +9,7 @@ import { shown, SluiceError } from '@sluice/protocol'
 import { attempt, reasonOf, stackOf } from './endings.js'
 import type { Connected, Disconnected, Notice, Reconnecting } from './link.js'
 import type { LeaseLoss } from './losses.js'
+import type { Missed } from './reader.js'
 import { Throttle } from './throttle.js'
 import type { ConsumerWaiting, HandlerFailure } from './session.js'
 
@@ -27,6 +28,8 @@ export interface SluiceEvents {
   handlerError: HandlerFailure
   /** A handler lost the lease on its message: what the handler does with the message no longer counts. */
   leaseLost: LeaseLoss
+  /** Retention removed messages of a stream before a reader got them. */
+  missed: Missed
   /** A worker or an iterator waits until its queue exists, or until the broker accepts its subscription. */
   waiting: ConsumerWaiting
 }
@@ -42,12 +45,13 @@ const NAMES = Object.keys({
   error: true,
   handlerError: true,
   leaseLost: true,
+  missed: true,
   waiting: true,
 } satisfies Record<Name, true>) as readonly string[]
 
 /**
- * Interval between warnings about lost leases. Without a listener, losses are counted and reported in one warning a
- * minute.
+ * Interval between warnings about lost leases, and between warnings about missed messages. Without a listener, they are
+ * counted and reported in one warning a minute.
  */
 const LOSSES_WARNING_MS = 60_000
 
@@ -55,6 +59,7 @@ export class Events {
   readonly #listeners = new Map<Name, Set<Listener>>()
   #hasWarnedOfHandlers = false
   readonly #losses = new Throttle(LOSSES_WARNING_MS)
+  readonly #misses = new Throttle(LOSSES_WARNING_MS)
 
   /** @throws SluiceError INVALID_ARGUMENT for an unknown event, or a listener that is not a function */
   on<Event extends Name>(name: Event, listener: (payload: SluiceEvents[Event]) => void): () => void {
@@ -112,6 +117,13 @@ export class Events {
       warn(
         `The lease on message ${offset} of ${queue} was lost (${reason})${others}. What its handler did does not count, and the message may be delivered again.`,
         { code: 'LEASE_LOST', detail: "Listen to 'leaseLost' to get every loss." },
+      )
+    } else if (name === 'missed') {
+      if (this.#misses.take(performance.now()) === 0) return
+      const { stream, messages, offset } = payload as SluiceEvents['missed']
+      warn(
+        `A reader of ${stream} missed ${messages} messages before offset ${offset}: retention removed them before they were read.`,
+        { detail: "Listen to 'missed' to get every gap." },
       )
     }
   }

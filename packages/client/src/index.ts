@@ -51,6 +51,8 @@ export type {
   ReplayOptions,
 } from './queues.js'
 export type { MessageFilter, MessageRef, Pace } from './selection.js'
+export type { StreamMessage } from './read-message.js'
+export type { Missed } from './reader.js'
 export type { Receipt } from './sending.js'
 export type { ConsumerWaiting, HandlerFailure } from './session.js'
 export { topic } from './topics.js'
@@ -66,6 +68,18 @@ export type {
   TopicPublishOptions,
   Topics,
 } from './topics.js'
+export { stream } from './streams.js'
+export type {
+  EnsureStreamOptions,
+  MessageReader,
+  ReadFrom,
+  ReadOptions,
+  Stream,
+  StreamInfo,
+  StreamOptions,
+  Streams,
+  StreamSettings,
+} from './streams.js'
 export type { Transaction } from './transaction.js'
 export type { BatchHandler, Handler, Worker } from './worker.js'
 export { SluiceError } from '@sluice/protocol'

@@ -138,10 +138,10 @@ export function connectSettings(
   }
 }
 
-/** A queue, and the type of its bodies. Made by `queue`. */
+/** A queue, and the type of its bodies. Made by `queue`; a stream, which is published to like a queue, by `stream`. */
 export interface Queue<Input = unknown, Output = Input> {
-  /** Never set, so that a topic is not taken for a queue. */
-  readonly kind?: undefined
+  /** Not set for a queue. The kind of a topic is another one, so that a topic is not taken for a queue. */
+  readonly kind?: 'stream' | undefined
   readonly name: string
   readonly schema?: StandardSchemaV1<Input, Output> | undefined
 }
@@ -149,7 +149,8 @@ export interface Queue<Input = unknown, Output = Input> {
 /** Refers to a queue: by its name, or by a value that `queue` made. */
 export type QueueRef<Input = unknown, Output = Input> = string | Queue<Input, Output>
 
-class QueueValue implements Queue {
+/** What `queue` makes, and `stream` with more fields. */
+export class QueueValue implements Queue {
   readonly name: QueueName
   readonly schema: StandardSchemaV1 | undefined
 
@@ -200,7 +201,7 @@ export function checkedSchema(schema: StandardSchemaV1 | undefined): StandardSch
 export function queueOf(ref: QueueRef): Queue {
   if (ref instanceof QueueValue) return ref
   if (typeof ref === 'object' && ref !== null) {
-    if (ref.kind !== undefined) throw notAQueue(ref.name)
+    if (ref.kind !== undefined && ref.kind !== 'stream') throw notAQueue(ref.name)
     return new QueueValue(queueName(ref.name), checkedSchema(ref.schema))
   }
   return new QueueValue(queueName(ref), undefined)
@@ -580,7 +581,7 @@ function processingTimeoutMs(value: Duration | undefined): number | undefined {
   )
 }
 
-function prefetchBytes(value: number | undefined): number {
+export function prefetchBytes(value: number | undefined): number {
   return whole('prefetchBytes', value ?? PREFETCH_BYTES_DEFAULT, 1, LIMITS.creditBytesMax)
 }
 

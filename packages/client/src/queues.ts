@@ -3,17 +3,16 @@ import {
   HISTORY_EVENTS,
   LIMITS,
   OP,
-  shown,
   SluiceError,
   type ConsumerInfo as WireConsumerInfo,
   type HistoryEventName,
   type MessageState,
   type QueueInfo as WireQueueInfo,
   type QueueOptionName,
-  type QueueOptions as WireQueueOptions,
 } from '@sluice/protocol'
 import { durationMs, type Duration } from './duration.js'
 import { onlyKnown, queueOf, timeMs, whole, type CallOptions, type QueueRef } from './options.js'
+import { settingsOf, wireOptions } from './option-paths.js'
 import { messagesAnswer, type MessagePage } from './peeked.js'
 import { RESULT, type Body, type Repeat, type Requests } from './requests.js'
 import {
@@ -216,7 +215,7 @@ export class Queues {
   ): Promise<{ readonly created: boolean; readonly queue: QueueInfo }> {
     const { name } = queueOf(queue)
     const { update, ...named } = options
-    const body = withoutUndefined({ name, options: wireOptions(named), update })
+    const body = withoutUndefined({ name, options: wireOptions('queue', OPTION_PATHS, named), update })
     const result = await this.#call(OP.ENSURE, body, 'again', call)
     if (typeof result['created'] !== 'boolean') throw malformed('ENSURE')
     return { created: result['created'], queue: queueInfo('ENSURE', result['queue']) }
@@ -518,64 +517,16 @@ const OPTION_PATHS = {
   expiresMs: ['expires'],
 } as const satisfies Record<QueueOptionName, readonly [keyof QueueOptions, string?]>
 
-const PATHS = Object.entries(OPTION_PATHS) as [QueueOptionName, readonly [keyof QueueOptions, string?]][]
-
-/**
- * Returns the options with the names and the units that they have on the wire. @throws SluiceError INVALID_OPTION,
- * INVALID_NAME
- */
-function wireOptions(named: QueueOptions): Body {
-  onlyOptions(named, '', [...new Set(PATHS.map(([, [name]]) => name))])
-  const options: Record<string, unknown> = {}
-  for (const [wireName, [name, part]] of PATHS) {
-    let value: unknown = named[name]
-    if (value === undefined) continue
-    if (part !== undefined) {
-      const parts = PATHS.flatMap(([, [of, part]]) => (of === name && part !== undefined ? [part] : []))
-      onlyOptions(value, `${name}.`, parts)
-      value = (value as Record<string, unknown>)[part]
-      if (value === undefined) continue
-    }
-    const path = part === undefined ? name : `${name}.${part}`
-    if (wireName.endsWith('Ms')) value = durationMs(value, path, 'INVALID_OPTION')
-    else if (name === 'deadLetter') value = value === null ? '' : queueOf(value as QueueRef).name
-    options[wireName] = value
-  }
-  return options
-}
-
-function onlyOptions(named: unknown, prefix: string, known: readonly string[]): void {
-  if (typeof named !== 'object' || named === null || Array.isArray(named)) {
-    const what = prefix === '' ? 'The options of a queue' : `The queue option \`${prefix.slice(0, -1)}\``
-    throw new SluiceError('INVALID_OPTION', `${what} must be an object; it is ${shown(named)}.`)
-  }
-  for (const [name, value] of Object.entries(named)) {
-    if (known.includes(name) || value === undefined) continue
-    throw new SluiceError(
-      'INVALID_OPTION',
-      `There is no queue option ${shown(prefix + name)}; there are ${known.map((name) => prefix + name).join(', ')}.`,
-    )
-  }
-}
-
 function queueInfo(frame: string, value: unknown): QueueInfo {
   if (typeof value !== 'object' || value === null) throw malformed(frame)
   const { options, createdAtMs, ...rest } = value as WireQueueInfo
   if (typeof rest.name !== 'string' || rest.name.length > LIMITS.queueNameBytesMax) throw malformed(frame)
   if (typeof options !== 'object' || options === null) throw malformed(frame)
-  return { ...rest, createdAt: new Date(wholeIn(frame, createdAtMs)), options: queueSettings(options) }
-}
-
-function queueSettings(options: WireQueueOptions): QueueSettings {
-  const settings: Record<string, unknown> = {}
-  for (const [wireName, [name, part]] of PATHS) {
-    let value: unknown = options[wireName]
-    if (value === undefined) continue
-    if (name === 'deadLetter' && value === '') value = null
-    if (part === undefined) settings[name] = value
-    else ((settings[name] ??= {}) as Record<string, unknown>)[part] = value
+  return {
+    ...rest,
+    createdAt: new Date(wholeIn(frame, createdAtMs)),
+    options: settingsOf(OPTION_PATHS, options) as QueueSettings,
   }
-  return settings as unknown as QueueSettings
 }
 
 function consumerInfo(value: unknown): ConsumerInfo {

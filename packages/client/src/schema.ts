@@ -13,11 +13,16 @@ export type Schema = NonNullable<Queue['schema']>
 
 /** @throws SluiceError INVALID_BODY naming the first issues that the schema reports */
 export async function checkBody(schema: Schema, body: unknown, what: string): Promise<void> {
-  const { issues } = await schema['~standard'].validate(body)
-  if (issues === undefined) return
+  await readBody(schema, body, what)
+}
+
+/** The output of the schema. @throws SluiceError INVALID_BODY naming the first issues that the schema reports */
+export async function readBody(schema: Schema, body: unknown, what: string): Promise<unknown> {
+  const result = await schema['~standard'].validate(body)
+  if (result.issues === undefined) return result.value
   throw new SluiceError(
     'INVALID_BODY',
-    `The ${what} does not match the schema of its queue: ${issuesText(issues)}.`,
+    `The ${what} does not match the schema of its queue: ${issuesText(result.issues)}.`,
   )
 }
 

@@ -350,6 +350,11 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
     if (this.live && this.buffered + this.announcements.held > 0) this.#owner.mayStart()
   }
 
+  /** @throws SluiceError MALFORMED_FRAME */
+  readAt(): never {
+    throw malformedDelivery('READ_AT names a subscription.')
+  }
+
   isLeased(tag: number): boolean {
     return this.live && (this.#lost === undefined || !this.#lost.has(tag))
   }

@@ -66,6 +66,8 @@ export interface StreamInfo {
   readonly published: number
   /** Messages not kept, because another message had the same id. */
   readonly duplicates: number
+  /** Number of open readers. */
+  readonly readers: number
   readonly createdAtMs: number
 }
 

@@ -26,6 +26,8 @@ import {
   encodePreface,
   encodePublishErr,
   encodeRanges,
+  encodeReadAt,
+  encodeReadOk,
   encodeSubscribed,
   ERRORS,
   FrameDecoder,
@@ -282,6 +284,11 @@ export class Link {
     return tag
   }
 
+  /** Reports the position of a reader. */
+  readAt(channel: number, readerId: number, offset: number, { missed = 0, isEnd = false } = {}): void {
+    this.send(OP.READ_AT, channel, 0, encodeReadAt({ readerId, offset, missed, isEnd }))
+  }
+
   drained(): void {
     setImmediate(() => this.#events.drained())
   }
@@ -343,6 +350,13 @@ export class Peer {
       const granted = this.grants?.(asked) ?? []
       const payload = encodeSubscribed({ subscriptionId: id, queueNumber: 7, granted })
       link.send(OP.SUBSCRIBE_OK, frame.channel, frame.correlation, payload)
+    },
+    [OP.READ]: (frame, link) => {
+      const readerId = 200 + link.named('READ').length
+      const { from } = decodeControl(frame.payload, 0, frame.payload.length)
+      const offset = typeof from === 'number' ? from : 0
+      const payload = encodeReadOk({ readerId, queueNumber: 7, offset, end: 100, missed: 0 })
+      link.send(OP.READ_OK, frame.channel, frame.correlation, payload)
     },
     [OP.SETTLE]: (frame, link) => {
       const { subscriptionId } = decodeSettle(frame.payload, 0, frame.payload.length)

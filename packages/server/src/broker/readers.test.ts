@@ -1,5 +1,5 @@
 /** Readers: order, positions, credit, filters, cold chunks, retention, and their ends. */
-import { recordSize, type ReadRequest, type SluiceError } from '@sluice/protocol'
+import { recordSize, type ReadRequest, type SluiceError, type StreamOptions } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { CHUNK_MESSAGES, type Delivery } from '../queue/index.js'
 import { Bench, Q, type BenchOptions, type Message } from '../testing/bench.js'
@@ -16,7 +16,7 @@ const upTo = (end: number, from = 0): number[] => Array.from({ length: end - fro
 class Client implements ReaderSink {
   isReady = true
   readonly offsets: number[] = []
-  readonly runs: number[] = []
+  readonly ungated: boolean[] = []
   bytes = 0
   missed = 0
   isEnd = false
@@ -43,7 +43,7 @@ class Client implements ReaderSink {
     }
     expect(at).toBe(end)
     this.bytes += end - start
-    this.runs.push(count)
+    this.ungated.push(run.ungated)
   }
 
   readAt(_reader: Reader, missed: number, isEnd: boolean): void {
@@ -66,17 +66,24 @@ class Client implements ReaderSink {
   }
 }
 
-/** Publishes messages in batches of `size`, and acknowledges all of them. */
+/** Publishes messages in batches of `size`. If they are in a queue, acknowledges all of them. */
 async function write(bench: Bench, messages: readonly Message[], size = 100): Promise<void> {
+  const isStream = bench.broker.catalog.queue(Q).stream !== undefined
   for (let from = 0; from < messages.length; from += size) {
     await bench.publish(messages.slice(from, from + size))
-    await bench.drain()
+    if (!isStream) await bench.drain()
   }
 }
 
+function ensureStream(bench: Bench, options: Partial<StreamOptions> = {}): void {
+  bench.broker.turn.begin()
+  bench.broker.streams.ensure({ name: Q, options, update: true })
+}
+
+/** A stream with `count` messages. */
 async function filled(count: number, options: BenchOptions = SMALL, size = 100): Promise<Bench> {
   const bench = await new Bench(options).open()
-  bench.ensure({ retainAgeMs: HOUR })
+  ensureStream(bench)
   await write(bench, many(count), size)
   return bench
 }
@@ -108,7 +115,7 @@ describe('a reader', () => {
 
   it('begins at the first message that was published at a time', async () => {
     const bench = await new Bench(SMALL).open()
-    bench.ensure({ retainAgeMs: HOUR })
+    ensureStream(bench)
     const times: number[] = []
     for (let i = 0; i < 25; i++) {
       times.push(bench.now)
@@ -161,7 +168,7 @@ describe('a reader', () => {
 
   it('with a filter gets only the messages that match, and is charged only for these', async () => {
     const bench = await new Bench(SMALL).open()
-    bench.ensure({ retainAgeMs: HOUR, keyConcurrency: 100 })
+    ensureStream(bench)
     const headers = (index: number) => (index % 7 === 0 ? { kind: 'a', other: 'x' } : { kind: 'b' })
     await write(
       bench,
@@ -213,15 +220,81 @@ describe('a reader', () => {
     const bench = await filled(100)
     const client = await read(bench, { messages: 10 })
     bench.broker.turn.begin()
-    bench.broker.catalog.delete(Q)
+    bench.broker.streams.delete(Q)
     await bench.settle()
     expect(client.error).toBe('QUEUE_DELETED')
     await client.giveBack(10)
     expect(client.offsets).toEqual(upTo(10))
   })
 
+  it('that follows gets new messages, and those that are not on disk only through the gate', async () => {
+    const bench = await filled(100)
+    const client = await read(bench, { follow: true })
+    expect(client.offsets).toEqual(upTo(100))
+    expect(client.isEnd).toBe(false)
+    client.ungated.length = 0
+    await write(bench, many(50))
+    expect(client.offsets).toEqual(upTo(150))
+    expect(client.ungated).toEqual([false])
+    const late = await read(bench, { from: 120, until: 155, follow: true })
+    expect(late.offsets).toEqual(upTo(150, 120))
+    expect(late.ungated.every(Boolean)).toBe(true)
+    await write(bench, many(50))
+    expect(late.offsets).toEqual(upTo(155, 120))
+    expect(late.isEnd).toBe(true)
+    const other = await read(bench, { from: 'last', follow: true })
+    await write(bench, many(5))
+    expect(other.offsets).toEqual(upTo(205, 200))
+    expect(bench.broker.catalog.queue(Q).listeners).toBe(2)
+    client.close()
+    other.close()
+    expect(bench.broker.catalog.queue(Q).listeners).toBe(0)
+  })
+
+  it('leaves out duplicates, which are not missed', async () => {
+    const bench = await filled(0)
+    await write(bench, [{ id: 'a' }, { id: 'b' }])
+    await write(bench, [{ id: 'a' }, { id: 'c' }, { id: 'b' }, {}])
+    const client = await read(bench)
+    expect(client.offsets).toEqual([0, 1, 3, 5])
+    expect(client.missed).toBe(0)
+  })
+
+  it('goes on behind what retention removes, and is told how many messages it missed', async () => {
+    const bench = await filled(
+      10 * CHUNK_MESSAGES,
+      { segmentBytes: 256 * 1024, checkpointBytes: 16 * 1024 },
+      128,
+    )
+    const slow = await read(bench, { messages: 100 })
+    const waiting = await read(bench, { messages: 1, from: 5 })
+    ensureStream(bench, { retainMessages: 3 * CHUNK_MESSAGES })
+    await bench.pass(100)
+    const first = 7 * CHUNK_MESSAGES
+    await slow.giveBack(100)
+    expect(slow.offsets).toEqual([...upTo(100), ...upTo(first + 100, first)])
+    expect(slow.missed).toBe(first - 100)
+    await waiting.giveBack(1)
+    expect(waiting.offsets).toEqual([5, first])
+    expect(waiting.missed).toBe(first - 6)
+    const late = await read(bench, { from: 10 })
+    expect(late.openingMissed).toBe(first - 10)
+    expect(late.offsets).toEqual(upTo(10 * CHUNK_MESSAGES, first))
+    expect((await read(bench)).openingMissed).toBe(0)
+
+    // Everything that the reader has not got is removed.
+    ensureStream(bench, { retainMessages: 0, retainAgeMs: 1 })
+    await bench.pass(100)
+    await slow.giveBack(100)
+    expect(slow.missed).toBe(first - 100 + 3 * CHUNK_MESSAGES - 100)
+    expect(slow.isEnd).toBe(true)
+    expect(bench.broker.streams.info(Q).messages).toBe(0)
+  })
+
   it('of a queue leaves out messages that are not acknowledged, and cannot follow', async () => {
-    const bench = await filled(50)
+    const bench = await new Bench(SMALL).open()
+    bench.ensure({ retainAgeMs: HOUR })
+    await write(bench, many(50))
     await bench.publish(many(10))
     const worker = bench.consume(10)
     await bench.settle()
@@ -230,7 +303,7 @@ describe('a reader', () => {
     const client = await read(bench)
     expect(client.offsets).toEqual([...upTo(50), 55])
     expect(client.missed).toBe(0)
-    expect(() => new Client(bench, { follow: true })).toThrow('needs a stream')
+    expect(() => new Client(bench, { follow: true })).toThrow('no reader can follow it')
     bench.ensure({ retainAgeMs: 0 })
     expect(() => new Client(bench)).toThrow('nothing to read')
   })

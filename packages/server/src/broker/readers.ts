@@ -1,7 +1,8 @@
 /**
- * Readers: deliver the retained messages of a queue in the order of their offsets, without leases. Sessions open and close
+ * Readers: deliver the messages of a stream, or the retained messages of a queue, in the order of their offsets and without
+ * leases. Sessions open and close
  * readers and give back credit. `step` is called at the end of each turn and serves the readers that may have something to
- * deliver; a reader at the end of its queue waits until a message is published.
+ * deliver; a reader that follows a stream waits at its end until a message is published.
  *
  * Invariant: one step examines a limited number of messages for all readers together. A message is delivered before its
  * batch is on disk only through the gate of its turn.
@@ -58,7 +59,7 @@ export class Readers {
     this.#onNotice = onNotice
   }
 
-  /** @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, OPTION_CONFLICT */
+  /** @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, WRONG_KIND, OPTION_CONFLICT */
   open(request: ReadRequest, channel: number, sink: ReaderSink): { reader: Reader; missed: number } {
     const queue = this.#state.queue(request.name)
     checkReadable(queue, request)
@@ -297,20 +298,20 @@ export class Readers {
   }
 }
 
-// @throws SluiceError OPTION_CONFLICT
+// @throws SluiceError WRONG_KIND, OPTION_CONFLICT
 function checkReadable(queue: Queue, { follow }: ReadRequest): void {
-  if (!queue.retains && queue.retainedBytes === 0) {
-    throw new SluiceError(
-      'OPTION_CONFLICT',
-      `The queue ${queue.name} keeps no acknowledged messages, so there is nothing to read. Set \`retain\`, or use a stream.`,
-    )
-  }
+  if (queue.stream !== undefined) return
   if (follow) {
     throw new SluiceError(
-      'OPTION_CONFLICT',
-      `\`follow\` needs a stream; ${queue.name} is a queue, whose messages are not acknowledged in the order of their offsets.`,
+      'WRONG_KIND',
+      `${queue.name} is a queue: its messages are not acknowledged in the order of their offsets, so no reader can follow it. Use a stream, or read without \`follow\`.`,
     )
   }
+  if (queue.retains || queue.retainedBytes > 0) return
+  throw new SluiceError(
+    'OPTION_CONFLICT',
+    `The queue ${queue.name} keeps no acknowledged messages, so there is nothing to read. Set \`retain\`, or use a stream.`,
+  )
 }
 
 // Moves the reader to `offset`, past messages that are not kept. Returns how many of these retention has removed.
@@ -320,9 +321,14 @@ function moveTo(reader: Reader, offset: number): number {
   return Math.max(0, missed)
 }
 
-/** Offset of the first message of a stream that is kept; 0 for a queue, whose messages need not be retained in order. */
-function firstOf(_queue: Queue): number {
-  return 0
+/**
+ * Offset of the first message of a stream that is kept; a lower one while its chunk is cold. 0 for a queue, whose messages
+ * are not retained in the order of their offsets.
+ */
+function firstOf(queue: Queue): number {
+  if (queue.stream === undefined) return 0
+  const first = queue.nextRetained(0)
+  return first === -1 ? queue.next : first
 }
 
 // Where the reader begins. @throws SluiceError MESSAGE_NOT_FOUND

@@ -112,6 +112,8 @@ function infoOf(stream: Queue): StreamInfo {
     next: stream.next,
     published: stream.next - duplicates,
     duplicates,
+    // A stream has no subscriptions of its own.
+    readers: stream.listeners,
     createdAtMs: stream.createdAtMs,
   }
 }

@@ -1,0 +1,63 @@
+/**
+ * Options of queues and streams: from the form that a program writes to the fields of ENSURE, and from the fields of an
+ * answer to the form that a program reads. Fields that end in `Ms` are durations.
+ */
+import { shown, SluiceError } from '@sluice/protocol'
+import { durationMs } from './duration.js'
+import { queueOf, type QueueRef } from './options.js'
+import type { Body } from './requests.js'
+
+/** The place of each option in the form of a program, by its name on the wire: `retainAgeMs` is `retain.age`. */
+export type OptionPaths = Readonly<Record<string, readonly [name: string, part?: string]>>
+
+/**
+ * Returns the options with the names and the units that they have on the wire. @throws SluiceError INVALID_OPTION,
+ * INVALID_NAME
+ */
+export function wireOptions(kind: 'queue' | 'stream', optionPaths: OptionPaths, named: object): Body {
+  const paths = Object.entries(optionPaths)
+  onlyOptions(kind, named, '', [...new Set(paths.map(([, [name]]) => name))])
+  const options: Record<string, unknown> = {}
+  for (const [wireName, [name, part]] of paths) {
+    let value = (named as Record<string, unknown>)[name]
+    if (value === undefined) continue
+    if (part !== undefined) {
+      const parts = paths.flatMap(([, [of, part]]) => (of === name && part !== undefined ? [part] : []))
+      onlyOptions(kind, value, `${name}.`, parts)
+      value = (value as Record<string, unknown>)[part]
+      if (value === undefined) continue
+    }
+    const path = part === undefined ? name : `${name}.${part}`
+    if (wireName.endsWith('Ms')) value = durationMs(value, path, 'INVALID_OPTION')
+    else if (name === 'deadLetter') value = value === null ? '' : queueOf(value as QueueRef).name
+    options[wireName] = value
+  }
+  return options
+}
+
+function onlyOptions(kind: string, named: unknown, prefix: string, known: readonly string[]): void {
+  if (typeof named !== 'object' || named === null || Array.isArray(named)) {
+    const what = prefix === '' ? `The options of a ${kind}` : `The ${kind} option \`${prefix.slice(0, -1)}\``
+    throw new SluiceError('INVALID_OPTION', `${what} must be an object; it is ${shown(named)}.`)
+  }
+  for (const [name, value] of Object.entries(named)) {
+    if (known.includes(name) || value === undefined) continue
+    throw new SluiceError(
+      'INVALID_OPTION',
+      `There is no ${kind} option ${shown(prefix + name)}; there are ${known.map((name) => prefix + name).join(', ')}.`,
+    )
+  }
+}
+
+/** The options of an answer in the form that a program reads. */
+export function settingsOf(optionPaths: OptionPaths, options: object): unknown {
+  const settings: Record<string, unknown> = {}
+  for (const [wireName, [name, part]] of Object.entries(optionPaths)) {
+    let value = (options as Record<string, unknown>)[wireName]
+    if (value === undefined) continue
+    if (name === 'deadLetter' && value === '') value = null
+    if (part === undefined) settings[name] = value
+    else ((settings[name] ??= {}) as Record<string, unknown>)[part] = value
+  }
+  return settings
+}
