@@ -13,10 +13,19 @@ import { dirname, join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { argumentsOf, commandOf, PARTS, ROOT, type Part } from './long-parts.js'
 
-const NOTES = join(ROOT, 'test/dist/long.json')
+const NOTES = join(ROOT, 'test/dist/long-parts.json')
+/** The reporter of the tests writes the number of crash points into this file. */
+const CRASH_POINTS = join(ROOT, 'test/dist/crash-points')
 
-/** The time and the commit at which a part passed, by its name. */
-type Notes = Record<string, string>
+/** A part that passed. */
+interface Note {
+  /** The time and the commit. */
+  readonly passed: string
+  readonly crashPoints: number
+}
+
+/** The parts that passed, by name. */
+type Notes = Record<string, Note>
 
 function readNotes(): Notes {
   try {
@@ -34,11 +43,12 @@ function commit(): string {
 
 function run(part: Part): boolean {
   console.log(`\n== ${part.name}: ${commandOf(part)}`)
-  const env = { ...process.env, SLUICE_LONG: '1', ...part.env }
+  const env = { ...process.env, SLUICE_LONG: '1', SLUICE_CRASH_POINTS: CRASH_POINTS, ...part.env }
   const { status } = spawnSync('npx', argumentsOf(part), { cwd: ROOT, env, stdio: 'inherit' })
   if (status !== 0) return false
   const notes = readNotes()
-  notes[part.name] = `${new Date().toISOString()} ${commit()}`.trim()
+  const crashPoints = Number(readFileSync(CRASH_POINTS, 'utf8'))
+  notes[part.name] = { passed: `${new Date().toISOString()} ${commit()}`.trim(), crashPoints }
   mkdirSync(dirname(NOTES), { recursive: true })
   writeFileSync(NOTES, `${JSON.stringify(notes, undefined, 2)}\n`)
   return true
@@ -52,10 +62,12 @@ function left(): Part[] {
 function sayNext(): void {
   const parts = left()
   const [next] = parts
+  const crashPoints = Object.values(readNotes()).reduce((sum, note) => sum + note.crashPoints, 0)
+  console.log(`\n${crashPoints} crash points in the parts that passed.`)
   console.log(
     next === undefined
-      ? `\nAll ${PARTS.length} parts passed. \`pnpm test:long --again\` clears the record.`
-      : `\n${PARTS.length - parts.length} of ${PARTS.length} parts passed. Next: ${next.name}: ${commandOf(next)}`,
+      ? `All ${PARTS.length} parts passed. \`pnpm test:long --again\` clears the record.`
+      : `${PARTS.length - parts.length} of ${PARTS.length} parts passed. Next: ${next.name}: ${commandOf(next)}`,
   )
 }
 
@@ -71,7 +83,8 @@ function main(): void {
   if (values.again === true) rmSync(NOTES, { force: true })
   if (values.list === true) {
     const notes = readNotes()
-    for (const part of PARTS) console.log(`${part.name.padEnd(24)} ${notes[part.name] ?? commandOf(part)}`)
+    for (const part of PARTS)
+      console.log(`${part.name.padEnd(24)} ${notes[part.name]?.passed ?? commandOf(part)}`)
   } else if (values.again !== true) {
     const { part: start, parts: count } = values
     const chosen = start === undefined ? left() : PARTS.filter(({ name }) => name.startsWith(start))

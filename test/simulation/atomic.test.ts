@@ -19,6 +19,7 @@ import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { Disk, DiskFile } from '../../packages/server/src/log/log.js'
 import type { Consumer, Subscription } from '../../packages/server/src/queue/index.js'
 import { ONE_SEED, runs, TIMEOUT_MS } from '../amount.js'
+import { countCrashPoints } from '../crash-points.js'
 import { buildBatch, nameOf, splitRecords } from './attempts.js'
 import { Chance } from './chance.js'
 import { SECTOR_BYTES, SimulatedDisk } from './disk.js'
@@ -200,7 +201,7 @@ function stepFor({ input, subscription, tag }: Held, number: number): Sent {
 
 test(
   'a step is all or nothing at every sector of every write, and takes effect once',
-  async () => {
+  async (context) => {
     const chance = new Chance(ONE_SEED ?? 1)
     const looked = { writes: 0, images: 0, torn: 0, done: 0, undone: 0, redone: 0, drained: 0 }
     const wrong = { ackedOnly: 0, publishedOnly: 0, twice: 0, lost: 0, other: 0 }
@@ -321,6 +322,7 @@ test(
       caught = []
     }
     await drain(bench, STEPS)
+    countCrashPoints(context, looked.images)
     expect(wrong).toEqual({ ackedOnly: 0, publishedOnly: 0, twice: 0, lost: 0, other: 0 })
     expect(bench.info(IN)).toMatchObject({ acked: STEPS, ready: 0, leased: 0 })
     expect(subscription.unsettled).toBe(0)

@@ -4,6 +4,7 @@
  */
 import { describe, expect, test } from 'vitest'
 import { IS_LONG, leastIn, ONE_SEED, seedsFrom, TIMEOUT_MS } from '../amount.js'
+import { countCrashPoints } from '../crash-points.js'
 import { BacklogPoints, noBacklogCounts } from './backlog-points.js'
 import { runBacklog } from './backlog.js'
 
@@ -56,7 +57,8 @@ describe(`a broker with long backlogs recovers from ${SHARE * 100} % of its cras
     expect(counts.images - before).toBeGreaterThan(500 * SHARE)
   })
 
-  test('and chunks were cold in them', () => {
+  test('and chunks were cold in them', (context) => {
+    countCrashPoints(context, counts.images + counts.again + counts.interrupted)
     console.log(`${JSON.stringify({ ...counts, ...Object.fromEntries(total) })} in ${SEEDS.length} runs`)
     if (ONE_SEED !== undefined) return
     const missing = Object.entries(MUST_HAPPEN)

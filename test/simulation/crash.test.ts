@@ -5,6 +5,7 @@
  */
 import { expect, test } from 'vitest'
 import { IS_LONG, ONE_SEED, seedsFrom, TIMEOUT_MS } from '../amount.js'
+import { countCrashPoints } from '../crash-points.js'
 import { CrashPoints, noCrashes } from './crash.js'
 import { runWorld } from './world.js'
 
@@ -15,7 +16,7 @@ const IMAGES_PER_RUN_LEAST = 600
 test(
   `a broker recovers from ${SHARE * 100} % of the crash points of ${SEEDS.length} runs`,
   { timeout: TIMEOUT_MS },
-  async () => {
+  async (context) => {
     const counts = noCrashes()
     const begun = process.cpuUsage()
     for (const seed of SEEDS) {
@@ -26,6 +27,7 @@ test(
         onDiskUse: (world) => points.look(world),
       })
     }
+    countCrashPoints(context, counts.images + counts.again + counts.interrupted)
     const { user, system } = process.cpuUsage(begun)
     console.log(
       `${JSON.stringify(counts)} in ${SEEDS.length} runs, ${Math.round((user + system) / 1e6)} s of processor time`,

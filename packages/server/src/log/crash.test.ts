@@ -1,6 +1,7 @@
 /** A file log whose process or machine stops at any step, and the state that the next start finds. */
 import { describe, expect, test } from 'vitest'
 import { ONE_SEED, seedsFrom, TIMEOUT_MS } from '../../../../test/amount.js'
+import { countCrashPoints } from '../../../../test/crash-points.js'
 import { randomFrom, SimulatedDisk } from '../../../../test/simulation/disk.js'
 import type { Random, SimulatedDiskOptions } from '../../../../test/simulation/disk.js'
 import { EntryWriter } from '../../../../test/simulation/entries.js'
@@ -133,13 +134,13 @@ async function run(disk: SimulatedDisk, history: History, random: Random, what: 
   if (resolved) history.promised++
 }
 
-const SEEDS = seedsFrom(1, 100, 1_000)
+const SEEDS = seedsFrom(1, 130, 1_000)
 
 describe('crashes', () => {
   test(
     'a power cut at any step keeps the promised entries, in order, and at most one more',
     { timeout: TIMEOUT_MS },
-    async () => {
+    async (context) => {
       for (const seed of SEEDS) {
         const random = randomFrom(seed)
         const options: SimulatedDiskOptions = { mode: 'queued', random }
@@ -150,6 +151,7 @@ describe('crashes', () => {
           disk = random() < 0.5 ? disk.kill(random, options) : disk.crash(random, options)
         }
       }
+      countCrashPoints(context, checked.images)
       // A single seed need not reach every case.
       if (SEEDS.length < 40) return
       expect(checked.images).toBeGreaterThan(90 * SEEDS.length)
@@ -160,7 +162,7 @@ describe('crashes', () => {
     },
   )
 
-  test('after an interruption at any step, the creation of a log starts again or is complete', async () => {
+  test('after an interruption at any step, the creation of a log starts again or is complete', async (context) => {
     const rows = new Set<string>()
     let images = 0
     for (const seed of seedsFrom(1, 15, 200)) {
@@ -188,6 +190,7 @@ describe('crashes', () => {
       }
       await opening
     }
+    countCrashPoints(context, images)
     expect(images).toBeGreaterThan(ONE_SEED === undefined ? 375 : 0)
     expect([...rows].sort()).toEqual(['create', 'create-again', 'ordinary'])
   })
