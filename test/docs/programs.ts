@@ -8,6 +8,7 @@ import { createRequire } from 'node:module'
 import { join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { formatWithOptions } from 'node:util'
+import { runCommand } from '../integration/command.js'
 import { readReadme, type Page } from './pages.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
@@ -92,14 +93,10 @@ export function compilePrograms(): Promise<string> {
 }
 
 /** The help of a command. */
-export function helpOf(command: readonly string[]): Promise<string> {
-  const sluice = join(root, 'packages/server/bin/sluice.js')
-  return new Promise((resolve, reject) => {
-    execFile(process.execPath, [sluice, ...command, '--help'], (error, stdout, stderr) => {
-      if (error === null) resolve(stdout)
-      else reject(new Error(`sluice ${command.join(' ')} --help: ${stderr}`))
-    })
-  })
+export async function helpOf(command: readonly string[]): Promise<string> {
+  const { code, stdout, stderr } = await runCommand([...command, '--help'], {}, '')
+  if (code !== 0) throw new Error(`sluice ${command.join(' ')} --help: ${stderr}`)
+  return stdout
 }
 
 /** Lets the processes that a program starts find the packages. */

@@ -1,10 +1,11 @@
 /**
  * Runs a command of the command line in the process of the tests, which takes a tenth of the time of a process. The
  * command has its own standard streams, environment and exit code, so several commands can run at the same time. A
- * command that ends its process, starts processes, waits for a signal or prints its help needs `runProcess` of cli.ts.
+ * command that ends its process, starts processes or waits for a signal needs `runProcess` of cli.ts.
  */
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { Readable, Writable } from 'node:stream'
+import { format } from 'node:util'
 import { main } from '../../packages/server/src/cli/main.js'
 
 export interface Result {
@@ -35,6 +36,14 @@ globalThis.process = new Proxy(process, {
     return Reflect.set(own !== undefined && name in own ? own : real, name, value)
   },
 })
+
+// yargs prints help through the console.
+const { log } = console
+console.log = (...values: unknown[]) => {
+  const own = commands.getStore()
+  if (own === undefined) log(...values)
+  else own.stdout.write(`${format(...values)}\n`)
+}
 
 /** Runs a command. `input` is its whole stdin. */
 export async function runCommand(
