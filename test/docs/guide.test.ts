@@ -293,12 +293,15 @@ it('lists every error once on the page of errors', () => {
   expect(listed.toSorted()).toEqual(Object.keys(ERRORS).toSorted())
 })
 
+/** Commands that have subcommands. */
+const GROUPS = ['queue', 'dead', 'topic']
+
 it('shows only commands and flags that the command line has', async () => {
   const flagsOf = new Map<string, Set<string>>()
   for (const { text } of pages) {
     for (const [line] of text.matchAll(/^sluice .+$/gm)) {
       const words = line.replace(/ +#.*$/, '').split(' ')
-      const command = words.slice(1, words[1] === 'queue' || words[1] === 'dead' ? 3 : 2).join(' ')
+      const command = words.slice(1, GROUPS.includes(words[1]!) ? 3 : 2).join(' ')
       const flags = flagsOf.get(command) ?? new Set()
       flagsOf.set(command, flags)
       for (const word of words) if (word.startsWith('--')) flags.add(word)

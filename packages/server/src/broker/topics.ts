@@ -113,7 +113,7 @@ export class Topics {
    * @throws SluiceError QUEUE_NOT_FOUND, TOO_MANY_BINDINGS, TOO_MANY_DEFINITIONS, DEFINITION_TOO_LARGE
    */
   bind(request: BindingRequest): { readonly changed: boolean; readonly id: number } {
-    const { pattern, match } = request
+    const { pattern } = request
     const queue = this.#state.queue(request.target)
     const text = textOf(request)
     const existing = this.#byQueue.get(queue)?.get(text)
@@ -133,7 +133,7 @@ export class Topics {
     }
     const number = this.#turn.nowMs
     const definition = this.#registry.define({ kind: DEFINITION.binding, owner: queue.id, text, number })
-    this.#add({ id: definition.id, pattern, queue, match, definition })
+    this.#add(bindingOf(definition, queue))
     return { changed: true, id: definition.id }
   }
 
@@ -217,11 +217,8 @@ export class Topics {
   }
 
   #restore(definition: Definition): void {
-    const { id, owner, text } = definition
-    const { pattern, headers } = JSON.parse(text) as Body & { readonly pattern: string }
     // A definition with an owner is gone when the owner is gone.
-    const queue = this.#state.queuesById.get(owner)!
-    this.#add({ id, pattern, queue, match: headerMatch(headers), definition })
+    this.#add(bindingOf(definition, this.#state.queuesById.get(definition.owner)!))
   }
 
   #add(binding: Binding): void {
@@ -261,6 +258,11 @@ function textOf({ pattern, match }: BindingRequest): string {
   const { kind, headers } = match
   const sorted = Object.fromEntries(Object.entries(headers).toSorted(([a], [b]) => (a < b ? -1 : 1)))
   return JSON.stringify({ pattern, headers: { [kind]: sorted } })
+}
+
+function bindingOf(definition: Definition, queue: Queue): Binding {
+  const { pattern, headers } = JSON.parse(definition.text) as Body & { readonly pattern: string }
+  return { id: definition.id, pattern, queue, match: headerMatch(headers), definition }
 }
 
 function routeOf(bindings: readonly Binding[]): Route {

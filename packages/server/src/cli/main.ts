@@ -61,6 +61,12 @@ const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import('./dead.js')).dead,
   },
   {
+    command: 'topic',
+    describe: 'Publish to topics, and bind queues to them',
+    isGroup: true,
+    load: async () => (await import('./topic.js')).topic,
+  },
+  {
     command: 'replay <queue>',
     describe: 'Publish acknowledged messages again',
     load: async () => (await import('./replay.js')).replay,

@@ -5,6 +5,7 @@
 import { open } from 'node:fs/promises'
 import type { MessageOptions, Receipt, Sluice } from '@sluice/client'
 import { LIMITS, SluiceError, queueName, shown, sizeText } from '@sluice/protocol'
+import type { Argv } from 'yargs'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
 import { durationMs, given, headersFlag, numberFlag, timeFlag } from './flags.js'
@@ -24,8 +25,12 @@ const PROGRESS_MS = 200
 /** Minimum number of messages for which the summary shows a rate. */
 const RATE_MESSAGES_MIN = 1_000
 
-interface PublishOptions {
+interface PublishOptions extends MessageFlags {
   readonly queue: string
+}
+
+/** The body and the options of the messages that a command publishes. */
+export interface MessageFlags {
   readonly body: string | undefined
   readonly file: string | undefined
   readonly bodyType: string
@@ -58,20 +63,7 @@ export const publish = command<PublishOptions>({
         type: 'string',
         describe: 'The message; if omitted, each line of stdin is a message',
       })
-      .option('file', {
-        type: 'string',
-        requiresArg: true,
-        describe: 'Publish a whole file as one message; - is stdin',
-      })
-      .option('body-type', {
-        type: 'string',
-        requiresArg: true,
-        default: 'text',
-        describe: 'text, json (parsed, and published as data) or bytes',
-      })
-    for (const [name, describe] of Object.entries(MESSAGE_FLAGS))
-      yargs.option(name, { type: 'string', requiresArg: true, describe })
-    return headerFlag(yargs, 'Header as name=value; can be given several times').epilogue(
+    return messageFlags(yargs).epilogue(
       'Prints the offset of a single message. For lines, prints their count on stderr. With --json, prints a receipt per message. ' +
         'Put a body that begins with a dash after --, as in: sluice publish orders -- -5',
     )
@@ -81,21 +73,14 @@ export const publish = command<PublishOptions>({
     const bodyType = bodyTypeOf(options.bodyType)
     const record = recordOf(options)
     const { body, file } = options
-    if (body !== undefined && file !== undefined) {
-      throw new UsageError('The body argument and --file are mutually exclusive.', 'Give one of them.')
-    }
+    refuseTwoBodies(options)
     if (options.id !== undefined && body === undefined && file === undefined) {
       throw new UsageError(
         'Each line of stdin would be a message with the same --id, so only the first would be accepted.',
         'Publish the whole of stdin as one message with --file -, or omit the id.',
       )
     }
-    const single =
-      body !== undefined
-        ? decode(Buffer.from(body), bodyType, 'The body')
-        : file !== undefined
-          ? decode(await wholeFile(file), bodyType, file === '-' ? 'stdin' : `The file ${file}`)
-          : undefined
+    const single = body === undefined && file === undefined ? undefined : await singleBody(options, '-')
     await withBroker(options, 'publish', async (sluice) => {
       const send = (message: unknown): Promise<Receipt> =>
         sluice.publish(queue, message, {
@@ -113,8 +98,42 @@ export const publish = command<PublishOptions>({
   },
 })
 
+/** Declares the options of a message, and `--file` and `--body-type`. */
+export function messageFlags(yargs: Argv): Argv {
+  yargs
+    .option('file', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Publish a whole file as one message; - is stdin',
+    })
+    .option('body-type', {
+      type: 'string',
+      requiresArg: true,
+      default: 'text',
+      describe: 'text, json (parsed, and published as data) or bytes',
+    })
+  for (const [name, describe] of Object.entries(MESSAGE_FLAGS))
+    yargs.option(name, { type: 'string', requiresArg: true, describe })
+  return headerFlag(yargs, 'Header as name=value; can be given several times')
+}
+
+/** @throws UsageError */
+function refuseTwoBodies({ body, file }: MessageFlags): void {
+  if (body === undefined || file === undefined) return
+  throw new UsageError('The body argument and --file are mutually exclusive.', 'Give one of them.')
+}
+
+/** The body of a single message; without a body or a file, that of the file `path`. @throws UsageError, SluiceError */
+export async function singleBody(options: MessageFlags, path: string): Promise<unknown> {
+  refuseTwoBodies(options)
+  const bodyType = bodyTypeOf(options.bodyType)
+  const { body, file = path } = options
+  if (body !== undefined) return decode(Buffer.from(body), bodyType, 'The body')
+  return decode(await wholeFile(file), bodyType, file === '-' ? 'stdin' : `The file ${file}`)
+}
+
 /** @throws UsageError, SluiceError INVALID_ARGUMENT */
-function recordOf(options: PublishOptions): MessageOptions {
+export function recordOf(options: MessageFlags): MessageOptions {
   const { id, key, priority, delay, at, ttl, header } = options
   if (delay !== undefined && at !== undefined) {
     throw new UsageError('--delay and --at are mutually exclusive.', 'Give one of them.')
