@@ -169,6 +169,8 @@ const PROBES: readonly Probe[] = [
   },
   { limit: 'maxDeliveriesMax', code: 'INVALID_OPTION', take: option('maxDeliveries') },
   { limit: 'keyConcurrencyMax', code: 'INVALID_OPTION', take: option('keyConcurrency') },
+  { limit: 'rateMessagesMax', code: 'INVALID_OPTION', take: option('keyRateMessages') },
+  { limit: 'ratePerMsMax', code: 'INVALID_OPTION', take: option('keyRatePerMs') },
   { limit: 'dedupMaxIdsMax', code: 'INVALID_OPTION', take: option('dedupMaxIds') },
   {
     limit: 'processingTimeoutMsMin',
@@ -514,6 +516,7 @@ const NO_LIMIT: Readonly<Record<string, string>> = {
   NODE_ENTRIES_MAX: 'a full node is split',
   SUMMARY_SEGMENTS_MAX: 'a chunk in more segments stays in memory',
   CHANGES_MAX: 'the next change is applied to all keys at once',
+  DROPS_MAX: 'later turns drop further entries',
   FOUND_MAX: 'further searches find the other expired messages',
   PASSED_MAX: 'the next step passes further chunks',
   WARM_MAX: 'chunks beyond it leave memory again',

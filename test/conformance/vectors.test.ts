@@ -107,6 +107,7 @@ describe('cut off at every byte', () => {
       'SETTLE',
       ...Array<string>(5).fill('SETTLE, all outcomes'),
       'SETTLE, invalid',
+      'SETTLE, pausing the key',
       'SETTLE_OK with a stale range',
       ...Array<string>(2).fill('LEASES_LOST'),
     ])

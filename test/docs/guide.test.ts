@@ -162,12 +162,13 @@ function clientName(option: QueueOptionName): string {
   return option
     .replace(/Ms$/, '')
     .replace(
-      /^(retry|retain)([A-Z])/,
+      /^(retry|retain|rate|keyRate)([A-Z])/,
       (_, group: string, letter: string) => `${group}.${letter.toLowerCase()}`,
     )
 }
 
 function valueOf(option: QueueOptionName, text: string): unknown {
+  if (/[rR]ateMessages$/.test(option) && text === 'none') return 0
   if (option === 'deadLetter') return text === 'null' ? '' : text
   const literal: unknown = JSON.parse(text.replaceAll("'", '"'))
   return option.endsWith('Ms') ? parseDuration(literal) : literal
@@ -181,9 +182,12 @@ function boundsOf(option: QueueOptionName): string {
   const { min, max } = known
   if (option.endsWith('Ms')) {
     const least = 'least' in known ? `0, or ${known.least / 1_000} s` : min === 0 ? '0' : `${min} ms`
+    if (max === LIMITS.ratePerMsMax) return `${least} to 30 days`
     expect(max).toBe(LIMITS.delayMsMax)
     return `${least} to 100 years`
   }
+  // `rate: null`, and not a number, means that there is no limit.
+  if (/[rR]ateMessages$/.test(option)) return `1 to ${max.toLocaleString('en')}`
   const word = 'word' in known ? `, or \`'${known.word}'\`` : ''
   return max === Number.MAX_SAFE_INTEGER ? `from ${min}` : `${min} to ${max.toLocaleString('en')}${word}`
 }

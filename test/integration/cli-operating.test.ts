@@ -97,6 +97,10 @@ describe.concurrent('queues', () => {
       retainAgeMs: ['--retain-age', '7d'],
       retainBytes: ['--retain-bytes', '1GiB'],
       expiresMs: ['--expires', '30d'],
+      rateMessages: ['--rate', '100/1s'],
+      ratePerMs: [],
+      keyRateMessages: ['--key-rate', '5/1m'],
+      keyRatePerMs: [],
     }
     expect(Object.keys(values)).toEqual(Object.keys(QUEUE_OPTIONS))
     const made = await run(['queue', 'ensure', 'options', ...Object.values(values).flat()])
@@ -118,19 +122,27 @@ describe.concurrent('queues', () => {
       single: true,
       retain: { age: 604_800_000, bytes: 1024 ** 3 },
       expires: 2_592_000_000,
+      rate: { messages: 100, per: 1_000 },
+      keyRate: { messages: 5, per: 60_000 },
     })
     const shown = await run(['queue', 'get', 'options'])
     for (const counter of Object.keys(QUEUE_COUNTERS)) expect(shown.stdout).toMatch(`\n${counter} `)
-    for (const line of ['retry max +90s', 'max bytes +10MB', 'dead letter +failed', 'retain bytes +1GiB'])
+    for (const line of [
+      'retry max +90s',
+      'max bytes +10MB',
+      'dead letter +failed',
+      'retain bytes +1GiB',
+      'key rate +5/1m',
+    ])
       expect(shown.stdout).toMatch(new RegExp(`^${line}$`, 'm'))
     expect(shown.stdout).not.toMatch(/^unique/m)
 
-    const taken = ['--no-dead-letter', '--no-ttl', '--no-single', '--on-fail', 'block']
+    const taken = ['--no-dead-letter', '--no-ttl', '--no-single', '--no-rate', '--on-fail', 'block']
     expect(await run(['queue', 'edit', 'options', ...taken])).toEqual({
       code: 0,
       stdout: '',
       stderr:
-        'Changed the queue options: ttl 2d → none, on-fail skip → block, dead-letter failed → none, single yes → no.\n',
+        'Changed the queue options: ttl 2d → none, on-fail skip → block, dead-letter failed → none, single yes → no, rate 100/1s → none.\n',
     })
     const same = await run(['queue', 'edit', 'options', ...taken, '--json'])
     expect(JSON.parse(same.stdout)).toMatchObject({

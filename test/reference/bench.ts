@@ -519,6 +519,8 @@ export class Bench {
           leased: info.leased,
           dead: info.dead,
           paused: info.paused,
+          rateUntilMs: info.rateUntilMs,
+          heldKeys: info.heldKeys,
           consumers: info.consumers,
           published: info.published,
           acked: info.acked,
@@ -527,6 +529,8 @@ export class Bench {
         {
           ...states,
           paused: queue.paused,
+          rateUntilMs: model.rateUntilMs(queue),
+          heldKeys: queue.line.heldKeys,
           consumers: queue.subscriptions.length,
           published: queue.next - queue.counters.duplicates,
           acked: queue.acked,
@@ -983,13 +987,14 @@ export class Bench {
 
   settle({ product, model }: Pair, items: readonly ModelSettle[]): void {
     this.begin()
-    const encoded = items.flatMap(({ tags, outcome, delayMs, reason, invalid }) =>
+    const encoded = items.flatMap(({ tags, outcome, delayMs, reason, invalid, pauseKey }) =>
       rangesOf(tags).map((range): SettleItem => ({
         ...range,
         outcome: OUTCOME[outcome],
         delayMs,
         reason,
         ...(invalid ? { invalid } : {}),
+        ...(pauseKey === true ? { pauseKey } : {}),
       })),
     )
     const stale = tagsOf(this.broker.leases.settle(product, encoded))
@@ -1162,7 +1167,13 @@ export class Bench {
         }
       }
       await this.endTurn()
-      const dues = left().flatMap(({ state, lineMs }) => (state === 'scheduled' ? [lineMs] : []))
+      const dues = [
+        ...left().flatMap(({ state, lineMs }) => (state === 'scheduled' ? [lineMs] : [])),
+        ...[...this.model.queues.values()].flatMap((queue) => [
+          ...queue.line.holdEnds,
+          this.model.rateUntilMs(queue) ?? Infinity,
+        ]),
+      ].filter((dueMs) => dueMs < Infinity)
       await this.pass(dues.length === 0 ? 1 : Math.max(1, Math.min(...dues) - this.nowMs), false)
     }
     for (const { name, messages } of this.model.queues.values()) {

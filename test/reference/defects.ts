@@ -14,7 +14,7 @@ import {
   CONTENT_TYPE,
 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
-import type { Consumer, Delivery, Run, Subscription } from '../../packages/server/src/queue/index.js'
+import type { Consumer, Delivery, Queue, Run, Subscription } from '../../packages/server/src/queue/index.js'
 import type { Defect } from './bench.js'
 import { contentOf } from './records.js'
 import type { Content } from './state.js'
@@ -266,7 +266,48 @@ export const DEFECTS: readonly PlantedDefect[] = [
       return { ...page, events: page.events.filter(({ event }) => event !== 'delivered') }
     })
   }),
+  installed('a key at its rate holds back the other keys', (broker) => {
+    aroundQueues(broker, (queue) =>
+      around(
+        queue,
+        'nextRun',
+        (nextRun) => (max, nowMs, run, budget) =>
+          queue.info(nowMs).heldKeys === 0 && nextRun(max, nowMs, run, budget),
+      ),
+    )
+  }),
+  installed('the bucket of a queue refills twice as fast', (broker) => {
+    aroundQueues(broker, (queue) => {
+      const { bucket } = queue
+      if (bucket === undefined) return
+      const startMs = broker.turn.nowMs
+      around(bucket, 'available', (available) => (nowMs) => available(startMs + 2 * (nowMs - startMs)))
+      around(bucket, 'take', (take) => (count, nowMs) => take(count, startMs + 2 * (nowMs - startMs)))
+    })
+  }),
+  installed('a retry pauses no key', (broker) => {
+    around(
+      broker.leases,
+      'settle',
+      (settle) => (subscription, items) =>
+        settle(
+          subscription,
+          items.map((item) => ({ ...item, pauseKey: undefined })),
+        ),
+    )
+  }),
 ]
+
+/** Changes each queue once, when it gets its first subscription. */
+function aroundQueues(broker: Broker, change: (queue: Queue) => void): void {
+  const changed = new WeakSet<Queue>()
+  around(broker.leases, 'subscribe', (subscribe) => (...request) => {
+    const subscription = subscribe(...request)
+    if (!changed.has(subscription.queue)) change(subscription.queue)
+    changed.add(subscription.queue)
+    return subscription
+  })
+}
 
 /** Replaces callbacks of the consumers. */
 function aroundConsumer(broker: Broker, change: Partial<Consumer>): void {

@@ -222,6 +222,14 @@ class History {
     const retains = chance.hit(0.3)
     if (retains) options.retainAgeMs = chance.pick([60_000, 3_600_000])
     else if (chance.hit(0.3)) options.expiresMs = chance.pick([1_000, 60_000, 600_000])
+    if (chance.hit(0.15)) {
+      options.rateMessages = chance.pick([0, 1, 3, 7])
+      options.ratePerMs = chance.pick([10, 1_000, 5_000])
+    }
+    if (chance.hit(0.3)) {
+      options.keyRateMessages = chance.pick([0, 1, 1, 2, 3])
+      options.keyRatePerMs = chance.pick([1, 100, 1_000, 60_000])
+    }
     return options
   }
 
@@ -351,6 +359,7 @@ class History {
           ? chance.pick([undefined, 'boom', 'bad body'])
           : undefined,
       invalid: outcome === 'deadLetter' && chance.hit(0.3),
+      pauseKey: outcome === 'retry' && chance.hit(0.3),
     }
   }
 

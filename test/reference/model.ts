@@ -47,6 +47,7 @@ import {
   rescheduled,
 } from '../rules/message.js'
 import { changeOf } from '../rules/options.js'
+import { RateLimit } from '../rules/rate.js'
 import {
   Difference,
   Refused,
@@ -62,7 +63,7 @@ import {
 } from './state.js'
 
 export class Model {
-  nowMs: number
+  #nowMs = 0
   /** Number in [0, 1) that the broker's random source returns during this operation. */
   chance = 0.5
   readonly #excessMax: number
@@ -82,10 +83,20 @@ export class Model {
 
   /** `hasMoreExpired` returns whether a queue of the product can have expired messages that it has not removed yet. */
   constructor(nowMs: number, excessMax: number, hasMoreExpired: (queue: string) => boolean) {
-    this.nowMs = nowMs
+    this.#nowMs = nowMs
     this.#hasMoreExpired = hasMoreExpired
     this.#excessMax = excessMax
     this.#excessLeft = excessMax
+  }
+
+  get nowMs(): number {
+    return this.#nowMs
+  }
+
+  /** Called before anything happens at this time. */
+  set nowMs(nowMs: number) {
+    this.#nowMs = nowMs
+    for (const { line } of this.queues.values()) line.passTime(nowMs)
   }
 
   turnEnded(): void {
@@ -132,9 +143,10 @@ export class Model {
         if (done.atMs + before.retainAgeMs <= this.nowMs) done.isRetained = false
       if (before.expiresMs === 0) existing.usedMs = this.nowMs
       existing.options = after
-      const { forgetsAfterMs, changesRules, routesDead } = changeOf(before, after)
+      const { forgetsAfterMs, changesRules, changesRate, routesDead } = changeOf(before, after)
       if (forgetsAfterMs !== undefined) existing.remembered.forgetUntil(this.nowMs - forgetsAfterMs)
       if (changesRules) existing.line.changeRules(after, this.nowMs)
+      if (changesRate) existing.rate = RateLimit.of(after.rateMessages, after.ratePerMs)
       if (routesDead) this.#moveWaiting(existing)
       return false
     }
@@ -148,6 +160,7 @@ export class Model {
       next: 0,
       acked: 0,
       line: new Line<ModelMessage>(after),
+      rate: RateLimit.of(after.rateMessages, after.ratePerMs),
       remembered: new RememberedIds(),
       counters: {
         purged: 0,
@@ -628,6 +641,9 @@ export class Model {
     if (queue.paused) throw new Difference(`${what} was delivered while the queue was paused`)
     if (!this.#hasRoom(subscription))
       throw new Difference(`${what} was delivered to a subscription without room: ${shownOf(subscription)}`)
+    const rateUntilMs = this.rateUntilMs(queue)
+    if (rateUntilMs !== null)
+      throw new Difference(`${what} was delivered, but the rate of the queue holds it until ${rateUntilMs}`)
     const due = queue.line.firstDue(this.nowMs)
     if (due !== undefined) throw new Difference(`${what} was delivered, but ${due.offset} is not ready yet`)
     const message = this.head(queue)
@@ -665,6 +681,8 @@ export class Model {
     message.marked = 'yes'
     message.lease = { subscription, tag, atMs: this.nowMs, alone, deadlineMs: undefined }
     queue.line.take(message, this.nowMs)
+    queue.rate?.take(this.nowMs)
+    if (queue.line.heldUntil(message) !== undefined) this.#count('key at its rate')
     subscription.held.set(tag, message)
     subscription.delivered++
     queue.deliveredBelow = Math.max(queue.deliveredBelow, offset + 1)
@@ -685,10 +703,20 @@ export class Model {
       return
     }
     if (!queue.subscriptions.some((subscription) => this.#hasRoom(subscription))) return
+    if (this.rateUntilMs(queue) !== null) {
+      if (head !== undefined && takers(head).length > 0) this.#count('held by the rate')
+      return
+    }
     if (head !== undefined && !isExpired(head, this.nowMs) && takers(head).length > 0)
       throw new Difference(
         `message ${head.offset} of ${queue.name} was not delivered: ${shownOf(head)}, to any of ${takers(head).map(shownOf).join(' ')}`,
       )
+  }
+
+  /** If the queue is at its rate: the time from which the next message may be delivered; otherwise null. */
+  rateUntilMs({ rate }: ModelQueue): number | null {
+    const nextMs = rate?.nextMs(this.nowMs) ?? this.nowMs
+    return nextMs > this.nowMs ? nextMs : null
   }
 
   /** Publish or due time of the oldest ready message; Infinity if there is none. */
@@ -744,15 +772,20 @@ export class Model {
   settle(subscription: ModelSubscription, items: readonly ModelSettle[]): number[] {
     const stale: number[] = []
     const { queue } = subscription
-    for (const { tags, outcome, delayMs, reason, invalid } of items) {
+    for (const { tags, outcome, delayMs, reason, invalid, pauseKey } of items) {
       for (const tag of tags) {
         const message = subscription.held.get(tag)
         if (message === undefined) stale.push(tag)
         else if (outcome === 'ack') this.#ack(queue, message)
         else if (outcome === 'release') this.#release(queue, message)
-        else if (outcome === 'retry')
-          this.#retry(queue, message, delayMs ?? this.#backoffMs(queue, message), reason ?? '')
-        else {
+        else if (outcome === 'retry') {
+          const waitMs = delayMs ?? this.#backoffMs(queue, message)
+          if (pauseKey === true) {
+            queue.line.pauseKey(message, this.nowMs + waitMs, this.nowMs)
+            if (queue.line.heldUntil(message) !== undefined) this.#count('key paused')
+          }
+          this.#retry(queue, message, waitMs, reason ?? '')
+        } else {
           message.attempts++
           this.#die(queue, message, invalid ? 'invalid' : 'rejected', reason ?? '')
         }
@@ -1097,6 +1130,7 @@ export class Model {
       queue.subscriptions = []
       queue.usedMs = this.nowMs
       queue.line = new Line<ModelMessage>(queue.options)
+      queue.rate = RateLimit.of(queue.options.rateMessages, queue.options.ratePerMs)
       for (const message of queue.messages) {
         Object.assign(message, CLEARED)
         message.lease = undefined

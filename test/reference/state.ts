@@ -4,6 +4,7 @@ import type { RememberedIds } from '../rules/ids.js'
 import type { Deadline } from '../rules/lease.js'
 import type { Line, LineMessage } from '../rules/line.js'
 import type { MessageOptions } from '../rules/message.js'
+import type { RateLimit } from '../rules/rate.js'
 
 /** The content of a message. Times are in ms. */
 export interface Content extends MessageOptions {
@@ -84,6 +85,8 @@ export interface ModelQueue {
   next: number
   acked: number
   line: Line<ModelMessage>
+  /** Undefined if the queue has no rate. */
+  rate: RateLimit | undefined
   readonly remembered: RememberedIds
   readonly counters: Record<QueueCounter, number>
   subscriptions: ModelSubscription[]
@@ -117,4 +120,5 @@ export interface ModelSettle {
   readonly delayMs: number | undefined
   readonly reason: string | undefined
   readonly invalid: boolean
+  readonly pauseKey?: boolean
 }

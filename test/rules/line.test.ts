@@ -14,6 +14,8 @@ interface Wanted {
   readonly dueMs?: number
 }
 
+const NO_RATE = { keyRateMessages: 0, keyRatePerMs: 1_000 }
+
 class Bench {
   nowMs = 1_000
   rules: LineRules
@@ -22,7 +24,7 @@ class Bench {
   #next = 0
 
   constructor(rules: Partial<LineRules> = {}) {
-    this.rules = { keyConcurrency: 1, onFail: 'block', ...rules }
+    this.rules = { keyConcurrency: 1, onFail: 'block', ...NO_RATE, ...rules }
     this.line = new Line(this.rules)
   }
 
@@ -228,10 +230,10 @@ test('a key that becomes free through other rules is eligible from then on, and 
   const [first, second] = [bench.add({ key: 'a' }), bench.add({ key: 'a' })]
   bench.take()
   bench.pass(10)
-  bench.line.changeRules({ keyConcurrency: 2, onFail: 'skip' }, bench.nowMs)
+  bench.line.changeRules({ keyConcurrency: 2, onFail: 'skip', ...NO_RATE }, bench.nowMs)
   expect(bench.line.eligibleSince(second)).toBe(1_010)
   bench.fail(first, 0)
-  bench.line.changeRules({ keyConcurrency: 1, onFail: 'block' }, bench.nowMs)
+  bench.line.changeRules({ keyConcurrency: 1, onFail: 'block', ...NO_RATE }, bench.nowMs)
   expect(bench.takeAll()).toEqual([1])
 })
 
@@ -346,7 +348,11 @@ test('random histories agree with a search among all messages', () => {
         search.since.delete(message)
         followAll(message)
       } else if (kind === 8 && chance.hit(0.2)) {
-        bench.rules = { keyConcurrency: chance.int(1, 2), onFail: chance.pick(['block', 'skip']) }
+        bench.rules = {
+          keyConcurrency: chance.int(1, 2),
+          onFail: chance.pick(['block', 'skip']),
+          ...NO_RATE,
+        }
         bench.line.changeRules(bench.rules, bench.nowMs)
         for (const key of ['a', 'b']) search.follow(bench, key, bench.nowMs)
       }

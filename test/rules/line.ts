@@ -1,6 +1,7 @@
 /**
  * The order in which the messages of a queue are delivered: by priority, then by the time at which they became
- * eligible, then by offset. Only the head of a key's line is eligible, and only while the key is free.
+ * eligible, then by offset. Only the head of a key's line is eligible, and only while the key is free and not held. A key is
+ * held until its next token when it has used up its rate, and until a retry is due that paused it.
  *
  * Due messages become ready in the order of due time, then offset, and a broker may need some time for that. While a due
  * message is not ready, nothing is delivered, and any message with a key that arrives later waits behind it.
@@ -9,6 +10,7 @@
  * message is delivered. The line uses plain arrays, searched from end to end; it shares no code with the server.
  */
 import type { Message } from './message.js'
+import { RateLimit } from './rate.js'
 
 export interface LineMessage extends Message {
   /** Whether the message was due when it was published, and was never rescheduled, retried or redriven. */
@@ -28,6 +30,8 @@ export function byLineTime(
 export interface LineRules {
   readonly keyConcurrency: number
   readonly onFail: string
+  readonly keyRateMessages: number
+  readonly keyRatePerMs: number
 }
 
 interface KeyLine<M> {
@@ -43,6 +47,10 @@ interface KeyLine<M> {
    * if the key has been free since then, the time from which it has been free.
    */
   sinceMs: number
+  limit: RateLimit | undefined
+  /** End of the latest pause, and of the hold; 0 if there is none. */
+  pausedMs: number
+  heldMs: number
 }
 
 export class Line<M extends LineMessage> {
@@ -86,6 +94,41 @@ export class Line<M extends LineMessage> {
     this.#offer(key, nowMs)
   }
 
+  /** Called when the time is `nowMs`, before anything happens then: ends the holds that are over. */
+  passTime(nowMs: number): void {
+    for (const key of this.#keys.values()) {
+      const { heldMs } = key
+      if (heldMs === 0 || heldMs > nowMs) continue
+      key.heldMs = 0
+      key.sinceMs = Math.max(key.sinceMs, heldMs)
+      this.#offer(key, heldMs)
+    }
+  }
+
+  /** Delivers no message of the key of this message until `untilMs`. */
+  pauseKey(message: M, untilMs: number, nowMs: number): void {
+    const key = this.#keyOf(message)
+    if (key === undefined || untilMs <= nowMs) return
+    key.pausedMs = Math.max(key.pausedMs, untilMs)
+    key.heldMs = Math.max(key.heldMs, untilMs)
+    this.#offer(key, nowMs)
+  }
+
+  /** End of the hold of this message's key; undefined if it has none. */
+  heldUntil(message: M): number | undefined {
+    return this.#keyOf(message)?.heldMs || undefined
+  }
+
+  /** Number of held keys. */
+  get heldKeys(): number {
+    return [...this.#keys.values()].filter(({ heldMs }) => heldMs > 0).length
+  }
+
+  /** Times at which holds end. */
+  get holdEnds(): number[] {
+    return [...this.#keys.values()].flatMap(({ heldMs }) => (heldMs > 0 ? [heldMs] : []))
+  }
+
   /** The message that is due at `nowMs` and becomes ready next; undefined if every due message is ready. */
   firstDue(nowMs: number): M | undefined {
     return [...this.#scheduled].filter(({ lineMs }) => lineMs <= nowMs).toSorted(byLineTime)[0]
@@ -107,6 +150,9 @@ export class Line<M extends LineMessage> {
     message.sinceMs = key.sinceMs
     takeFrom(key.line, message)
     key.leased++
+    key.limit?.take(nowMs)
+    const nextMs = key.limit?.nextMs(nowMs) ?? nowMs
+    if (nextMs > nowMs) key.heldMs = Math.max(key.heldMs, nextMs)
     this.#offer(key, nowMs)
   }
 
@@ -168,8 +214,24 @@ export class Line<M extends LineMessage> {
 
   /** Changes the rules at `nowMs`. A message keeps its place in the line of its key. */
   changeRules(rules: LineRules, nowMs: number): void {
+    const { keyRateMessages, keyRatePerMs } = this.#rules
     this.#rules = rules
+    if (keyRateMessages !== rules.keyRateMessages || keyRatePerMs !== rules.keyRatePerMs)
+      this.#newRates(nowMs)
     for (const key of this.#keys.values()) this.#offer(key, nowMs)
+  }
+
+  // Each key has the whole burst again, and only pauses still hold.
+  #newRates(nowMs: number): void {
+    for (const key of this.#keys.values()) {
+      key.limit = this.#newLimit()
+      if (key.heldMs > 0) key.heldMs = Math.max(nowMs, key.pausedMs)
+    }
+    this.passTime(nowMs)
+  }
+
+  #newLimit(): RateLimit | undefined {
+    return RateLimit.of(this.#rules.keyRateMessages, this.#rules.keyRatePerMs)
   }
 
   /** Called after a restart: builds the lines of all keys. Each head counts as eligible since its `lineMs`. */
@@ -237,7 +299,17 @@ export class Line<M extends LineMessage> {
     if (content.key === undefined) return undefined
     let key = this.#keys.get(content.key)
     if (key === undefined) {
-      key = { line: [], leased: 0, retrying: 0, offered: undefined, sinceMs: 0 }
+      const limit = this.#newLimit()
+      key = {
+        line: [],
+        leased: 0,
+        retrying: 0,
+        offered: undefined,
+        sinceMs: 0,
+        limit,
+        pausedMs: 0,
+        heldMs: 0,
+      }
       this.#keys.set(content.key, key)
     }
     return key
@@ -281,7 +353,7 @@ export class Line<M extends LineMessage> {
   // the key has been free, and its own time. A released message keeps its time.
   #offer(key: KeyLine<M>, timeMs: number, released?: M): void {
     const head = key.line[0]
-    if (head === undefined || !this.#isFree(key)) {
+    if (head === undefined || !this.#isFree(key) || key.heldMs > 0) {
       key.offered = undefined
       if (this.#isFree(key)) key.sinceMs = Math.max(key.sinceMs, timeMs)
       return

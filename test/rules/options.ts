@@ -6,6 +6,8 @@ export interface OptionChange {
   readonly forgetsAfterMs: number | undefined
   /** Whether the rules of keys change. */
   readonly changesRules: boolean
+  /** Whether the rate of the queue changes. */
+  readonly changesRate: boolean
   /** Whether dead messages may now have a dead-letter queue. */
   readonly routesDead: boolean
 }
@@ -15,7 +17,10 @@ export function changeOf(before: QueueOptions, after: QueueOptions): OptionChang
   const windowsMs = [before.dedupWindowMs, after.dedupWindowMs]
   return {
     forgetsAfterMs: windowsMs[0] === windowsMs[1] ? undefined : Math.min(...windowsMs),
-    changesRules: before.onFail !== after.onFail || before.keyConcurrency !== after.keyConcurrency,
+    changesRules: (['onFail', 'keyConcurrency', 'keyRateMessages', 'keyRatePerMs'] as const).some(
+      (name) => before[name] !== after[name],
+    ),
+    changesRate: before.rateMessages !== after.rateMessages || before.ratePerMs !== after.ratePerMs,
     routesDead: before.deadLetter !== after.deadLetter,
   }
 }

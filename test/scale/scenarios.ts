@@ -1,4 +1,5 @@
 /** Scenarios that measure keys, delays and the memory budget at scale. */
+import type { Sluice } from '@sluice/client'
 import { encodeControl, LIMITS, OP } from '@sluice/protocol'
 import { frame } from '../rig/frames.js'
 import { Peer } from '../rig/peer.js'
@@ -10,61 +11,74 @@ import { peakMib } from './proc.js'
 import { beside, replay } from './retained.js'
 import { fixed, whole, type Scenario } from './scenario.js'
 
-/** A blocked key with many waiting messages: does a message of another key arrive without delay? */
-const blocked: Scenario = async (messages) => {
-  const bench = await Bench.start()
-  try {
-    const producer = await bench.client('producer')
-    const holder = await bench.client('holder')
-    const other = await bench.client('other')
-    await producer.queues.ensure('orders')
-    await producer.publish('orders', 'first', { key: 'blocked' })
-    const held = holder.messages('orders', { prefetch: 1 })
-    await held.next()
-    let arrived: (() => void) | undefined
-    const worker = other.consume('orders', { concurrency: 4 }, () => arrived?.())
-    // Both times end in the handler: one starts with the call of publish, the other with the confirm, which follows the sync.
-    const rounds = async (name: string): Promise<{ fromPublish: number[]; fromConfirm: number[] }> => {
-      const fromPublish: number[] = []
-      const fromConfirm: number[] = []
-      for (let i = 0; i < 200; i++) {
-        const beganMs = performance.now()
-        const handled = new Promise<number>((resolve) => {
-          arrived = () => resolve(performance.now())
-        })
-        await producer.publish('orders', 'other', { key: `${name}-${i}` })
-        const confirmedMs = performance.now()
-        const handledMs = await handled
-        fromPublish.push(handledMs - beganMs)
-        fromConfirm.push(handledMs - confirmedMs)
+/** A held key with many waiting messages: does a message of another key arrive without delay? `hold` holds the key. */
+const behindKey =
+  (hold: (client: Sluice) => Promise<void>): Scenario =>
+  async (messages) => {
+    const bench = await Bench.start()
+    try {
+      const producer = await bench.client('producer')
+      const other = await bench.client('other')
+      await hold(await bench.client('holder'))
+      let arrived: (() => void) | undefined
+      const worker = other.consume('orders', { concurrency: 4 }, () => arrived?.())
+      // Both times end in the handler: one starts with the call of publish, the other with the confirm, which follows the sync.
+      const rounds = async (name: string): Promise<{ fromPublish: number[]; fromConfirm: number[] }> => {
+        const fromPublish: number[] = []
+        const fromConfirm: number[] = []
+        for (let i = 0; i < 200; i++) {
+          const beganMs = performance.now()
+          const handled = new Promise<number>((resolve) => {
+            arrived = () => resolve(performance.now())
+          })
+          await producer.publish('orders', 'other', { key: `${name}-${i}` })
+          const confirmedMs = performance.now()
+          const handledMs = await handled
+          fromPublish.push(handledMs - beganMs)
+          fromConfirm.push(handledMs - confirmedMs)
+        }
+        return { fromPublish, fromConfirm }
       }
-      return { fromPublish, fromConfirm }
+      await rounds('warm')
+      const alone = await rounds('alone')
+      await fill(producer, 'orders', messages, () => ({ key: 'blocked' }))
+      const behind = await rounds('behind')
+      const shown = (times: readonly number[]): string =>
+        [median(times), percentile(times, 0.95), Math.max(...times)].map((ms) => fixed(ms, 2)).join(', ')
+      await worker.close()
+      const info = await producer.queues.get('orders')
+      return [
+        { what: 'waiting behind the held key', value: whole(info.ready), isMet: info.ready === messages },
+        {
+          what: 'another key, publish to handler, 200 times: median, p95 and worst, ms',
+          value: `${shown(behind.fromPublish)}; before anything waited ${shown(alone.fromPublish)}`,
+          isMet: percentile(behind.fromPublish, 0.95) < 10,
+        },
+        {
+          what: 'the same from its confirm, ms',
+          value: `${shown(behind.fromConfirm)}; before anything waited ${shown(alone.fromConfirm)}`,
+          isMet: Math.max(...behind.fromConfirm) < 10,
+        },
+      ]
+    } finally {
+      await bench.dispose()
     }
-    await rounds('warm')
-    const alone = await rounds('alone')
-    await fill(producer, 'orders', messages, () => ({ key: 'blocked' }))
-    const behind = await rounds('behind')
-    const shown = (times: readonly number[]): string =>
-      [median(times), percentile(times, 0.95), Math.max(...times)].map((ms) => fixed(ms, 2)).join(', ')
-    await worker.close()
-    const info = await producer.queues.get('orders')
-    return [
-      { what: 'waiting behind the blocked key', value: whole(info.ready), isMet: info.ready === messages },
-      {
-        what: 'another key, publish to handler, 200 times: median, p95 and worst, ms',
-        value: `${shown(behind.fromPublish)}; before anything waited ${shown(alone.fromPublish)}`,
-        isMet: percentile(behind.fromPublish, 0.95) < 10,
-      },
-      {
-        what: 'the same from its confirm, ms',
-        value: `${shown(behind.fromConfirm)}; before anything waited ${shown(alone.fromConfirm)}`,
-        isMet: Math.max(...behind.fromConfirm) < 10,
-      },
-    ]
-  } finally {
-    await bench.dispose()
   }
-}
+
+/** A message of the key is being handled. */
+const blocked = behindKey(async (client) => {
+  await client.queues.ensure('orders')
+  await client.publish('orders', 'first', { key: 'blocked' })
+  await client.messages('orders', { prefetch: 1 }).next()
+})
+
+/** The key has used up its rate. */
+const limited = behindKey(async (client) => {
+  await client.queues.ensure('orders', { keyRate: { messages: 1, per: '1h' } })
+  await client.publish('orders', 'first', { key: 'blocked' })
+  const [message] = await client.pull('orders', { wait: '10s' })
+  await message!.ack()
+})
 
 /** Ten keys with very unequal backlogs and one consumer: each key gets an equal share. */
 const fair: Scenario = async (messages) => {
@@ -332,6 +346,7 @@ const budget: Scenario = async (messages) => {
 
 export const SCENARIOS: Readonly<Record<string, Scenario>> = {
   blocked,
+  limited,
   fair,
   delayed,
   keyed,

@@ -20,14 +20,14 @@ import type { LeaseKeeper } from './lease.js'
 import { leaseLost, type LeaseLossReason } from './losses.js'
 import type { DeliveredMessage } from './message.js'
 import type { Session } from './session.js'
-import { SettleGroup } from './settlement.js'
+import { SettleGroup, type SettleDetail } from './settlement.js'
 import { Watchers, type Watcher } from './watchers.js'
 
 interface Pending {
   readonly outcome: Outcome
   readonly delayMs: number | undefined
   readonly reason: string | undefined
-  readonly invalid: boolean | undefined
+  readonly detail: SettleDetail | undefined
   /** The broker's answer settles this group; the group fails when `timer` fires. */
   readonly group: SettleGroup
   timer: Timer | undefined
@@ -107,10 +107,10 @@ export class Claims implements LeaseKeeper {
       if (extension !== undefined)
         subscription.extend(tag, extension.durationMs).then(extension.resolve, extension.reject)
       if (pending === undefined) continue
-      const { outcome, delayMs, reason, invalid, group } = pending
+      const { outcome, delayMs, reason, detail, group } = pending
       pending.timer?.cancel()
       subscription
-        .settle(tag, outcome, delayMs, reason, invalid)
+        .settle(tag, outcome, delayMs, reason, detail)
         .answer(message)
         .then(
           () => group.finish(undefined),
@@ -153,14 +153,14 @@ export class Claims implements LeaseKeeper {
     outcome: Outcome,
     delayMs: number | undefined,
     reason: string | undefined,
-    invalid?: boolean,
+    detail?: SettleDetail,
   ): SettleGroup {
     // A caller that waits for the answer has the usual deadline. The settle itself has no deadline: it is sent once
     // SUBSCRIBE is answered.
     const group = new SettleGroup(() => {
       pending.timer ??= new Timer(() => group.finish(notAnswered()), this.#session.timeoutMs).unref()
     })
-    const pending: Pending = { outcome, delayMs, reason, invalid, group, timer: undefined }
+    const pending: Pending = { outcome, delayMs, reason, detail, group, timer: undefined }
     this.#entries[tag - TAG_BASE]!.pending = pending
     return group
   }

@@ -373,6 +373,7 @@ describe('requests', () => {
       name: 'q',
       options: { maxDeliveries: 5, retry: { initial: 1000, max: 60_000 } },
       ready: 3,
+      rateUntil: null,
       createdAt: new Date(1_900_000_000_000),
     }
     const ensured = await sluice.queues.ensure(queue('q'), {

@@ -80,6 +80,11 @@ describe('a thrown value', () => {
       expect(end(Object.assign(new Retry(), { delayMs }))).toEqual([retry, undefined, undefined, false])
     for (const wrong of ['busy', null, { delayMs: 5 }, { reason: 'x', after: 1 }])
       expect(() => new Retry(wrong as never)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }))
+    expect(endingOf(new Retry({ pauseKey: true })).detail).toBe('pauseKey')
+    expect(endingOf(new Retry({ pauseKey: false })).detail).toBeUndefined()
+    expect(() => new Retry({ pauseKey: 1 as never })).toThrow(
+      '`pauseKey` of `Retry` is 1; it must be true or false.',
+    )
     const broken = Object.defineProperty(new DeadLetter('x'), 'message', { get: throwing })
     expect(end(broken)).toEqual([retry, undefined, NO_TEXT, true])
   })

@@ -7,6 +7,7 @@
  */
 import { clipText, LIMITS, OUTCOME, wellFormedText, type Outcome } from '@sluice/protocol'
 import { DeadLetter, Retry } from './message.js'
+import type { SettleDetail } from './settlement.js'
 
 /** The outcome for the messages of a handler that threw. */
 export interface Ending {
@@ -14,6 +15,7 @@ export interface Ending {
   /** Delay before the next attempt; undefined means the back-off of the queue. */
   readonly delayMs: number | undefined
   readonly reason: string | undefined
+  readonly detail: SettleDetail | undefined
   /** Whether the handler failed without throwing `Retry` or `DeadLetter`. */
   readonly isFailure: boolean
 }
@@ -23,17 +25,30 @@ export function endingOf(error: unknown): Ending {
   try {
     if (error instanceof DeadLetter) {
       const reason = clipReason(textOf(error.message))
-      return { outcome: OUTCOME.deadLetter, delayMs: undefined, reason, isFailure: false }
+      return {
+        outcome: OUTCOME.deadLetter,
+        delayMs: undefined,
+        reason,
+        detail: undefined,
+        isFailure: false,
+      }
     }
     if (error instanceof Retry) {
       const text = textOf(error.message)
       const reason = text === '' ? undefined : clipReason(text)
-      return { outcome: OUTCOME.retry, delayMs: delayOf(error), reason, isFailure: false }
+      const detail = error.pauseKey ? 'pauseKey' : undefined
+      return { outcome: OUTCOME.retry, delayMs: delayOf(error), reason, detail, isFailure: false }
     }
   } catch {
     // Reading the error threw another error, so the handler counts as failed.
   }
-  return { outcome: OUTCOME.retry, delayMs: undefined, reason: reasonOf(error), isFailure: true }
+  return {
+    outcome: OUTCOME.retry,
+    delayMs: undefined,
+    reason: reasonOf(error),
+    detail: undefined,
+    isFailure: true,
+  }
 }
 
 // The constructor checked the delay, but a handler can set the property.

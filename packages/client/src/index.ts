@@ -45,6 +45,7 @@ export type {
   PeekOptions,
   QueueInfo,
   QueueOptions,
+  RateLimit,
   Queues,
   QueueSettings,
   Replayed,

@@ -4,7 +4,7 @@
  */
 import type { AtomicAck, Outcome } from '@sluice/protocol'
 import type { Connection } from './connection.js'
-import type { SettleGroup } from './settlement.js'
+import type { SettleDetail, SettleGroup } from './settlement.js'
 import type { Watcher } from './watchers.js'
 
 export interface LeaseKeeper {
@@ -21,7 +21,7 @@ export interface LeaseKeeper {
     outcome: Outcome,
     delayMs: number | undefined,
     reason: string | undefined,
-    invalid?: boolean,
+    detail?: SettleDetail,
   ): SettleGroup
   extend(tag: number, durationMs: number): Promise<void>
   /** Whether the lease was granted on this connection. */

@@ -29,7 +29,7 @@ import { leaseLost } from './losses.js'
 import { onlyKnown } from './options.js'
 import { INSPECT, NO_HEADERS, recordBody } from './records.js'
 import type { Run } from './run.js'
-import { Settlement } from './settlement.js'
+import { Settlement, type SettleDetail } from './settlement.js'
 import type { Watcher } from './watchers.js'
 
 /** Options of `message.retry` and `Retry`. */
@@ -38,6 +38,11 @@ export interface RetryOptions {
   readonly delay?: Duration
   /** Description of the failure for operators; the broker keeps at most 4 KiB of this text. */
   readonly reason?: string
+  /**
+   * Holds back all messages of the key until this one is due again, for example because a service that the key stands for
+   * asked to wait. Without a key it has no effect. The broker forgets the pause when it restarts. Default false.
+   */
+  readonly pauseKey?: boolean
 }
 
 /**
@@ -115,6 +120,7 @@ interface HandlerOutcome {
   readonly outcome: Outcome
   readonly delayMs: number | undefined
   readonly reason: string | undefined
+  readonly detail: SettleDetail | undefined
 }
 
 /** Outcomes of the handlers of pledged messages. */
@@ -209,7 +215,8 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
   retry(options: RetryOptions = {}): Promise<void> {
     const delayMs = retryDelayMs('message.retry', options)
-    return this.#settle(OUTCOME.retry, delayMs, givenReason(options.reason))
+    const detail = options.pauseKey === true ? 'pauseKey' : undefined
+    return this.#settle(OUTCOME.retry, delayMs, givenReason(options.reason), detail)
   }
 
   release(): Promise<void> {
@@ -220,7 +227,12 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     return this.#settle(OUTCOME.deadLetter, undefined, givenReason(reason))
   }
 
-  #settle(outcome: Outcome, delayMs: number | undefined, reason: string | undefined): Promise<void> {
+  #settle(
+    outcome: Outcome,
+    delayMs: number | undefined,
+    reason: string | undefined,
+    detail?: SettleDetail,
+  ): Promise<void> {
     const { keeper } = this.#run
     const { tag } = this
     if (this.#state !== OPEN || !keeper.isLeased(tag)) {
@@ -229,7 +241,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     }
     this.#state = SETTLED
     if (this.#abort !== undefined) keeper.unwatch(this)
-    return new Settlement(keeper.settle(tag, outcome, delayMs, reason), this)
+    return new Settlement(keeper.settle(tag, outcome, delayMs, reason, detail), this)
   }
 
   #isOpen(): boolean {
@@ -258,17 +270,17 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   }
 
   /** Settles the message with the outcome of its handler, unless it is settled or lost. */
-  finish(outcome: Outcome, delayMs?: number, reason?: string, invalid?: boolean): void {
+  finish(outcome: Outcome, delayMs?: number, reason?: string, detail?: SettleDetail): void {
     const { keeper } = this.#run
     const { tag } = this
     if (this.#state !== OPEN || !keeper.isLeased(tag)) {
-      if (this.#state >= PLEDGED) HANDLER_OUTCOMES.set(this, { outcome, delayMs, reason })
+      if (this.#state >= PLEDGED) HANDLER_OUTCOMES.set(this, { outcome, delayMs, reason, detail })
       else if (this.#state === OPEN) this.#lose()
       return
     }
     this.#state = SETTLED
     if (this.#abort !== undefined) keeper.unwatch(this)
-    keeper.settle(tag, outcome, delayMs, reason, invalid)
+    keeper.settle(tag, outcome, delayMs, reason, detail)
   }
 
   /** Whether `keeper` keeps the lease of the message, and the message is not settled. */
@@ -349,7 +361,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     HANDLER_OUTCOMES.delete(this)
     // The handler ended without awaiting the step, so its success does not acknowledge the message.
     if (ended.outcome === OUTCOME.ack) this.finish(OUTCOME.retry, undefined, STEP_REFUSED)
-    else this.finish(ended.outcome, ended.delayMs, ended.reason)
+    else this.finish(ended.outcome, ended.delayMs, ended.reason, ended.detail)
   }
 
   get recordBytes(): number {
@@ -402,8 +414,12 @@ function givenReason(reason: unknown): string | undefined {
 }
 
 function retryDelayMs(call: string, options: RetryOptions): number | undefined {
-  onlyKnown(call, options, ['delay', 'reason'])
-  const { delay } = options
+  onlyKnown(call, options, ['delay', 'reason', 'pauseKey'])
+  const { delay, pauseKey } = options
+  if (pauseKey !== undefined && typeof pauseKey !== 'boolean') {
+    const what = `\`pauseKey\` of \`${call}\` is ${shown(pauseKey)}`
+    throw new SluiceError('INVALID_ARGUMENT', `${what}; it must be true or false.`)
+  }
   return delay === undefined ? undefined : durationMs(delay, 'delay', 'INVALID_DELAY')
 }
 
@@ -431,12 +447,14 @@ function alreadySettled(message: DeliveredMessage): SluiceError {
  */
 export class Retry extends Error {
   readonly delayMs: number | undefined
+  readonly pauseKey: boolean
 
   /** @throws SluiceError INVALID_DELAY, INVALID_ARGUMENT */
   constructor(options: RetryOptions = {}) {
     super(options?.reason ?? '')
     this.name = 'Retry'
     this.delayMs = retryDelayMs('Retry', options)
+    this.pauseKey = options.pauseKey === true
   }
 }
 

@@ -2,7 +2,7 @@
  * Options of queues and streams: from the form that a program writes to the fields of ENSURE, and from the fields of an
  * answer to the form that a program reads. Fields that end in `Ms` are durations.
  */
-import { shown, SluiceError } from '@sluice/protocol'
+import { LIMITS, shown, SluiceError } from '@sluice/protocol'
 import { durationMs } from './duration.js'
 import { queueOf, type QueueRef } from './options.js'
 import type { Body } from './requests.js'
@@ -21,6 +21,7 @@ export function wireOptions(kind: 'queue' | 'stream', optionPaths: OptionPaths, 
   for (const [wireName, [name, part]] of paths) {
     let value = (named as Record<string, unknown>)[name]
     if (value === undefined) continue
+    if (isRate(name)) value = wireRate(kind, name, value)
     if (part !== undefined) {
       const parts = paths.flatMap(([, [of, part]]) => (of === name && part !== undefined ? [part] : []))
       onlyOptions(kind, value, `${name}.`, parts)
@@ -33,6 +34,24 @@ export function wireOptions(kind: 'queue' | 'stream', optionPaths: OptionPaths, 
     options[wireName] = value
   }
   return options
+}
+
+function isRate(name: string): boolean {
+  return name === 'rate' || name === 'keyRate'
+}
+
+// A rate as on the wire, where 0 messages mean no limit. @throws SluiceError INVALID_OPTION
+function wireRate(kind: string, name: string, value: unknown): unknown {
+  if (value === null) return { messages: 0 }
+  if (typeof value !== 'object') return value
+  const { messages } = value as { readonly messages?: unknown }
+  const max = LIMITS.rateMessagesMax
+  if (typeof messages === 'number' && Number.isInteger(messages) && messages >= 1 && messages <= max)
+    return value
+  throw new SluiceError(
+    'INVALID_OPTION',
+    `The ${kind} option \`${name}.messages\` is ${shown(messages)}; it must be a whole number from 1 to ${max}. \`${name}: null\` means no limit.`,
+  )
 }
 
 function onlyOptions(kind: string, named: unknown, prefix: string, known: readonly string[]): void {
@@ -59,5 +78,7 @@ export function settingsOf(optionPaths: OptionPaths, options: object): unknown {
     if (part === undefined) settings[name] = value
     else ((settings[name] ??= {}) as Record<string, unknown>)[part] = value
   }
+  for (const [name, value] of Object.entries(settings))
+    if (isRate(name) && (value as { readonly messages?: number }).messages === 0) settings[name] = null
   return settings
 }

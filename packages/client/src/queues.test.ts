@@ -75,6 +75,10 @@ describe('options of queues', () => {
       retainAgeMs: 86_400_000,
       retainBytes: 5000,
       expiresMs: 60_000,
+      rateMessages: 100,
+      ratePerMs: 1000,
+      keyRateMessages: 1,
+      keyRatePerMs: 60_000,
     }
     answer(OP.ENSURE, { created: true, queue: { name: 'q', options, createdAtMs: 1_900_000_000_000 } })
     const ensured = await sluice.queues.ensure('q', {
@@ -94,6 +98,8 @@ describe('options of queues', () => {
       single: true,
       retain: { age: '1d', bytes: 5000 },
       expires: '1m',
+      rate: { messages: 100, per: '1s' },
+      keyRate: { messages: 1, per: '1m' },
     })
     expect(asked('ENSURE')).toEqual([{ name: 'q', options }])
     expect(Object.keys(options).sort()).toEqual(Object.keys(QUEUE_OPTION_DEFAULTS).sort())
@@ -115,6 +121,8 @@ describe('options of queues', () => {
       single: true,
       retain: { age: 86_400_000, bytes: 5000 },
       expires: 60_000,
+      rate: { messages: 100, per: 1000 },
+      keyRate: { messages: 1, per: 60_000 },
     })
   })
 
@@ -123,9 +131,22 @@ describe('options of queues', () => {
       created: false,
       queue: { name: 'q', options: QUEUE_OPTION_DEFAULTS, createdAtMs: 0 },
     })
-    const { queue } = await sluice.queues.ensure('q', { deadLetter: null, retain: {}, update: true })
-    expect(asked('ENSURE')).toEqual([{ name: 'q', options: { deadLetter: '' }, update: true }])
-    expect(queue.options).toMatchObject({ deadLetter: null, single: false, retain: { age: 0, bytes: 0 } })
+    const { queue } = await sluice.queues.ensure('q', {
+      deadLetter: null,
+      retain: {},
+      rate: null,
+      update: true,
+    })
+    expect(asked('ENSURE')).toEqual([
+      { name: 'q', options: { deadLetter: '', rateMessages: 0 }, update: true },
+    ])
+    expect(queue.options).toMatchObject({
+      deadLetter: null,
+      single: false,
+      retain: { age: 0, bytes: 0 },
+      rate: null,
+      keyRate: null,
+    })
   })
 
   it('are refused with an error that names them', async () => {
@@ -136,6 +157,11 @@ describe('options of queues', () => {
       [{ retry: 5 }, 'INVALID_OPTION', 'retry'],
       [{ retain: { age: 'long' } }, 'INVALID_OPTION', 'retain.age'],
       [{ ttl: -1 }, 'INVALID_OPTION', 'ttl'],
+      [{ rate: { messages: 0, per: '1s' } }, 'INVALID_OPTION', 'rate.messages` is 0'],
+      [{ rate: { messages: 1_000_001 } }, 'INVALID_OPTION', 'from 1 to 1000000'],
+      [{ rate: { per: '1s' } }, 'INVALID_OPTION', 'rate.messages` is undefined'],
+      [{ keyRate: 5 }, 'INVALID_OPTION', 'keyRate'],
+      [{ keyRate: { messages: 1, per: 'x' } }, 'INVALID_OPTION', 'keyRate.per'],
       [{ deadLetter: 'a b' }, 'INVALID_NAME', 'a b'],
       [{ deadLetter: '' }, 'INVALID_NAME', 'name'],
     ]
@@ -145,7 +171,7 @@ describe('options of queues', () => {
         message: expect.stringContaining(named) as string,
       })
     }
-    expect(refused.length).toBe(8)
+    expect(refused.length).toBe(13)
     expect(peer.link.named('ENSURE')).toEqual([])
   })
 })

@@ -85,6 +85,22 @@ export interface QueueOptions {
    * Default 0.
    */
   readonly expires?: Duration
+  /**
+   * Maximum rate at which messages of the queue are delivered, to all consumers together, and at most `messages` in one
+   * burst. Deliveries after a retry or a release count too. null means no limit. Default null.
+   */
+  readonly rate?: RateLimit | null
+  /**
+   * Maximum rate at which messages of one key are delivered. A key at its limit does not delay other keys. null means no
+   * limit. Default null.
+   */
+  readonly keyRate?: RateLimit | null
+}
+
+/** A number of messages, 1 to 1,000,000, and the period for which it counts, 1 ms to 30 days. Default of `per`: 1 s. */
+export interface RateLimit {
+  readonly messages: number
+  readonly per?: Duration
 }
 
 /** Options of `queues.ensure`. */
@@ -112,15 +128,19 @@ export interface QueueSettings {
   readonly single: boolean
   readonly retain: { readonly age: number; readonly bytes: number }
   readonly expires: number
+  readonly rate: { readonly messages: number; readonly per: number } | null
+  readonly keyRate: { readonly messages: number; readonly per: number } | null
 }
 
 /**
  * The state of a queue at the time of the call. Counts are numbers of messages, except `consumers`; fields that end in
  * `Ms` are durations.
  */
-export interface QueueInfo extends Omit<WireQueueInfo, 'options' | 'createdAtMs'> {
+export interface QueueInfo extends Omit<WireQueueInfo, 'options' | 'createdAtMs' | 'rateUntilMs'> {
   readonly options: QueueSettings
   readonly createdAt: Date
+  /** If the queue is at its `rate`: when the next message may be delivered; otherwise null. */
+  readonly rateUntil: Date | null
 }
 
 /** A consumer of a queue, its credit, and its unsettled messages. */
@@ -515,15 +535,20 @@ const OPTION_PATHS = {
   retainAgeMs: ['retain', 'age'],
   retainBytes: ['retain', 'bytes'],
   expiresMs: ['expires'],
+  rateMessages: ['rate', 'messages'],
+  ratePerMs: ['rate', 'per'],
+  keyRateMessages: ['keyRate', 'messages'],
+  keyRatePerMs: ['keyRate', 'per'],
 } as const satisfies Record<QueueOptionName, readonly [keyof QueueOptions, string?]>
 
 function queueInfo(frame: string, value: unknown): QueueInfo {
   if (typeof value !== 'object' || value === null) throw malformed(frame)
-  const { options, createdAtMs, ...rest } = value as WireQueueInfo
+  const { options, createdAtMs, rateUntilMs, ...rest } = value as WireQueueInfo
   if (typeof rest.name !== 'string' || rest.name.length > LIMITS.queueNameBytesMax) throw malformed(frame)
   if (typeof options !== 'object' || options === null) throw malformed(frame)
   return {
     ...rest,
+    rateUntil: typeof rateUntilMs === 'number' ? new Date(rateUntilMs) : null,
     createdAt: new Date(wholeIn(frame, createdAtMs)),
     options: settingsOf(OPTION_PATHS, options) as QueueSettings,
   }

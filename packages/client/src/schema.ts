@@ -84,7 +84,7 @@ export class Reader {
   }
 
   #refuse(message: DeliveredMessage, reason: unknown): false {
-    message.finish(OUTCOME.deadLetter, undefined, reasonOf(reason), true)
+    message.finish(OUTCOME.deadLetter, undefined, reasonOf(reason), 'invalid')
     return false
   }
 

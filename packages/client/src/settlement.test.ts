@@ -47,6 +47,25 @@ describe('a group of settles', () => {
     ])
   })
 
+  it('separates retries that pause their key from the others', () => {
+    const group = new SettleGroup(() => {})
+    for (const tag of [1, 2, 3, 4, 5])
+      group.add(tag, 1, OUTCOME.retry, undefined, undefined, tag === 3 ? 'pauseKey' : undefined)
+    const ranges = frames(group)[0]!.map(({ firstTag, count, pauseKey }) => [firstTag, count, pauseKey])
+    expect(ranges).toEqual([
+      [1, 2, undefined],
+      [3, 1, true],
+      [4, 2, undefined],
+    ])
+    // Settled out of order, they are merged in the same way.
+    const mixed = new SettleGroup(() => {})
+    for (const tag of [5, 3, 4, 1, 2])
+      mixed.add(tag, 1, OUTCOME.retry, undefined, undefined, tag === 3 ? 'pauseKey' : undefined)
+    expect(frames(mixed)[0]!.map(({ firstTag, count, pauseKey }) => [firstTag, count, pauseKey])).toEqual(
+      ranges,
+    )
+  })
+
   it('uses several frames when one would have too many tags, ranges or bytes', () => {
     const many = new SettleGroup(() => {})
     for (let tag = 0; tag < LIMITS.creditMessagesMax + 10; tag++) ack(many, tag)

@@ -15,6 +15,12 @@ import {
 import { fail } from './failure.js'
 import { leaseLost } from './losses.js'
 
+/**
+ * What a settle says besides its outcome. `invalid`, of a dead letter: the body is not valid for its queue. `pauseKey`, of a
+ * retry: no message of the key is delivered until the retry is due.
+ */
+export type SettleDetail = 'invalid' | 'pauseKey'
+
 /** A range of tags with one outcome. The range grows while each new tag directly follows its last tag. */
 export interface Item {
   firstTag: number
@@ -22,8 +28,8 @@ export interface Item {
   readonly outcome: Outcome
   readonly delayMs: number | undefined
   readonly reason: string | undefined
-  /** Whether the body is not valid for its queue. Set only if the settle has a reason. */
-  readonly invalid: boolean | undefined
+  readonly invalid: boolean
+  readonly pauseKey: boolean
 }
 
 /** The message that is settled. */
@@ -64,18 +70,21 @@ export class SettleGroup {
     outcome: Outcome,
     delayMs: number | undefined,
     reason: string | undefined,
-    invalid?: boolean,
+    detail?: SettleDetail,
   ): void {
     const last = this.items[this.items.length - 1]
     if (last !== undefined) {
       const next = (last.firstTag + last.count) >>> 0
-      if (firstTag === next && delayMs === undefined && reason === undefined && joins(last, outcome, count)) {
+      const isBare = delayMs === undefined && reason === undefined && detail === undefined
+      if (firstTag === next && isBare && joins(last, outcome, count)) {
         last.count += count
         return
       }
       if (((firstTag - next) | 0) < 0) this.#sorted = false
     }
-    this.items.push({ firstTag, count, outcome, delayMs, reason, invalid })
+    const invalid = detail === 'invalid'
+    const pauseKey = detail === 'pauseKey'
+    this.items.push({ firstTag, count, outcome, delayMs, reason, invalid, pauseKey })
   }
 
   /** The payloads of the SETTLE frames, each within `frameBytesMax`. */
@@ -162,6 +171,8 @@ function joins(last: Item, outcome: Outcome, count: number): boolean {
     last.outcome === outcome &&
     last.delayMs === undefined &&
     last.reason === undefined &&
+    !last.invalid &&
+    !last.pauseKey &&
     last.count + count <= LIMITS.creditMessagesMax
   )
 }
@@ -178,6 +189,8 @@ function merged(items: Item[]): Item[] {
       last !== undefined &&
       item.delayMs === undefined &&
       item.reason === undefined &&
+      !item.invalid &&
+      !item.pauseKey &&
       joins(last, item.outcome, item.count) &&
       item.firstTag === (last.firstTag + last.count) >>> 0
     )

@@ -8,7 +8,7 @@ import type { Connection } from './connection.js'
 import type { CreditBounds } from './credit.js'
 import { leaseLost } from './losses.js'
 import type { Session } from './session.js'
-import { SettleGroup } from './settlement.js'
+import { SettleGroup, type SettleDetail } from './settlement.js'
 import type { Settling } from './turn.js'
 import { Waiters } from './waiters.js'
 
@@ -48,10 +48,10 @@ export class Settles implements Settling {
     outcome: Outcome,
     delayMs: number | undefined,
     reason: string | undefined,
-    invalid: boolean | undefined,
+    detail: SettleDetail | undefined,
   ): SettleGroup {
     const group = this.#group ?? this.#gather()
-    group.add(tag, 1, outcome, delayMs, reason, invalid)
+    group.add(tag, 1, outcome, delayMs, reason, detail)
     this.#gathered++
     if (!this.#isUrgent && !this.#mayWait(outcome)) this.#hurry()
     return group

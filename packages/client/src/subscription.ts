@@ -34,7 +34,7 @@ import type { DeliveredMessage } from './message.js'
 import { recordsCopy } from './records.js'
 import { decodeRun, malformedDelivery, partOf, recordsBytes, type Run } from './run.js'
 import type { Session } from './session.js'
-import type { SettleGroup } from './settlement.js'
+import type { SettleDetail, SettleGroup } from './settlement.js'
 import { Settles } from './settles.js'
 import { Waiters } from './waiters.js'
 import { Watchers, type Watcher } from './watchers.js'
@@ -483,9 +483,9 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
     outcome: Outcome,
     delayMs: number | undefined,
     reason: string | undefined,
-    invalid?: boolean,
+    detail?: SettleDetail,
   ): SettleGroup {
-    const group = this.#settles.add(tag, outcome, delayMs, reason, invalid)
+    const group = this.#settles.add(tag, outcome, delayMs, reason, detail)
     this.unsettled--
     this.#session.isolation.leave(1)
     this.#notifyEmptied()

@@ -151,8 +151,8 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
 
   /** Called when the handler of these messages failed with `error`. */
   protected failed(messages: readonly DeliveredMessage[], error: unknown): void {
-    const { outcome, delayMs, reason, isFailure } = endingOf(error)
-    for (const message of messages) message.finish(outcome, delayMs, reason)
+    const { outcome, delayMs, reason, detail, isFailure } = endingOf(error)
+    for (const message of messages) message.finish(outcome, delayMs, reason, detail)
     if (!isFailure) return
     const { queue, offset, attempt } = messages[0]!
     this.#session.handlerFailed({ queue, offset, attempt, messages: messages.length, error })

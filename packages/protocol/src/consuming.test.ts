@@ -181,7 +181,7 @@ describe('SETTLE', () => {
     ['outcome 0', (b) => (b[12] = 0), malformed('unknown outcome 0')],
     ['outcome 5', (b) => (b[12] = 5), malformed('unknown outcome 5')],
     ['outcome 255', (b) => (b[12] = 255), malformed('unknown outcome 255')],
-    ['flags 4', (b) => (b[13] = 4), malformed('unknown flags 4')],
+    ['flags 8', (b) => (b[13] = 8), malformed('unknown flags 8')],
     ['flags 255', (b) => (b[13] = 255), malformed('unknown flags 255')],
     ['count 0', (b) => writeU32(b, 8, 0), malformed('a range of 0 tags')],
     ['count 65,536', (b) => writeU32(b, 8, 65_536), malformed('a range of 65536 tags')],
@@ -223,6 +223,13 @@ describe('SETTLE', () => {
     expect(settled([{ ...item, invalid: false }])).toStrictEqual([
       { firstTag: 3, count: 2, outcome: 4, delayMs: undefined, reason: 'no' },
     ])
+  })
+
+  test('a paused key has its own flag', () => {
+    const item = { firstTag: 3, count: 1, outcome: OUTCOME.retry, pauseKey: true } as const
+    expect(encodeSettle(9, [item])[13]).toBe(4)
+    expect(encodeSettle(9, [{ ...item, delayMs: 0 }])[13]).toBe(5)
+    expect(settled([item])).toStrictEqual([{ ...item, delayMs: undefined, reason: undefined }])
   })
 
   test('accepts values at their limits, and ignores reserved bytes', () => {

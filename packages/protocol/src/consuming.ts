@@ -11,8 +11,8 @@
  *   Scattered: only the tags are consecutive. Before each record are its u64 offset · u64 published at, ms. The head has
  *   these two fields of the first message.
  * STARTED, STARTING: u32 subscription id · ranges of u32 first tag · u32 count.
- * SETTLE: u32 subscription id · items of u32 first tag · u32 count · u8 outcome · u8 flags (1 delay given, 2 invalid) ·
- *   u16 reason length · u48 delay, ms · u16 0 · reason.
+ * SETTLE: u32 subscription id · items of u32 first tag · u32 count · u8 outcome · u8 flags (1 delay given, 2 invalid,
+ *   4 pause key) · u16 reason length · u48 delay, ms · u16 0 · reason.
  * EXTEND: u32 subscription id · u32 first tag · u32 count · u48 duration, ms (0: that of the subscription) · u16 0.
  * SETTLE_OK: u32 subscription id · ranges that were stale. It answers SETTLE and EXTEND.
  * LEASES_LOST: u32 subscription id · u8 reason · u8 0 · u16 0 · ranges of messages that no longer belong to the consumer:
@@ -177,6 +177,8 @@ export interface SettleItem extends TagRange {
   readonly reason?: string | undefined
   /** For `deadLetter`: the body is not valid for its queue, so no further attempt can succeed. */
   readonly invalid?: boolean | undefined
+  /** For `retry`: no message of the same key is delivered until the retry is due. */
+  readonly pauseKey?: boolean | undefined
 }
 
 export const SETTLE_HEAD_BYTES = 4
@@ -196,7 +198,10 @@ export function encodeSettle(subscriptionId: number, items: readonly SettleItem[
     writeU32(bytes, at, item.firstTag)
     writeU32(bytes, at + 4, item.count)
     bytes[at + 8] = item.outcome
-    bytes[at + 9] = (item.delayMs === undefined ? 0 : 1) | (item.invalid === true ? 2 : 0)
+    bytes[at + 9] =
+      (item.delayMs === undefined ? 0 : 1) |
+      (item.invalid === true ? 2 : 0) |
+      (item.pauseKey === true ? 4 : 0)
     writeU48(bytes, at + 12, item.delayMs ?? 0)
     const reason = reasons[index]
     const reasonBytes = reason === undefined ? 0 : writeText(bytes, at + SETTLE_ITEM_BYTES, reason)
@@ -230,7 +235,7 @@ export function decodeSettle(
     const delayMs = readU48(bytes, at + 12)
     if (outcome < OUTCOME.ack || outcome > OUTCOME.deadLetter)
       throw new SluiceError('MALFORMED_FRAME', `SETTLE has the unknown outcome ${outcome}.`)
-    if (flags > 3) throw new SluiceError('MALFORMED_FRAME', `SETTLE has unknown flags ${flags}.`)
+    if (flags > 7) throw new SluiceError('MALFORMED_FRAME', `SETTLE has unknown flags ${flags}.`)
     tags += count
     checkRange('SETTLE', count, tags)
     if (reasonBytes > LIMITS.reasonBytesMax) {
@@ -254,6 +259,7 @@ export function decodeSettle(
       delayMs: flags & 1 ? delayMs : undefined,
       reason: reasonBytes === 0 ? undefined : readText(bytes, reasonAt, reasonAt + reasonBytes),
       ...(flags & 2 ? { invalid: true } : {}),
+      ...(flags & 4 ? { pauseKey: true } : {}),
     })
     at = reasonAt + reasonBytes
   }

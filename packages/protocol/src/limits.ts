@@ -68,6 +68,9 @@ export const LIMITS = {
    */
   maxDeliveriesMax: 65_535,
   keyConcurrencyMax: 65_535,
+  /** Maximum messages of a rate, and maximum period in milliseconds (30 days). Their product is a safe integer. */
+  rateMessagesMax: 1_000_000,
+  ratePerMsMax: 30 * 24 * 3600 * 1000,
   dedupMaxIdsMax: 16_000_000,
   processingTimeoutMsMin: 100,
   /** Shortest `expiresMs` of a queue. */

@@ -76,7 +76,7 @@ describe('queueOptions', () => {
       }
       checked++
     }
-    expect(checked).toBe(13)
+    expect(checked).toBe(17)
   })
 
   test('accepts each choice, flag and name, and refuses invalid values', () => {
@@ -129,7 +129,7 @@ describe('queueOptions', () => {
         }
       }
     }
-    expect(refused).toBe((HOSTILE.length * 18 - 2) * 2)
+    expect(refused).toBe((HOSTILE.length * 22 - 2) * 2)
   })
 
   test('refuses options that are not a map', () => {
@@ -287,5 +287,5 @@ test('each option and each counter has a sentence as its meaning', () => {
     ...Object.values(QUEUE_COUNTERS),
   ]
   for (const meaning of meanings) expect(meaning).toMatch(/^[A-Z].*\.$/)
-  expect(meanings).toHaveLength(18 + 10)
+  expect(meanings).toHaveLength(22 + 10)
 })

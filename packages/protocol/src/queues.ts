@@ -179,6 +179,35 @@ export const QUEUE_OPTIONS = {
     meaning:
       'The queue is deleted, with its messages, when it had no consumer and no call for this long; 0: never.',
   },
+  rateMessages: {
+    kind: 'number',
+    default: 0,
+    min: 0,
+    max: LIMITS.rateMessagesMax,
+    meaning: 'Maximum number of deliveries per `ratePerMs`, and of deliveries in one burst; 0: no limit.',
+  },
+  ratePerMs: {
+    kind: 'number',
+    default: 1_000,
+    min: 1,
+    max: LIMITS.ratePerMsMax,
+    meaning: 'Period of `rateMessages`.',
+  },
+  keyRateMessages: {
+    kind: 'number',
+    default: 0,
+    min: 0,
+    max: LIMITS.rateMessagesMax,
+    meaning:
+      'Maximum number of deliveries of one key per `keyRatePerMs`, and of its deliveries in one burst; 0: no limit.',
+  },
+  keyRatePerMs: {
+    kind: 'number',
+    default: 1_000,
+    min: 1,
+    max: LIMITS.ratePerMsMax,
+    meaning: 'Period of `keyRateMessages`.',
+  },
 } as const satisfies Record<string, QueueOption>
 
 export type QueueOptionName = keyof typeof QUEUE_OPTIONS
@@ -328,6 +357,10 @@ export interface QueueInfo extends QueueCounts {
   readonly acked: number
   /** Bytes of the records of acknowledged messages that are kept for replay. */
   readonly retainedBytes: number
+  /** If the queue is at its rate: the time from which the next message may be delivered; otherwise null. */
+  readonly rateUntilMs: number | null
+  /** Number of keys that are held: at `keyRateMessages`, or paused by a retry. */
+  readonly heldKeys: number
   readonly createdAtMs: number
 }
 

@@ -172,6 +172,8 @@ export class Dispatcher {
   #serve(queue: Queue, progress: Progress): number {
     const { nowMs, budget } = this.#turn
     const run = this.#run
+    const { bucket } = queue
+    if (bucket !== undefined) bucket.wakeMs = Infinity
     const subscriptions = queue.options.single ? sole(queue) : queue.subscriptions
     const served = subscriptions.length
     const shared = served > 1
@@ -181,10 +183,17 @@ export class Dispatcher {
     while (passed < served) {
       const subscription = subscriptions[progress.nextSubscription % served]!
       progress.nextSubscription = (progress.nextSubscription + 1) % served
-      const room = subscription.consumer.isReady ? subscription.room : 0
+      let room = subscription.consumer.isReady ? subscription.room : 0
       if (room <= 0) {
         passed++
         continue
+      }
+      if (bucket !== undefined) {
+        room = Math.min(room, bucket.available(nowMs))
+        if (room === 0) {
+          bucket.wakeMs = bucket.nextMs
+          break
+        }
       }
       if (!queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, nowMs, run, budget)) {
         const { coldOffset } = queue

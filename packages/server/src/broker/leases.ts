@@ -219,7 +219,7 @@ export class Leases {
           noteStale(tag)
           continue
         }
-        this.#end(queue, this.#lease, ending, reason, item.delayMs)
+        this.#end(queue, this.#lease, ending, reason, item.delayMs, item.pauseKey)
         // One item can settle many messages, each with a fact that contains the reason, so the facts are written within
         // the loop.
         this.#writer.note(queue)
@@ -239,12 +239,20 @@ export class Leases {
 
   // Applies the end of a lease to its message. Acknowledgements do not come here; they go directly to the queue. The
   // queue may still find that the message has used its last attempt or has expired.
-  #end(queue: Queue, lease: Lease, ending: Ending, reason: string, delayMs?: number): void {
+  #end(
+    queue: Queue,
+    lease: Lease,
+    ending: Ending,
+    reason: string,
+    delayMs?: number,
+    pausesKey?: boolean,
+  ): void {
     const { offset, sinceMs, bytes, isCharged } = lease
     const { nowMs } = this.#turn
     if (ending === 'retry') {
       const attempts = queue.attemptsOf(offset) + (isCharged ? 0 : 1)
       const waitMs = delayMs ?? backoffMs(queue.options, attempts, this.#random())
+      if (pausesKey === true) queue.pauseKey(offset, nowMs + waitMs, nowMs)
       queue.retry(offset, nowMs + waitMs, nowMs, reason, bytes, isCharged)
     } else if (ending === 'rejected' || ending === 'invalid') {
       queue.deadLetter(offset, DEATH[ending], nowMs, reason, bytes, isCharged)

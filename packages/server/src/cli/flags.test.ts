@@ -79,7 +79,12 @@ describe('options of a queue', () => {
       deadLetter: null,
       ttl: 0,
     })
-    expect(Object.keys(QUEUE_OPTIONS)).toHaveLength(18)
+    expect(queueOptionsOf({ rate: '100/1s', 'key-rate': '1/1m' })).toEqual({
+      rate: { messages: 100, per: 1_000 },
+      keyRate: { messages: 1, per: 60_000 },
+    })
+    expect(queueOptionsOf({ rate: false, 'key-rate': 'none' })).toEqual({ rate: null, keyRate: null })
+    expect(Object.keys(QUEUE_OPTIONS)).toHaveLength(22)
   })
 
   test('are named by their flags in an error', () => {
@@ -90,5 +95,10 @@ describe('options of a queue', () => {
       '--overflow is "drop"; it must be one of reject',
     )
     expect(() => queueOptionsOf({ 'dead-letter': 'two words' })).toThrow('queue name')
+    expect(() => queueOptionsOf({ rate: '100' })).toThrow('--rate is "100"; it must be a rate')
+    expect(() => queueOptionsOf({ rate: '0/1s' })).toThrow('The number of --rate is "0"')
+    expect(() => queueOptionsOf({ rate: '1000001/1s' })).toThrow('from 1 to 1000000')
+    expect(() => queueOptionsOf({ 'key-rate': '1/0' })).toThrow('The period of --key-rate is "0"')
+    expect(() => queueOptionsOf({ 'key-rate': '1/31d' })).toThrow('it must be at most 30d')
   })
 })

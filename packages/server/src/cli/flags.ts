@@ -36,6 +36,23 @@ export function durationMs(text: string, flag: string, minMs = 0): number {
   return ms
 }
 
+/** Reads a rate: a number of messages, and the period for which it counts. @throws UsageError */
+export function rateFlag(text: string, flag: string): { readonly messages: number; readonly per: number } {
+  const at = text.indexOf('/')
+  if (at === -1)
+    return refuse(text, flag, 'a rate', "Write messages and period: '100/1s', '5/1m', '1000/250ms'.")
+  const messages = numberFlag(text.slice(0, at), `The number of ${flag}`, 1, LIMITS.rateMessagesMax)
+  const per = durationMs(text.slice(at + 1), `The period of ${flag}`, 1)
+  if (per > LIMITS.ratePerMsMax)
+    return refuse(
+      text,
+      `The period of ${flag}`,
+      `at most ${durationText(LIMITS.ratePerMsMax)}`,
+      'Give a shorter time.',
+    )
+  return { messages, per }
+}
+
 /** @throws UsageError */
 export function sizeFlag(text: string, flag: string): number {
   return (

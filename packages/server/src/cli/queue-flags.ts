@@ -1,6 +1,7 @@
 /**
  * Options of a queue as flags and as text, derived from the table `QUEUE_OPTIONS`. A flag is the name of the option as
- * words joined by dashes, without the unit; `--no-NAME` resets an option whose default value is none.
+ * words joined by dashes, without the unit; `--no-NAME` resets an option whose default value is none. The two options of a
+ * rate share one flag.
  */
 import type { QueueInfo, QueueOptions } from '@sluice/client'
 import {
@@ -12,10 +13,10 @@ import {
   sizeText,
 } from '@sluice/protocol'
 import type { Argv } from 'yargs'
-import { choiceFlag, durationMs, numberFlag, sizeFlag } from './flags.js'
+import { choiceFlag, durationMs, numberFlag, rateFlag, sizeFlag } from './flags.js'
 
 type Option = (typeof QUEUE_OPTIONS)[QueueOptionName]
-type Unit = 'duration' | 'size' | 'count'
+type Unit = 'duration' | 'size' | 'count' | 'rate'
 
 interface QueueFlag {
   readonly flag: string
@@ -26,18 +27,19 @@ interface QueueFlag {
 }
 
 function queueFlag(name: QueueOptionName): QueueFlag {
-  const bare = name.replace(/Ms$/, '')
+  const rate = /^(rate|keyRate)(?:Messages|PerMs)$/.exec(name)
+  const bare = rate?.[1] ?? name.replace(/Ms$/, '')
   const parts = /^(retry|retain)([A-Z]\w*)$/.exec(bare)
   return {
     flag: bare.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`),
     option: QUEUE_OPTIONS[name],
-    unit: bare !== name ? 'duration' : name.endsWith('Bytes') ? 'size' : 'count',
+    unit: rate !== null ? 'rate' : bare !== name ? 'duration' : name.endsWith('Bytes') ? 'size' : 'count',
     path: parts === null ? [bare] : [parts[1]!, parts[2]!.charAt(0).toLowerCase() + parts[2]!.slice(1)],
   }
 }
 
 const NAMES = Object.keys(QUEUE_OPTIONS) as QueueOptionName[]
-const QUEUE_FLAGS = NAMES.map(queueFlag)
+const QUEUE_FLAGS = NAMES.filter((name) => !/^(?:rate|keyRate)PerMs$/.test(name)).map(queueFlag)
 
 /** Whether the value of the option can be none. If so, the option has a flag `--no-NAME`. */
 function isOptional({ option }: QueueFlag): boolean {
@@ -63,7 +65,10 @@ export function queueFlags(yargs: Argv): Argv {
 
 function described(each: QueueFlag): string {
   const { option } = each
-  const meaning = namesAsFlags(option.meaning).replace(/\.$/, '')
+  const meaning =
+    each.unit === 'rate'
+      ? `Maximum rate of deliveries${each.flag === 'rate' ? '' : ' of one key'}, as 100/1s`
+      : namesAsFlags(option.meaning).replace(/\.$/, '')
   let choices = option.kind === 'choice' ? ` (${option.choices.join(', ')})` : ''
   const word = wordOf(option)
   if (word !== undefined) choices = ` (a number, or ${word})`
@@ -97,10 +102,11 @@ function wordOf(option: QueueFlag['option']): string | undefined {
 function valueOf({ flag: bare, option, unit }: QueueFlag, given: unknown): unknown {
   if (option.kind === 'flag') return given
   const flag = `--${bare}`
-  if (given === false) return option.kind === 'name' ? null : 0
+  if (given === false) return option.kind === 'name' || unit === 'rate' ? null : 0
   const text = String(given)
   if (option.kind === 'choice') return choiceFlag<string>(text, flag, option.choices)
   if (option.kind === 'name') return queueName(text)
+  if (unit === 'rate') return text === 'none' ? null : rateFlag(text, flag)
   const { min, max } = option
   if (text === 'none' && option.default === 0) return 0
   if (wordOf(option) === text) return text
@@ -125,13 +131,19 @@ export function differences(before: QueueInfo['options'], after: QueueInfo['opti
   })
 }
 
-function settingOf(options: QueueInfo['options'], { path: [name, part] }: QueueFlag): unknown {
+// The value of the option; a rate as text.
+function settingOf(options: QueueInfo['options'], { unit, path: [name, part] }: QueueFlag): unknown {
   const value = (options as unknown as Record<string, unknown>)[name]
+  if (unit === 'rate') return value === null ? null : rateText(value as { messages: number; per: number })
   return part === undefined ? value : (value as Record<string, unknown>)[part]
 }
 
-function defaultOf({ option }: QueueFlag): unknown {
-  return option.kind === 'name' ? null : option.default
+function rateText({ messages, per }: { readonly messages: number; readonly per: number }): string {
+  return `${messages}/${durationText(per)}`
+}
+
+function defaultOf({ option, unit }: QueueFlag): unknown {
+  return option.kind === 'name' || unit === 'rate' ? null : option.default
 }
 
 function valueText({ option, unit }: QueueFlag, value: unknown): string {
@@ -154,7 +166,7 @@ export async function withFlagNames<Result>(work: () => Promise<Result>): Promis
 
 function namesAsFlags(text: string): string {
   return text.replace(/`([a-zA-Z]+)`/g, (quoted, name: string) => {
-    const at = NAMES.indexOf(name as QueueOptionName)
-    return at === -1 ? quoted : `--${QUEUE_FLAGS[at]!.flag}`
+    const option = NAMES.find((known) => known === name)
+    return option === undefined ? quoted : `--${queueFlag(option).flag}`
   })
 }

@@ -286,6 +286,8 @@ function description(info: QueueInfo): string {
     ['name', info.name],
     ['created', info.createdAt.toISOString()],
     ['paused', yesOrNo(info.paused)],
+    ['held by its rate', info.rateUntil === null ? 'no' : `until ${info.rateUntil.toISOString()}`],
+    ['held keys', info.heldKeys],
     ['ready', info.ready],
     ['scheduled', info.scheduled],
     ['leased', info.leased],

@@ -3,6 +3,7 @@ import type { QueueInfo } from '@sluice/protocol'
 import type { Chunk } from './chunk.js'
 import type { Contents } from './contents.js'
 import { eachExpired } from './expiries.js'
+import type { Bucket } from './rate.js'
 
 /** The queue, with the counters that its contents do not have. */
 interface Described extends Contents {
@@ -10,10 +11,12 @@ interface Described extends Contents {
   readonly scheduled: number
   readonly leased: number
   readonly subscriptions: readonly unknown[]
+  readonly bucket: Bucket | undefined
 }
 
 /** `oldestMs` is the publish or due time of the oldest ready message; Infinity if there is none. */
-export function infoOf(queue: Described, oldestMs: number, nowMs: number): QueueInfo {
+export function infoOf(queue: Described, oldestMs: number, heldKeys: number, nowMs: number): QueueInfo {
+  const rateUntilMs = queue.bucket?.nextMs ?? 0
   return {
     name: queue.name,
     options: queue.options,
@@ -29,6 +32,8 @@ export function infoOf(queue: Described, oldestMs: number, nowMs: number): Queue
     acked: queue.acked,
     ...queue.counts,
     retainedBytes: Math.round(queue.retainedBytes),
+    rateUntilMs: rateUntilMs > nowMs ? rateUntilMs : null,
+    heldKeys,
     createdAtMs: queue.createdAtMs,
   }
 }

@@ -3,17 +3,19 @@
  * They are a part of the line. `Keys` holds the counts of each key and the two ends of its line, and the chunks hold
  * the links.
  *
- * Invariant: the head of a key is on offer if and only if the key is free. No other message of a key is on offer. While a
+ * Invariant: the head of a key is on offer if and only if the key is free and not held. No other message of a key is on offer. While a
  * change of the rules is under way, this holds for the keys that it has reached.
  */
 import type { QueueOptions } from '@sluice/protocol'
 import type { Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
+import { KeyHolds } from './key-holds.js'
 import { NONE, type Keys } from './keys.js'
 import { MARK } from './marks.js'
+import { rateOf, type Rate } from './rate.js'
 
 /** Options of a queue that concern keys. If `onFail` is `block`, a message that waits for a retry blocks its key. */
-export type KeyRules = Pick<QueueOptions, 'keyConcurrency' | 'onFail'>
+export type KeyRules = Pick<QueueOptions, 'keyConcurrency' | 'onFail' | 'keyRateMessages' | 'keyRatePerMs'>
 
 /** A message, and the time that orders it. */
 export interface Timed {
@@ -50,6 +52,8 @@ export class KeyLines {
   readonly #chunks: Chunks
   readonly #keys: Keys
   readonly #offered: (priority: number, sinceMs: number, offset: number) => void
+  /** Undefined until keys have a rate, or one is paused. */
+  #holds: KeyHolds | undefined
 
   /** The message that was last inserted before another one, and the slot of its key. */
   #inserted = NONE
@@ -66,6 +70,8 @@ export class KeyLines {
     this.#keys = keys
     this.#rules = rules
     this.#offered = offered
+    const rate = rateOf(rules.keyRateMessages, rules.keyRatePerMs)
+    if (rate !== undefined) this.#holds = new KeyHolds(rate)
   }
 
   /** Builds the lines from these messages, and puts the head of each line on offer. The lines must be empty before. */
@@ -88,6 +94,16 @@ export class KeyLines {
    * requires that `touch` was called before.
    */
   change(rules: KeyRules, timeMs: number): void {
+    const { keyConcurrency, onFail, keyRateMessages, keyRatePerMs } = this.#rules
+    if (keyRateMessages !== rules.keyRateMessages || keyRatePerMs !== rules.keyRatePerMs)
+      this.#changeRate(rateOf(rules.keyRateMessages, rules.keyRatePerMs), timeMs)
+    if (keyConcurrency !== rules.keyConcurrency || onFail !== rules.onFail) this.#change(rules, timeMs)
+    this.#rules = rules
+  }
+
+  #change(rules: KeyRules, timeMs: number): void {
+    // A hold that ended before the change ends under the rules of that time.
+    this.continueHolds(timeMs, Infinity)
     this.#rules = rules
     this.#keys.changes++
     this.#changes.push({ rules, timeMs })
@@ -105,15 +121,24 @@ export class KeyLines {
     const keys = this.#keys
     const from = this.#changedSlots
     const end = Math.max(from, Math.min(from + max, keys.slotsEnd))
-    for (let slot = from; slot < end; slot++) if (keys.isUsed(slot)) this.touch(slot)
+    for (let slot = from; slot < end; slot++) if (keys.isUsed(slot)) this.#applyChanges(slot)
     this.#changedSlots = end
     if (end >= keys.slotsEnd) this.#changes.length = 0
     return end - from
   }
 
-  /** Called before a change of the key or of its line: applies the changes of the rules that were made before. */
-  touch(slot: number): void {
-    if (this.#changes.length === 0) return
+  /**
+   * Called before a change of the key or of its line at `timeMs`: applies the changes of the rules that were made before, and
+   * ends the hold of the key if it is over.
+   */
+  touch(slot: number, timeMs: number): void {
+    if (this.#changes.length > 0) this.#applyChanges(slot)
+    if (this.#holds === undefined) return
+    const untilMs = this.#holds.end(this.#keys.low(slot), this.#keys.high(slot), timeMs)
+    if (untilMs > 0) this.#freed(slot, untilMs)
+  }
+
+  #applyChanges(slot: number): void {
     const keys = this.#keys
     const latest = this.#rules
     const missing = keys.changes - keys.changesOf(slot)
@@ -123,6 +148,71 @@ export class KeyLines {
     }
     this.#rules = latest
     keys.changed(slot)
+  }
+
+  // --- holds ---
+
+  // Changes the rate of all keys. Their buckets are full then.
+  #changeRate(rate: Rate | undefined, nowMs: number): void {
+    if (this.#holds !== undefined) this.#holds.changeRate(rate, nowMs)
+    else if (rate !== undefined) this.#holds = new KeyHolds(rate)
+  }
+
+  /** Called when a message of the key is delivered at `nowMs`. The caller then calls `offer`. */
+  take(slot: number, nowMs: number): void {
+    this.#holds?.take(this.#keys.low(slot), this.#keys.high(slot), nowMs)
+  }
+
+  /** Delivers no message of the key until `untilMs`. */
+  pause(slot: number, untilMs: number, nowMs: number): void {
+    this.#holds ??= new KeyHolds(undefined)
+    this.#holds.pause(this.#keys.low(slot), this.#keys.high(slot), untilMs, nowMs)
+    this.offer(slot, nowMs)
+  }
+
+  /** Puts the heads of keys on offer whose hold is over at `nowMs`. Returns the cost, at most `max`. */
+  continueHolds(nowMs: number, max: number): number {
+    const holds = this.#holds
+    if (holds === undefined || holds.nextMs > nowMs) return 0
+    return holds.continue(nowMs, max, (low, high, untilMs) => {
+      const slot = this.#keys.slotOf(low, high)
+      if (slot === NONE) return
+      if (this.#changes.length > 0) this.#applyChanges(slot)
+      this.#freed(slot, untilMs)
+    })
+  }
+
+  // Called when the hold of the key ended at `untilMs`. No message of the key has been eligible since an earlier time.
+  #freed(slot: number, untilMs: number): void {
+    this.#keys.freeAt(slot, untilMs)
+    this.offer(slot, untilMs)
+  }
+
+  /** Time at which `continueHolds` has work next; Infinity if there is none. */
+  get nextHoldMs(): number {
+    return this.#holds === undefined ? Infinity : this.#holds.nextMs
+  }
+
+  /** Whether a hold is over at `nowMs` and the head of its key may not be on offer yet. */
+  hasEndedHolds(nowMs: number): boolean {
+    return this.#holds !== undefined && this.#holds.nextEndMs <= nowMs
+  }
+
+  /** Number of keys that are held at `nowMs`. */
+  heldAt(nowMs: number): number {
+    return this.#holds === undefined ? 0 : this.#holds.heldAt(nowMs)
+  }
+
+  /** The hold of the key at `nowMs`; undefined if it is not held. */
+  holdOf(slot: number, nowMs: number): { readonly untilMs: number; readonly isPause: boolean } | undefined {
+    const low = this.#keys.low(slot)
+    const high = this.#keys.high(slot)
+    const untilMs = this.#holds === undefined ? 0 : this.#holds.heldUntil(low, high)
+    return untilMs <= nowMs ? undefined : { untilMs, isPause: this.#holds!.isPaused(low, high) }
+  }
+
+  #isHeld(slot: number): boolean {
+    return this.#holds !== undefined && this.#holds.heldUntil(this.#keys.low(slot), this.#keys.high(slot)) > 0
   }
 
   /** Called when the message at `offset`, with a key or without, is due. */
@@ -163,6 +253,7 @@ export class KeyLines {
 
   /** Counts the messages in all lines. @throws Error if a link or an offer is wrong */
   audit(): number {
+    this.#holds?.audit()
     let count = 0
     for (const slot of this.#keys.slots()) {
       let before = NONE
@@ -181,7 +272,7 @@ export class KeyLines {
         continue
       }
       const head = this.#keys.headOf(slot)
-      const expected = head !== NONE && this.isFree(slot) ? head : NONE
+      const expected = head !== NONE && this.isFree(slot) && !this.#isHeld(slot) ? head : NONE
       if (this.#keys.offeredOf(slot) !== expected)
         throw new Error(
           `the head of a key is offset ${head}, but offset ${this.#keys.offeredOf(slot)} is on offer`,
@@ -213,7 +304,7 @@ export class KeyLines {
   }
 
   /**
-   * After a change at `timeMs`: puts the head of the key on offer if the key is free, and otherwise withdraws the offer. The
+   * After a change at `timeMs`: puts the head of the key on offer if the key is free and not held, and otherwise withdraws the offer. The
    * head has been eligible since the latest of these times: its publish or due time, the time from which the key has
    * been free, and the time at which the message before it left. So it does not matter how late a due message is noticed.
    * Only the message at `released`, which returned to its place, has been eligible since `releasedSinceMs`.
@@ -221,7 +312,7 @@ export class KeyLines {
   offer(slot: number, timeMs: number, released = NONE, releasedSinceMs = 0): void {
     const keys = this.#keys
     const head = keys.headOf(slot)
-    if (!this.isFree(slot)) {
+    if (!this.isFree(slot) || this.#isHeld(slot)) {
       keys.withdraw(slot)
       return
     }
@@ -328,7 +419,7 @@ export class KeyLines {
 
   /** Removes a message that left at `timeMs`. The caller calls `offer` later. */
   leaveEarly(slot: number, chunk: Chunk, index: number, timeMs: number): void {
-    this.touch(slot)
+    this.touch(slot, timeMs)
     const isHead = this.#keys.headOf(slot) === chunk.base + index && this.isFree(slot)
     this.unlink(slot, chunk, index)
     if (isHead) this.#keys.freeAt(slot, Math.max(timeMs, chunk.lineTimeAt(index)))

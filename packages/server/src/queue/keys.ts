@@ -200,6 +200,11 @@ export class Keys extends HashIndex {
     this.#count(slot, RETRYING, change)
   }
 
+  /** The slot of the key with this hash; NONE if no message of the key is in the queue. */
+  slotOf(low: number, high: number): number {
+    return this.lookUp(low, high, 0, 0)
+  }
+
   /** Returns the slot of the key with this hash, and counts one more message of the key. */
   hold(low: number, high: number): number {
     let slot = this.lookUp(low, high, 0, 0)

@@ -17,6 +17,7 @@ import { DropOrder } from './drop-order.js'
 import type { Expired } from './expiries.js'
 import { KeyLines, type KeyRules, type Timed } from './key-lines.js'
 import { NONE } from './keys.js'
+import { auditLine } from './line-audit.js'
 import { MARK } from './marks.js'
 import { ReturnedMessages } from './returned.js'
 import { FROM_PLAIN_LINE, type Run } from './run.js'
@@ -107,7 +108,7 @@ export class Line {
           this.#delay(chunk, index, timeMs)
           continue
         }
-        this.#linesOfKeys.touch(slot)
+        this.#linesOfKeys.touch(slot, timeMs)
         takeOut(chunk, index, index + 1)
         this.#markDue(chunk, index)
         this.#linesOfKeys.append(slot, chunk, index)
@@ -137,10 +138,24 @@ export class Line {
     this.advance(nowMs)
   }
 
-  /** Called when the rules of keys have changed; see `KeyLines.change`. `advance` applies the change to all keys. */
+  /** Called when the rules of keys may have changed; see `KeyLines.change`. `advance` applies the change to all keys. */
   changeRules(rules: KeyRules, nowMs: number): void {
     this.#rules = rules
     this.#keyLines?.change(rules, nowMs)
+  }
+
+  /** Delivers no message of the key of this message until `untilMs`. A message without a key changes nothing. */
+  pauseKey(offset: number, untilMs: number, nowMs: number): void {
+    const chunk = this.#chunks.at(offset)!
+    const slot = chunk.keyAt(offset - chunk.base)
+    if (slot === NONE) return
+    this.#linesOfKeys.touch(slot, nowMs)
+    this.#linesOfKeys.pause(slot, untilMs, nowMs)
+  }
+
+  /** See `KeyLines`; undefined if the queue has had no keys. */
+  get keyLines(): KeyLines | undefined {
+    return this.#keyLines
   }
 
   // Adds the messages that have no due time, of a chunk without keys. Adds whole runs if no message has a due time.
@@ -178,13 +193,15 @@ export class Line {
   }
 
   /**
-   * Applies changes of the rules to the keys, then moves messages whose due time is `nowMs` or earlier from the schedule to
+   * Applies changes of the rules to the keys and ends their holds, then moves messages whose due time is `nowMs` or earlier from the schedule to
    * the line, in the order of due times and offsets. Handles at most `max` keys and messages. Returns the cost in messages.
    * Calls `each` with each message that became ready.
    */
   advance(nowMs: number, max = Infinity, each?: (offset: number) => void): number {
     const schedule = this.#schedule
-    let count = this.#keyLines?.isChanging === true ? this.#keyLines.continueChange(max) : 0
+    const keyLines = this.#keyLines
+    let count = keyLines?.isChanging === true ? keyLines.continueChange(max) : 0
+    if (keyLines !== undefined) count += keyLines.continueHolds(nowMs, max - count)
     if (schedule === undefined) return count
     // The work of the schedule has a budget of its own, so that it does not delay the messages that it finds.
     let scheduleCost = 0
@@ -207,7 +224,11 @@ export class Line {
 
   /** Whether `advance` has more to do at `nowMs`. Until it is done, the message to deliver first is unknown. */
   isBehind(nowMs: number): boolean {
-    return this.nextDeadline <= nowMs || this.#keyLines?.isChanging === true
+    const keyLines = this.#keyLines
+    return (
+      this.nextDeadline <= nowMs ||
+      (keyLines !== undefined && (keyLines.isChanging || keyLines.hasEndedHolds(nowMs)))
+    )
   }
 
   /** Number of messages whose due time is in the future. */
@@ -220,7 +241,14 @@ export class Line {
     this.#schedule?.eachDue(nowMs, each)
   }
 
-  /** Time at which `advance` has work next; Infinity if nothing is scheduled. */
+  /** Time at which `advance` has work next; Infinity if there is none. */
+  get nextWorkMs(): number {
+    return this.#keyLines === undefined
+      ? this.nextDeadline
+      : Math.min(this.nextDeadline, this.#keyLines.nextHoldMs)
+  }
+
+  /** Time at which the next message is due; Infinity if nothing is scheduled. */
   get nextDeadline(): number {
     return this.#schedule === undefined ? Infinity : this.#schedule.nextDeadline
   }
@@ -292,6 +320,7 @@ export class Line {
       if (slot === NONE) continue
       this.#linesOfKeys.unlink(slot, chunk, at)
       this.#queue.keys.countLeased(slot, 1)
+      this.#linesOfKeys.take(slot, nowMs)
       this.#linesOfKeys.offer(slot, nowMs)
     }
   }
@@ -315,7 +344,7 @@ export class Line {
       this.#dueQueues.push(priority, sinceMs, offset)
       return
     }
-    this.#linesOfKeys.touch(slot)
+    this.#linesOfKeys.touch(slot, nowMs)
     this.#queue.keys.countLeased(slot, -1)
     this.#markDue(chunk, index)
     this.#linesOfKeys.insert(slot, chunk, index)
@@ -329,7 +358,7 @@ export class Line {
     this.suspects.clear(offset, 1)
     const slot = chunk.keyAt(index)
     if (slot !== NONE) {
-      this.#linesOfKeys.touch(slot)
+      this.#linesOfKeys.touch(slot, nowMs)
       this.#queue.keys.countLeased(slot, -1)
     }
     this.enter(chunk, index, dueMs, nowMs)
@@ -342,7 +371,7 @@ export class Line {
   enter(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
     this.dropOrder?.returned(chunk, index)
     const slot = chunk.keyAt(index)
-    if (slot !== NONE) this.#linesOfKeys.touch(slot)
+    if (slot !== NONE) this.#linesOfKeys.touch(slot, nowMs)
     if (dueMs <= nowMs && (slot === NONE || this.nextDeadline > nowMs)) {
       takeOut(chunk, index, index + 1)
       this.#becomeDue(chunk, index, dueMs)
@@ -360,7 +389,7 @@ export class Line {
       return
     }
     const slot = chunk.keyAt(index)
-    if (slot !== NONE) this.#linesOfKeys.touch(slot)
+    if (slot !== NONE) this.#linesOfKeys.touch(slot, timeMs)
     if (!chunk.isDue(index)) {
       this.#unschedule(chunk, index)
       chunk.marks.delete(MARK.waiting, index, index + 1)
@@ -407,7 +436,7 @@ export class Line {
     const slot = chunk.keyAt(index)
     const isPlain = !chunk.isWaiting(index)
     if (slot !== NONE) {
-      this.#linesOfKeys.touch(slot)
+      this.#linesOfKeys.touch(slot, nowMs)
       if (!this.#linesOfKeys.hasRoom(slot)) return undefined
       // The lease is counted before the message leaves, so that its key is not free for another message in between.
       this.#queue.keys.countLeased(slot, 1)
@@ -433,7 +462,7 @@ export class Line {
       const chunk = this.#chunks.at(at)!
       const slot = chunk.keyAt(at - chunk.base)
       if (slot === NONE) continue
-      this.#linesOfKeys.touch(slot)
+      this.#linesOfKeys.touch(slot, nowMs)
       this.#queue.keys.countLeased(slot, -1)
       this.#linesOfKeys.offer(slot, nowMs)
     }
@@ -457,47 +486,22 @@ export class Line {
     if (this.#queue.hasKeys) this.#queue.keys.clear()
   }
 
-  /** Recounts the messages of the line and compares the results with the counters. @throws Error with the difference */
+  /** Compares the counters with the messages of the line. @throws Error with the difference */
   invariants(): void {
-    const plain = new Float64Array(PRIORITIES)
-    plain[0] = this.#chunks.coldMessages
-    const waiting = { scheduled: 0, due: 0, keyed: 0 }
-    for (const chunk of this.#chunks) {
-      for (const index of chunk.liveIndexes()) {
-        if (!chunk.isInLine(index)) continue
-        const offset = chunk.base + index
-        const priority = chunk.priorityAt(index)
-        if (offset >= this.#end) differs(`offset ${offset} is in the line, but the line ends at ${this.#end}`)
-        if (this.dropOrder?.finds(chunk, index) === false)
-          differs(`offset ${offset} of priority ${priority} is missing from the drop order`)
-        if (!chunk.isWaiting(index)) {
-          plain[priority]!++
-          if (offset < this.#cursorOf(priority) && !chunk.has(MARK.returned, index))
-            differs(`offset ${offset} is plain, but below the cursor of priority ${priority}`)
-        } else if (!chunk.isDue(index)) waiting.scheduled++
-        else if (chunk.keyAt(index) === NONE) waiting.due++
-        else {
-          waiting.keyed++
-          if (offset < this.#linesOfKeys.from)
-            differs(`offset ${offset} has a key, but is below the first keyed message`)
-        }
-      }
-    }
-    for (let priority = 0; priority < PRIORITIES; priority++) {
-      const count = priority === 0 ? this.#ordinary : this.#plainCounts[priority]!
-      const isInMask = ((this.#plainMask >>> priority) & 1) === 1
-      if (count !== plain[priority] || count > 0 !== isInMask)
-        differs(
-          `${count} plain of priority ${priority}, counted ${plain[priority]}, in the mask: ${isInMask}`,
-        )
-    }
-    const scheduled = this.#schedule?.offsets().size ?? 0
-    const due = this.#due?.audit() ?? 0
-    const keyed = this.#keyLines?.audit() ?? 0
-    if (scheduled !== waiting.scheduled || scheduled !== this.scheduled)
-      differs(`${this.scheduled} scheduled, found ${scheduled}, counted ${waiting.scheduled}`)
-    if (due !== waiting.due) differs(`${due} due without a key, counted ${waiting.due}`)
-    if (keyed !== waiting.keyed) differs(`${keyed} in lines of keys, counted ${waiting.keyed}`)
+    auditLine(this.#chunks, {
+      end: this.#end,
+      keyedFrom: this.#keyLines?.from ?? 0,
+      dropOrder: this.dropOrder,
+      plainMask: this.#plainMask,
+      plainCounts: this.#plainCounts.with(0, this.#ordinary),
+      cursors: this.#cursors.with(0, this.#ordinaryCursor),
+      scheduled: this.scheduled,
+      found: {
+        scheduled: this.#schedule?.offsets().size ?? 0,
+        due: this.#due?.audit() ?? 0,
+        keyed: this.#keyLines?.audit() ?? 0,
+      },
+    })
   }
 
   #plainRun(chunk: Chunk, priority: number, max: number, nowMs: number, run: Run): void {
@@ -636,6 +640,7 @@ export class Line {
       this.#dueQueues.push(chunk.priorityAt(index), dueMs, offset)
       return
     }
+    this.#linesOfKeys.touch(slot, dueMs)
     this.#linesOfKeys.insert(slot, chunk, index)
     this.#linesOfKeys.offer(slot, dueMs)
   }
@@ -682,10 +687,6 @@ export class Line {
   #mark(chunk: Chunk, index: number): void {
     chunk.marks.add(MARK.seen, index, index + 1)
   }
-}
-
-function differs(what: string): never {
-  throw new Error(`line: ${what}`)
 }
 
 function takeOut(chunk: Chunk, from: number, to: number): void {

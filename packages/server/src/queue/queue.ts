@@ -29,7 +29,8 @@ import { PendingIds } from './ids.js'
 import { infoAsOf, infoOf } from './info.js'
 import { Line } from './line.js'
 import { Moving } from './moving.js'
-import { notInLine } from './not-in-line.js'
+import { chunkInLine } from './in-line.js'
+import { bucketOf, type Bucket } from './rate.js'
 import type { Run } from './run.js'
 import { SubscriptionOf, type ConsumerOf } from './subscription.js'
 import { NO_SUSPECTS, Suspects } from './suspects.js'
@@ -82,6 +83,7 @@ export class Queue extends Contents implements Follower {
   #deliveredBelow = 0
   #sweptMs = 0
   observer: QueueObserver | undefined
+  bucket: Bucket | undefined
   /** Offset of the message that `evictOldest` could not drop because its chunk is cold; otherwise -1. */
   coldToDrop = -1
 
@@ -245,6 +247,7 @@ export class Queue extends Contents implements Follower {
   /** Called when recovery is over: builds the line and the rest of the volatile state. */
   open(nowMs: number): void {
     this.follow(this)
+    this.bucket = bucketOf(this.options, nowMs)
     this.chunks.addUses(this.use)
     this.#former?.open()
     if (this.deadCount > 0) this.moving.list()
@@ -262,11 +265,12 @@ export class Queue extends Contents implements Follower {
    * which applies them to the keys.
    */
   applyOptions(options: QueueOptions, nowMs: number): void {
-    const { onFail, keyConcurrency, dedupWindowMs } = this.options
+    const { dedupWindowMs, rateMessages, ratePerMs } = this.options
     this.options = options
     if (!this.retains && this.retainedBytes > 0) this.#release(0, this.next)
-    if (onFail !== options.onFail || keyConcurrency !== options.keyConcurrency)
-      this.#line.changeRules(options, nowMs)
+    this.#line.changeRules(options, nowMs)
+    if (rateMessages !== options.rateMessages || ratePerMs !== options.ratePerMs)
+      this.bucket = bucketOf(options, nowMs)
     if (dedupWindowMs !== options.dedupWindowMs) {
       // An id that the old or the new window has forgotten stays forgotten, also after recovery from the log.
       this.ids.forgetUntil(nowMs - Math.min(dedupWindowMs, options.dedupWindowMs))
@@ -277,6 +281,7 @@ export class Queue extends Contents implements Follower {
 
   /** Makes due messages ready. Also removes expired messages, at most once per `SWEEP_MS` unless some are left. */
   advance(nowMs: number, budget: Budget = UNLIMITED): void {
+    this.bucket?.wake(nowMs)
     this.#advanceLine(nowMs, budget)
     if (this.hasMoreExpired || nowMs >= this.#nextSweepMs) this.#sweepWithin(nowMs, budget)
     if (this.nextReleaseMs <= nowMs) this.#endRetention(nowMs, budget)
@@ -318,8 +323,9 @@ export class Queue extends Contents implements Follower {
    */
   get nextDeadline(): number {
     const sweepMs = this.hasMoreExpired ? Infinity : this.#nextSweepMs
-    const otherMs = Math.min(sweepMs, this.earliestDeadlineMs, this.nextReleaseMs)
-    return this.hasMoreDue ? otherMs : Math.min(otherMs, this.#line.nextDeadline)
+    const wakeMs = this.bucket?.wakeMs ?? Infinity
+    const otherMs = Math.min(sweepMs, this.earliestDeadlineMs, this.nextReleaseMs, wakeMs)
+    return this.hasMoreDue ? otherMs : Math.min(otherMs, this.#line.nextWorkMs)
   }
 
   get #nextSweepMs(): number {
@@ -362,6 +368,7 @@ export class Queue extends Contents implements Follower {
   /** Leases the first `count` messages of `run`, which `nextRun` filled last, to the client with this name. */
   lease(run: Run, count: number, nowMs: number, client: string): void {
     this.#line.lease(run, count, nowMs)
+    this.bucket?.take(count, nowMs)
     this.leased += count
     if (this.#former !== undefined && this.#former.size > 0)
       for (let offset = run.offset; offset < run.offset + count; offset++) this.#former.delete(offset)
@@ -473,6 +480,11 @@ export class Queue extends Contents implements Follower {
     this.#line.retry(this.chunkAt(offset)!, offset, dueMs, nowMs)
   }
 
+  /** Delivers no message of the key of this message until `untilMs`. A message without a key changes nothing. */
+  pauseKey(offset: number, untilMs: number, nowMs: number): void {
+    if (this.hasKeys) this.#line.pauseKey(offset, untilMs, nowMs)
+  }
+
   /** Adds a fact with the counts of releases and redeliveries, if they changed. No other fact records them. */
   tally(): void {
     const { released, redelivered } = this.counts
@@ -535,7 +547,7 @@ export class Queue extends Contents implements Follower {
 
   /** Removes a message that is in the line. @throws SluiceError if it is not in the line; then nothing changes */
   cancel(offset: number, nowMs: number): void {
-    const chunk = this.#inLine(offset, nowMs)
+    const chunk = chunkInLine(this, offset, nowMs)
     this.#line.leave(chunk, offset - chunk.base, nowMs)
     this.#gone('cancel', offset)
     this.count('cancelled', this.remove(offset, 1))
@@ -543,19 +555,12 @@ export class Queue extends Contents implements Follower {
 
   /** Makes a message that is in the line due at `dueMs`. @throws SluiceError if it is not in the line; then nothing changes */
   reschedule(offset: number, dueMs: number, nowMs: number): void {
-    const chunk = this.#inLine(offset, nowMs)
+    const chunk = chunkInLine(this, offset, nowMs)
     this.#line.leave(chunk, offset - chunk.base, nowMs)
     this.#former?.delete(offset)
     this.facts.reschedule(offset, dueMs)
     this.rescheduleFact(offset, dueMs)
     this.#line.enter(chunk, offset - chunk.base, dueMs, nowMs)
-  }
-
-  // @throws SluiceError MESSAGE_NOT_FOUND, MESSAGE_LEASED
-  #inLine(offset: number, nowMs: number): Chunk {
-    const state = this.stateAt(offset, nowMs)
-    if (state !== 'ready' && state !== 'scheduled') throw notInLine(this.name, offset, state)
-    return this.chunkAt(offset)!
   }
 
   /** Returns a dead message to the end of the line. */
@@ -634,7 +639,7 @@ export class Queue extends Contents implements Follower {
   }
 
   info(nowMs: number): QueueInfo {
-    return infoOf(this, this.#line.oldestSince, nowMs)
+    return infoOf(this, this.#line.oldestSince, this.#line.keyLines?.heldAt(nowMs) ?? 0, nowMs)
   }
 
   /** Recounts the messages and compares the results with the counters. @throws Error with both counts */

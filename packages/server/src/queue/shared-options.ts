@@ -2,7 +2,7 @@
  * Options of queues by their JSON text. Queues with the same options share one object: 100,000 copies would take 20
  * MiB, and parsing the same text again and again would take most of the time of a restart.
  */
-import type { QueueOptions } from '@sluice/protocol'
+import { QUEUE_OPTION_DEFAULTS, type QueueOptions } from '@sluice/protocol'
 
 /**
  * Number of different texts that are kept. When one more would be kept, all texts are forgotten, and each is kept again
@@ -22,7 +22,8 @@ export class SharedOptions {
     if (text === this.#lastText && this.#last !== undefined) return this.#last
     let options = this.#byText.get(text)
     if (options === undefined) {
-      options = JSON.parse(text) as QueueOptions
+      // An older version may have written the text. Options that it did not know have their defaults.
+      options = { ...QUEUE_OPTION_DEFAULTS, ...(JSON.parse(text) as Partial<QueueOptions>) }
       if (this.#byText.size === TEXTS_KEPT) this.#byText.clear()
       this.#byText.set(text, options)
     }
