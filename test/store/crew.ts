@@ -5,7 +5,7 @@
 import { connect, type Message } from '@sluice/client'
 import { leave, standBy, tell as tellParent, type Stop } from '../demo/part.js'
 import { Book } from './book.js'
-import type { Order } from './orders.js'
+import { happened, type Order } from './orders.js'
 import type { Place, Report, Step } from './reports.js'
 
 const [url, ownName, directory] = process.argv.slice(2)
@@ -41,6 +41,9 @@ export function ready(place: (orders: readonly Order[]) => void = () => {}): Pro
  * Does the work of a step and enters it in its book, unless the book already has the entry. If it has, a worker died
  * after doing the work but before acknowledging it, so the message was delivered again. Only the book shows that the
  * work is already done.
+ *
+ * Afterwards it tells everyone who is interested that the step is done. After a crash it may tell this twice; the id makes
+ * the second message a duplicate.
  */
 export async function once(step: Step, message: Message<Order>, work: () => Promise<void>): Promise<void> {
   const { body, attempt, redelivered } = message
@@ -50,5 +53,7 @@ export async function once(step: Step, message: Message<Order>, work: () => Prom
     await work()
     done.enter(body.id, name)
   }
-  await tell({ kind: 'done', step, order: body.id, attempt, redelivered, before })
+  const { id: order, total } = body
+  await sluice.publish(happened(step), { order, step, total }, { id: `${order} ${step}`, key: order })
+  await tell({ kind: 'done', step, order, attempt, redelivered, before })
 }

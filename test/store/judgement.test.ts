@@ -4,7 +4,7 @@ import { judge, type Counts, type Evidence } from './judgement.js'
 import type { Order } from './orders.js'
 import type { Done, Report, Step } from './reports.js'
 
-const CHECKS = 15
+const CHECKS = 16
 /** The order whose card is declined once, and then accepted. */
 const DECLINED = 'order-01'
 /** The order whose card has expired. */
@@ -63,6 +63,12 @@ function evidence(): Evidence & { books: Record<Step, Entry[]>; reports: (Report
       { kind: 'refused', order: EXPIRED, reason: 'expired', by: 'payment 1' },
       ...sequence.map((id) => done('charged', id)),
       done('charged', CRASHED, { by: 'payment 2', attempt: 2, redelivered: true, before: true }),
+    ],
+    history: [
+      ...(['charged', 'picked', 'mailed'] as const).flatMap((step) =>
+        sequence.map((order) => ({ order, step, total: 10 })),
+      ),
+      { order: EXPIRED, step: 'reminded', total: 10 },
     ],
     queues: [
       counts('payments', { published: 40, duplicates: 1, acked: 40, redelivered: 4 }),
@@ -143,4 +149,18 @@ test('finds an express order that was delivered last', () => {
     { id: EXPRESS, by: 'a worker' },
   ]
   expect(failures(late)).toEqual(['the express order overtook 0 of 19 waiting orders'])
+})
+
+test('finds a happening that is missing, one that is there twice, and two in the wrong order', () => {
+  const { history } = evidence()
+  const broken = [
+    history.slice(1),
+    [...history, history[0]!],
+    [history.at(-2)!, ...history.slice(0, -2), history.at(-1)!],
+  ]
+  expect(broken.map((history) => failures({ ...evidence(), history }))).toEqual([
+    ['the history has 120 happenings; the steps of 39 of 40 orders are complete and in order'],
+    ['the history has 122 happenings; the steps of 39 of 40 orders are complete and in order'],
+    ['the history has 121 happenings; the steps of 39 of 40 orders are complete and in order'],
+  ])
 })

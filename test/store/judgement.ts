@@ -4,7 +4,7 @@
  */
 import type { QueueInfo } from '@sluice/client'
 import type { Entry } from './book.js'
-import { Mails, Payments, Picking, Reminders, type Order } from './orders.js'
+import { Mails, Payments, Picking, Reminders, type Happening, type Order } from './orders.js'
 import type { Report, Step } from './reports.js'
 
 /** An express order: placed last, delivered first. */
@@ -43,6 +43,8 @@ export interface Evidence {
   /** The entries of each step, in the order of the work. */
   readonly books: Readonly<Record<Step, readonly Entry[]>>
   readonly reports: readonly (Report & { readonly by: string })[]
+  /** What the analyst read from the stream, from its beginning. */
+  readonly history: readonly Happening[]
   readonly queues: readonly Counts[]
   /** Number of redriven dead letters. */
   readonly redriven: number
@@ -57,11 +59,13 @@ export interface Check {
   readonly isGood: boolean
 }
 
+/** The steps of an order, in their order. An unpaid order is also reminded. */
+const WORK = ['charged', 'picked', 'mailed'] as const satisfies Step[]
 const LONGEST_MIN = 20
 const WAITING_MIN = 10
 
 export function judge(evidence: Evidence): Check[] {
-  const { placed, books, reports, queues, redriven, longest, overtaking, crash } = evidence
+  const { placed, books, reports, history, queues, redriven, longest, overtaking, crash } = evidence
   const count = placed.length
   const ids = placed.map(({ id }) => id)
   const done = reports.filter((report) => report.kind === 'done')
@@ -73,7 +77,7 @@ export function judge(evidence: Evidence): Check[] {
     checks.push({ text, isGood })
   }
 
-  for (const step of ['charged', 'picked', 'mailed'] as const) {
+  for (const step of WORK) {
     const { once, strangers } = tally(ids, books[step])
     check(once === count && strangers === 0, `${once} of ${count} orders ${step} exactly once`)
   }
@@ -154,6 +158,12 @@ export function judge(evidence: Evidence): Check[] {
     `${done.length} handlers finished, ${before} of them found the work already done, after the crash`,
   )
 
+  const told = steps(ids, history)
+  check(
+    told === count && history.length === count * WORK.length + refused.length,
+    `the history has ${history.length} happenings; the steps of ${told} of ${count} orders are complete and in order`,
+  )
+
   const sums = [Payments, Picking, Mails, Reminders].map(({ name }) => {
     const queue = queues.find((queue) => queue.name === name)
     if (queue === undefined) return false
@@ -166,7 +176,7 @@ export function judge(evidence: Evidence): Check[] {
 }
 
 function idOf(report: Report): string {
-  return report.kind === 'ready' ? '' : report.order
+  return 'order' in report ? report.order : ''
 }
 
 function tally(ids: readonly string[], entries: readonly Entry[]): { once: number; strangers: number } {
@@ -178,6 +188,15 @@ function tally(ids: readonly string[], entries: readonly Entry[]): { once: numbe
     else times.set(id, before + 1)
   }
   return { once: [...times.values()].filter((count) => count === 1).length, strangers }
+}
+
+/** Number of orders for which the history has each step of the work once, and in their order. */
+function steps(ids: readonly string[], history: readonly Happening[]): number {
+  const byOrder = new Map<string, Step[]>()
+  for (const { order, step } of history) {
+    if (step !== 'reminded') byOrder.set(order, [...(byOrder.get(order) ?? []), step])
+  }
+  return ids.filter((id) => byOrder.get(id)?.join() === WORK.join()).length
 }
 
 /**

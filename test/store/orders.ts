@@ -1,5 +1,8 @@
-/** An order, and the queues that it passes through. Used by all processes of the store. */
-import { queue, type Duration, type QueueOptions } from '@sluice/client'
+/**
+ * An order, the queues that it passes through, and the history of what happened to it. Used by all processes of the store.
+ */
+import { queue, stream, topic, type Duration, type QueueOptions, type Topic } from '@sluice/client'
+import type { Step } from './reports.js'
 
 export interface Order {
   readonly id: string
@@ -19,6 +22,21 @@ export const Payments = queue<Order>('payments')
 export const Picking = queue<Order>('picking')
 export const Mails = queue<Order>('mails')
 export const Reminders = queue<Order>('reminders')
+
+/** What a worker has done to an order. */
+export interface Happening {
+  readonly order: string
+  readonly step: Step
+  readonly total: number
+}
+
+/** Each happening is published to a topic of its step. The topics are bound to the stream of the history. */
+export const HAPPENINGS = 'orders.*'
+export const History = stream<Happening>('history')
+
+export function happened(step: Step): Topic<Happening> {
+  return topic<Happening>(`orders.${step}`)
+}
 
 export const QUEUES = [Payments, Picking, Mails, Reminders] as const
 

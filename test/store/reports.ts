@@ -1,5 +1,5 @@
 /** The messages between the processes of the store over IPC; the orders themselves pass through the broker. */
-import type { Order } from './orders.js'
+import type { Happening, Order } from './orders.js'
 
 /** From the demo to the shop: customers have ordered. */
 export interface Place {
@@ -22,6 +22,8 @@ export interface Done {
 
 export type Report =
   | { readonly kind: 'ready' }
+  /** Sent by the analyst: the history from its beginning. */
+  | { readonly kind: 'history'; readonly happenings: readonly Happening[] }
   /** Sent when the broker has confirmed the order. */
   | { readonly kind: 'placed'; readonly order: string; readonly duplicate: boolean }
   | Done

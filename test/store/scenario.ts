@@ -1,6 +1,6 @@
 /**
  * The events in the store, in four scenes: an order passes through; cards are refused; orders flood in and a worker
- * crashes while it handles them; everything is finished.
+ * crashes while it handles them; everything is finished, and an analyst reads what has happened.
  *
  * This process plays the customers, who order at the shop, and the operator. It does not take part in the work or in
  * recovery: workers and broker recover by themselves.
@@ -16,7 +16,16 @@ import type { Stage } from '../demo/stage.js'
 import { Book } from './book.js'
 import type { Crash, Evidence, Overtaking } from './judgement.js'
 import type { Lines } from './lines.js'
-import { OPTIONS, Payments, QUEUES, Reminders, type Order } from './orders.js'
+import {
+  HAPPENINGS,
+  History,
+  OPTIONS,
+  Payments,
+  QUEUES,
+  Reminders,
+  type Happening,
+  type Order,
+} from './orders.js'
 import type { Done, Place, Report, Step } from './reports.js'
 
 const WAVE_ORDERS = 20
@@ -43,6 +52,7 @@ const SHOP = new URL('./shop.js', import.meta.url)
 const PAYMENT = new URL('./payment.js', import.meta.url)
 const STOCK = new URL('./stock.js', import.meta.url)
 const MAIL = new URL('./mail.js', import.meta.url)
+const ANALYST = new URL('./analyst.js', import.meta.url)
 
 export interface Settings extends Stage {
   /** Minimum number of orders in the flood. */
@@ -68,6 +78,7 @@ export class Store {
   #url = ''
   #orders = 0
   #longest = 0
+  #history: readonly Happening[] | undefined
 
   constructor(settings: Settings) {
     this.#settings = settings
@@ -89,6 +100,8 @@ export class Store {
       signal,
     }))
     for (const queue of QUEUES) await sluice.queues.ensure(queue, OPTIONS)
+    await sluice.streams.ensure(History)
+    await sluice.topics.bind(HAPPENINGS, History)
     await this.#hire([
       ['shop', SHOP],
       ['payment 1', PAYMENT],
@@ -112,6 +125,7 @@ export class Store {
         reminded: entries('reminded'),
       },
       reports: this.#reports,
+      history: this.#history!,
       queues,
       redriven,
       longest: this.#longest,
@@ -236,6 +250,13 @@ export class Store {
     for (const queue of QUEUES) await this.#settled(sluice, isEmpty, queue)
     const queues = await Promise.all(QUEUES.map((queue) => sluice.queues.get(queue)))
     const { cancelled, acked } = queues.find(({ name }) => name === Reminders.name)!
+    await this.#hire([['analyst', ANALYST]])
+    await this.#conditions.until(() => this.#history !== undefined)
+    const revenue = this.#history!.reduce((sum, { step, total }) => sum + (step === 'charged' ? total : 0), 0)
+    lines.say(
+      'analyst',
+      `reads ${this.#history!.length} happenings from the beginning: ${revenue} EUR charged`,
+    )
     lines.say('store', `reminders: ${acked} sent, ${cancelled} cancelled as their orders were paid`)
     for (const { process } of this.#members.values()) {
       process.mayEnd = true
@@ -270,6 +291,7 @@ export class Store {
 
   #reported(member: Member, report: Report): void {
     if (report.kind === 'ready') member.isReady = true
+    else if (report.kind === 'history') this.#history = report.happenings
     else {
       member.isAtWork = true
       this.#reports.push({ ...report, by: member.name })
@@ -278,7 +300,7 @@ export class Store {
     this.#conditions.look()
   }
 
-  #sentence(report: Exclude<Report, { kind: 'ready' }>): string {
+  #sentence(report: Exclude<Report, { kind: 'ready' | 'history' }>): string {
     const { order } = report
     switch (report.kind) {
       case 'placed': {

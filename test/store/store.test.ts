@@ -41,7 +41,7 @@ test(
       expect(neighbours).toBeGreaterThan(0)
       expect(of).toBe(neighbours)
       const [good, checks] = numbers(stdout, /^(\d+) of (\d+) checks passed/m)
-      expect(checks).toBe(15)
+      expect(checks).toBe(16)
       expect(good).toBe(checks)
       // Output to a pipe has no colour.
       expect(stdout).not.toContain('\x1b')
