@@ -26,6 +26,7 @@ const OPTION_TYPES: Readonly<Record<string, string>> = {
   'batch option': 'BatchConsumeOptions',
   'messages option': 'MessagesOptions',
   'pull option': 'PullOptions',
+  'read option': 'ReadOptions',
   'connect option': 'ConnectOptions',
   event: 'SluiceEvents',
   'peek option': 'PeekOptions',
@@ -298,7 +299,7 @@ it('lists every error once on the page of errors', () => {
 })
 
 /** Commands that have subcommands. */
-const GROUPS = ['queue', 'dead', 'topic']
+const GROUPS = ['queue', 'stream', 'dead', 'topic']
 
 it('shows only commands and flags that the command line has', async () => {
   const flagsOf = new Map<string, Set<string>>()

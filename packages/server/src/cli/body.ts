@@ -25,6 +25,15 @@ export function readableFields(message: {
   }
 }
 
+/** A body as a line of output: text as is, bytes raw, and data as JSON. */
+export function bodyLine(body: unknown): string | Uint8Array {
+  if (typeof body === 'string') return `${body}\n`
+  if (body instanceof Uint8Array) return Buffer.concat([body, NEWLINE])
+  return `${JSON.stringify(plain(body))}\n`
+}
+
+const NEWLINE = Buffer.from('\n')
+
 /** A body as a JSON value: bytes as base64, a bigint as its digits, a date as ISO text. */
 export function plain(value: unknown): unknown {
   if (typeof value === 'bigint') return value.toString()

@@ -6,7 +6,7 @@
  */
 import type { Message, Sluice } from '@sluice/client'
 import { LIMITS, SluiceError, Timer, queueName } from '@sluice/protocol'
-import { bodyFields, plain } from './body.js'
+import { bodyFields, bodyLine } from './body.js'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
 import { countFlag, durationMs, given } from './flags.js'
@@ -272,13 +272,8 @@ function rendered(message: Message, json: boolean, isRetried: boolean): string |
     if (isRetried) message.retry({ reason: what }).catch(() => {})
     return undefined
   }
-  if (json) return `${JSON.stringify(document(message, body))}\n`
-  if (typeof body === 'string') return `${body}\n`
-  if (body instanceof Uint8Array) return Buffer.concat([body, NEWLINE])
-  return `${JSON.stringify(plain(body))}\n`
+  return json ? `${JSON.stringify(document(message, body))}\n` : bodyLine(body)
 }
-
-const NEWLINE = Buffer.from('\n')
 
 function document(message: Message, body: unknown): object {
   const { queue, offset, id, key, priority, attempt, redelivered, publishedAt, headers } = message

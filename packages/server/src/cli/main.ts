@@ -30,6 +30,12 @@ const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import('./queue.js')).queue,
   },
   {
+    command: 'stream',
+    describe: 'Create, show, change and delete streams, publish to them and read them',
+    isGroup: true,
+    load: async () => (await import('./stream.js')).stream,
+  },
+  {
     command: 'publish <queue> [body]',
     describe: 'Publish messages: an argument, a file, or each line of stdin',
     load: async () => (await import('./publish.js')).publish,

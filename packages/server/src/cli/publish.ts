@@ -6,7 +6,7 @@ import { open } from 'node:fs/promises'
 import type { MessageOptions, Receipt, Sluice } from '@sluice/client'
 import { LIMITS, SluiceError, queueName, shown, sizeText } from '@sluice/protocol'
 import type { Argv } from 'yargs'
-import { command } from './command.js'
+import { command, type CommandBody } from './command.js'
 import { withBroker } from './connection.js'
 import { durationMs, given, headersFlag, numberFlag, timeFlag } from './flags.js'
 import { UsageError } from './failure.js'
@@ -26,7 +26,9 @@ const PROGRESS_MS = 200
 const RATE_MESSAGES_MIN = 1_000
 
 interface PublishOptions extends MessageFlags {
-  readonly queue: string
+  /** One of these is given. */
+  readonly queue: string | undefined
+  readonly stream: string | undefined
 }
 
 /** The body and the options of the messages that a command publishes. */
@@ -55,51 +57,61 @@ const MESSAGE_FLAGS = {
   ttl: 'Expire this long after it is due [default: the queue setting]',
 } as const
 
-export const publish = command<PublishOptions>({
-  builder: (yargs) => {
-    yargs
-      .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
-      .positional('body', {
-        type: 'string',
-        describe: 'The message; if omitted, each line of stdin is a message',
-      })
-    return messageFlags(yargs).epilogue(
-      'Prints the offset of a single message. For lines, prints their count on stderr. With --json, prints a receipt per message. ' +
-        'Put a body that begins with a dash after --, as in: sluice publish orders -- -5',
-    )
-  },
-  handler: async (options) => {
-    const queue = queueName(options.queue)
-    const bodyType = bodyTypeOf(options.bodyType)
-    const record = recordOf(options)
-    const { body, file } = options
-    refuseTwoBodies(options)
-    if (options.id !== undefined && body === undefined && file === undefined) {
-      throw new UsageError(
-        'Each line of stdin would be a message with the same --id, so only the first would be accepted.',
-        'Publish the whole of stdin as one message with --file -, or omit the id.',
-      )
-    }
-    const single = body === undefined && file === undefined ? undefined : await singleBody(options, '-')
-    await withBroker(options, 'publish', async (sluice) => {
-      const send = (message: unknown): Promise<Receipt> =>
-        sluice.publish(queue, message, {
-          ...record,
-          ...(options.timeout === undefined ? {} : { timeout: durationMs(options.timeout, '--timeout', 1) }),
-        })
-      if (single === undefined) return publishLines(sluice, queue, bodyType, options.json, send)
-      const receipt = await send(single)
-      if (options.json) await printJson({ queue, ...receipt })
-      else
-        await print(
-          `offset ${receipt.offset}${receipt.duplicate ? ' (duplicate)' : receipt.replaced === true ? ' (replaced another)' : ''}\n`,
-        )
-    })
-  },
-})
+/** Options that a stream keeps. */
+const STREAM_FLAGS: readonly string[] = ['id', 'key']
 
-/** Declares the options of a message, and `--file` and `--body-type`. */
-export function messageFlags(yargs: Argv): Argv {
+export const publish = publishTo('queue')
+export const publishToStream = publishTo('stream')
+
+function publishTo(kind: 'queue' | 'stream'): CommandBody {
+  return command<PublishOptions>({
+    builder: (yargs) => {
+      yargs
+        .positional(kind, { type: 'string', demandOption: true, describe: `Name of the ${kind}` })
+        .positional('body', {
+          type: 'string',
+          describe: 'The message; if omitted, each line of stdin is a message',
+        })
+      return messageFlags(yargs, kind === 'queue' ? undefined : STREAM_FLAGS).epilogue(
+        'Prints the offset of a single message. For lines, prints their count on stderr. With --json, prints a receipt per message. ' +
+          'Put a body that begins with a dash after --, as in: sluice publish orders -- -5',
+      )
+    },
+    handler: async (options) => {
+      const queue = queueName(options[kind])
+      const bodyType = bodyTypeOf(options.bodyType)
+      const record = recordOf(options)
+      const { body, file } = options
+      refuseTwoBodies(options)
+      if (options.id !== undefined && body === undefined && file === undefined) {
+        throw new UsageError(
+          'Each line of stdin would be a message with the same --id, so only the first would be accepted.',
+          'Publish the whole of stdin as one message with --file -, or omit the id.',
+        )
+      }
+      const single = body === undefined && file === undefined ? undefined : await singleBody(options, '-')
+      await withBroker(options, 'publish', async (sluice) => {
+        const send = (message: unknown): Promise<Receipt> =>
+          sluice.publish(queue, message, {
+            ...record,
+            ...(options.timeout === undefined
+              ? {}
+              : { timeout: durationMs(options.timeout, '--timeout', 1) }),
+          })
+        if (single === undefined) return publishLines(sluice, kind, queue, bodyType, options.json, send)
+        const receipt = await send(single)
+        if (options.json) await printJson({ [kind]: queue, ...receipt })
+        else
+          await print(
+            `offset ${receipt.offset}${receipt.duplicate ? ' (duplicate)' : receipt.replaced === true ? ' (replaced another)' : ''}\n`,
+          )
+      })
+    },
+  })
+}
+
+/** Declares `--file`, `--body-type`, headers, and the named options of a message. */
+export function messageFlags(yargs: Argv, names: readonly string[] = Object.keys(MESSAGE_FLAGS)): Argv {
   yargs
     .option('file', {
       type: 'string',
@@ -113,7 +125,7 @@ export function messageFlags(yargs: Argv): Argv {
       describe: 'text, json (parsed, and published as data) or bytes',
     })
   for (const [name, describe] of Object.entries(MESSAGE_FLAGS))
-    yargs.option(name, { type: 'string', requiresArg: true, describe })
+    if (names.includes(name)) yargs.option(name, { type: 'string', requiresArg: true, describe })
   return headerFlag(yargs, 'Header as name=value; can be given several times')
 }
 
@@ -165,6 +177,7 @@ function onDuplicateOf(text: string | undefined, id: string | undefined): 'keep'
 
 async function publishLines(
   sluice: Sluice,
+  kind: 'queue' | 'stream',
   queue: string,
   bodyType: BodyType,
   json: boolean,
@@ -172,7 +185,7 @@ async function publishLines(
 ): Promise<void> {
   if (process.stdin.isTTY) notice(`Each line is one message for ${queue}. Press Ctrl-D to finish.`)
   const beganMs = performance.now()
-  const window = new PublishWindow(json ? (receipt) => printJson({ queue, ...receipt }) : undefined)
+  const window = new PublishWindow(json ? (receipt) => printJson({ [kind]: queue, ...receipt }) : undefined)
   let stopped: StopSignal | undefined
   const forget = onStop((signal) => {
     stopped = signal
@@ -225,7 +238,8 @@ async function missing(sluice: Sluice, queue: string): Promise<Error | undefined
     await sluice.queues.get(queue)
     return undefined
   } catch (error) {
-    return error as Error
+    // A stream can be published to as well.
+    return error instanceof SluiceError && error.code === 'WRONG_KIND' ? undefined : (error as Error)
   }
 }
 
