@@ -66,6 +66,18 @@ class Relay {
     for (const socket of this.#sockets) socket.destroy()
   }
 
+  /** Cuts the connections, and accepts none until the returned function is called. */
+  async part(): Promise<() => Promise<void>> {
+    const { port } = this
+    this.#server.close()
+    this.cut()
+    await new Promise((resolve) => setTimeout(resolve, 20))
+    return () =>
+      new Promise((resolve) => {
+        this.#server.listen(port, '127.0.0.1', resolve)
+      })
+  }
+
   close(): void {
     this.cut()
     this.#server.close()
@@ -237,5 +249,126 @@ describe('bindings', () => {
     await Promise.all(all.map((pattern) => sluice.topics.bind(pattern, 'audit')))
     expect((await sluice.topics.list()).map(({ pattern }) => pattern)).toEqual(all)
     expect((await sluice.topics.test('a.7')).map(({ target }) => target)).toEqual(['audit'])
+  })
+})
+
+describe('a subscriber', () => {
+  async function until(holds: () => boolean | Promise<boolean>): Promise<void> {
+    for (const end = Date.now() + 15_000; !(await holds());) {
+      if (Date.now() > end) throw new Error('waited in vain')
+      await new Promise((resolve) => setTimeout(resolve, 5))
+    }
+  }
+  const temporary = async (): Promise<string[]> =>
+    (await sluice.queues.list()).map(({ name }) => name).filter((name) => name.startsWith('subscribe/'))
+
+  it('gets what is published to matching topics, until it is closed', async () => {
+    const got: unknown[] = []
+    const subscriber = sluice.subscribe('orders.#', ({ body }) => got.push(body), { concurrency: 2 })
+    await subscriber.ready
+    const headers = { all: { vip: 'yes' } }
+    const vip: unknown[] = []
+    const other = sluice.subscribe(Created, ({ body: { id } }) => vip.push(id), { headers, expires: '5s' })
+    await other.ready
+    expect(await temporary()).toHaveLength(2)
+    expect((await sluice.queues.get(other.queue)).options.expires).toBe(5_000)
+    expect((await sluice.queues.get(subscriber.queue)).options.expires).toBe(60_000)
+    expect(await sluice.publish(Created, { id: 1 })).toEqual({ targets: 1 })
+    expect(await sluice.publish(Created, { id: 2 }, { headers: { vip: 'yes' } })).toEqual({ targets: 2 })
+    await until(() => got.length === 2 && vip.length === 1)
+    expect([got, vip]).toEqual([[{ id: 1 }, { id: 2 }], [2]])
+    await subscriber.close()
+    await subscriber.closed
+    expect(await temporary()).toEqual([other.queue])
+    expect(await sluice.publish(Created, { id: 3 }, { unroutable: 'drop' })).toEqual({ targets: 0 })
+    const controller = new AbortController()
+    const third = sluice.subscribe('#', () => {}, { signal: controller.signal })
+    await third.ready
+    controller.abort()
+    await third.closed
+    expect(await temporary()).toEqual([other.queue])
+  })
+
+  it('ends with its client, which deletes the queue', async () => {
+    const second = await connect(`sluice://127.0.0.1:${server.port}`)
+    await second.subscribe('#', () => {}).ready
+    expect(await temporary()).toHaveLength(1)
+    await second.close()
+    expect(await temporary()).toEqual([])
+  })
+
+  it('loses nothing across a lost connection', async () => {
+    const relay = await Relay.to(server.port)
+    const relayed = await connect(`sluice://127.0.0.1:${relay.port}`)
+    const got = new Set<number>()
+    const subscriber = relayed.subscribe(Created, ({ body: { id } }) => got.add(id), { concurrency: 4 })
+    await subscriber.ready
+    const again: unknown[] = []
+    relayed.on('resubscribed', (event) => again.push(event))
+    for (let id = 0; id < 200; id++) {
+      await sluice.publish(Created, { id })
+      if (id % 50 === 25) relay.cut()
+    }
+    await until(() => got.size === 200)
+    expect(again).toEqual([])
+    await relayed.close()
+    relay.close()
+  })
+
+  it('makes its queue again when it is gone, and reports that', async () => {
+    const relay = await Relay.to(server.port)
+    const relayed = await connect(`sluice://127.0.0.1:${relay.port}`)
+    const got: number[] = []
+    const subscriber = relayed.subscribe(Created, ({ body: { id } }) => got.push(id), { expires: '1s' })
+    await subscriber.ready
+    const again: unknown[] = []
+    const waiting: unknown[] = []
+    relayed.on('resubscribed', (event) => again.push(event))
+    relayed.on('waiting', (event) => waiting.push(event))
+    await sluice.queues.delete(subscriber.queue)
+    await until(() => again.length === 1)
+    expect(await sluice.publish(Created, { id: 1 })).toEqual({ targets: 1 })
+    await until(() => got.length === 1)
+    const open = await relay.part()
+    await until(async () => (await temporary()).length === 0)
+    await open()
+    await until(() => again.length === 2)
+    expect(again[1]).toEqual({ pattern: 'orders.eu.created', queue: subscriber.queue })
+    expect(await sluice.publish(Created, { id: 2 })).toEqual({ targets: 1 })
+    await until(() => got.length === 2)
+    expect(got).toEqual([1, 2])
+    expect(waiting).toEqual([])
+    await relayed.close()
+    expect(await temporary()).toEqual([])
+    relay.close()
+  })
+
+  it('can be closed before its queue is made, and without a connection', async () => {
+    const early = sluice.subscribe('#', () => {})
+    await early.close()
+    await expect(early.ready).rejects.toThrow(refused('CLOSED'))
+    const relay = await Relay.to(server.port)
+    const relayed = await connect(`sluice://127.0.0.1:${relay.port}`)
+    const subscriber = relayed.subscribe('#', () => {})
+    await subscriber.ready
+    relay.close()
+    await until(() => !relayed.connected)
+    await subscriber.close()
+    await relayed.close({ timeout: 0 })
+  })
+
+  it('is refused with wrong arguments', async () => {
+    expect(() => sluice.subscribe('a..b', () => {})).toThrow(refused('INVALID_PATTERN'))
+    expect(() => sluice.subscribe('a', undefined as never)).toThrow(refused('INVALID_ARGUMENT'))
+    expect(() => sluice.subscribe('a', () => {}, { concurrency: 0 })).toThrow(refused('INVALID_ARGUMENT'))
+    expect(() => sluice.subscribe('a', () => {}, { missing: 'fail' } as object)).toThrow(
+      refused('INVALID_ARGUMENT'),
+    )
+    const errors: SluiceError[] = []
+    sluice.on('error', (error) => errors.push(error))
+    const soon = sluice.subscribe('a', () => {}, { expires: '1ms' })
+    await expect(soon.ready).rejects.toThrow(refused('INVALID_OPTION'))
+    await expect(soon.closed).rejects.toThrow(refused('INVALID_OPTION'))
+    expect(errors.map(({ code }) => code)).toEqual(['INVALID_OPTION'])
   })
 })

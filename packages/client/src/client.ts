@@ -10,21 +10,16 @@ import { DeadLetters } from './dead.js'
 import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
 import { Events, type SluiceEvents } from './events.js'
-import { Feed } from './feed.js'
 import { Isolation } from './isolation.js'
 import { Orphans } from './orphans.js'
-import { GroupWorker, type GroupHandler } from './groups.js'
 import { Link } from './link.js'
 import type { Message } from './message.js'
 import {
-  batchRecordOptions,
-  batchRecords,
   closeTimeoutMs,
   failsOffline,
   workerSettings,
   streamSettings,
   onlyKnown,
-  publishAllConcurrency,
   pullSettings,
   queueOf,
   recordOptions,
@@ -43,25 +38,25 @@ import {
   type SendOptions,
   type Settings,
 } from './options.js'
-import { aborted, noConnection } from './outcomes.js'
+import { noConnection } from './outcomes.js'
 import { Producer } from './producer.js'
+import { publishBatchToQueue, publishEach } from './publishing.js'
 import { Pullers } from './pull.js'
 import { Queues } from './queues.js'
 import { Requests } from './requests.js'
-import { checkBodies, checkBody, pullThrough, Reader, ReadStream, type Schema } from './schema.js'
-import type { Receipt } from './sending.js'
-import { SingleWorker, type SingleHandler } from './singles.js'
+import { checkBody, pullThrough, Reader, ReadStream, type Schema } from './schema.js'
+import type { Dispatch, Receipt } from './sending.js'
 import { StreamReader } from './reader.js'
 import { MessageStream } from './stream.js'
 import { readSettings, Streams, type MessageReader, type ReadOptions } from './streams.js'
 import type { Consumer, Session } from './session.js'
+import { Subscribers, type SubscribeOptions, type Subscriber } from './subscriber.js'
 import { StepDraft, type Transaction } from './transaction.js'
 import {
   isTopic,
   publishBatchToTopic,
   publishToTopic,
   Topics,
-  type Dispatch,
   type Routed,
   type Topic,
   type TopicBatchOptions,
@@ -70,6 +65,7 @@ import {
 import type { Dial } from './transport.js'
 import { Turn } from './turn.js'
 import type { BatchHandler, ConsumingWorker, Handler, Worker } from './worker.js'
+import { workerOf } from './workers.js'
 
 /** Returned by `messages`. Leaving a `for await` loop closes the iterator. */
 export interface MessageIterator<Body>
@@ -116,6 +112,7 @@ export class Sluice {
   readonly #workers = new Set<ConsumingWorker>()
   readonly #streams = new Set<MessageStream>()
   readonly #pullers: Pullers
+  readonly #subscribers: Subscribers
   readonly #requests: Requests
   readonly #link: Link
   /**
@@ -169,7 +166,9 @@ export class Sluice {
       report: (error) => events.emit('error', error),
       handlerFailed: (failure) => events.emit('handlerError', failure),
       leaseLost: (loss) => events.emit('leaseLost', loss),
-      waiting: (event) => events.emit('waiting', event),
+      waiting: (event) => {
+        if (!this.#subscribers.renews(event)) events.emit('waiting', event)
+      },
     }
     this.#pullers = new Pullers(this.#session)
     this.#consumers.add(this.#pullers)
@@ -178,6 +177,14 @@ export class Sluice {
     this.streams = new Streams(this.#requests)
     this.dead = new DeadLetters(this.#requests)
     this.topics = new Topics(this.#requests)
+    this.#subscribers = new Subscribers({
+      queues: this.queues,
+      topics: this.topics,
+      isConnected: () => link.serving !== undefined,
+      consume: (ref, options, handler) => this.consume(ref, options, handler),
+      resubscribed: (event) => events.emit('resubscribed', event),
+      report: (error) => events.emit('error', error),
+    })
   }
 
   /** Whether there is a connection to the broker now. */
@@ -311,13 +318,8 @@ export class Sluice {
     }
     if (isTopic(ref))
       return publishBatchToTopic(this.#producer, ref, messages, options, this.#dispatch(options))
-    onlyKnown('publishBatch', options, SEND_OPTIONS)
-    const { name, schema } = queueOf(ref)
-    const records = batchRecords(messages)
-    if (schema !== undefined) await checkBodies(schema, records)
-    if (records.length === 0) return []
-    const { timeoutMs, signal, failsOffline } = this.#dispatch(options, name)
-    return this.#producer.publishBatch(name, records, timeoutMs, signal, failsOffline)
+    const to = queueOf(ref)
+    return publishBatchToQueue(this.#producer, to, messages, options, () => this.#dispatch(options, to.name))
   }
 
   /**
@@ -340,24 +342,7 @@ export class Sluice {
     messages: Iterable<BatchMessage<NoInfer<Input>>> | AsyncIterable<BatchMessage<NoInfer<Input>>>,
     options: PublishAllOptions = {},
   ): Promise<PublishAllResult> {
-    const concurrency = publishAllConcurrency(options, this.#settings.maxInFlight)
-    const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
-    const { name, schema } = queueOf(ref)
-    const { signal, onProgress } = options
-    const publish = async (message: BatchMessage): Promise<Receipt> => {
-      const record = batchRecordOptions(message)
-      const { body } = message
-      if (schema !== undefined) await checkBody(schema, body, 'body')
-      return this.#producer.publish(name, body, record, timeoutMs, undefined)
-    }
-    return new Feed({
-      publish,
-      concurrency,
-      signal,
-      aborted: (isUnderWay) => aborted(signal!, isUnderWay),
-      onProgress,
-      random: Math.random,
-    }).run(messages)
+    return publishEach(this.#producer, queueOf(ref), messages, options, this.#settings)
   }
 
   /**
@@ -439,7 +424,7 @@ export class Sluice {
     if (typeof handler !== 'function') {
       throw new SluiceError('INVALID_ARGUMENT', '`consume` needs a handler function.')
     }
-    const { name, schema } = queueOf(ref)
+    const to = queueOf(ref)
     const settings = workerSettings(options)
     this.#refuseWhenClosed()
     const { signal } = options
@@ -451,29 +436,34 @@ export class Sluice {
       this.#consumers.delete(worker)
       removeAbortListener(signal, close)
     }
-    const reader = schema === undefined ? undefined : new Reader(schema, this.#session)
-    let worker: ConsumingWorker
-    // The type of a body is declared by the caller and not checked without a schema.
-    if (settings.batch !== undefined) {
-      const whole = handler as unknown as GroupHandler
-      const group = reader === undefined ? whole : reader.forGroups(whole)
-      worker = new GroupWorker(this.#session, name, settings, group, forget)
-    } else {
-      const whole = handler as unknown as SingleHandler
-      const single = reader === undefined ? whole : reader.forSingles(whole)
-      // With one handler at a time, messages are in order anyway.
-      if (!settings.ordered || settings.concurrency === 1)
-        worker = new SingleWorker(this.#session, name, settings, single, forget)
-      else {
-        const group: GroupHandler = ([message]) => single(message!, message!)
-        worker = new GroupWorker(this.#session, name, settings, group, forget)
-      }
-    }
+    const worker = workerOf(this.#session, to, settings, handler, forget)
     this.#workers.add(worker)
     this.#add(worker)
     if (signal?.aborted === true) close()
     else if (signal !== undefined) addAbortListener(signal, close)
     return worker
+  }
+
+  /**
+   * Calls `handler` for each message that is published to a topic that matches the pattern, from now on. The broker keeps
+   * the messages in a temporary queue of this subscriber, and they are settled as in `consume`. If the queue is gone after a
+   * long time without a connection, it is made again, and the client emits `resubscribed`.
+   *
+   * @param options Those of `consume`, except `batch` and `missing`; `headers`; `expires`, default 1 min.
+   * @throws SluiceError INVALID_PATTERN, INVALID_ARGUMENT, CLOSED
+   * @example
+   * const subscriber = sluice.subscribe('orders.#', async (message) => update(message.body))
+   * await subscriber.ready
+   */
+  subscribe<Output>(
+    pattern: string | Topic<unknown, Output>,
+    handler: Handler<Output>,
+    options: SubscribeOptions = {},
+  ): Subscriber {
+    if (typeof handler !== 'function')
+      throw new SluiceError('INVALID_ARGUMENT', '`subscribe` needs a handler function.')
+    this.#refuseWhenClosed()
+    return this.#subscribers.add(pattern, handler as Handler, options)
   }
 
   /**
@@ -610,7 +600,7 @@ export class Sluice {
 
   async #drain(timeoutMs: number): Promise<boolean> {
     this.#pullers.fail(new SluiceError('CLOSED', 'The client was closed.'))
-    const closing: Promise<unknown>[] = []
+    const closing: Promise<unknown>[] = this.#subscribers.close(timeoutMs)
     for (const worker of this.#workers) closing.push(worker.close({ timeout: timeoutMs }))
     for (const stream of this.#streams) closing.push(stream.return())
     const outcomes = await Promise.allSettled(closing)

@@ -12,6 +12,7 @@ import type { LeaseLoss } from './losses.js'
 import type { Missed } from './reader.js'
 import { Throttle } from './throttle.js'
 import type { ConsumerWaiting, HandlerFailure } from './session.js'
+import type { Resubscribed } from './subscriber.js'
 
 /** Events of a client, and what their listeners get. */
 export interface SluiceEvents {
@@ -32,6 +33,8 @@ export interface SluiceEvents {
   missed: Missed
   /** A worker or an iterator waits until its queue exists, or until the broker accepts its subscription. */
   waiting: ConsumerWaiting
+  /** The queue of a subscriber was gone and was made again; messages in between are lost to the subscriber. */
+  resubscribed: Resubscribed
 }
 
 type Name = keyof SluiceEvents
@@ -47,6 +50,7 @@ const NAMES = Object.keys({
   leaseLost: true,
   missed: true,
   waiting: true,
+  resubscribed: true,
 } satisfies Record<Name, true>) as readonly string[]
 
 /**
@@ -103,6 +107,12 @@ export class Events {
     } else if (name === 'waiting') {
       const { queue, error } = payload as SluiceEvents['waiting']
       warn(`${error.message} A consumer of ${queue} waits until it can subscribe.`, { code: error.code })
+    } else if (name === 'resubscribed') {
+      const { pattern, queue } = payload as SluiceEvents['resubscribed']
+      warn(
+        `The queue ${queue} of the subscriber of ${pattern} was gone and was made again. Messages that were published in the meantime are lost to the subscriber.`,
+        {},
+      )
     } else if (name === 'handlerError' && !this.#hasWarnedOfHandlers) {
       this.#hasWarnedOfHandlers = true
       const { queue, offset, attempt, error } = payload as SluiceEvents['handlerError']

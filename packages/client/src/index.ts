@@ -56,6 +56,7 @@ export type { StreamMessage } from './read-message.js'
 export type { Missed } from './reader.js'
 export type { Receipt } from './sending.js'
 export type { ConsumerWaiting, HandlerFailure } from './session.js'
+export type { Resubscribed, SubscribeOptions, Subscriber } from './subscriber.js'
 export { topic } from './topics.js'
 export type {
   BindOptions,

@@ -18,6 +18,13 @@ export interface Receipt {
   readonly replaced?: true
 }
 
+/** How a publish is sent. */
+export interface Dispatch {
+  readonly timeoutMs: number
+  readonly signal: AbortSignal | undefined
+  readonly failsOffline: boolean
+}
+
 export type Resolve = (result: Receipt | Receipt[]) => void
 
 export interface Watch {

@@ -34,6 +34,7 @@ import {
 import type { Producer } from './producer.js'
 import { RESULT, type Body, type Requests } from './requests.js'
 import { checkBodies, checkBody } from './schema.js'
+import type { Dispatch } from './sending.js'
 import { CALL_OPTIONS, malformed, withoutUndefined } from './selection.js'
 
 /** A topic, and the type of its bodies. Made by `topic`. */
@@ -99,13 +100,6 @@ export interface TopicPublishOptions extends PublishOptions, RoutingOptions {}
 export interface TopicBatchOptions extends SendOptions, RoutingOptions {}
 
 const TOPIC_OPTIONS = [...MESSAGE_OPTIONS, ...SEND_OPTIONS, 'unroutable'] as const
-
-/** How a publish is sent. */
-export interface Dispatch {
-  readonly timeoutMs: number
-  readonly signal: AbortSignal | undefined
-  readonly failsOffline: boolean
-}
 
 /** @throws SluiceError INVALID_ARGUMENT */
 function addressOf({ name }: Topic, { unroutable }: RoutingOptions): string {
@@ -314,7 +308,8 @@ export class Topics {
   }
 }
 
-function patternOf(pattern: string | Topic): string {
+/** @throws SluiceError INVALID_PATTERN */
+export function patternOf(pattern: string | Topic): string {
   return topicPattern(isTopic(pattern) ? pattern.name : pattern)
 }
 
