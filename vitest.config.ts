@@ -20,8 +20,9 @@ const INTEGRATION = [
 ]
 const SIMULATION = [
   'packages/server/src/log/{crash,damage}.test.ts',
+  'packages/server/src/broker/streams.test.ts',
   'packages/server/src/queue/{ids,model}.test.ts',
-  'packages/server/src/state/{cold-chunks,page-tree,shared-batches,space,sparse-copies,traits}.test.ts',
+  'packages/server/src/state/{cold-chunks,definitions,page-tree,shared-batches,space,sparse-copies,traits}.test.ts',
   'test/conformance/fuzz.test.ts',
   'test/{simulation,reference}/**/*.test.ts',
 ]
@@ -29,7 +30,10 @@ const FAULT = ['packages/server/src/log/lock.test.ts', 'test/fault/**/*.test.ts'
 const DIST = [...configDefaults.exclude, '**/dist/**']
 
 function project(name: string, include: readonly string[]) {
-  return { extends: true as const, test: { name, include: [...include], exclude: DIST } }
+  return {
+    extends: true as const,
+    test: { name, include: [...include], exclude: DIST, setupFiles: ['./test/expect.ts'] },
+  }
 }
 
 export default defineConfig({
@@ -47,7 +51,7 @@ export default defineConfig({
           name: 'unit',
           include: ['packages/*/src/**/*.test.ts', 'test/**/*.test.ts'],
           exclude: [...DIST, ...INTEGRATION, ...SIMULATION, ...FAULT],
-          setupFiles: ['./test/unit.ts'],
+          setupFiles: ['./test/expect.ts', './test/unit.ts'],
           // Modules are loaded once per worker, not once per file.
           isolate: false,
         },

@@ -158,7 +158,6 @@ test('each command ends its process, with the output and the exit code that it h
     'queue consumers both',
     'queue edit both --ttl 0',
     'queue ensure both --ttl 1s',
-    'queue list --url sluice://127.0.0.1:1 --timeout 200ms',
     'publish both first --id first',
     'consume both --wait 0',
     'consume both --wait 0 --count 1',
@@ -175,7 +174,7 @@ test('each command ends its process, with the output and the exit code that it h
   const results: Result[] = []
   for (const args of commands) results.push(await run(args))
   const codes = new Set(results.map(({ code }) => code))
-  expect([...codes].toSorted((a, b) => a! - b!)).toEqual([0, 1, 2, 4, 6])
+  expect([...codes].toSorted((a, b) => a! - b!)).toEqual([0, 1, 2, 4])
   for (let at = 0; at < commands.length; at += 4) {
     const some = await Promise.all(commands.slice(at, at + 4).map((args) => runProcess(args)))
     for (const [index, result] of some.entries())
@@ -540,7 +539,7 @@ describe.concurrent('messages', () => {
 
 describe.concurrent('connections', () => {
   test('a broker that does not run', async () => {
-    const result = await run(['queue', 'list', '--url', 'sluice://127.0.0.1:1', '--timeout', '200ms'])
+    const result = await runProcess(['queue', 'list', '--url', 'sluice://127.0.0.1:1', '--timeout', '200ms'])
     expectFailure(result, 6, /127\.0\.0\.1:1/, /sluice serve/)
   })
 
