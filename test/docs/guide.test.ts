@@ -299,7 +299,7 @@ it('lists every error once on the page of errors', () => {
 })
 
 /** Commands that have subcommands. */
-const GROUPS = ['queue', 'stream', 'dead', 'topic']
+const GROUPS = ['queue', 'stream', 'dead', 'topic', 'schedule']
 
 it('shows only commands and flags that the command line has', async () => {
   const flagsOf = new Map<string, Set<string>>()

@@ -46,8 +46,9 @@ import { Queues } from './queues.js'
 import { Requests } from './requests.js'
 import { checkBody, pullThrough, Reader, ReadStream, type Schema } from './schema.js'
 import type { Dispatch, Receipt } from './sending.js'
+import { Schedules } from './schedules.js'
 import { StreamReader } from './reader.js'
-import { MessageStream } from './stream.js'
+import { MessageStream, type MessageIterator } from './stream.js'
 import { readSettings, Streams, type MessageReader, type ReadOptions } from './streams.js'
 import type { Consumer, Session } from './session.js'
 import { Subscribers, type SubscribeOptions, type Subscriber } from './subscriber.js'
@@ -66,10 +67,6 @@ import type { Dial } from './transport.js'
 import { Turn } from './turn.js'
 import type { BatchHandler, ConsumingWorker, Handler, Worker } from './worker.js'
 import { workerOf } from './workers.js'
-
-/** Returned by `messages`. Leaving a `for await` loop closes the iterator. */
-export interface MessageIterator<Body>
-  extends AsyncIterableIterator<Message<Body>, undefined>, AsyncDisposable {}
 
 let check: (sluice: Sluice) => void
 
@@ -101,6 +98,8 @@ export class Sluice {
   readonly dead: DeadLetters
   /** Topics: the bindings that route their messages to queues. */
   readonly topics: Topics
+  /** Schedules at the broker: create, list, pause, run, delete. */
+  readonly schedules: Schedules
   readonly #settings: Settings
   readonly #events = new Events()
   readonly #deadlines = new Deadlines()
@@ -177,6 +176,7 @@ export class Sluice {
     this.streams = new Streams(this.#requests)
     this.dead = new DeadLetters(this.#requests)
     this.topics = new Topics(this.#requests)
+    this.schedules = new Schedules(this.#requests, (body, options) => this.#producer.record(body, options))
     this.#subscribers = new Subscribers({
       queues: this.queues,
       topics: this.topics,

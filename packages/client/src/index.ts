@@ -1,6 +1,7 @@
 /** The client of the Sluice message broker: connect, publish, consume. */
 export { connect, createClient } from './connect.js'
-export type { MessageIterator, Sluice } from './client.js'
+export type { Sluice } from './client.js'
+export type { MessageIterator } from './stream.js'
 export type {
   DeadDeleted,
   DeadLetters,
@@ -51,6 +52,14 @@ export type {
   Replayed,
   ReplayOptions,
 } from './queues.js'
+export type {
+  ScheduleDetails,
+  ScheduleFailure,
+  ScheduleInfo,
+  ScheduleOptions,
+  Schedules,
+  ScheduleTiming,
+} from './schedules.js'
 export type { MessageFilter, MessageRef, Pace } from './selection.js'
 export type { StreamMessage } from './read-message.js'
 export type { Missed } from './reader.js'

@@ -62,7 +62,7 @@ export class Requests {
       const { turn, deadlines, timeoutMs, connection } = this.#session
       const deadlineMs = performance.now() + timeoutOf(call, timeoutMs)
       let sent = false
-      const about = namesOf(body)
+      const about = namesOf(opcode, body)
       const onAbort = (): void => {
         const waits = this.#waiting.delete(request)
         if (sent && !waits && repeat === 'answered') return
@@ -137,8 +137,12 @@ export class Requests {
   }
 }
 
+/** Requests whose `name` is not the name of a queue. */
+const OF_SCHEDULES: ReadonlySet<number> = new Set([OP.SCHEDULE, OP.SCHEDULES, OP.UNSCHEDULE, OP.RUN_SCHEDULE])
+
 /** The queue and the offset that a request concerns, for its error. */
-function namesOf({ name, queue, offset }: Body): SluiceErrorNames {
+function namesOf(opcode: number, { name, queue, offset }: Body): SluiceErrorNames {
+  if (OF_SCHEDULES.has(opcode)) return {}
   const about = typeof name === 'string' ? name : queue
   return {
     queue: typeof about === 'string' ? about : undefined,

@@ -10,7 +10,7 @@ import type { Connection } from './connection.js'
 import { fail } from './failure.js'
 import { Fifo } from './fifo.js'
 import { lossBy } from './losses.js'
-import type { DeliveredMessage } from './message.js'
+import type { DeliveredMessage, Message } from './message.js'
 import type { ConsumerSettings } from './options.js'
 import { aborted } from './outcomes.js'
 import { Renewal } from './renewal.js'
@@ -25,6 +25,10 @@ type Next = (result: IteratorResult<DeliveredMessage, undefined>) => void
 const BURST_MAX = 1024
 const BURST_MS = 1
 const DONE = { value: undefined, done: true } as const
+
+/** Returned by `messages`. Leaving a `for await` loop closes the iterator. */
+export interface MessageIterator<Body>
+  extends AsyncIterableIterator<Message<Body>, undefined>, AsyncDisposable {}
 
 export class MessageStream
   implements AsyncIterableIterator<DeliveredMessage, undefined>, Consumer, SubscriptionOwner, Starting

@@ -83,6 +83,12 @@ const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import('./replay.js')).history,
   },
   {
+    command: 'schedule',
+    describe: 'Create, show, pause, run and delete schedules',
+    isGroup: true,
+    load: async () => (await import('./schedule.js')).schedule,
+  },
+  {
     command: 'bench',
     describe: 'Measure a running broker under load',
     load: async () => (await import('./bench.js')).bench,

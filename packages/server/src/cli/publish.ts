@@ -15,8 +15,8 @@ import { OutputClosed, counted, grouped, notice, print, printJson } from './outp
 import { headerFlag } from './selection.js'
 import { onStop, signalExit, type StopSignal } from './signals.js'
 
-const BODY_TYPES = ['text', 'json', 'bytes'] as const
-type BodyType = (typeof BODY_TYPES)[number]
+export const BODY_TYPES = ['text', 'json', 'bytes'] as const
+export type BodyType = (typeof BODY_TYPES)[number]
 
 /** Maximum number and size of the messages that are published and not yet confirmed. */
 const IN_FLIGHT_MESSAGES_MAX = 5_000
@@ -163,7 +163,10 @@ export function recordOf(options: MessageFlags): MessageOptions {
 }
 
 /** @throws UsageError */
-function onDuplicateOf(text: string | undefined, id: string | undefined): 'keep' | 'replace' | undefined {
+export function onDuplicateOf(
+  text: string | undefined,
+  id: string | undefined,
+): 'keep' | 'replace' | undefined {
   if (text === undefined) return undefined
   if (text !== 'keep' && text !== 'replace')
     throw new UsageError(
@@ -346,7 +349,7 @@ function showProgress(window: PublishWindow): () => void {
   }
 }
 
-async function wholeFile(path: string): Promise<Uint8Array> {
+export async function wholeFile(path: string): Promise<Uint8Array> {
   const handle = path === '-' ? undefined : await open(path)
   const chunks: Uint8Array[] = []
   let bytes = 0
@@ -367,7 +370,7 @@ async function wholeFile(path: string): Promise<Uint8Array> {
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 /** @throws SluiceError INVALID_BODY, which does not quote the body */
-function decode(bytes: Uint8Array, bodyType: BodyType, what: string): unknown {
+export function decode(bytes: Uint8Array, bodyType: BodyType, what: string): unknown {
   if (bodyType === 'bytes') return bytes
   let text: string
   try {
@@ -422,7 +425,7 @@ function endOfString(json: string, start: number): number {
   return json.length
 }
 
-function bodyTypeOf(text: string): BodyType {
+export function bodyTypeOf(text: string): BodyType {
   const found = BODY_TYPES.find((type) => type === text)
   if (found !== undefined) return found
   throw new UsageError(
