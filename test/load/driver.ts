@@ -7,11 +7,11 @@ export type Body = Uint8Array | object
 export interface Session {
   /** Resolves when the broker has confirmed the message. */
   publish(queue: string, body: Body): Promise<unknown>
-  /** Publishes the same message to all these queues; resolves when all copies are confirmed. Not every broker can do this. */
+  /** Publishes one message to all queues of the scenario, as its `fanOut` says; resolves when all copies are confirmed. */
   publishToAll?(queues: readonly string[], body: Body): Promise<unknown>
   /**
    * Calls `each` for every message; `each` calls `ack` once and does not wait for its result. Resolves when consuming
-   * has started.
+   * has started. A session consumes from a stream as the group or the reader that belongs to its process.
    */
   consume(queue: string, held: number, each: (body: Body, ack: () => void) => void): Promise<void>
   close(): Promise<void>
@@ -22,8 +22,8 @@ export interface Running {
   readonly url: string
   /** The processes whose memory and CPU count as the broker's. */
   readonly pids: readonly number[]
-  /** Creates what the broker needs before it accepts messages for these queues. */
-  makeQueues(names: readonly string[]): Promise<void>
+  /** Creates the queues or streams, and what delivers messages to several of them or to several groups. */
+  makeQueues(names: readonly string[], scenario: Scenario): Promise<void>
   stop(): Promise<void>
 }
 
@@ -39,7 +39,8 @@ export interface Driver {
   version(): Promise<string | undefined>
   /** Whether the broker supports what the scenario requires. */
   can(scenario: Scenario): boolean
-  /** Starts a broker on `port` with its data in `directory`, which is empty. */
+  /** Starts a broker on `port` with its data in `directory`, which is empty or has the data of an earlier start. */
   start(directory: string, port: number): Promise<Running>
-  connect(url: string, scenario: Scenario): Promise<Session>
+  /** `index`: number of the load process, among the producers or among the consumers. */
+  connect(url: string, scenario: Scenario, index: number): Promise<Session>
 }

@@ -6,8 +6,8 @@ import { DRIVERS } from './drivers/index.js'
 import { TurnSender } from './drivers/kafka.js'
 import type { Outcome } from './measure.js'
 import { clientVersion, fetchedPath, isAtLeast, programOf } from './peers.js'
-import { isSound, markdownOf, svgOf, tableOf, type Results } from './report.js'
-import { parseScenarios, readScenarios, type Scenario } from './scenario.js'
+import { describe as described, isSound, markdownOf, svgOf, tableOf, type Results } from './report.js'
+import { copiesOf, groupOf, groupsOf, parseScenarios, readScenarios, type Scenario } from './scenario.js'
 
 const scenario = (fields: object = {}): Scenario =>
   parseScenarios(JSON.stringify([{ name: 'x', kind: 'publish', ...fields }]))[0]!
@@ -23,16 +23,49 @@ describe('scenarios', () => {
       ],
       /"a" needs a unique name/,
     ],
-    [[{ name: 'a', kind: 'push' }], /"a" has the kind "push"; it is one of publish, consume/],
+    [[{ name: 'a', kind: 'push' }], /"a" has kind "push"; it is one of publish, consume/],
     [[{ name: 'a', kind: 'publish', producer: 2 }], /"a" has a field "producer" that is unknown/],
     [[{ name: 'a', kind: 'publish', bodyBytes: 8 }], /bodyBytes 8; it must be a number of at least 24/],
     [[{ name: 'a', kind: 'publish', inFlight: '9' }], /inFlight "9"/],
-    [[{ name: 'a', kind: 'publish', body: 'json' }], /the body "json"/],
+    [[{ name: 'a', kind: 'publish', body: 'json' }], /body "json"; it is one of bytes, object/],
     [[{ name: 'a', kind: 'latency' }], /needs a rate/],
-    [[{ name: 'a', kind: 'both', fanOut: 10 }], /fanOut 10; it is true or false/],
+    [[{ name: 'a', kind: 'both', fanOut: true }], /fanOut true; it is one of none, atomic, topic/],
+    [[{ name: 'a', kind: 'both', from: 'group' }], /from "group"; it is one of queue, groups, readers/],
+    [[{ name: 'a', kind: 'both', from: 'groups', fanOut: 'topic' }], /fanOut topic and from groups/],
+    [[{ name: 'a', kind: 'consume', restart: 1 }], /restart 1; it is true or false/],
+    [[{ name: 'a', kind: 'both', restart: true }], /only the kind consume/],
   ]
   it.each(mistakes)('%j is refused with the reason', (given, said) => {
     expect(() => parseScenarios(JSON.stringify(given))).toThrow(said)
+  })
+
+  it('say how often each message is consumed', () => {
+    expect(copiesOf(scenario({ queues: 10, consumers: 5 }))).toBe(1)
+    expect(copiesOf(scenario({ queues: 10, consumers: 5, fanOut: 'topic' }))).toBe(10)
+    for (const from of ['groups', 'readers'])
+      expect(copiesOf(scenario({ queues: 10, consumers: 5, from }))).toBe(5)
+  })
+
+  it('name the groups that consume', () => {
+    const groups = scenario({ from: 'groups', consumers: 3 })
+    expect(groupsOf(groups)).toEqual([0, 1, 2].map((index) => groupOf(groups, index)))
+    const shared = scenario({ consumers: 3 })
+    expect(groupsOf(shared)).toEqual([groupOf(shared, 2)])
+    expect(groupsOf(scenario({ from: 'readers', consumers: 3 }))).toEqual([])
+  })
+
+  it('run on the floor only if it does what they require', () => {
+    const floor = DRIVERS.find(({ name }) => name === 'floor')!
+    expect(floor.can(scenario())).toBe(true)
+    for (const fields of [
+      { queues: 2 },
+      { consumers: 2 },
+      { body: 'object' },
+      { fanOut: 'topic' },
+      { from: 'readers' },
+      { kind: 'consume', restart: true },
+    ])
+      expect(floor.can(scenario(fields))).toBe(false)
   })
 
   it.each(['scenarios', 'smoke'])('the scenarios of %s.json are valid', async (name) => {
@@ -127,6 +160,15 @@ describe('a report', () => {
     expect(isSound(found)).toBe(true)
     expect(markdownOf(found)).toContain('Not installed and not measured: nats.')
     expect(svgOf(found)).toContain('class="ours"')
+  })
+
+  it('describes what a scenario adds to the usual', () => {
+    expect(described(scenario({ kind: 'consume', from: 'groups', consumers: 5, restart: true }))).toBe(
+      '5 groups, 128 bytes, 1,000 in flight, the broker restarted before',
+    )
+    expect(described(scenario({ kind: 'both', fanOut: 'topic' }))).toBe(
+      '1 producer, 1 consumer, 1 queue, each message to all of them by a topic, 128 bytes, 1,000 in flight',
+    )
   })
 
   it('is not sound if a confirmed message never arrived', () => {

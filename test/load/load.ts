@@ -136,9 +136,10 @@ class Load {
     const timed = scenario.kind === 'latency'
     const held = Math.max(1, Math.floor(scenario.inFlight / queues.length))
     const copies = copiesOf(scenario)
+    const copyOf = scenario.from === 'queue' ? (queue: number) => queue % copies : () => this.#task.index
     for (const [index, queue] of queues.entries()) {
       await this.#session.consume(queue, held, (body, ack) => {
-        this.#seen.take(body, index % copies, copies)
+        this.#seen.take(body, copyOf(index), copies)
         if (timed) this.#record(nowMs() - atMsOf(body))
         ack()
         this.#counted()
@@ -167,7 +168,7 @@ class Load {
   #send(atMs: number): Promise<unknown> {
     const { queues, index, scenario } = this.#task
     const body = this.#bodies.next(atMs)
-    if (scenario.fanOut) return this.#session.publishToAll!(queues, body)
+    if (scenario.fanOut !== 'none') return this.#session.publishToAll!(queues, body)
     const queue =
       queues.length === 1 ? queues[0]! : queues[(this.#sent * scenario.stride + index) % queues.length]!
     return this.#session.publish(queue, body)
@@ -250,8 +251,8 @@ function report(message: Report, sent?: () => void): void {
 
 async function start(task: Task): Promise<void> {
   const driver = DRIVERS.find(({ name }) => name === task.driver)!
-  const session = await driver.connect(task.url, task.scenario)
-  if (task.scenario.fanOut && session.publishToAll === undefined)
+  const session = await driver.connect(task.url, task.scenario, task.index)
+  if (task.scenario.fanOut !== 'none' && session.publishToAll === undefined)
     throw new Error(
       `the driver cannot send a message to several queues, as the scenario ${task.scenario.name} does`,
     )

@@ -96,19 +96,31 @@ interface Window {
 class Run {
   readonly #driver: Driver
   readonly #scenario: Scenario
-  readonly #running: Running
+  readonly #start: () => Promise<Running>
   readonly #queues: readonly string[]
   readonly #processes: Process[] = []
+  #running: Running
 
-  constructor(driver: Driver, scenario: Scenario, running: Running, queues: readonly string[]) {
+  constructor(driver: Driver, scenario: Scenario, start: () => Promise<Running>, running: Running) {
     this.#driver = driver
     this.#scenario = scenario
+    this.#start = start
     this.#running = running
-    this.#queues = queues
+    this.#queues = Array.from({ length: scenario.queues }, (_, index) => `load-${index}`)
   }
 
-  kill(): void {
+  makeQueues(): Promise<void> {
+    return this.#running.makeQueues(this.#queues, this.#scenario)
+  }
+
+  killProcesses(): void {
     for (const { child } of this.#processes) child.kill('SIGKILL')
+  }
+
+  /** Stops the broker and all processes. */
+  async stop(): Promise<void> {
+    this.killProcesses()
+    await this.#running.stop()
   }
 
   async outcome(): Promise<Outcome> {
@@ -118,15 +130,19 @@ class Run {
   // Publishes a backlog, then consumes it.
   async #backlog(): Promise<Outcome> {
     const { producers, messages } = this.#scenario
-    const filling = await this.#start('producer', producers, Math.ceil(messages / producers))
+    const filling = await this.#load('producer', producers, Math.ceil(messages / producers))
     const end = setTimeout(() => {
       for (const process of filling) process.order('stop')
     }, FILL_MS)
     const published = await Promise.all(filling.map(({ result }) => result))
     clearTimeout(end)
     const confirmed = sum(published, ({ count }) => count)
+    if (this.#scenario.restart) {
+      await this.#running.stop()
+      this.#running = await this.#start()
+    }
     const cpu = this.#cpuMs()
-    const consuming = await this.#start('consumer', this.#scenario.consumers, 0)
+    const consuming = await this.#load('consumer', this.#scenario.consumers, 0)
     await this.#consumed(consuming, confirmed * copiesOf(this.#scenario))
     const cpuMs = this.#cpuMs() - cpu
     const consumed = await this.#results(consuming)
@@ -142,8 +158,8 @@ class Run {
   // Publishes and consumes at the same time, for a fixed time.
   async #steady(): Promise<Outcome> {
     const { kind, producers, consumers, seconds, warmupSeconds } = this.#scenario
-    const consuming = kind === 'publish' ? [] : await this.#start('consumer', consumers, 0)
-    const publishing = await this.#start('producer', producers, 0)
+    const consuming = kind === 'publish' ? [] : await this.#load('consumer', consumers, 0)
+    const publishing = await this.#load('producer', producers, 0)
     await delay(warmupSeconds * 1_000)
     for (const process of [...publishing, ...consuming]) process.order('reset')
     const cpu = this.#cpuMs()
@@ -187,7 +203,7 @@ class Run {
     }
   }
 
-  async #start(role: Task['role'], count: number, messages: number): Promise<Process[]> {
+  async #load(role: Task['role'], count: number, messages: number): Promise<Process[]> {
     const processes = Array.from({ length: count }, (_, index) => {
       const task: Task = {
         role,
@@ -241,22 +257,21 @@ class Run {
 export async function measure(driver: Driver, scenario: Scenario, signal: AbortSignal): Promise<Outcome> {
   const directory = await scratchDirectory('load')
   try {
-    const running = await driver.start(directory.path, await freePort())
+    const port = await freePort()
+    const start = (): Promise<Running> => driver.start(directory.path, port)
+    const run = new Run(driver, scenario, start, await start())
     try {
-      const queues = Array.from({ length: scenario.queues }, (_, index) => `load-${index}`)
-      await running.makeQueues(queues)
-      const run = new Run(driver, scenario, running, queues)
-      const kill = (): void => run.kill()
+      await run.makeQueues()
+      const kill = (): void => run.killProcesses()
       signal.addEventListener('abort', kill)
       try {
         signal.throwIfAborted()
         return await run.outcome()
       } finally {
         signal.removeEventListener('abort', kill)
-        run.kill()
       }
     } finally {
-      await running.stop()
+      await run.stop()
     }
   } finally {
     await directory.dispose()

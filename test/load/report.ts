@@ -143,6 +143,13 @@ export function textOf(rows: readonly (readonly string[])[]): string {
     .join('\n')
 }
 
+const CONSUMER = { queue: 'consumer', groups: 'group', readers: 'reader' } as const
+const FAN_OUT = {
+  none: '',
+  atomic: ', each message to all of them in one step',
+  topic: ', each message to all of them by a topic',
+} as const
+
 export function describe({
   kind,
   producers,
@@ -150,6 +157,8 @@ export function describe({
   queues,
   stride,
   fanOut,
+  from,
+  restart,
   bodyBytes,
   body,
   inFlight,
@@ -158,11 +167,12 @@ export function describe({
   const many = (count: number, what: string): string => `${whole(count)} ${what}${count === 1 ? '' : 's'}`
   const parts = [
     kind === 'consume' ? '' : many(producers, 'producer'),
-    kind === 'publish' ? '' : many(consumers, 'consumer'),
-    queues === 1 ? '' : `${many(queues, 'queue')}${fanOut ? ', each message to all of them' : ''}`,
+    kind === 'publish' ? '' : many(consumers, CONSUMER[from]),
+    queues === 1 && fanOut === 'none' ? '' : `${many(queues, 'queue')}${FAN_OUT[fanOut]}`,
     stride === 1 ? '' : `${whole(stride)} apart`,
     body === 'object' ? `objects of about ${bodyBytes} bytes` : `${whole(bodyBytes)} bytes`,
     rate > 0 ? `${whole(rate)} a second` : `${whole(inFlight)} in flight`,
+    restart ? 'the broker restarted before' : '',
   ]
   return parts.filter((part) => part !== '').join(', ')
 }

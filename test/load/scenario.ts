@@ -4,6 +4,10 @@ import { readFile } from 'node:fs/promises'
 export const KINDS = ['publish', 'consume', 'both', 'latency'] as const
 export type Kind = (typeof KINDS)[number]
 
+export const FAN_OUTS = ['none', 'atomic', 'topic'] as const
+export const SOURCES = ['queue', 'groups', 'readers'] as const
+export const BODIES = ['bytes', 'object'] as const
+
 export interface Scenario {
   readonly name: string
   /**
@@ -18,12 +22,22 @@ export interface Scenario {
   readonly queues: number
   /** Distance between the queues of consecutive messages, counted in queues in the order of their creation. */
   readonly stride: number
-  /** Whether each message goes to every queue, with one confirm for all copies. */
-  readonly fanOut: boolean
+  /**
+   * Whether each message goes to every queue, with one confirm for all copies: `atomic`, as one step that publishes to
+   * each queue; `topic`, as one publish that the broker routes to the queues.
+   */
+  readonly fanOut: (typeof FAN_OUTS)[number]
+  /**
+   * `queue`: the consumers share the messages of a queue. `groups`, `readers`: the queue is a stream, and each consumer
+   * gets all of its messages, as a group of its own that acknowledges them, or as a reader without acks.
+   */
+  readonly from: (typeof SOURCES)[number]
+  /** For `consume`: whether the broker restarts before the measurement, so that it has no message in its memory. */
+  readonly restart: boolean
   /** Bytes of a body; at least 24. */
   readonly bodyBytes: number
   /** `object`: data of about `bodyBytes` bytes, in the usual encoding of the client. */
-  readonly body: 'bytes' | 'object'
+  readonly body: (typeof BODIES)[number]
   /** Maximum number of unanswered publishes of a producer, and of messages that a consumer holds. */
   readonly inFlight: number
   /** For `latency`: messages per second of all producers together. */
@@ -38,8 +52,21 @@ export interface Scenario {
 }
 
 /** Number of times that each message should be consumed. */
-export function copiesOf({ fanOut, queues }: Scenario): number {
-  return fanOut ? queues : 1
+export function copiesOf({ fanOut, from, queues, consumers }: Scenario): number {
+  if (fanOut !== 'none') return queues
+  return from === 'queue' ? 1 : consumers
+}
+
+/** The names of the groups that consume; readers have none. The consumers of a queue are one group, for brokers that need one. */
+export function groupsOf({ from, consumers }: Scenario): string[] {
+  if (from === 'readers') return []
+  const count = from === 'groups' ? consumers : 1
+  return Array.from({ length: count }, (_, index) => `group-${index}`)
+}
+
+/** The group of the consumer process with this index. */
+export function groupOf({ from }: Scenario, index: number): string {
+  return `group-${from === 'groups' ? index : 0}`
 }
 
 const DEFAULTS = {
@@ -47,7 +74,9 @@ const DEFAULTS = {
   consumers: 1,
   queues: 1,
   stride: 1,
-  fanOut: false,
+  fanOut: 'none',
+  from: 'queue',
+  restart: false,
   bodyBytes: 128,
   body: 'bytes',
   inFlight: 1_000,
@@ -71,6 +100,8 @@ const LEAST: Readonly<Partial<Record<keyof Scenario, number>>> = {
   messages: 1,
 }
 
+const CHOICES = { kind: KINDS, fanOut: FAN_OUTS, from: SOURCES, body: BODIES } as const
+
 /** @throws Error with the scenario, the field, its value and the allowed values */
 export function parseScenarios(text: string): Scenario[] {
   const list: unknown = JSON.parse(text)
@@ -86,10 +117,11 @@ export function parseScenarios(text: string): Scenario[] {
     )
     if (unknown !== undefined) throw new Error(`${at} has a field "${unknown}" that is unknown.`)
     const scenario = { ...DEFAULTS, ...given } as unknown as Scenario
-    if (!KINDS.includes(scenario.kind))
-      throw new Error(
-        `${at} has the kind ${JSON.stringify(scenario.kind)}; it is one of ${KINDS.join(', ')}.`,
-      )
+    for (const [field, allowed] of Object.entries(CHOICES)) {
+      const value = scenario[field as keyof Scenario]
+      if (!allowed.includes(value as never))
+        throw new Error(`${at} has ${field} ${JSON.stringify(value)}; it is one of ${allowed.join(', ')}.`)
+    }
     for (const [field, least] of Object.entries(LEAST)) {
       const value = scenario[field as keyof Scenario]
       if (typeof value !== 'number' || !(value >= least))
@@ -97,12 +129,16 @@ export function parseScenarios(text: string): Scenario[] {
           `${at} has ${field} ${JSON.stringify(value)}; it must be a number of at least ${least}.`,
         )
     }
-    if (scenario.body !== 'bytes' && scenario.body !== 'object')
-      throw new Error(`${at} has the body ${JSON.stringify(scenario.body)}; it is "bytes" or "object".`)
-    if (typeof scenario.fanOut !== 'boolean')
-      throw new Error(`${at} has fanOut ${JSON.stringify(scenario.fanOut)}; it is true or false.`)
     if (scenario.kind === 'latency' && scenario.rate === 0)
       throw new Error(`${at} measures latency and needs a rate.`)
+    if (scenario.fanOut !== 'none' && scenario.from !== 'queue')
+      throw new Error(
+        `${at} has fanOut ${scenario.fanOut} and from ${scenario.from}; they exclude each other.`,
+      )
+    if (typeof scenario.restart !== 'boolean')
+      throw new Error(`${at} has restart ${JSON.stringify(scenario.restart)}; it is true or false.`)
+    if (scenario.restart && scenario.kind !== 'consume')
+      throw new Error(`${at} has a restart; only the kind consume can have one.`)
     if (!Array.isArray(scenario.drivers)) throw new Error(`${at} has drivers that are not an array of names.`)
     return scenario
   })

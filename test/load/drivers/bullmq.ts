@@ -49,7 +49,7 @@ export const bullmq: Driver = {
     const version = await redisVersion()
     return version && `BullMQ 6.7.0 on ${version}`
   },
-  can: ({ queues }) => queues <= 100,
+  can: ({ queues, fanOut, from }) => queues <= 100 && fanOut === 'none' && from === 'queue',
   async start(directory, port) {
     return { ...(await startRedis(directory, port)), makeQueues: () => Promise.resolve() }
   },

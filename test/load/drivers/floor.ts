@@ -91,7 +91,8 @@ export const floor: Driver = {
   name: 'floor',
   settings: 'no broker: bytes in, one write and one fdatasync per batch, bytes out',
   version: () => Promise.resolve(`node ${process.version}`),
-  can: ({ queues, consumers, body }) => queues === 1 && consumers === 1 && body === 'bytes',
+  can: ({ queues, consumers, body, fanOut, from, restart }) =>
+    queues === 1 && consumers === 1 && body === 'bytes' && fanOut === 'none' && from === 'queue' && !restart,
   async start(directory, port) {
     const server = new Server(process.execPath, [
       fileURLToPath(new URL('../floor-server.js', import.meta.url)),

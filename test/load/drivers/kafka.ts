@@ -9,7 +9,7 @@ import { Server, outputOf } from '../../rig/server.js'
 import { freePort } from '../../rig/scratch.js'
 import { decoded, encoded } from '../bodies.js'
 import type { Body, Driver, Running, Session } from '../driver.js'
-import type { Scenario } from '../scenario.js'
+import { groupOf, type Scenario } from '../scenario.js'
 import { clientVersion, fetchedPath, importClient, isAtLeast, programOf } from '../peers.js'
 
 const COMMIT_MS = 1_000
@@ -65,11 +65,29 @@ interface KafkajsConsumer extends KafkajsLink {
   on(event: string, listener: () => void): unknown
   subscribe(options: object): Promise<void>
   run(options: {
+    readonly autoCommit: boolean
     readonly autoCommitInterval: number
     eachBatch(payload: {
       readonly batch: { readonly messages: readonly { readonly value: Buffer }[] }
     }): Promise<void>
   }): Promise<void>
+}
+
+/** What a session consumes as. Each queue has groups of its own, so that its consumers do not wait for those of others. */
+interface Role {
+  readonly isData: boolean
+  readonly group: string
+  /** Whether it commits how far it has read. */
+  readonly commits: boolean
+}
+
+function roleOf(scenario: Scenario, index: number): Role {
+  const commits = scenario.from !== 'readers'
+  return {
+    isData: scenario.body === 'object',
+    group: commits ? groupOf(scenario, index) : `reader-${index}`,
+    commits,
+  }
 }
 
 /** Sends what is published in one turn of the event loop as one request. */
@@ -100,15 +118,15 @@ export class TurnSender {
 class PlatformaticSession implements Session {
   readonly #client: Platformatic
   readonly #broker: string
-  readonly #isData: boolean
+  readonly #role: Role
   readonly #producer: InstanceType<Platformatic['Producer']>
   readonly #consumers: InstanceType<Platformatic['Consumer']>[] = []
   readonly #sender = new TurnSender((records) => this.#producer.send({ messages: records, acks: -1 }))
 
-  constructor(client: Platformatic, broker: string, isData: boolean) {
+  constructor(client: Platformatic, broker: string, role: Role) {
     this.#client = client
     this.#broker = broker
-    this.#isData = isData
+    this.#role = role
     this.#producer = new client.Producer(this.#options())
   }
 
@@ -119,16 +137,16 @@ class PlatformaticSession implements Session {
   async consume(queue: string, _held: number, each: (body: Body, ack: () => void) => void): Promise<void> {
     const consumer = new this.#client.Consumer({
       ...this.#options(),
-      groupId: `workers-${queue}`,
+      groupId: `${this.#role.group}-${queue}`,
     })
     this.#consumers.push(consumer)
     const stream = await consumer.consume({
       topics: [queue],
       mode: 'committed',
       fallbackMode: 'earliest',
-      autocommit: COMMIT_MS,
+      autocommit: this.#role.commits && COMMIT_MS,
     })
-    stream.on('data', ({ value }) => each(decoded(value, this.#isData), noAck))
+    stream.on('data', ({ value }) => each(decoded(value, this.#role.isData), noAck))
   }
 
   async close(): Promise<void> {
@@ -144,7 +162,7 @@ class PlatformaticSession implements Session {
 class KafkajsSession implements Session {
   readonly #kafka: KafkajsClient
   readonly #producer: KafkajsProducer
-  readonly #isData: boolean
+  readonly #role: Role
   readonly #consumers: KafkajsConsumer[] = []
   readonly #sender = new TurnSender((records) => {
     const byTopic = new Map<string, Record[]>()
@@ -159,10 +177,10 @@ class KafkajsSession implements Session {
     })
   })
 
-  constructor(kafka: KafkajsClient, producer: KafkajsProducer, isData: boolean) {
+  constructor(kafka: KafkajsClient, producer: KafkajsProducer, role: Role) {
     this.#kafka = kafka
     this.#producer = producer
-    this.#isData = isData
+    this.#role = role
   }
 
   publish(queue: string, body: Body): Promise<void> {
@@ -170,7 +188,7 @@ class KafkajsSession implements Session {
   }
 
   async consume(queue: string, _held: number, each: (body: Body, ack: () => void) => void): Promise<void> {
-    const consumer = this.#kafka.consumer({ groupId: `workers-${queue}` })
+    const consumer = this.#kafka.consumer({ groupId: `${this.#role.group}-${queue}` })
     this.#consumers.push(consumer)
     await consumer.connect()
     await consumer.subscribe({ topic: queue, fromBeginning: true })
@@ -178,9 +196,10 @@ class KafkajsSession implements Session {
       consumer.on(consumer.events.GROUP_JOIN, () => resolve())
     })
     await consumer.run({
+      autoCommit: this.#role.commits,
       autoCommitInterval: COMMIT_MS,
       eachBatch: async ({ batch }) => {
-        for (const { value } of batch.messages) each(decoded(value, this.#isData), noAck)
+        for (const { value } of batch.messages) each(decoded(value, this.#role.isData), noAck)
         await Promise.resolve()
       },
     })
@@ -224,7 +243,9 @@ async function start(directory: string, port: number): Promise<Running> {
   const properties = join(directory, 'server.properties')
   await writeFile(properties, propertiesOf(directory, port, await freePort()))
   const id = randomBytes(16).toString('base64url')
-  await outputOf('java', '-cp', classes, 'kafka.tools.StorageTool', 'format', '-t', id, '-c', properties)
+  // A log that was formatted by an earlier start is left as it is.
+  const format = ['kafka.tools.StorageTool', 'format', '--ignore-formatted', '-t', id, '-c', properties]
+  await outputOf('java', '-cp', classes, ...format)
   const server = new Server('java', [...JVM, '-cp', classes, 'kafka.Kafka', properties])
   await server.listens(port)
   const url = `127.0.0.1:${port}`
@@ -253,9 +274,9 @@ async function versionWith(client: string): Promise<string | undefined> {
   return jar && `Kafka ${/-(.+)\.jar$/.exec(jar)?.[1]}, ${client} ${version}`
 }
 
-function canDo({ queues, consumers }: Scenario): boolean {
+function canDo({ queues, consumers, fanOut, from }: Scenario): boolean {
   // With one partition, all consumers of a group but one are idle.
-  return queues <= 100 && consumers === 1
+  return queues <= 100 && fanOut === 'none' && (consumers === 1 || from !== 'queue')
 }
 
 /** The oldest Node of the client @platformatic/kafka, and the program that is new enough. */
@@ -275,11 +296,11 @@ export const kafka: Driver = {
   },
   can: canDo,
   start,
-  async connect(url, { body }) {
+  async connect(url, scenario, index) {
     return new PlatformaticSession(
       await importClient<Platformatic>('@platformatic/kafka'),
       url,
-      body === 'object',
+      roleOf(scenario, index),
     )
   },
 }
@@ -291,11 +312,11 @@ export const kafkaKafkajs: Driver = {
   version: () => versionWith('kafkajs'),
   can: canDo,
   start,
-  async connect(url, { body }) {
+  async connect(url, scenario, index) {
     const { Partitioners } = await importClient<Kafkajs>('kafkajs')
     const client = await kafkajsClient(url)
     const producer = client.producer({ createPartitioner: Partitioners.DefaultPartitioner })
     await producer.connect()
-    return new KafkajsSession(client, producer, body === 'object')
+    return new KafkajsSession(client, producer, roleOf(scenario, index))
   },
 }

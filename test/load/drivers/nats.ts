@@ -12,18 +12,19 @@ import { decoded, encoded } from '../bodies.js'
 import type { Body, Driver, Session } from '../driver.js'
 import { Server, outputOf } from '../../rig/server.js'
 import { isAtLeast, programOf } from '../peers.js'
-
-const CONSUMER = 'workers'
+import { groupOf, groupsOf, type Scenario } from '../scenario.js'
 
 class NatsSession implements Session {
   readonly #connection: NatsConnection
   readonly #stream: JetStreamClient
   readonly #isData: boolean
+  readonly #group: string | undefined
 
-  constructor(connection: NatsConnection, isData: boolean) {
+  constructor(connection: NatsConnection, scenario: Scenario, index: number) {
     this.#connection = connection
     this.#stream = jetstream(connection, { timeout: 30_000 })
-    this.#isData = isData
+    this.#isData = scenario.body === 'object'
+    this.#group = scenario.from === 'readers' ? undefined : groupOf(scenario, index)
   }
 
   publish(queue: string, body: Body): Promise<unknown> {
@@ -32,10 +33,12 @@ class NatsSession implements Session {
   }
 
   async consume(queue: string, held: number, each: (body: Body, ack: () => void) => void): Promise<void> {
-    const consumer = await this.#stream.consumers.get(queue, CONSUMER)
+    // Without a group, the consumer is an ordered one, without acks.
+    const consumer = await this.#stream.consumers.get(queue, this.#group)
     await consumer.consume({
       max_messages: held,
-      callback: (message) => each(decoded(message.data, this.#isData), () => message.ack()),
+      callback: (message) =>
+        each(decoded(message.data, this.#isData), this.#group === undefined ? noAck : () => message.ack()),
     })
   }
 
@@ -43,6 +46,8 @@ class NatsSession implements Session {
     return this.#connection.close()
   }
 }
+
+function noAck(): void {}
 
 /** The oldest version that can sync before it confirms. */
 const SYNC_LEAST = '2.10.0'
@@ -58,14 +63,14 @@ function driver(name: string, settings: string, sync: 'default' | 'always'): Dri
   const isSynced = sync === 'always'
   return {
     name,
-    settings: `JetStream, file store, work-queue retention, explicit acks: ${settings}`,
+    settings: `JetStream, file store, work-queue retention for queues, explicit acks: ${settings}`,
     needs: `nats-server${isSynced ? ` ${SYNC_LEAST} or later` : ''}, on PATH or as bin/nats-server in LOAD_PEERS`,
     version: async () => {
       const version = await natsVersion()
       if (version === undefined || (isSynced && !isAtLeast(version, SYNC_LEAST))) return undefined
       return `NATS ${version}`
     },
-    can: ({ queues }) => queues <= 100,
+    can: ({ queues, fanOut }) => queues <= 100 && fanOut === 'none',
     async start(directory, port) {
       const config = join(directory, 'nats.conf')
       const store = join(directory, 'store')
@@ -80,28 +85,26 @@ function driver(name: string, settings: string, sync: 'default' | 'always'): Dri
       return {
         url,
         pids: [server.pid],
-        async makeQueues(names) {
+        async makeQueues(names, scenario) {
           const connection = await connect({ servers: url })
           const manager = await jetstreamManager(connection)
+          const retention = scenario.from === 'queue' ? RetentionPolicy.Workqueue : RetentionPolicy.Limits
           for (const queue of names) {
-            await manager.streams.add({
-              name: queue,
-              subjects: [queue],
-              retention: RetentionPolicy.Workqueue,
-            })
-            await manager.consumers.add(queue, {
-              durable_name: CONSUMER,
-              ack_policy: AckPolicy.Explicit,
-              max_ack_pending: 65_536,
-            })
+            await manager.streams.add({ name: queue, subjects: [queue], retention })
+            for (const group of groupsOf(scenario))
+              await manager.consumers.add(queue, {
+                durable_name: group,
+                ack_policy: AckPolicy.Explicit,
+                max_ack_pending: 65_536,
+              })
           }
           await connection.close()
         },
         stop: () => server.stop(),
       }
     },
-    async connect(url, { body }) {
-      return new NatsSession(await connect({ servers: url }), body === 'object')
+    async connect(url, scenario, index) {
+      return new NatsSession(await connect({ servers: url }), scenario, index)
     },
   }
 }

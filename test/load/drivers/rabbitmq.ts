@@ -6,6 +6,8 @@ import { decoded, encoded } from '../bodies.js'
 import type { Body, Driver, Session } from '../driver.js'
 import { Server } from '../../rig/server.js'
 
+/** The exchange that is bound to all queues, for scenarios with a fan-out. */
+const EXCHANGE = 'load'
 const LIBRARIES = '/usr/lib/rabbitmq/lib'
 
 class RabbitSession implements Session {
@@ -21,8 +23,16 @@ class RabbitSession implements Session {
   }
 
   publish(queue: string, body: Body): Promise<void> {
+    return this.#publishTo('', queue, body)
+  }
+
+  publishToAll(_queues: readonly string[], body: Body): Promise<void> {
+    return this.#publishTo(EXCHANGE, '', body)
+  }
+
+  #publishTo(exchange: string, key: string, body: Body): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.#publishing.sendToQueue(queue, encoded(body), { persistent: true }, (error: unknown) => {
+      this.#publishing.publish(exchange, key, encoded(body), { persistent: true }, (error: unknown) => {
         if (error === null || error === undefined) resolve()
         else reject(error instanceof Error ? error : new Error('refused'))
       })
@@ -52,7 +62,7 @@ function rabbitmq(type: 'quorum' | 'classic', settings: string): Driver {
       const folder = await serverFolder()
       return folder && `RabbitMQ ${folder.replace(/^.*-/, '')}`
     },
-    can: ({ queues }) => queues <= 100,
+    can: ({ queues, fanOut, from }) => queues <= 100 && fanOut !== 'atomic' && from === 'queue',
     async start(directory, port) {
       const program = join(LIBRARIES, (await serverFolder())!, 'sbin', 'rabbitmq-server')
       const plugins = join(directory, 'plugins')
@@ -91,11 +101,14 @@ function rabbitmq(type: 'quorum' | 'classic', settings: string): Driver {
       return {
         url,
         pids: [Number(await readFile(pidFile, 'utf8'))],
-        async makeQueues(names) {
+        async makeQueues(names, { fanOut }) {
           const connection = await connect(url)
           const channel = await connection.createChannel()
-          for (const name of names)
+          await channel.assertExchange(EXCHANGE, 'fanout', { durable: true })
+          for (const name of names) {
             await channel.assertQueue(name, { durable: true, arguments: { 'x-queue-type': type } })
+            if (fanOut === 'topic') await channel.bindQueue(name, EXCHANGE, '')
+          }
           await connection.close()
         },
         stop,

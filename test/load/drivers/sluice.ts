@@ -1,15 +1,21 @@
 import { fileURLToPath } from 'node:url'
-import { connect, queue, type Sluice } from '@sluice/client'
+import { connect, queue, topic, type Sluice } from '@sluice/client'
 import type { Body, Driver, Session } from '../driver.js'
 import { Server, outputOf } from '../../rig/server.js'
+import type { Scenario } from '../scenario.js'
 
 export const PROGRAM = fileURLToPath(new URL('../../../../packages/server/bin/sluice.js', import.meta.url))
 
+/** The topic that is bound to all queues, for scenarios with a fan-out. */
+const ALL = topic('load')
+
 class SluiceSession implements Session {
   readonly #client: Sluice
+  readonly #fanOut: Scenario['fanOut']
 
-  constructor(client: Sluice) {
+  constructor(client: Sluice, { fanOut }: Scenario) {
     this.#client = client
+    this.#fanOut = fanOut
   }
 
   publish(name: string, body: Body): Promise<unknown> {
@@ -17,6 +23,7 @@ class SluiceSession implements Session {
   }
 
   publishToAll(names: readonly string[], body: Body): Promise<unknown> {
+    if (this.#fanOut === 'topic') return this.#client.publish(ALL, body)
     return this.#client.atomic((step) => {
       for (const name of names) step.publish(name, body)
     })
@@ -57,22 +64,24 @@ export const sluice: Driver = {
   name: 'sluice',
   settings: 'default settings: each write is synced (O_DSYNC) before it is confirmed',
   version: () => outputOf(process.execPath, PROGRAM, '--version'),
-  can: () => true,
+  can: ({ from }) => from === 'queue',
   async start(directory, port) {
     const server = await serve(directory, port)
     const url = `sluice://127.0.0.1:${port}`
     return {
       url,
       pids: [server.pid],
-      async makeQueues(names) {
+      async makeQueues(names, { fanOut }) {
         const client = await connect(url, { name: 'load' })
         await Promise.all(names.map((name) => client.queues.ensure(name)))
+        if (fanOut === 'topic') for (const name of names) await client.topics.bind(ALL, name)
         await client.close()
       },
       stop: () => server.stop(),
     }
   },
-  async connect(url, { inFlight }) {
-    return new SluiceSession(await connect(url, { name: 'load', maxInFlight: Math.max(inFlight, 1_000) }))
+  async connect(url, scenario) {
+    const maxInFlight = Math.max(scenario.inFlight, 1_000)
+    return new SluiceSession(await connect(url, { name: 'load', maxInFlight }), scenario)
   },
 }
