@@ -134,7 +134,9 @@ class Load {
   async consume(): Promise<void> {
     const { scenario, queues } = this.#task
     const timed = scenario.kind === 'latency'
-    const held = Math.max(1, Math.floor(scenario.inFlight / queues.length))
+    // If each queue gets all messages, as many are in flight in each.
+    const shares = scenario.fanOut === 'none' ? queues.length : 1
+    const held = Math.max(1, Math.floor(scenario.inFlight / shares))
     const copies = copiesOf(scenario)
     const copyOf = scenario.from === 'queue' ? (queue: number) => queue % copies : () => this.#task.index
     for (const [index, queue] of queues.entries()) {

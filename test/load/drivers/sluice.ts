@@ -1,5 +1,5 @@
 import { fileURLToPath } from 'node:url'
-import { connect, queue, topic, type Sluice } from '@sluice/client'
+import { connect, queue, stream, topic, type Sluice } from '@sluice/client'
 import type { Body, Driver, Session } from '../driver.js'
 import { Server, outputOf } from '../../rig/server.js'
 import type { Scenario } from '../scenario.js'
@@ -12,10 +12,13 @@ const ALL = topic('load')
 class SluiceSession implements Session {
   readonly #client: Sluice
   readonly #fanOut: Scenario['fanOut']
+  readonly #from: Scenario['from']
+  #isClosed = false
 
-  constructor(client: Sluice, { fanOut }: Scenario) {
+  constructor(client: Sluice, { fanOut, from }: Scenario) {
     this.#client = client
     this.#fanOut = fanOut
+    this.#from = from
   }
 
   publish(name: string, body: Body): Promise<unknown> {
@@ -30,16 +33,31 @@ class SluiceSession implements Session {
   }
 
   async consume(name: string, held: number, each: (body: Body, ack: () => void) => void): Promise<void> {
+    if (this.#from === 'readers') {
+      this.#read(name, held, each).catch((error: unknown) => {
+        // A measurement is invalid if its consumer cannot read.
+        if (!this.#isClosed) throw error
+      })
+      return
+    }
     this.#client.consume(queue<Body>(name), { concurrency: held, prefetch: held }, (message) => {
       each(message.body, () => void message.ack())
     })
     await Promise.resolve()
   }
 
+  async #read(name: string, held: number, each: (body: Body, ack: () => void) => void): Promise<void> {
+    const reader = this.#client.read(stream<Body>(name), { follow: true, prefetch: held })
+    for await (const messages of reader.batches()) for (const { body } of messages) each(body, noAck)
+  }
+
   close(): Promise<void> {
+    this.#isClosed = true
     return this.#client.close()
   }
 }
+
+function noAck(): void {}
 
 /** Starts a broker on a directory and a port; `nodeFlags` are passed to its process. */
 export async function serve(
@@ -64,16 +82,18 @@ export const sluice: Driver = {
   name: 'sluice',
   settings: 'default settings: each write is synced (O_DSYNC) before it is confirmed',
   version: () => outputOf(process.execPath, PROGRAM, '--version'),
-  can: ({ from }) => from === 'queue',
+  can: ({ from }) => from !== 'groups',
   async start(directory, port) {
     const server = await serve(directory, port)
     const url = `sluice://127.0.0.1:${port}`
     return {
       url,
       pids: [server.pid],
-      async makeQueues(names, { fanOut }) {
+      async makeQueues(names, { fanOut, from }) {
         const client = await connect(url, { name: 'load' })
-        await Promise.all(names.map((name) => client.queues.ensure(name)))
+        await Promise.all(
+          names.map((name) => (from === 'queue' ? client.queues.ensure(name) : client.streams.ensure(name))),
+        )
         if (fanOut === 'topic') for (const name of names) await client.topics.bind(ALL, name)
         await client.close()
       },
