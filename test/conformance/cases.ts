@@ -985,6 +985,8 @@ export const CASES: Readonly<Record<string, Case>> = {
     { name: 'q', offset: 4, cursor: '4294967296:1' },
     { name: 'q', offset: 4, cursor: '4294967296:1' },
   ),
+  EXPLAIN: control(OP.EXPLAIN, 0, 38, { name: 'q', offset: 4 }, { name: 'q', offset: 4 }),
+  'EXPLAIN of a queue': control(OP.EXPLAIN, 0, 39, { name: 'q' }, { name: 'q', offset: undefined }),
   CONSUMERS: control(OP.CONSUMERS, 0, 32, { name: 'q' }, { name: 'q', from: 0 }),
   'CONSUMERS, further': control(
     OP.CONSUMERS,
@@ -1145,6 +1147,7 @@ export const CASES: Readonly<Record<string, Case>> = {
     error: { code: 26, retryable: true, retryAfterMs: 1_000, message: 'No room.' },
   }),
   'RESULT of HISTORY': result(31, { events: history, complete: true, cursor: null }),
+  'RESULT of EXPLAIN': result(38, { reasons: [{ code: 'keyRate', untilMs: NEW_YEAR_MS }] }),
   'RESULT of CONSUMERS': result(32, { consumers: [consumer], next: null }),
   'RESULT of CLOSE_CONSUMER': result(33, { messages: 2 }),
   'RESULT of BIND': result(34, { changed: true, id: 7 }),

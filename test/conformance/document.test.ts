@@ -9,6 +9,7 @@ import {
   ERRORS,
   FEATURES,
   GOODBYE_REASON,
+  EXPLAIN_CODES,
   HISTORY_EVENTS,
   LIMITS,
   LOSS,
@@ -113,6 +114,7 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
     ['Queue counters', QUEUE_COUNTERS, 'meaning', 10],
     ['Origin headers', ORIGIN_HEADERS, 'header', 8],
     ['History events', HISTORY_EVENTS, 'meaning', 14],
+    ['Reasons of EXPLAIN', EXPLAIN_CODES, 'meaning', 28],
   ] as const)('%s', (title, registry, column, count) => {
     expect(byName(title, (row) => row[column])).toStrictEqual(registry)
     expect(table(title)).toHaveLength(count)
@@ -163,6 +165,7 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
       'Deaths',
       'Origin headers',
       'History events',
+      'Reasons of EXPLAIN',
       'Content types',
       'Record flags',
       'Batch types',

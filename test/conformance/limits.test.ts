@@ -517,6 +517,8 @@ const NO_LIMIT: Readonly<Record<string, string>> = {
   SUMMARY_SEGMENTS_MAX: 'a chunk in more segments stays in memory',
   CHANGES_MAX: 'the next change is applied to all keys at once',
   DROPS_MAX: 'later turns drop further entries',
+  NAMED_MAX: 'EXPLAIN names no further consumers',
+  VISITED_MAX: 'EXPLAIN searches no further, and leaves the value out',
   FOUND_MAX: 'further searches find the other expired messages',
   PASSED_MAX: 'the next step passes further chunks',
   WARM_MAX: 'chunks beyond it leave memory again',

@@ -67,6 +67,7 @@ describe.concurrent('wrong values', () => {
   test.each([
     'queue edit missing --ttl 1s',
     'peek missing',
+    'explain missing',
     'dead redrive missing',
     'replay missing',
     'queue ensure new --dead-letter missing',
@@ -156,6 +157,23 @@ describe.concurrent('queues', () => {
       /another queue/,
     )
     expect((await run(['queue', 'get', 'failed'])).stdout).toContain('all at their defaults')
+  })
+
+  test('are explained in sentences, with what to do', async () => {
+    await sluice.queues.ensure('explained')
+    await sluice.publish('explained', 'x', { delay: '1h' })
+    const whole = await run(['explain', 'explained'])
+    expect(whole).toMatchObject({ code: 0, stderr: '' })
+    expect(whole.stdout).toMatch(
+      /^No message is ready; the next scheduled one waits until .*\.\nThe queue has no consumer\.\n {2}Start one/,
+    )
+    const one = await run(['explain', 'explained', '0', '--json'])
+    expect(JSON.parse(one.stdout)).toMatchObject({
+      deliverable: false,
+      reasons: [{ code: 'scheduled' }, { code: 'noConsumer' }],
+    })
+    expect((await run(['explain', 'explained', '7'])).stdout).toContain('No message has this offset yet')
+    expectFailure(await run(['explain', 'explained', 'x']), 2, /The offset is "x"/, /number/)
   })
 
   test('are paused and resumed', async () => {

@@ -25,6 +25,7 @@ import {
   type Pair,
   type Product,
 } from './bench.js'
+import { compareExplain } from './explain.js'
 import { compareHistory, comparePeek } from './pages.js'
 import { batchOf } from './records.js'
 import { replay } from './replay.js'
@@ -578,6 +579,7 @@ class History {
       if (name === 'missing') return
       await comparePeek(this.#bench, name, state, limit, filter)
       await this.#lookBack(name)
+      for (let looks = 0; looks < 3; looks++) await compareExplain(this.#bench, name, this.#offset(name))
     },
 
     consumers: async (): Promise<void> => {

@@ -602,14 +602,14 @@ export class Model {
   }
 
   /** Whether the subscription may receive any message now. */
-  #hasRoom(subscription: ModelSubscription): boolean {
+  hasRoom(subscription: ModelSubscription): boolean {
     const { options, subscriptions } = subscription.queue
     return hasRoom(subscription, loadOf(subscription), options.single, subscriptions)
   }
 
   /** Whether the subscription may receive this message now. */
   #takes(subscription: ModelSubscription, message: ModelMessage): boolean {
-    return this.#hasRoom(subscription) && fits(subscription, loadOf(subscription), message)
+    return this.hasRoom(subscription) && fits(subscription, loadOf(subscription), message)
   }
 
   /** The next eligible message. */
@@ -639,7 +639,7 @@ export class Model {
     const what = `message ${offset} of ${queue.name}`
     if (!subscription.isOpen) throw new Difference(`${what} was delivered to a subscription that has ended`)
     if (queue.paused) throw new Difference(`${what} was delivered while the queue was paused`)
-    if (!this.#hasRoom(subscription))
+    if (!this.hasRoom(subscription))
       throw new Difference(`${what} was delivered to a subscription without room: ${shownOf(subscription)}`)
     const rateUntilMs = this.rateUntilMs(queue)
     if (rateUntilMs !== null)
@@ -702,7 +702,7 @@ export class Model {
       if (head !== undefined && takers(head).length > 0) this.#count('held by pause')
       return
     }
-    if (!queue.subscriptions.some((subscription) => this.#hasRoom(subscription))) return
+    if (!queue.subscriptions.some((subscription) => this.hasRoom(subscription))) return
     if (this.rateUntilMs(queue) !== null) {
       if (head !== undefined && takers(head).length > 0) this.#count('held by the rate')
       return

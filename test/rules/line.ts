@@ -119,6 +119,19 @@ export class Line<M extends LineMessage> {
     return this.#keyOf(message)?.heldMs || undefined
   }
 
+  /** The hold of this message's key; undefined if it has none. */
+  holdOf(message: M): { readonly untilMs: number; readonly isPause: boolean } | undefined {
+    const key = this.#keyOf(message)
+    if (key === undefined || key.heldMs === 0) return undefined
+    return { untilMs: key.heldMs, isPause: key.pausedMs === key.heldMs }
+  }
+
+  /** The first message in the line of this message's key, and how many precede this message. */
+  placeInKey(message: M): { readonly first: M; readonly before: number } {
+    const { line } = this.#keyOf(message)!
+    return { first: line[0]!, before: line.indexOf(message) }
+  }
+
   /** Number of held keys. */
   get heldKeys(): number {
     return [...this.#keys.values()].filter(({ heldMs }) => heldMs > 0).length

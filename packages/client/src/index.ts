@@ -37,6 +37,7 @@ export type {
   SendOptions,
 } from './options.js'
 export type { MessagePage, Origin, PeekedMessage } from './peeked.js'
+export type { Explanation, Reason } from './explanation.js'
 export type {
   ConsumerInfo,
   Due,
@@ -100,6 +101,7 @@ export type {
   Effect,
   ErrorCode,
   ErrorScope,
+  ExplainCode,
   HistoryEventName,
   MessageState,
   Progress,

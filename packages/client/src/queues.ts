@@ -11,6 +11,7 @@ import {
   type QueueOptionName,
 } from '@sluice/protocol'
 import { durationMs, type Duration } from './duration.js'
+import { explanationOf, type Explanation } from './explanation.js'
 import { onlyKnown, queueOf, timeMs, whole, type CallOptions, type QueueRef } from './options.js'
 import { settingsOf, wireOptions } from './option-paths.js'
 import { messagesAnswer, type MessagePage } from './peeked.js'
@@ -507,6 +508,27 @@ export class Queues {
       cursor = cursorIn('HISTORY', answer, cursor)
       if (cursor === undefined) return { events: all, complete }
     }
+  }
+
+  /**
+   * Resolves with the reasons why a message is not delivered or, without `offset`, why the queue delivers nothing. The most
+   * important reason is the first. Changes nothing.
+   *
+   * @throws SluiceError QUEUE_NOT_FOUND, CORRUPT
+   * @example
+   * const { deliverable, reasons } = await sluice.queues.explain('orders', { offset: 4711 })
+   * console.log(deliverable, reasons[0].text)
+   */
+  async explain(
+    queue: QueueRef,
+    options: { readonly offset?: number } = {},
+    call?: CallOptions,
+  ): Promise<Explanation> {
+    onlyKnown('queues.explain', options, ['offset'])
+    const { name } = queueOf(queue)
+    const { offset } = options
+    const place = offset === undefined ? {} : { offset: whole('offset', offset, 0, Number.MAX_SAFE_INTEGER) }
+    return explanationOf(name, await this.#call(OP.EXPLAIN, { name, ...place }, 'again', call))
   }
 
   async #call(opcode: number, body: Body, repeat: Repeat, call: CallOptions | undefined): Promise<Body> {

@@ -16,6 +16,7 @@ import { SEED_BYTES, drawSeed, writeSeed, type Queue, type Timer } from '../queu
 import { Catalog } from './catalog.js'
 import { Dispatcher } from './dispatch.js'
 import { Intake } from './intake.js'
+import { Explainer, type Delivering } from './explain.js'
 import { History } from './history.js'
 import { Leases } from './leases.js'
 import { Moves } from './moves.js'
@@ -123,7 +124,7 @@ export interface BrokerUsage {
   readonly writtenBytes: number
 }
 
-export class Broker {
+export class Broker implements Delivering {
   readonly messageBytesMax: number
   /**
    * Maximum number of unanswered batches of one producer. The results of this number of batches fit in the producer's
@@ -146,6 +147,7 @@ export class Broker {
   readonly operator: Operator
   readonly replays: Replays
   readonly history: History
+  readonly explainer: Explainer
   readonly unused: UnusedQueues
   readonly #options: BrokerOptions
   readonly #log: Log
@@ -279,6 +281,7 @@ export class Broker {
     this.operator = new Operator(state, records, cold, moves, requests, turn, observer)
     this.replays = new Replays(state, this.intake, records, cold, requests, turn)
     this.history = new History(log, state, requests)
+    this.explainer = new Explainer(state, this, turn)
     turn.connect({
       writer,
       moves,
@@ -309,6 +312,11 @@ export class Broker {
    */
   get isBehind(): boolean {
     return this.#tail.pendingBytes > this.#pendingBytesMax || this.#space.isExhausted
+  }
+
+  /** See `Dispatcher.isReading`. */
+  isReading(queue: Queue): boolean {
+    return this.#dispatcher.isReading(queue)
   }
 
   /** Registers an output in which an answer or a delivery was queued in this turn. */

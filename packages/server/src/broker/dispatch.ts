@@ -108,6 +108,11 @@ export class Dispatcher {
     )
   }
 
+  /** Whether the message that the queue delivers next is being read from the disk. */
+  isReading(queue: Queue): boolean {
+    return this.#progress.get(queue)?.isLoading === true
+  }
+
   #progressOf(queue: Queue): Progress {
     let progress = this.#progress.get(queue)
     if (progress === undefined) {

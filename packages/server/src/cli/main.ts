@@ -46,6 +46,11 @@ const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import('./consume.js')).consume,
   },
   {
+    command: 'explain <queue> [offset]',
+    describe: 'Say why a queue delivers nothing, or why a message is not delivered',
+    load: async () => (await import('./explain.js')).explain,
+  },
+  {
     command: 'peek <queue>',
     describe: 'Look at the messages of a queue without consuming them',
     load: async () => (await import('./peek.js')).peek,

@@ -211,6 +211,13 @@ export class KeyLines {
     return untilMs <= nowMs ? undefined : { untilMs, isPause: this.#holds!.isPaused(low, high) }
   }
 
+  /** Number of messages before this one in the line of its key; at most `max` are counted. */
+  countBefore(chunk: Chunk, index: number, max: number): number {
+    let count = 0
+    for (let at = chunk.previousAt(index); at !== NONE && count < max; count++) at = this.#before(at)
+    return count
+  }
+
   #isHeld(slot: number): boolean {
     return this.#holds !== undefined && this.#holds.heldUntil(this.#keys.low(slot), this.#keys.high(slot)) > 0
   }

@@ -127,7 +127,7 @@ export class Queue extends Contents implements Follower {
     return (this.#pending ??= new PendingIds(this.appliedChunks))
   }
 
-  get #line(): Line {
+  get line(): Line {
     if (this.lastArrival !== NO_ARRIVAL) this.applyArrivals()
     return this.#appliedLine
   }
@@ -160,11 +160,11 @@ export class Queue extends Contents implements Follower {
   }
 
   get scheduled(): number {
-    return this.#line.scheduled
+    return this.line.scheduled
   }
 
   get ready(): number {
-    return this.live - this.deadCount - this.leased - this.#line.scheduled
+    return this.live - this.deadCount - this.leased - this.line.scheduled
   }
 
   get deliveredBelow(): number {
@@ -237,7 +237,7 @@ export class Queue extends Contents implements Follower {
 
   dropped(): void {
     this.chunks.removeAllUses(this.use)
-    this.#line.clear()
+    this.line.clear()
     this.#moving?.clear()
     this.leased = 0
   }
@@ -257,7 +257,7 @@ export class Queue extends Contents implements Follower {
         if (chunk.hasId(index) && !chunk.isDead(index)) this.pending.add(chunk.base + index)
       }
     }
-    this.#line.rebuild(this.options, this.next, this.redeliveredBelow, nowMs)
+    this.line.rebuild(this.options, this.next, this.redeliveredBelow, nowMs)
   }
 
   /**
@@ -268,7 +268,7 @@ export class Queue extends Contents implements Follower {
     const { dedupWindowMs, rateMessages, ratePerMs } = this.options
     this.options = options
     if (!this.retains && this.retainedBytes > 0) this.#release(0, this.next)
-    this.#line.changeRules(options, nowMs)
+    this.line.changeRules(options, nowMs)
     if (rateMessages !== options.rateMessages || ratePerMs !== options.ratePerMs)
       this.bucket = bucketOf(options, nowMs)
     if (dedupWindowMs !== options.dedupWindowMs) {
@@ -312,8 +312,8 @@ export class Queue extends Contents implements Follower {
   #advanceLine(nowMs: number, budget: Budget): void {
     const { observer } = this
     const each = observer && ((offset: number): void => observer.becameReady(this, offset))
-    budget.left -= this.#line.advance(nowMs, budget.left, each)
-    this.hasMoreDue = this.#line.isBehind(nowMs)
+    budget.left -= this.line.advance(nowMs, budget.left, each)
+    this.hasMoreDue = this.line.isBehind(nowMs)
   }
 
   /**
@@ -325,7 +325,7 @@ export class Queue extends Contents implements Follower {
     const sweepMs = this.hasMoreExpired ? Infinity : this.#nextSweepMs
     const wakeMs = this.bucket?.wakeMs ?? Infinity
     const otherMs = Math.min(sweepMs, this.earliestDeadlineMs, this.nextReleaseMs, wakeMs)
-    return this.hasMoreDue ? otherMs : Math.min(otherMs, this.#line.nextWorkMs)
+    return this.hasMoreDue ? otherMs : Math.min(otherMs, this.line.nextWorkMs)
   }
 
   get #nextSweepMs(): number {
@@ -337,7 +337,7 @@ export class Queue extends Contents implements Follower {
    * none is ready, or if it sets `hasMoreExpired` because the budget is used up.
    */
   nextRun(max: number, nowMs: number, run: Run, budget: Budget = UNLIMITED): boolean {
-    while (this.#line.next(max, nowMs, run)) {
+    while (this.line.next(max, nowMs, run)) {
       if (!run.expired) return true
       if (budget.left <= 0) {
         this.hasMoreExpired = true
@@ -358,16 +358,16 @@ export class Queue extends Contents implements Follower {
 
   /** See `Line.coldOffset`. */
   get coldOffset(): number {
-    return this.#line.coldOffset
+    return this.line.coldOffset
   }
 
   upcoming(count: number, each: (batchPosition: number) => void): void {
-    this.#line.upcoming(count, each)
+    this.line.upcoming(count, each)
   }
 
   /** Leases the first `count` messages of `run`, which `nextRun` filled last, to the client with this name. */
   lease(run: Run, count: number, nowMs: number, client: string): void {
-    this.#line.lease(run, count, nowMs)
+    this.line.lease(run, count, nowMs)
     this.bucket?.take(count, nowMs)
     this.leased += count
     if (this.#former !== undefined && this.#former.size > 0)
@@ -398,14 +398,14 @@ export class Queue extends Contents implements Follower {
       // The count of attempts stops at this maximum.
       claim.attempt > LIMITS.maxDeliveriesMax ||
       this.#former?.hadEnded(claim) === true ||
-      this.#line.isSeen(chunk, index) ||
+      this.line.isSeen(chunk, index) ||
       chunk.redriven?.has(index) === true
     ) {
       // Another consumer may have received the message, before the restart or since. Or the message was redriven, which
       // resets its attempts.
       return undefined
     }
-    const sinceMs = this.#line.reclaim(chunk, index, nowMs)
+    const sinceMs = this.line.reclaim(chunk, index, nowMs)
     if (sinceMs === undefined) return undefined
     const bytes = this.claimBytes(offset)
     this.#former?.delete(offset)
@@ -442,7 +442,7 @@ export class Queue extends Contents implements Follower {
   /** Acknowledges leased messages. `bytes` is the size of their records, if the caller knows it. */
   ack(offset: number, count: number, nowMs: number, bytes?: number): void {
     this.leased -= count
-    this.#line.settled(offset, count, nowMs)
+    this.line.settled(offset, count, nowMs)
     if (this.retains) {
       this.facts.gone('ack', offset, count, RETAINED)
       this.remove(offset, count, nowMs, bytes)
@@ -477,12 +477,12 @@ export class Queue extends Contents implements Follower {
     this.leased--
     this.facts.retry(offset, attempts, dueMs, reason)
     this.retryFact(offset, attempts, dueMs)
-    this.#line.retry(this.chunkAt(offset)!, offset, dueMs, nowMs)
+    this.line.retry(this.chunkAt(offset)!, offset, dueMs, nowMs)
   }
 
   /** Delivers no message of the key of this message until `untilMs`. A message without a key changes nothing. */
   pauseKey(offset: number, untilMs: number, nowMs: number): void {
-    if (this.hasKeys) this.#line.pauseKey(offset, untilMs, nowMs)
+    if (this.hasKeys) this.line.pauseKey(offset, untilMs, nowMs)
   }
 
   /** Adds a fact with the counts of releases and redeliveries, if they changed. No other fact records them. */
@@ -501,7 +501,7 @@ export class Queue extends Contents implements Follower {
       return
     }
     this.leased--
-    this.#line.release(this.chunkAt(offset)!, offset, sinceMs, nowMs)
+    this.line.release(this.chunkAt(offset)!, offset, sinceMs, nowMs)
   }
 
   /** Makes a leased message dead. `isCharged` means that this attempt is already counted. */
@@ -514,7 +514,7 @@ export class Queue extends Contents implements Follower {
     isCharged = false,
   ): void {
     this.leased--
-    this.#line.settled(offset, 1, nowMs)
+    this.line.settled(offset, 1, nowMs)
     this.#die(offset, this.#nextAttempt(offset, isCharged), death, nowMs, reason, bytes)
   }
 
@@ -539,7 +539,7 @@ export class Queue extends Contents implements Follower {
     this.purgeFact(this.next)
     this.count('purged', messages)
     this.dirty = true
-    this.#line.clear()
+    this.line.clear()
     this.#former?.clear()
     this.leased = 0
     return messages
@@ -548,7 +548,7 @@ export class Queue extends Contents implements Follower {
   /** Removes a message that is in the line. @throws SluiceError if it is not in the line; then nothing changes */
   cancel(offset: number, nowMs: number): void {
     const chunk = chunkInLine(this, offset, nowMs)
-    this.#line.leave(chunk, offset - chunk.base, nowMs)
+    this.line.leave(chunk, offset - chunk.base, nowMs)
     this.#gone('cancel', offset)
     this.count('cancelled', this.remove(offset, 1))
   }
@@ -556,11 +556,11 @@ export class Queue extends Contents implements Follower {
   /** Makes a message that is in the line due at `dueMs`. @throws SluiceError if it is not in the line; then nothing changes */
   reschedule(offset: number, dueMs: number, nowMs: number): void {
     const chunk = chunkInLine(this, offset, nowMs)
-    this.#line.leave(chunk, offset - chunk.base, nowMs)
+    this.line.leave(chunk, offset - chunk.base, nowMs)
     this.#former?.delete(offset)
     this.facts.reschedule(offset, dueMs)
     this.rescheduleFact(offset, dueMs)
-    this.#line.enter(chunk, offset - chunk.base, dueMs, nowMs)
+    this.line.enter(chunk, offset - chunk.base, dueMs, nowMs)
   }
 
   /** Returns a dead message to the end of the line. */
@@ -572,7 +572,7 @@ export class Queue extends Contents implements Follower {
     this.count('redriven', 1)
     this.dirty = true
     const chunk = this.chunkAt(offset)!
-    this.#line.enter(chunk, offset - chunk.base, nowMs, nowMs)
+    this.line.enter(chunk, offset - chunk.base, nowMs, nowMs)
     this.#moving?.trim(this.deadCount)
   }
 
@@ -602,11 +602,11 @@ export class Queue extends Contents implements Follower {
 
   /** Drops the first message in drop order, or makes it dead. Returns false if there is none in memory; see `coldToDrop`. */
   evictOldest(nowMs: number): boolean {
-    const offset = this.#line.firstToDrop()
-    this.coldToDrop = this.#line.dropOrder!.coldOffset
+    const offset = this.line.firstToDrop()
+    this.coldToDrop = this.line.dropOrder!.coldOffset
     if (offset === -1) return false
     const chunk = this.chunkAt(offset)!
-    this.#line.leave(chunk, offset - chunk.base, nowMs)
+    this.line.leave(chunk, offset - chunk.base, nowMs)
     if (this.options.overflow === 'drop-oldest') {
       this.#gone('drop', offset)
       this.count('dropped', this.remove(offset, 1))
@@ -634,17 +634,17 @@ export class Queue extends Contents implements Follower {
   /** Like `info`, but as of `nowMs`, even if `advance` has not run. Changes nothing; see `infoAsOf`. */
   infoAt(nowMs: number): QueueInfo {
     const info = this.info(nowMs)
-    if (nowMs < this.earliestExpiryMs && nowMs < this.#line.nextDeadline) return info
-    return infoAsOf(info, this, nowMs, (each) => this.#line.eachDue(nowMs, each))
+    if (nowMs < this.earliestExpiryMs && nowMs < this.line.nextDeadline) return info
+    return infoAsOf(info, this, nowMs, (each) => this.line.eachDue(nowMs, each))
   }
 
   info(nowMs: number): QueueInfo {
-    return infoOf(this, this.#line.oldestSince, this.#line.keyLines?.heldAt(nowMs) ?? 0, nowMs)
+    return infoOf(this, this.line.oldestSince, this.line.keyLines?.heldAt(nowMs) ?? 0, nowMs)
   }
 
   /** Recounts the messages and compares the results with the counters. @throws Error with both counts */
   audit(): void {
-    this.#line.invariants()
+    this.line.invariants()
     auditCounts(this)
   }
 
@@ -655,14 +655,14 @@ export class Queue extends Contents implements Follower {
 
   #expireLeased(offset: number, nowMs: number): void {
     this.leased--
-    this.#line.settled(offset, 1, nowMs)
+    this.line.settled(offset, 1, nowMs)
     this.#noteExpired(offset, 1)
   }
 
   // Removes an expired message of the line. It left when it had expired and was due, not when that was noticed.
   #expireInLine(chunk: Chunk, offset: number): void {
     const index = offset - chunk.base
-    this.#line.leave(chunk, index, Math.max(chunk.expiryAt(index), chunk.dueAt(index)))
+    this.line.leave(chunk, index, Math.max(chunk.expiryAt(index), chunk.dueAt(index)))
     this.#noteExpired(offset, 1)
   }
 
@@ -683,7 +683,7 @@ export class Queue extends Contents implements Follower {
     this.hasMoreExpired = expired.hasMore
     if (!expired.hasMore) this.earliestExpiryMs = expired.nextMs
     if (this.hasKeys) expired.sort()
-    this.#line.leaveExpired(expired)
+    this.line.leaveExpired(expired)
     for (let at = 0, count = 0; at < expired.count; at += count) {
       const offset = expired.offsets[at]!
       count = expired.runFrom(at, this.chunkAt(offset)!)

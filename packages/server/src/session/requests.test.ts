@@ -31,6 +31,7 @@ const READING: readonly (readonly [RequestName, Body])[] = [
   ['ROUTES', { topic: 'a' }],
   ['PEEK', { name }],
   ['HISTORY', { name, offset: 0 }],
+  ['EXPLAIN', { name }],
   ['REDRIVE', { name, dryRun: true }],
   ['DISCARD', { name, dryRun: true }],
   ['REPLAY', { name, dryRun: true }],

@@ -15,6 +15,7 @@ import {
   consumersRequest,
   discardRequest,
   ensureRequest,
+  explainRequest,
   ensureStreamRequest,
   historyRequest,
   kindOf,
@@ -104,6 +105,11 @@ const REQUESTS = {
   DISCARD: async ({ broker, caller }, body) => broker.operator.discard(discardRequest(body), caller),
   REPLAY: async ({ broker, caller }, body) => broker.replays.page(replayRequest(body), caller),
   HISTORY: async ({ broker, caller }, body) => broker.history.page(historyRequest(body), caller),
+  EXPLAIN: async ({ broker, caller }, body) => {
+    const request = explainRequest(body)
+    const { operator, explainer } = broker
+    return operator.whenRead({ ...request, id: undefined }, caller, () => explainer.explain(request))
+  },
 } as const satisfies Partial<Record<OpcodeName, Request>>
 
 export type RequestName = keyof typeof REQUESTS
@@ -116,6 +122,7 @@ const LONG: ReadonlySet<RequestName> = new Set<RequestName>([
   'DISCARD',
   'REPLAY',
   'HISTORY',
+  'EXPLAIN',
 ])
 /** Requests that read from disk only if the message that they name is not in memory. */
 const MAY_READ: ReadonlySet<RequestName> = new Set<RequestName>(['CANCEL', 'RESCHEDULE'])
@@ -172,6 +179,7 @@ const READING: ReadonlySet<RequestName> = new Set<RequestName>([
   'BINDINGS',
   'ROUTES',
   'CONSUMERS',
+  'EXPLAIN',
   'SCHEDULES',
   'PEEK',
   'HISTORY',

@@ -68,6 +68,18 @@ afterAll(() => {
 })
 
 describe('cold chunks', () => {
+  it('are read before the broker explains one of their messages', async () => {
+    const bench = await filled()
+    const { operator, explainer } = bench.broker
+    const queue = bench.broker.catalog.queue(Q)
+    const offset = upTo(COUNT).find((offset) => queue.chunks.isCold(offset))!
+    const request = { name: Q, offset, id: undefined }
+    expect(operator.mustRead(request)).toBe(true)
+    const answer = operator.whenRead(request, CALLER, () => explainer.explain(request))
+    expect(await bench.answer(Promise.resolve(answer))).toEqual({ reasons: [{ code: 'noConsumer' }] })
+    expect(queue.chunks.isCold(offset)).toBe(false)
+  })
+
   it.each([7, 100, 1000, 1024])('are delivered in order, from batches of %i', async (size) => {
     const bench = await filled(size)
     const { ready, bytes, oldestReadyMs } = bench.info()
