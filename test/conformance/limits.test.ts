@@ -522,6 +522,7 @@ const NO_LIMIT: Readonly<Record<string, string>> = {
   FOUND_MAX: 'further searches find the other expired messages',
   PASSED_MAX: 'the next step passes further chunks',
   WARM_MAX: 'chunks beyond it leave memory again',
+  WARM_BYTES_MAX: 'chunks beyond it leave memory again',
   DRAINED_MAX: 'a full chunk with more messages left is not packed',
   PATIENCE_MS_MAX: 'a redelivered message waits at most this long for a handler that still has it',
   END_MS_MAX: 'a socket that closes more slowly is destroyed',

@@ -6,7 +6,8 @@ import { expect, test } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import { Schedule } from '../../packages/server/src/queue/schedule.js'
-import { IS_LONG, TIMEOUT_MS } from '../amount.js'
+import { TIMEOUT_MS } from '../amount.js'
+import { findDefect } from '../planted.js'
 import { DEFECTS, type PlantedDefect } from './defects.js'
 import { runHistory } from './history.js'
 import { Difference } from './state.js'
@@ -15,7 +16,6 @@ const PRODUCT = { Broker, MemoryLog, Schedule }
 const SEEDS_MAX = 40
 const OPERATIONS = 600
 
-/** For each defect that the first seed does not find: a seed that finds it. An outdated entry only costs time. */
 const KNOWN_SEEDS: Readonly<Record<string, number>> = {
   'in a queue with `single`, the oldest subscription gets messages, even without credit': 3,
   'a turn does not continue with the due messages of the previous turn': 8,
@@ -33,18 +33,12 @@ const KNOWN_SEEDS: Readonly<Record<string, number>> = {
 
 const found: string[] = []
 
-async function firstDifference({ name, plant }: PlantedDefect): Promise<unknown> {
-  const seeds = Array.from({ length: SEEDS_MAX }, (_, i) => i + 1)
-  const known = KNOWN_SEEDS[name]
-  if (!IS_LONG && known !== undefined) seeds.unshift(known)
-  for (const seed of seeds) {
+function firstDifference({ name, plant }: PlantedDefect): Promise<unknown> {
+  return findDefect(name, { seedsMax: SEEDS_MAX, knownSeeds: KNOWN_SEEDS }, async (seed) => {
     const options = { seed, operations: OPERATIONS, defect: plant() }
     const { failure } = await runHistory(PRODUCT, options)
-    if (failure === undefined) continue
-    if (IS_LONG || seed !== (known ?? 1)) console.log(`  ${JSON.stringify(name)}: ${seed},`)
-    return failure.error
-  }
-  return undefined
+    return failure?.error
+  })
 }
 
 test.each(DEFECTS)('found: $name', { timeout: TIMEOUT_MS }, async (defect) => {

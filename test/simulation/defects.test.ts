@@ -3,7 +3,8 @@
  * the long mode searches from the first seed.
  */
 import { expect, test } from 'vitest'
-import { IS_LONG, TIMEOUT_MS } from '../amount.js'
+import { TIMEOUT_MS } from '../amount.js'
+import { findDefect } from '../planted.js'
 import { CrashPoints, noCrashes } from './crash.js'
 import type { Defect } from './defect.js'
 import { DEFECTS } from './defects.js'
@@ -14,7 +15,6 @@ const SEEDS_MAX = 24
 /** The share of each run's crash points that is checked. */
 const SHARE = 0.05
 
-/** For each defect that the first seed does not find: a seed that finds it. An outdated entry only costs time. */
 const KNOWN_SEEDS: Readonly<Record<string, number>> = {
   'a failed write is reported as a success': 4,
   'a settle of another consumer is not reported as stale': 2,
@@ -34,26 +34,18 @@ const found: string[] = []
 async function firstFailure(defect: Defect): Promise<unknown> {
   const restore = defect.install?.()
   try {
-    return await failureOf(defect)
+    return await findDefect(defect.name, { seedsMax: SEEDS_MAX, knownSeeds: KNOWN_SEEDS }, async (seed) => {
+      const points = new CrashPoints(seed, noCrashes(), SHARE)
+      try {
+        await runWorld({ seed, defect, onDiskUse: (world) => points.look(world) })
+        return undefined
+      } catch (error) {
+        return error
+      }
+    })
   } finally {
     restore?.()
   }
-}
-
-async function failureOf(defect: Defect): Promise<unknown> {
-  const seeds = Array.from({ length: SEEDS_MAX }, (_, i) => i + 1)
-  const known = KNOWN_SEEDS[defect.name]
-  if (!IS_LONG && known !== undefined) seeds.unshift(known)
-  for (const seed of seeds) {
-    const points = new CrashPoints(seed, noCrashes(), SHARE)
-    try {
-      await runWorld({ seed, defect, onDiskUse: (world) => points.look(world) })
-    } catch (error) {
-      if (IS_LONG || seed !== (known ?? 1)) console.log(`  ${JSON.stringify(defect.name)}: ${seed},`)
-      return error
-    }
-  }
-  return undefined
 }
 
 test.each(DEFECTS)('found: $name', { timeout: TIMEOUT_MS }, async (defect) => {

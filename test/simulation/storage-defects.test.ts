@@ -3,7 +3,8 @@
  * the seed that is known to find the bug; the long mode searches from the first seed.
  */
 import { expect, test } from 'vitest'
-import { IS_LONG, TIMEOUT_MS } from '../amount.js'
+import { TIMEOUT_MS } from '../amount.js'
+import { findDefect } from '../planted.js'
 import { BacklogPoints, noBacklogCounts } from './backlog-points.js'
 import { runBacklog } from './backlog.js'
 import type { Defect } from './defect.js'
@@ -14,7 +15,6 @@ const SEEDS_MAX = 40
 /** The share of each run's crash points that is checked. */
 const SHARE = 0.03
 
-/** For each defect that the first seed does not find: a seed that finds it. An outdated entry only costs time. */
 const KNOWN_SEEDS: Readonly<Record<string, number>> = {
   'a chunk that was relocated leaves memory before its page is written again': 9,
   'the chunks whose leases can be claimed are not read after a restart': 8,
@@ -31,19 +31,15 @@ const found: string[] = []
 async function firstFailure(defect: Defect): Promise<unknown> {
   const restore = defect.install!()
   try {
-    const seeds = Array.from({ length: SEEDS_MAX }, (_, i) => i + 1)
-    const known = KNOWN_SEEDS[defect.name]
-    if (!IS_LONG && known !== undefined) seeds.unshift(known)
-    for (const seed of seeds) {
+    return await findDefect(defect.name, { seedsMax: SEEDS_MAX, knownSeeds: KNOWN_SEEDS }, async (seed) => {
       const points = new BacklogPoints(seed, noBacklogCounts(), SHARE)
       try {
         await runBacklog({ seed, onDiskUse: (world) => points.look(world) })
+        return undefined
       } catch (error) {
-        if (IS_LONG || seed !== (known ?? 1)) console.log(`  ${JSON.stringify(defect.name)}: ${seed},`)
         return error
       }
-    }
-    return undefined
+    })
   } finally {
     restore()
   }

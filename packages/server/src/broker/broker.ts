@@ -76,7 +76,7 @@ export interface BrokerOptions {
   readonly checkpointBytes?: number
   /** Maximum number of messages beyond lowered limits that the publishes of one turn evict. Default: 1,024. */
   readonly excessMax?: number
-  /** Maximum number of due messages that one turn makes ready, for all queues without keys together. Default: 8,192. */
+  /** Maximum number of due and expired messages that one turn handles, for all queues together. Default: 8,192. */
   readonly dueMax?: number
   /** Receives each command and its answer; only tests set this option. */
   readonly observer?: Observer | undefined

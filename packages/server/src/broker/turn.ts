@@ -190,7 +190,7 @@ export class Turn {
 
   /**
    * Called when messages with options, or of a queue whose options set a time to live or limits, were accepted. Each of
-   * them can once be due, and can once expire.
+   * them becomes due at most once, and expires at most once.
    */
   accepted(messages: number): void {
     this.#accepted += messages
