@@ -201,7 +201,7 @@ export class Model {
     return queue.messages.length
   }
 
-  /** Deletes the queues that had no consumer and no call for too long, and returns their names. */
+  /** Deletes the queues that have had no consumer and no call for too long, and returns their names. */
   deleteUnused(): string[] {
     const unused = [...this.queues.values()].filter(
       ({ options: { expiresMs }, subscriptions, usedMs }) =>

@@ -42,8 +42,8 @@ export function ready(place: (orders: readonly Order[]) => void = () => {}): Pro
  * after doing the work but before acknowledging it, so the message was delivered again. Only the book shows that the
  * work is already done.
  *
- * Afterwards it tells everyone who is interested that the step is done. After a crash it may tell this twice; the id makes
- * the second message a duplicate.
+ * Afterwards it publishes the news that the step is done. After a crash it may publish the news twice; the id makes the
+ * second message a duplicate.
  */
 export async function once(step: Step, message: Message<Order>, work: () => Promise<void>): Promise<void> {
   const { body, attempt, redelivered } = message

@@ -82,7 +82,7 @@ export interface QueueOptions {
   /** Keeps acknowledged messages for `replay`: up to this age, up to this number of bytes, or both; 0 means not set. Default: none are kept. */
   readonly retain?: { readonly age?: Duration; readonly bytes?: number }
   /**
-   * Deletes the queue, with its messages, when it had no consumer and no call for this time, from 1 s; 0 means never.
+   * Deletes the queue, with its messages, after it has had no consumer and no call for this long, from 1 s; 0 means never.
    * Default 0.
    */
   readonly expires?: Duration

@@ -80,7 +80,7 @@ export class StreamReader implements AsyncIterableIterator<ReadMessage, undefine
   /** In the first run, the index of the first message that was not taken, and its position in the records. */
   #index = 0
   #at = 0
-  /** What was delivered on this connection and not given back, and what of it was taken. */
+  /** Messages that were delivered on this connection and not given back, and the part of them that was taken. */
   #heldMessages = 0
   #heldBytes = 0
   #takenMessages = 0

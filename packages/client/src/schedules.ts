@@ -65,7 +65,7 @@ export type ScheduleOptions<Input = unknown> = ScheduleTiming &
     readonly missed?: Missed
     /** Pauses or resumes the schedule. Default: unchanged; a new schedule is not paused. */
     readonly paused?: boolean
-    /** For a topic: what happens when nothing matches. `'drop'`: the tick passes. `'refuse'`: it is tried again. Default `'refuse'`. */
+    /** For a topic: what happens when nothing matches. `'drop'`: the tick has no effect. `'refuse'`: it is tried again. Default `'refuse'`. */
     readonly unroutable?: 'refuse' | 'drop'
     /** Changes a schedule that exists with other settings, instead of rejecting with SCHEDULE_CONFLICT. Default false. */
     readonly update?: boolean

@@ -205,7 +205,7 @@ export class Topics {
 
   /**
    * Routes the messages of all topics that match the pattern to the queue. `changed` is false if the same binding exists.
-   * The binding goes when the queue is deleted.
+   * The binding is removed when the queue is deleted.
    *
    * @param pattern A topic in which a level can be `*`, for one level, or `#`, for any number of levels, also none.
    * @throws SluiceError QUEUE_NOT_FOUND, TOO_MANY_BINDINGS

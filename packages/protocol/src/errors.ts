@@ -184,13 +184,13 @@ export const ERRORS = {
     number: 30,
     scope: 'request',
     retryable: false,
-    meaning: 'A subscription is already open on this channel.',
+    meaning: 'A subscription or a reader is already open on this channel.',
   },
   TOO_MANY_SUBSCRIPTIONS: {
     number: 31,
     scope: 'request',
     retryable: true,
-    meaning: 'The connection has reached its limit of subscriptions.',
+    meaning: 'The connection has reached its limit of subscriptions and readers.',
   },
   IN_FLIGHT_EXCEEDED: {
     number: 32,

@@ -177,7 +177,7 @@ export const QUEUE_OPTIONS = {
     least: LIMITS.expiresMsMin,
     max: LIMITS.delayMsMax,
     meaning:
-      'The queue is deleted, with its messages, when it had no consumer and no call for this long; 0: never.',
+      'The queue is deleted, with its messages, after it has had no consumer and no call for this long; 0: never.',
   },
   rateMessages: {
     kind: 'number',

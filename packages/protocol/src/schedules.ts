@@ -2,7 +2,7 @@
  * Requests about schedules, and their answers.
  *
  * SCHEDULE { name, cron | everyMs | atMs, timeZone?, startMs?, to, record, missed?, paused?, update? } → { created,
- * changed, schedule }. SCHEDULE { name, paused } → the same, and only pauses or resumes. SCHEDULES { name, ticks? } →
+ * changed, schedule }. SCHEDULE { name, paused } only pauses or resumes, with the same answer. SCHEDULES { name, ticks? } →
  * { schedule }. SCHEDULES { after? } → { schedules, more }. UNSCHEDULE { name } → { fired }. RUN_SCHEDULE { name } → { offset }
  * for a queue, or { targets } for a topic.
  *

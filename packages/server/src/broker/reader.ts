@@ -2,8 +2,8 @@
  * A reader: the position of one client in the retained messages of a queue, and its credit. It holds no message and no
  * lease, so a slow reader holds nothing in the log or in memory.
  *
- * Invariant: every matching message before `next` was delivered or counted as missed. The client has been sent at most its
- * credit more than it gave back, except for a single over-large message.
+ * Invariant: every matching message before `next` was delivered or counted as missed. What the client was
+ * sent and has not given back is within its credit, except for a single over-large message.
  */
 import type { ReadFilter, ReadRequest, SluiceError } from '@sluice/protocol'
 import type { Delivery, Queue } from '../queue/index.js'

@@ -4,7 +4,7 @@
  *
  * Invariant: a queue is never deleted early. It is deleted in the first turn after its time, or in one of the next turns
  * if many queues are due at once. The last use is not stored, so that a use writes nothing: after a start of the broker,
- * the time of each queue begins anew.
+ * the time of each queue starts again from zero.
  */
 import type { Queue, Timer } from '../queue/index.js'
 import type { State } from '../state/state.js'

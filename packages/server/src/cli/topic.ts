@@ -49,7 +49,7 @@ function change(verb: 'bind' | 'unbind'): ReturnType<typeof command> {
     builder: (yargs) =>
       bindingFlags(yargs).epilogue(
         verb === 'bind'
-          ? 'Quote the pattern, so that the shell does not replace * and #. The binding goes when the queue is deleted.'
+          ? 'Quote the pattern, so that the shell does not replace * and #. The binding is removed when the queue is deleted.'
           : 'Removes the binding with exactly this pattern, queue and headers.',
       ),
     handler: async (options) => {

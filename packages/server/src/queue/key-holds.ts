@@ -1,7 +1,7 @@
 /**
  * The keys that are held for a time: a key that has used up its rate until its next token arrives, and a key that a retry
  * paused until that retry is due. `KeyLines` puts no message of a held key on offer, so a held key costs the others
- * nothing, however long its line is; it comes back by a heap of times.
+ * nothing, however long its line is. A heap, ordered by the ends of the holds, finds the keys that are on offer again.
  *
  * Holds are volatile, and kept by the hash of the key, because they outlive the messages of the key. An entry is dropped when
  * its bucket is full again and its pause is over. A key without an entry has a full bucket and no pause.
