@@ -5,6 +5,8 @@ import {
   DELIVER_HEADER_BYTES,
   LOSS,
   OP,
+  REPLY_FATE,
+  REPLY_KIND,
   OUTCOME,
   SCATTERED_BYTES,
   encodeAtomic,
@@ -20,12 +22,16 @@ import {
   encodeHello,
   encodeHelloOk,
   encodeLeasesLost,
+  encodeMailbox,
   encodeMessages,
   encodePreface,
   encodePublishErr,
   encodeRanges,
   encodeReadAt,
   encodeReadOk,
+  encodeReplied,
+  encodeReply,
+  failureRecord,
   encodeSettle,
   encodeSubscribed,
   encodeSubscriptionId,
@@ -355,6 +361,9 @@ export const consumer: ConsumerInfo = {
 }
 
 /** A record with the text "hi". */
+/** The record of the text `no`. */
+const noRecord = new Uint8Array([10, 0, 0, 0, 0, 0x20, 0, 0, 0x6e, 0x6f])
+const mailbox = '000102030405060708090a0b0c0d0e0f'
 const hiRecord = new Uint8Array([10, 0, 0, 0, 0, 0x20, 0, 0, 0x68, 0x69])
 
 const scheduleInfo: ScheduleInfo = {
@@ -1024,6 +1033,25 @@ export const CASES: Readonly<Record<string, Case>> = {
   ),
   READ_OK: { bytes: frame(OP.READ_OK, 1, 33, encodeReadOk(opened)), value: opened },
   READ_AT: { bytes: frame(OP.READ_AT, 1, 0, encodeReadAt(ended)), value: ended },
+  MAILBOX: { bytes: frame(OP.MAILBOX, 0, 0, encodeMailbox(mailbox)), value: mailbox },
+  REPLY: {
+    bytes: frame(OP.REPLY, 0, 41, encodeReply({ mailbox, request: 7 }, REPLY_KIND.answer, hiRecord)),
+    value: { mailbox, answer: { request: 7, kind: REPLY_KIND.answer, record: hiRecord } },
+  },
+  'REPLY, a failure': {
+    bytes: frame(
+      OP.REPLY,
+      0,
+      42,
+      encodeReply({ mailbox, request: 8 }, REPLY_KIND.failure, failureRecord('no')),
+    ),
+    value: { mailbox, answer: { request: 8, kind: REPLY_KIND.failure, record: noRecord } },
+  },
+  REPLIED: { bytes: frame(OP.REPLIED, 0, 41, encodeReplied(REPLY_FATE.kept)), value: REPLY_FATE.kept },
+  ANSWER: {
+    bytes: frame(OP.ANSWER, 0, 0, new Uint8Array([7, 0, 0, 0, 0, ...hiRecord])),
+    value: { request: 7, kind: REPLY_KIND.answer, record: hiRecord },
+  },
   BIND: control(
     OP.BIND,
     0,

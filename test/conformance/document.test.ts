@@ -23,6 +23,8 @@ import {
   QUEUE_OPTIONS,
   STREAM_OPTIONS,
   RECORD_FLAG,
+  REPLY_FATE,
+  REPLY_KIND,
 } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
 import { consumer, queueInfo } from './cases.js'
@@ -137,6 +139,8 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
     ['Delivery flags', DELIVER_FLAG, 3],
     ['Outcomes', OUTCOME, 4],
     ['Losses', LOSS, 2],
+    ['Kinds of replies', REPLY_KIND, 2],
+    ['Fates of replies', REPLY_FATE, 4],
     ['Message states', MESSAGE_STATE, 4],
     ['Deaths', DEATH, 4],
     ['Durability', DURABILITY, 2],
@@ -174,6 +178,8 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
       'Delivery flags',
       'Outcomes',
       'Losses',
+      'Kinds of replies',
+      'Fates of replies',
       'Durability',
       'Mechanisms',
       'Goodbye reasons',

@@ -19,6 +19,7 @@ import {
 import type { LeaseKeeper } from './lease.js'
 import { leaseLost, type LeaseLossReason } from './losses.js'
 import type { DeliveredMessage } from './message.js'
+import type { Responder } from './responder.js'
 import type { Session } from './session.js'
 import { SettleGroup, type SettleDetail } from './settlement.js'
 import { Watchers, type Watcher } from './watchers.js'
@@ -62,6 +63,7 @@ export interface Claimant extends LeaseKeeper {
 
 export class Claims implements LeaseKeeper {
   readonly queue: string
+  readonly replies: Responder
   readonly #session: Session
   readonly #entries: Entry[] = []
   readonly #watchers = new Watchers()
@@ -70,6 +72,7 @@ export class Claims implements LeaseKeeper {
   constructor(session: Session, queue: string) {
     this.#session = session
     this.queue = queue
+    this.replies = session.replies
   }
 
   get size(): number {

@@ -5,13 +5,12 @@
 import { durationText, isTopicAddress, SluiceError, Timer } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import { nextTurn } from './awaiting.js'
+import { ClientSession } from './client-session.js'
 import type { Connection } from './connection.js'
 import { DeadLetters } from './dead.js'
 import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
 import { Events, type SluiceEvents } from './events.js'
-import { Isolation } from './isolation.js'
-import { Orphans } from './orphans.js'
 import { Link } from './link.js'
 import type { Message } from './message.js'
 import {
@@ -43,6 +42,7 @@ import { Producer } from './producer.js'
 import { publishBatchToQueue, publishEach } from './publishing.js'
 import { Pullers } from './pull.js'
 import { Queues } from './queues.js'
+import type { RequestCall } from './replies.js'
 import { Requests } from './requests.js'
 import { checkBody, pullThrough, Reader, ReadStream, type Schema } from './schema.js'
 import type { Dispatch, Receipt } from './sending.js'
@@ -50,7 +50,7 @@ import { Schedules } from './schedules.js'
 import { StreamReader } from './reader.js'
 import { MessageStream, type MessageIterator } from './stream.js'
 import { readSettings, Streams, type MessageReader, type ReadOptions } from './streams.js'
-import type { Consumer, Session } from './session.js'
+import type { Consumer } from './session.js'
 import { Subscribers, type SubscribeOptions, type Subscriber } from './subscriber.js'
 import { StepDraft, type Transaction } from './transaction.js'
 import {
@@ -96,6 +96,7 @@ export class Sluice {
   readonly streams: Streams
   /** Dead letters: list, get, redrive, delete. */
   readonly dead: DeadLetters
+  readonly request: RequestCall
   /** Topics: the bindings that route their messages to queues. */
   readonly topics: Topics
   /** Schedules at the broker: create, list, pause, run, delete. */
@@ -105,7 +106,7 @@ export class Sluice {
   readonly #deadlines = new Deadlines()
   readonly #turn: Turn
   readonly #producer: Producer
-  readonly #session: Session
+  readonly #session: ClientSession
   readonly #consumers = new Set<Consumer>()
   readonly #retired = new Set<Consumer>()
   readonly #workers = new Set<ConsumingWorker>()
@@ -142,33 +143,26 @@ export class Sluice {
       disconnected: (event) => events.emit('disconnected', event),
       reconnecting: (event) => events.emit('reconnecting', event),
       notice: (event) => events.emit('notice', event),
+      answered: (bytes, start, end) => this.#session.replies.answered(bytes, start, end),
       stray: (error) => events.emit('error', error),
       writable: () => this.#turn.schedule(),
       refused: (error) => this.#shut(error),
     })
     this.#link = link
     this.#deadlines.add((nowMs) => link.connection?.sweep(nowMs) ?? Infinity)
-    const isClosed = (): boolean => this.#closed !== undefined
-    this.#session = {
+    this.#session = new ClientSession({
       turn: this.#turn,
       deadlines: this.#deadlines,
       timeoutMs: settings.timeoutMs,
-      isolation: new Isolation(),
-      orphans: new Orphans(),
       retired: this.#retired,
-      get isClosed() {
-        return isClosed()
-      },
-      get connection() {
-        return link.connection
-      },
-      report: (error) => events.emit('error', error),
-      handlerFailed: (failure) => events.emit('handlerError', failure),
-      leaseLost: (loss) => events.emit('leaseLost', loss),
-      waiting: (event) => {
-        if (!this.#subscribers.renews(event)) events.emit('waiting', event)
-      },
-    }
+      producer: this.#producer,
+      events,
+      isClosed: () => this.#closed !== undefined,
+      connection: () => link.connection,
+      renews: (event) => this.#subscribers.renews(event),
+    })
+    const { replies } = this.#session
+    this.request = (queue, body, options) => replies.request(queue, body, options)
     this.#pullers = new Pullers(this.#session)
     this.#consumers.add(this.#pullers)
     this.#requests = new Requests(this.#session)
@@ -665,6 +659,7 @@ export class Sluice {
 
   // Attaches everything that waited for a connection.
   #opened(connection: Connection): void {
+    this.#session.replies.attach(connection)
     for (const leases of this.#retired) leases.attach(connection)
     for (const consumer of this.#consumers) consumer.attach(connection)
     this.#requests.attach(connection)
@@ -681,6 +676,7 @@ export class Sluice {
     for (const leases of this.#retired) leases.fail(error)
     this.#producer.close(error)
     this.#requests.close(error)
+    this.#session.replies.close(error)
     this.#deadlines.stop()
     end(error)
     if (error.code !== 'CLOSED' && !this.#isConnecting) this.#events.emit('error', error)

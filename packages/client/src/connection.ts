@@ -67,6 +67,8 @@ export interface ConnectionEvents {
   publishOk(bytes: Uint8Array, start: number, end: number): void
   publishErr(bytes: Uint8Array, start: number, end: number): void
   atomicOk(bytes: Uint8Array, start: number, end: number): void
+  /** Called for a reply to a request. */
+  answered(bytes: Uint8Array, start: number, end: number): void
   /** Called for an error that belongs to no request. */
   stray(error: SluiceError): void
   /** Called when the broker accepts no new work on this connection and is about to close it. */
@@ -402,6 +404,10 @@ export class Connection {
       case OP.ATOMIC_OK:
         this.#events.atomicOk(bytes, start, end)
         return
+      case OP.ANSWER:
+        this.#events.answered(bytes, start, end)
+        return
+      case OP.REPLIED:
       case OP.SETTLE_OK:
       case OP.SUBSCRIBE_OK:
       case OP.READ_OK:

@@ -64,6 +64,8 @@ export type {
 export type { MessageFilter, MessageRef, Pace } from './selection.js'
 export type { StreamMessage } from './read-message.js'
 export type { Missed } from './reader.js'
+export type { Reply, RequestCall, RequestOptions } from './replies.js'
+export type { ReplyOptions, ReplyReceipt } from './responder.js'
 export type { Receipt } from './sending.js'
 export type { ConsumerWaiting, HandlerFailure } from './session.js'
 export type { Resubscribed, SubscribeOptions, Subscriber } from './subscriber.js'

@@ -4,11 +4,13 @@
  */
 import type { AtomicAck, Outcome } from '@sluice/protocol'
 import type { Connection } from './connection.js'
+import type { Responder } from './responder.js'
 import type { SettleDetail, SettleGroup } from './settlement.js'
 import type { Watcher } from './watchers.js'
 
 export interface LeaseKeeper {
   readonly queue: string
+  readonly replies: Responder
   /** Whether a message that was delivered with this tag, and is not settled, still belongs to the consumer. */
   isLeased(tag: number): boolean
   /**

@@ -50,6 +50,8 @@ export interface LinkEvents {
   disconnected(event: Disconnected): void
   reconnecting(event: Reconnecting): void
   notice(event: Notice): void
+  /** Called for a reply to a request. */
+  answered(bytes: Uint8Array, start: number, end: number): void
   /** Called for an error that belongs to no request. */
   stray(error: SluiceError): void
   /** Called when the connection accepts bytes again. */
@@ -127,6 +129,7 @@ export class Link {
         publishOk: (bytes, start, end) => producer.publishOk(bytes, start, end),
         publishErr: (bytes, start, end) => producer.publishErr(bytes, start, end),
         atomicOk: (bytes, start, end) => producer.atomicOk(bytes, start, end),
+        answered: (bytes, start, end) => events.answered(bytes, start, end),
         stray: (error) => events.stray(error),
         stopping: (message) => {
           producer.offline()

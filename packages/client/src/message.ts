@@ -27,6 +27,7 @@ import { durationMs, type Duration } from './duration.js'
 import type { LeaseKeeper } from './lease.js'
 import { leaseLost } from './losses.js'
 import { onlyKnown } from './options.js'
+import { replyToOf, type ReplyOptions, type ReplyReceipt } from './responder.js'
 import { INSPECT, NO_HEADERS, recordBody } from './records.js'
 import type { Run } from './run.js'
 import { Settlement, type SettleDetail } from './settlement.js'
@@ -75,6 +76,8 @@ export interface Message<Body = unknown> {
   readonly headers: Readonly<Record<string, string>>
   /** Name of the queue. */
   readonly queue: string
+  /** Whether the message was sent with `request`, so that its sender waits for a reply. */
+  readonly isRequest: boolean
   /** Acknowledges the message: it is done and leaves the queue. */
   ack(): Promise<void>
   /**
@@ -94,6 +97,12 @@ export interface Message<Body = unknown> {
    * errors as a settle.
    */
   extend(duration?: Duration): Promise<void>
+  /**
+   * Sends the reply to a request. This does not settle the message, and can be done before or after. The body is encoded like
+   * that of `publish`. Rejects with NOT_A_REQUEST if the message was not sent with `request`, and with ALREADY_REPLIED if it has
+   * a reply; INVALID_BODY, INVALID_HEADERS, MESSAGE_TOO_LARGE, TIMEOUT and CLOSED.
+   */
+  reply(body: unknown, options?: ReplyOptions): Promise<ReplyReceipt>
 }
 
 /** The second argument of a handler. */
@@ -186,6 +195,10 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     return this.#run.keeper.queue
   }
 
+  get isRequest(): boolean {
+    return replyToOf(this.headers) !== undefined
+  }
+
   get #flags(): number {
     return recordFlags(this.#run.records, this.#at)
   }
@@ -241,6 +254,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     }
     this.#state = SETTLED
     if (this.#abort !== undefined) keeper.unwatch(this)
+    if (outcome === OUTCOME.deadLetter) this.#failRequest(reason)
     return new Settlement(keeper.settle(tag, outcome, delayMs, reason, detail), this)
   }
 
@@ -280,7 +294,27 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     }
     this.#state = SETTLED
     if (this.#abort !== undefined) keeper.unwatch(this)
+    if (outcome === OUTCOME.deadLetter) this.#failRequest(reason)
     keeper.settle(tag, outcome, delayMs, reason, detail)
+  }
+
+  reply(body: unknown, options: ReplyOptions = {}): Promise<ReplyReceipt> {
+    const replied = this.#reply(body, options)
+    // Like a settle, a reply need not be awaited.
+    replied.catch(() => {})
+    return replied
+  }
+
+  async #reply(body: unknown, options: ReplyOptions): Promise<ReplyReceipt> {
+    try {
+      return await this.#run.keeper.replies.reply(this, this.headers, body, options)
+    } catch (error) {
+      throw error instanceof SluiceError ? error.with(this) : error
+    }
+  }
+
+  #failRequest(reason: string | undefined): void {
+    if (this.#flags & RECORD_FLAG.headers) this.#run.keeper.replies.failed(this, this.headers, reason ?? '')
   }
 
   /** Whether `keeper` keeps the lease of the message, and the message is not settled. */

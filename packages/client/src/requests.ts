@@ -45,10 +45,22 @@ export class Requests {
     session.deadlines.add((nowMs) => this.#sweep(nowMs))
   }
 
-  /** Sends a request. Rejects with a SluiceError. */
-  send<Result>(
+  /** Sends a request with a body of msgpack. Rejects with a SluiceError. */
+  async send<Result>(
     opcode: number,
     body: Body,
+    repeat: Repeat,
+    call: CallOptions | undefined,
+    answer: Answer<Result>,
+  ): Promise<Result> {
+    return this.sendPayload(opcode, encodeControl(body), namesOf(opcode, body), repeat, call, answer)
+  }
+
+  /** Sends a request. `about` names what its errors concern. Rejects with a SluiceError. */
+  sendPayload<Result>(
+    opcode: number,
+    payload: Uint8Array,
+    about: SluiceErrorNames,
     repeat: Repeat,
     call: CallOptions | undefined,
     answer: Answer<Result>,
@@ -58,11 +70,9 @@ export class Requests {
       if (this.#closed !== undefined) throw this.#closed.with({})
       const signal = call?.signal
       if (signal?.aborted === true) throw aborted(signal, false)
-      const payload = encodeControl(body)
       const { turn, deadlines, timeoutMs, connection } = this.#session
       const deadlineMs = performance.now() + timeoutOf(call, timeoutMs)
       let sent = false
-      const about = namesOf(opcode, body)
       const onAbort = (): void => {
         const waits = this.#waiting.delete(request)
         if (sent && !waits && repeat === 'answered') return

@@ -8,6 +8,7 @@ import type { Deadlines } from './deadlines.js'
 import type { Isolation } from './isolation.js'
 import type { LeaseLoss } from './losses.js'
 import type { Orphans } from './orphans.js'
+import type { Responder } from './responder.js'
 import type { Turn } from './turn.js'
 
 export interface Session {
@@ -16,6 +17,7 @@ export interface Session {
   readonly timeoutMs: number
   readonly isolation: Isolation
   readonly orphans: Orphans
+  readonly replies: Responder
   /**
    * Leases of consumers that have ended. The client attaches them before all other consumers: otherwise another
    * consumer of the queue could get the messages of these leases. With `single`, only the first consumer that

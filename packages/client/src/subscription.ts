@@ -33,6 +33,7 @@ import { leaseLost, lossBy, lossReason } from './losses.js'
 import type { DeliveredMessage } from './message.js'
 import { recordsCopy } from './records.js'
 import { decodeRun, malformedDelivery, partOf, recordsBytes, type Run } from './run.js'
+import type { Responder } from './responder.js'
 import type { Session } from './session.js'
 import type { SettleDetail, SettleGroup } from './settlement.js'
 import { Settles } from './settles.js'
@@ -64,6 +65,7 @@ export interface Terms extends Credit {
 
 export class Subscription implements ChannelSink, LeaseKeeper, Announced {
   readonly queue: string
+  readonly replies: Responder
   /** The processing timeout in SUBSCRIBE. */
   readonly processingTimeoutMs: number | undefined
   live = true
@@ -109,6 +111,7 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
     this.#session = session
     this.#connection = connection
     this.queue = queue
+    this.replies = session.replies
     this.#owner = owner
     this.#buffer = new RunBuffer(session.isolation, this.#wake)
     this.#aside = new Aside(

@@ -478,6 +478,30 @@ export const ERRORS = {
     retryable: true,
     meaning: 'There is no connection, and the call does not wait for one.',
   },
+  REQUEST_TIMEOUT: {
+    number: 1010,
+    scope: 'request',
+    retryable: true,
+    meaning: 'No reply to a request has arrived before its deadline.',
+  },
+  REQUEST_FAILED: {
+    number: 1011,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The consumer of a request has made it a dead letter.',
+  },
+  NOT_A_REQUEST: {
+    number: 1012,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The message is not a request, so it cannot be replied to.',
+  },
+  ALREADY_REPLIED: {
+    number: 1013,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The same consumer has already replied to the message.',
+  },
   DATA_DIR_LOCKED: {
     number: 1100,
     scope: 'request',

@@ -77,6 +77,11 @@ export const OPCODES = {
   SCHEDULES: { code: 91, sender: 'client', stage: 'open', layout: 'msgpack' },
   UNSCHEDULE: { code: 92, sender: 'client', stage: 'open', layout: 'msgpack' },
   RUN_SCHEDULE: { code: 93, sender: 'client', stage: 'open', layout: 'msgpack' },
+
+  REPLY: { code: 94, sender: 'client', stage: 'open', layout: 'fixed' },
+  REPLIED: { code: 95, sender: 'server', stage: 'open', layout: 'fixed' },
+  MAILBOX: { code: 96, sender: 'client', stage: 'open', layout: 'fixed' },
+  ANSWER: { code: 97, sender: 'server', stage: 'open', layout: 'fixed' },
 } as const satisfies Record<string, Opcode>
 
 export type OpcodeName = keyof typeof OPCODES

@@ -19,6 +19,7 @@ import { Intake } from './intake.js'
 import { Explainer, type Delivering } from './explain.js'
 import { History } from './history.js'
 import { Leases } from './leases.js'
+import { Mailboxes } from './mailboxes.js'
 import { Moves } from './moves.js'
 import { DiskRequests } from './disk-requests.js'
 import type { Observer } from './observer.js'
@@ -149,6 +150,7 @@ export class Broker implements Delivering {
   readonly history: History
   readonly explainer: Explainer
   readonly unused: UnusedQueues
+  readonly mailboxes: Mailboxes
   readonly #options: BrokerOptions
   readonly #log: Log
   readonly #state: State
@@ -268,6 +270,7 @@ export class Broker implements Delivering {
     this.#writer = writer
     this.#moves = moves
     this.producers = new Producers(state, turn, options)
+    this.mailboxes = new Mailboxes(turn)
     this.unused = new UnusedQueues(state, turn, (queue) => this.#deleteUnused(queue))
     this.leases = new Leases(state, writer, turn, this.unused, options)
     this.#dispatcher = new Dispatcher(this.#blocks, cold, writer, this.leases, turn, options)

@@ -250,6 +250,13 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   INVALID_URL: { exit: EXIT.usage, advice: 'Write it as sluice://host:port, in --url or SLUICE_URL.' },
   ALREADY_SETTLED: DEFECT,
   OFFLINE: DEFECT,
+  REQUEST_TIMEOUT: {
+    exit: EXIT.failure,
+    advice: 'Check that a consumer of the queue replies, or allow more time with --timeout.',
+  },
+  REQUEST_FAILED: { exit: EXIT.failure, advice: 'See the dead letters of the queue for the request.' },
+  NOT_A_REQUEST: DEFECT,
+  ALREADY_REPLIED: DEFECT,
   DATA_DIR_LOCKED: {
     exit: EXIT.failure,
     advice: 'Stop that broker, or choose another directory with --data-dir.',

@@ -41,6 +41,11 @@ const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import('./publish.js')).publish,
   },
   {
+    command: 'request <queue> [body]',
+    describe: 'Send a request, and print the reply of a consumer',
+    load: async () => (await import('./request.js')).request,
+  },
+  {
     command: 'consume <queue>',
     describe: 'Print the messages of a queue and acknowledge them',
     load: async () => (await import('./consume.js')).consume,

@@ -27,12 +27,14 @@ import { result, type Answer } from './answers.js'
 import type { Consuming } from './consuming.js'
 import { unexpectedFrame } from './handshake.js'
 import type { Producing } from './producing.js'
+import type { Replying } from './replying.js'
 import { REQUEST_NAMES, type RequestName } from './requests.js'
 
 /** The connection on which a frame arrived. */
 export interface Receiver {
   readonly producing: Producing
   readonly consuming: Consuming
+  readonly replying: Replying
   takeHello(frame: Frame): void
   takeAuth(frame: Frame): void
   takeGoodbye(frame: Frame): void
@@ -93,6 +95,8 @@ const HANDLERS: { readonly [Name in ClientOpcode]: Handler } = {
     receiver.consuming.unsubscribe(channel, decodeSubscriptionId('UNSUBSCRIBE', bytes, start, end))
     receiver.answer(correlation, result({}))
   },
+  MAILBOX: ({ replying }, frame) => replying.open(frame),
+  REPLY: ({ replying }, frame) => replying.reply(frame),
   ...(Object.fromEntries(REQUEST_NAMES.map((name) => [name, requestHandler(name)])) as Record<
     RequestName,
     Handler

@@ -30,6 +30,7 @@ import type { OutboxTransport } from './outbox.js'
 import { Outboxes } from './outboxes.js'
 import { Producing } from './producing.js'
 import { Reading } from './reading.js'
+import { Replying } from './replying.js'
 import { handle, handleLong, isLong, type AnswerOf, type RequestName } from './requests.js'
 import type { SessionSettings } from './settings.js'
 import { Unread } from './unread.js'
@@ -43,6 +44,7 @@ export class Session implements Peer, Connection, Receiver {
   readonly #onClosed: (session: Session, why: SluiceError | undefined) => void
   readonly producing: Producing
   readonly consuming: Consuming
+  readonly replying: Replying
   readonly #handshake: Handshake
   readonly #liveness: Liveness
   readonly #unread: Unread
@@ -84,6 +86,7 @@ export class Session implements Peer, Connection, Receiver {
     this.#unread = unread
     this.#reading = reading
     this.consuming = new Consuming(broker, this, outboxes, unread, reading, settings.subscriptionsMax)
+    this.replying = new Replying(broker, this, outboxes, unread)
     this.producing = new Producing(broker, this, outboxes.gated, reading, this.consuming)
     this.#decoder = new FrameDecoder((opcode, flags, channel, correlation, bytes, start, end) =>
       this.#frame({ opcode, flags, channel, correlation, bytes, start, end }),
@@ -322,7 +325,9 @@ export class Session implements Peer, Connection, Receiver {
     if (this.#stage !== 'open') return
     this.#unread.count()
     this.#startLongRequest()
-    if (this.#unread.hasRead(this.#broker.turn.nowMs)) this.consuming.resume()
+    if (!this.#unread.hasRead(this.#broker.turn.nowMs)) return
+    this.consuming.resume()
+    this.replying.resume()
   }
 
   #close(why: SluiceError | undefined): void {
@@ -335,6 +340,7 @@ export class Session implements Peer, Connection, Receiver {
     this.#reading.close()
     this.consuming.end(!this.#saidGoodbye)
     this.producing.end(this.#hasLeft)
+    this.replying.end(this.#hasLeft)
     this.#onClosed(this, why)
   }
 }
