@@ -40,6 +40,8 @@ describe.concurrent('wrong values', () => {
     ['queue ensure q --max-bytes 10x', /--max-bytes is "10x".* size/, /'10mb'/],
     ['queue ensure q --unique pendin', /--unique is "pendin"; .* window, pending/, /Did you mean pending/],
     ['queue ensure q --dead-leter x', /Unknown option --dead-leter/, /--dead-letter/],
+    ['consume q --no-ak', /Unknown option --no-ak\./, /Did you mean --no-ack\?/],
+    ['queue ensure q --max-deliveries 0', /from 1 to 65535, or unlimited/, /bounds/],
     ['queue ensure q --no-max-deliveries', /Unknown option --no-max-deliveries/, /--max-deliveries/],
     [
       'queue ensure q --retry-initial 2s --retry-max 1s',
@@ -494,7 +496,7 @@ describe.concurrent('acknowledged messages', () => {
     )
     const cursor = /--cursor ([\d:]+)/.exec(stderr)![1]!
     expect((await run([...replay, '--cursor', cursor])).stderr).toBe(
-      `Published ${40 - published} messages of the queue paced to the queue paced/copies again.\n`,
+      `Published ${40 - published} messages of the queue paced again, to the queue paced/copies.\n`,
     )
     const copies = await sluice.pull('paced/copies', { max: 100 })
     expect(copies.map(({ body }) => body)).toEqual(Array.from({ length: 40 }, (_, i) => i))
@@ -510,7 +512,7 @@ describe.concurrent('acknowledged messages', () => {
     expect(await run([...replay, '--dry-run'])).toEqual({
       code: 0,
       stdout: '',
-      stderr: 'This would publish 3 messages of the queue done to the queue copies again.\n',
+      stderr: 'This would publish 3 messages of the queue done again, to the queue copies.\n',
     })
     expect((await run([...replay, '--until', '2020-01-01', '--dry-run'])).stderr).toMatch(
       /no acknowledged message/,
@@ -523,7 +525,7 @@ describe.concurrent('acknowledged messages', () => {
       replayed: 1,
     })
     expect((await run([...replay, '--limit', '2', '--rate', '100'])).stderr).toBe(
-      'Published 2 messages of the queue done to the queue copies again.\n',
+      'Published 2 messages of the queue done again, to the queue copies.\n',
     )
     expect((await run(['replay', 'done', '--from', '2020-01-01', '--header', 'x=y'])).stderr).toMatch(
       /no acknowledged message/,

@@ -2,6 +2,7 @@
 import { shown, SluiceError } from '@sluice/protocol'
 
 export const DEFAULT_PORT = 7420
+const LAST_PORT = 65_535
 export const DEFAULT_URL = `sluice://localhost:${DEFAULT_PORT}`
 
 export interface Address {
@@ -18,6 +19,13 @@ export function parseUrl(url: unknown): Address {
   try {
     parsed = new URL(url)
   } catch (error) {
+    const port = /^sluice:\/\/[^/?#@]*:(\d+)\/?$/.exec(url)?.[1]
+    if (port !== undefined && Number(port) > LAST_PORT)
+      throw new SluiceError(
+        'INVALID_URL',
+        `The address ${shown(url)} has the port ${port}; a port is a number from 1 to ${LAST_PORT}.`,
+        { cause: error },
+      )
     throw invalid(url, error)
   }
   if (parsed.protocol !== 'sluice:' || parsed.hostname === '') throw invalid(url)

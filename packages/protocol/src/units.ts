@@ -20,6 +20,12 @@ export function sizeText(bytes: number): string {
   return `${bytes / unitBytes}${unit}`
 }
 
+/** The value of an option in the unit that its name has: `ttlMs` as a duration, `maxBytes` as a size. */
+export function optionText(name: string, value: unknown): string {
+  if (typeof value !== 'number') return String(value)
+  return name.endsWith('Ms') ? durationText(value) : name.endsWith('Bytes') ? sizeText(value) : String(value)
+}
+
 /** The units of durations, from the largest to the smallest. */
 export const DURATION_UNITS = [
   ['d', 86_400_000],

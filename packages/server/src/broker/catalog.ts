@@ -9,6 +9,7 @@ import {
   QUEUE_OPTION_DEFAULTS,
   SluiceError,
   checkOptionsTogether,
+  optionText,
   type ConsumerInfo,
   type ConsumersRequest,
   type EnsureRequest,
@@ -355,7 +356,10 @@ export class Catalog {
 function conflict(queue: Queue, request: EnsureRequest): SluiceError {
   const differing = Object.entries(request.options)
     .filter(([name, value]) => queue.options[name as QueueOptionName] !== value)
-    .map(([name, value]) => `\`${name}\` is ${queue.options[name as QueueOptionName]}, not ${value}`)
+    .map(
+      ([name, value]) =>
+        `\`${name}\` is ${optionText(name, queue.options[name as QueueOptionName])}, not ${optionText(name, value)}`,
+    )
   return new SluiceError(
     'QUEUE_CONFLICT',
     `The queue ${queue.name} exists with other options: ${differing.join(', ')}.`,

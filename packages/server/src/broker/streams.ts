@@ -9,6 +9,7 @@ import {
   STREAM_OPTIONS,
   STREAM_OPTION_DEFAULTS,
   SluiceError,
+  optionText,
   type EnsureStreamRequest,
   type QueueName,
   type QueueOptions,
@@ -124,7 +125,10 @@ function conflict(
   wanted: StreamOptions,
   differing: readonly StreamOptionName[],
 ): SluiceError {
-  const texts = differing.map((option) => `\`${option}\` is ${known[option]}, not ${wanted[option]}`)
+  const texts = differing.map(
+    (option) =>
+      `\`${option}\` is ${optionText(option, known[option])}, not ${optionText(option, wanted[option])}`,
+  )
   return new SluiceError(
     'QUEUE_CONFLICT',
     `The stream ${name} exists with other options: ${texts.join(', ')}.`,

@@ -172,9 +172,11 @@ export function refuseOptions(options: ArgumentsCamelCase, known: unknown, args:
     const flag = `${name.length === 1 ? '-' : '--'}${name}`
     if (!names.has(name)) {
       const meant = name.length === 1 ? undefined : nearest(name, Object.keys(keys))
+      // yargs reads `--no-NAME` as NAME=false, also if it does not know NAME.
+      const no = isNegated(value) && args.includes(`--no-${name}`) ? 'no-' : ''
       throw new UsageError(
-        `Unknown option ${flag}.`,
-        meant === undefined ? helpAdvice(words) : `Did you mean --${meant}?`,
+        `Unknown option ${no === '' ? flag : `--no-${name}`}.`,
+        meant === undefined ? helpAdvice(words) : `Did you mean --${no}${meant}?`,
       )
     }
     // yargs reads `--no-NAME` as NAME=false. That is an error for an option with a value, unless `no-NAME` is declared.

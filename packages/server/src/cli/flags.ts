@@ -12,8 +12,9 @@ export function whole(text: string, min: number, max: number): number | undefine
 }
 
 /** @throws UsageError */
-export function numberFlag(text: string, flag: string, min: number, max: number): number {
-  const bounds = max === Number.MAX_SAFE_INTEGER ? `from ${min}` : `from ${min} to ${max}`
+export function numberFlag(text: string, flag: string, min: number, max: number, word?: string): number {
+  const range = max === Number.MAX_SAFE_INTEGER ? `from ${min}` : `from ${min} to ${max}`
+  const bounds = word === undefined ? range : `${range}, or ${word}`
   return (
     whole(text, min, max) ??
     refuse(text, flag, `a whole number ${bounds}`, 'Give a number within these bounds.')

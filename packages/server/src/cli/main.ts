@@ -113,7 +113,7 @@ const EPILOGUE = `Start here:
   sluice dead list orders          list messages that were given up, and why
 
 Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 5 denied, 6 unreachable.
-\`sluice serve\` also exits with 70 when its log fails. SIGINT gives 130, SIGTERM 143.`
+SIGINT gives 130 and SIGTERM 143, except in \`sluice serve\`: it exits with 0 on both, and with 70 when its log fails.`
 
 const WIDTH_MAX = 100
 

@@ -5,8 +5,8 @@ import { base64, plain, preview, readableFields } from './body.js'
 import { countFlag } from './flags.js'
 import { failureOf } from './failure.js'
 import { notice, print, printJson } from './output.js'
-import { list, shortened, table, type Column } from './table.js'
-import { rounded } from './units.js'
+import { list, shortened, table, widthMax, type Column } from './table.js'
+import { ahead, rounded } from './units.js'
 
 /** Number of messages that are shown without --limit. */
 export const SHOWN_DEFAULT = 20
@@ -79,11 +79,6 @@ export async function printMessages(
     notice(`There are more: continue with --from ${step.value}, or show more at a time with --limit.`)
 }
 
-/** The width of the terminal; Infinity without a terminal, or if it reports 0 columns because its width is unknown. */
-function widthMax(): number {
-  return process.stdout.isTTY && process.stdout.columns > 0 ? process.stdout.columns : Infinity
-}
-
 /** A row of a table. It keeps only the beginning of a body, to limit the memory of a long table. */
 interface Row {
   readonly message: Omit<PeekedMessage, 'body'>
@@ -145,7 +140,7 @@ function whenOf({ readySince, dueAt, leasedAt, diedAt }: PeekedMessage, nowMs: n
   const time = readySince ?? dueAt ?? leasedAt ?? diedAt
   if (time === undefined) return '-'
   const awayMs = time.getTime() - nowMs
-  return awayMs > 0 ? `in ${rounded(awayMs)}` : `${rounded(-awayMs)} ago`
+  return awayMs > 0 ? `in ${ahead(awayMs)}` : `${rounded(-awayMs)} ago`
 }
 
 /** All fields of a message, for the output as JSON. */

@@ -7,7 +7,7 @@ import { durationMs, timeFlag } from './flags.js'
 import { UsageError } from './failure.js'
 import { notice, printJson } from './output.js'
 import { refFlags, refOf, type RefOptions } from './selection.js'
-import { rounded } from './units.js'
+import { ahead } from './units.js'
 
 interface CancelOptions extends RefOptions {
   readonly queue: string
@@ -59,7 +59,7 @@ export const reschedule = command<RescheduleOptions>({
     )
     if (options.json) return printJson({ queue, offset, due })
     const awayMs = due.getTime() - Date.now()
-    const away = awayMs > 0 ? `, in ${rounded(awayMs)}` : ', now'
+    const away = awayMs > 0 ? `, in ${ahead(awayMs)}` : ', now'
     notice(`Message ${offset} of the queue ${queue} is due at ${due.toISOString()}${away}.`)
   },
 })

@@ -110,7 +110,7 @@ function valueOf({ flag: bare, option, unit }: QueueFlag, given: unknown): unkno
   const { min, max } = option
   if (text === 'none' && option.default === 0) return 0
   if (wordOf(option) === text) return text
-  if (unit === 'count') return numberFlag(text, flag, min, max)
+  if (unit === 'count') return numberFlag(text, flag, min, max, wordOf(option))
   if (unit === 'size') return sizeFlag(text, flag)
   return durationMs(text, flag, min)
 }

@@ -11,7 +11,7 @@ import { withBroker } from './connection.js'
 import { numberFlag } from './flags.js'
 import { UsageError } from './failure.js'
 import { counted, notice, print, printJson } from './output.js'
-import { list, table, type Column } from './table.js'
+import { list, table, widthMax, type Column } from './table.js'
 import { differences, queueFlags, queueOptionsOf, unusual, withFlagNames } from './queue-flags.js'
 import { rounded } from './units.js'
 
@@ -113,7 +113,7 @@ const listQueues = command<object>({
     const sorted = queues.toSorted((a, b) => (a.name < b.name ? -1 : 1))
     if (options.json) await printJson(sorted)
     else if (sorted.length === 0) notice('There are no queues; `sluice queue ensure NAME` creates one.')
-    else await print(table(COLUMNS, sorted))
+    else await print(table(COLUMNS, sorted, widthMax()))
   },
 })
 
@@ -286,7 +286,7 @@ function description(info: QueueInfo): string {
     ['name', info.name],
     ['created', info.createdAt.toISOString()],
     ['paused', yesOrNo(info.paused)],
-    ['held by its rate', info.rateUntil === null ? 'no' : `until ${info.rateUntil.toISOString()}`],
+    ['held until', info.rateUntil?.toISOString() ?? '-'],
     ['held keys', info.heldKeys],
     ['ready', info.ready],
     ['scheduled', info.scheduled],

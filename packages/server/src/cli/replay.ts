@@ -80,8 +80,9 @@ export const replay = command<ReplayFlags>({
     const { matched, replayed } = result
     if (options.json) return printJson({ queue, to: target, dryRun, matched, replayed })
     if (matched === 0) return notice(await nothingText(options, queue))
-    const what = `${counted(dryRun ? matched : replayed, 'message')} of the queue ${queue}${to === undefined ? '' : ` to the queue ${to}`}`
-    notice(dryRun ? `This would publish ${what} again.` : `Published ${what} again.`)
+    const what = `${counted(dryRun ? matched : replayed, 'message')} of the queue ${queue}`
+    const where = to === undefined ? 'again' : `again, to the queue ${to}`
+    notice(`${dryRun ? 'This would publish' : 'Published'} ${what} ${where}.`)
   },
 })
 

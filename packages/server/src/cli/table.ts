@@ -11,6 +11,11 @@ export interface Column<Row> {
 
 const GAP = '  '
 
+/** The width of the terminal; Infinity without a terminal, or if it reports 0 columns because its width is unknown. */
+export function widthMax(): number {
+  return process.stdout.isTTY && process.stdout.columns > 0 ? process.stdout.columns : Infinity
+}
+
 /** Returns a line of titles, and then one line for each row. Lines are truncated to `widthMax`. */
 export function table<Row>(
   columns: readonly Column<Row>[],

@@ -38,7 +38,7 @@ test('the nearest word is suggested only if it is similar', () => {
 
 test('control characters are escaped', () => {
   expect(printable('a\nb\u001b[31m\u009b\u2028\u202eä漢')).toBe(
-    'a\\u{a}b\\u{1b}[31m\\u{9b}\\u{2028}\\u{202e}ä漢',
+    'a\\nb\\u{1b}[31m\\u{9b}\\u{2028}\\u{202e}ä漢',
   )
   expect(counted(1, 'message')).toBe('1 message')
   expect(counted(12_345, 'queue')).toBe('12,345 queues')
@@ -110,7 +110,7 @@ describe('failures', () => {
 
   test('any other error is unexpected, and printed on two lines', () => {
     const failure = failureOf(new TypeError('a\nb'))
-    expect(failure).toMatchObject({ exit: 1, code: 'UNEXPECTED', what: 'TypeError: a\\u{a}b' })
+    expect(failure).toMatchObject({ exit: 1, code: 'UNEXPECTED', what: 'TypeError: a\\nb' })
     expect(failureText(failure, false)).toMatch(/^error: .*\n hint: .*\n$/)
     expect(JSON.parse(failureText(failure, true))).toMatchObject({ error: { code: 'UNEXPECTED' } })
     expect(failureOf('thrown text').what).toBe('Error: thrown text')

@@ -1,7 +1,7 @@
 /** Sizes, durations and times in text. */
 import { durationText, sizeText } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
-import { duration, moment, rounded, size } from './units.js'
+import { ahead, duration, moment, rounded, size } from './units.js'
 
 test.each([
   ['0', 0],
@@ -66,6 +66,17 @@ test('durations are exact as settings, and rounded down as ages', () => {
     '11h',
     '1d1h',
     '34d',
+  ])
+})
+
+test('a time ahead is rounded up to the second', () => {
+  expect([1, 999, 1_001, 3_599_950, 28_799_999, 8_640_000_000 - 40].map(ahead)).toEqual([
+    '1ms',
+    '999ms',
+    '2s',
+    '1h',
+    '8h',
+    '100d',
   ])
 })
 

@@ -56,6 +56,11 @@ export function rounded(ms: number): string {
   return `${Math.max(0, Math.round(ms))}ms`
 }
 
+/** The time until something happens, rounded up to the second: `1h` just after a delay of an hour has begun. */
+export function ahead(ms: number): string {
+  return rounded(ms < 1_000 ? ms : Math.ceil(ms / 1_000) * 1_000)
+}
+
 const MOMENT = /^(\d{4})-(\d\d)-(\d\d)(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,3})?)?(?:Z|[+-]\d\d:\d\d)?)?$/i
 
 /**
