@@ -59,7 +59,7 @@ async function round(kind: string, when: number, random: Random): Promise<Round>
       }
       await Promise.race([answers.at(-1), broker.exited])
     }
-    // The write that failed only prepared a file. The broker retries such a write and goes on, so it is killed here.
+    // The write that failed only prepared a file. The broker retries such a write and continues, so it is killed here.
     if (broker.exit === undefined && sequence >= MESSAGES_MAX) broker.signal('SIGKILL')
     const exit = await broker.exited
     const exitedS = Date.now() / 1000

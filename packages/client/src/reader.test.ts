@@ -137,7 +137,7 @@ describe('read', () => {
     await until(() => peer.links[0]!.closed)
   })
 
-  it('after a reconnect reads on after the last message that it yielded', async () => {
+  it('after a reconnect continues after the last message that it yielded', async () => {
     const reader = sluice.read('clicks', { follow: true })
     const channel = await opened()
     peer.link.deliver(channel, 201, texts(5), { offset: 20 })
@@ -152,7 +152,7 @@ describe('read', () => {
     expect((await reader.next()).value?.offset).toBe(24)
   })
 
-  it('after a reconnect ends where it would have ended, and reads on from the beginning that the broker chose', async () => {
+  it('after a reconnect ends where it would have ended, and continues from the beginning that the broker chose', async () => {
     const { offsets } = loop({ from: 'last' })
     await opened()
     const dialled = peer.dialled()

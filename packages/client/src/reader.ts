@@ -1,5 +1,5 @@
 /**
- * The messages of a stream as an async iterator. The reader keeps its position by itself: on a new connection it reads on
+ * The messages of a stream as an async iterator. The reader keeps its own position: on a new connection it continues
  * after the last message that it yielded, so no message is left out or repeated.
  *
  * Invariant: `#next` is the offset after the last message that was yielded. What is buffered comes after it, in the order of

@@ -207,7 +207,7 @@ export class Topics {
    * Routes the messages of all topics that match the pattern to the queue. `changed` is false if the same binding exists.
    * The binding is removed when the queue is deleted.
    *
-   * @param pattern A topic in which a level can be `*`, for one level, or `#`, for any number of levels, also none.
+   * @param pattern A topic in which a level can be `*`, for one level, or `#`, for any number of levels, including none.
    * @throws SluiceError QUEUE_NOT_FOUND, TOO_MANY_BINDINGS
    * @example
    * await sluice.topics.bind('orders.*.created', 'invoices')

@@ -423,7 +423,7 @@ describe('checkRecords refuses', () => {
     ['options that end after a name', (b) => writeU16(b, 6, 21), 'a header is cut off'],
     ['options that end in a value', (b) => writeU16(b, 6, 23), 'a header is cut off'],
     ['options that end in a name', (b) => writeU16(b, 6, 25), 'a header is cut off'],
-    ['options that go on into the payload', (b) => writeU16(b, 6, 30), 'a header is cut off'],
+    ['options that extend into the payload', (b) => writeU16(b, 6, 30), 'a header is cut off'],
     ['an empty key', (b) => (b[20] = 0), 'key or id is empty'],
     ['a key past the options', (b) => (b[20] = 255), 'key or id is cut off'],
     ['an empty id', (b) => (b[24] = 0), 'key or id is empty'],

@@ -260,7 +260,7 @@ describe('a reader', () => {
     expect(client.missed).toBe(0)
   })
 
-  it('goes on behind what retention removes, and is told how many messages it missed', async () => {
+  it('continues after what retention removes, and is notified of how many messages it missed', async () => {
     const bench = await filled(
       10 * CHUNK_MESSAGES,
       { segmentBytes: 256 * 1024, checkpointBytes: 16 * 1024 },

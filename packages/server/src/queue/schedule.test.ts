@@ -109,7 +109,7 @@ it('returns each message when it is due and never earlier, even if there are man
   expect(withLater).toBeGreaterThan(1_000)
 })
 
-it('returns messages in order, also if messages come and go while the horizon moves', () => {
+it('returns messages in order, even if messages come and go while the horizon moves', () => {
   let taken = 0
   let cut = 0
   fc.assert(
