@@ -803,8 +803,8 @@ export const CASES: Readonly<Record<string, Case>> = {
     { name: 'q', options: ofEveryKind, update: false },
   ),
   GET: control(OP.GET, 0, 9, { name: 'q' }, { name: 'q', kind: 'queue' }),
-  LIST: control(OP.LIST, 0, 10, {}, { after: '', kind: 'queue' }),
-  'LIST, further': control(OP.LIST, 0, 10, { after: 'b' }, { after: 'b', kind: 'queue' }),
+  LIST: control(OP.LIST, 0, 10, {}, { after: '', kind: 'queue', stream: undefined }),
+  'LIST, further': control(OP.LIST, 0, 10, { after: 'b' }, { after: 'b', kind: 'queue', stream: undefined }),
   DELETE: control(OP.DELETE, 0, 11, { name: 'q' }, { name: 'q', kind: 'queue' }),
   PURGE: control(OP.PURGE, 0, 12, { name: 'q' }, 'q'),
   PAUSE: control(OP.PAUSE, 0, 18, { name: 'q' }, 'q'),
@@ -1080,6 +1080,7 @@ export const CASES: Readonly<Record<string, Case>> = {
     { pattern: '#', target: 'q', headers: { any: { vip: 'yes' } } },
     { pattern: '#', target: 'q', match: { kind: 'any', headers: bare({ vip: 'yes' }) } },
   ),
+  MOVE: control(OP.MOVE, 0, 37, { name: 'clicks@a', to: 'first' }, { name: 'clicks@a', to: 'first' }),
   BINDINGS: control(OP.BINDINGS, 0, 36, {}, { pattern: undefined, target: undefined, after: 0 }),
   'BINDINGS, further': control(
     OP.BINDINGS,

@@ -378,7 +378,7 @@ export const ERRORS = {
     number: 62,
     scope: 'request',
     retryable: false,
-    meaning: 'The name belongs to a queue where a stream is needed, or to a stream where a queue is needed.',
+    meaning: 'The name belongs to another kind than the call needs: a queue, a stream or a group.',
   },
   OPTION_UNSUPPORTED: {
     number: 63,

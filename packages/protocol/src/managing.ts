@@ -28,7 +28,7 @@ import {
 import { SluiceError, shown } from './errors.js'
 import { need, u64 } from './handshake.js'
 import { LIMITS } from './limits.js'
-import { queueName, type QueueName } from './names.js'
+import { addressName, queueName, type QueueName } from './names.js'
 import { onlyFields, whole, type Body } from './queues.js'
 import { RECORD_HEADER_BYTES } from './record.js'
 
@@ -218,7 +218,7 @@ export function peekRequest(body: Body): PeekRequest {
     )
   }
   return {
-    name: queueName(body['name']),
+    name: addressName(body['name']),
     state: state as MessageState | undefined,
     from: optionalWhole('from', body['from'], Number.MAX_SAFE_INTEGER) ?? 0,
     limit: pageLimit(body),
@@ -250,7 +250,7 @@ function deadSelection(frame: string, body: Body): DeadSelection {
     )
   }
   return {
-    name: queueName(body['name']),
+    name: addressName(body['name']),
     from: optionalWhole('from', body['from'], Number.MAX_SAFE_INTEGER) ?? 0,
     limit: pageLimit(body),
     offsets: offsets === undefined ? undefined : ascending(offsets),
@@ -299,7 +299,7 @@ function messageRef(frame: string, body: Body): MessageRef {
   const id = optionalText('id', body['id'], 1, LIMITS.idBytesMax)
   if ((offset === undefined) === (id === undefined))
     throw new SluiceError('INVALID_ARGUMENT', `${frame} needs either \`offset\` or \`id\`.`)
-  return { name: queueName(body['name']), offset, id }
+  return { name: addressName(body['name']), offset, id }
 }
 
 /** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
@@ -426,13 +426,13 @@ export interface ConsumersRequest {
 /** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
 export function consumersRequest(body: Body): ConsumersRequest {
   onlyFields('CONSUMERS', body, ['name', 'from'])
-  return { name: queueName(body['name']), from: optionalWhole('from', body['from'], 0xffff_ffff) ?? 0 }
+  return { name: addressName(body['name']), from: optionalWhole('from', body['from'], 0xffff_ffff) ?? 0 }
 }
 
 /** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
 export function closeConsumerRequest(body: Body): { readonly name: QueueName; readonly id: number } {
   onlyFields('CLOSE_CONSUMER', body, ['name', 'id'])
-  return { name: queueName(body['name']), id: whole('id', body['id'], 0xffff_ffff) }
+  return { name: addressName(body['name']), id: whole('id', body['id'], 0xffff_ffff) }
 }
 
 /** A consumer of a queue in the answer to CONSUMERS. */

@@ -41,3 +41,32 @@ function checkedName(what: string, name: unknown): string {
   }
   return name
 }
+
+/**
+ * Checks the name of a group: the names of a stream and of the group, with `@` in between, in at most as many bytes as the name of
+ * a queue.
+ * @throws SluiceError INVALID_NAME
+ */
+export function groupName(name: unknown): QueueName {
+  const parts = typeof name === 'string' ? name.split('@') : []
+  if (typeof name !== 'string' || parts.length !== 2)
+    throw new SluiceError('INVALID_NAME', `The group name ${shown(name)} must have the form stream@group.`)
+  for (const part of parts) queueName(part)
+  if (textBytes(name) > LIMITS.queueNameBytesMax) {
+    throw new SluiceError(
+      'INVALID_NAME',
+      `The group name takes ${textBytes(name)} bytes; it must take at most ${LIMITS.queueNameBytesMax}.`,
+    )
+  }
+  return name as QueueName
+}
+
+/** The name of the stream of a group. */
+export function streamOfGroup(group: QueueName): QueueName {
+  return group.slice(0, group.indexOf('@')) as QueueName
+}
+
+/** Checks the name of a queue, a stream or a group. @throws SluiceError INVALID_NAME */
+export function addressName(name: unknown): QueueName {
+  return typeof name === 'string' && name.includes('@') ? groupName(name) : queueName(name)
+}

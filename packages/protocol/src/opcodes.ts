@@ -71,6 +71,7 @@ export const OPCODES = {
   UNBIND: { code: 85, sender: 'client', stage: 'open', layout: 'msgpack' },
   BINDINGS: { code: 86, sender: 'client', stage: 'open', layout: 'msgpack' },
   ROUTES: { code: 87, sender: 'client', stage: 'open', layout: 'msgpack' },
+  MOVE: { code: 88, sender: 'client', stage: 'open', layout: 'msgpack' },
   EXPLAIN: { code: 89, sender: 'client', stage: 'open', layout: 'msgpack' },
 
   SCHEDULE: { code: 90, sender: 'client', stage: 'open', layout: 'msgpack' },

@@ -11,7 +11,7 @@ import { durationText } from './units.js'
 import { decodeClaims, type Claim } from './consuming.js'
 import { SluiceError, shown, type ErrorCode } from './errors.js'
 import { LIMITS } from './limits.js'
-import { queueName, type QueueName } from './names.js'
+import { addressName, queueName, type QueueName } from './names.js'
 
 interface NumberOption {
   readonly kind: 'number'
@@ -402,7 +402,7 @@ export function updateOf({ update = false }: Body): boolean {
 /** The body of PURGE, PAUSE and RESUME. @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
 export function nameRequest(frame: string, body: Body): QueueName {
   onlyFields(frame, body, ['name'])
-  return queueName(body['name'])
+  return addressName(body['name'])
 }
 
 /** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
@@ -410,7 +410,7 @@ export function subscribeRequest(body: Body): SubscribeRequest {
   onlyFields('SUBSCRIBE', body, ['queue', 'messages', 'bytes', 'limit', 'processingTimeoutMs', 'claims'])
   const { processingTimeoutMs } = body
   return {
-    queue: queueName(body['queue']),
+    queue: addressName(body['queue']),
     messages: whole('messages', body['messages'], LIMITS.creditMessagesMax),
     bytes: whole('bytes', body['bytes'], LIMITS.creditBytesMax),
     limit: body['limit'] === undefined ? undefined : whole('limit', body['limit'], Number.MAX_SAFE_INTEGER),

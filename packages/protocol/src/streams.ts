@@ -6,11 +6,11 @@
  * frames are about queues.
  */
 import { SluiceError, shown } from './errors.js'
-import { queueName, type QueueName } from './names.js'
+import { groupName, queueName, type QueueName } from './names.js'
 import { QUEUE_OPTIONS, onlyFields, optionsIn, updateOf, type Body, type ValueOf } from './queues.js'
 import { LIMITS } from './limits.js'
 
-export const KINDS = ['queue', 'stream'] as const
+export const KINDS = ['queue', 'stream', 'group'] as const
 export type Kind = (typeof KINDS)[number]
 
 /** The options of a stream. If 0 has a special meaning, `meaning` explains it. */
@@ -99,13 +99,23 @@ export function ensureStreamRequest(body: Body): EnsureStreamRequest {
 /** The body of GET and DELETE. @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
 export function kindRequest(frame: string, body: Body): { readonly name: QueueName; readonly kind: Kind } {
   onlyFields(frame, body, ['name', 'kind'])
-  return { name: queueName(body['name']), kind: kindOf(body) }
+  const kind = kindOf(body)
+  return { name: kind === 'group' ? groupName(body['name']) : queueName(body['name']), kind }
 }
 
-/** The body of LIST. @throws SluiceError INVALID_ARGUMENT */
-export function listRequest(body: Body): { readonly after: string; readonly kind: Kind } {
-  onlyFields('LIST', body, ['after', 'kind'])
+export interface ListRequest {
+  readonly after: string
+  readonly kind: Kind
+  /** The stream whose groups are listed; undefined for all groups. */
+  readonly stream: QueueName | undefined
+}
+
+/** The body of LIST. @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
+export function listRequest(body: Body): ListRequest {
+  const kind = kindOf(body)
+  onlyFields('LIST', body, kind === 'group' ? ['after', 'kind', 'stream'] : ['after', 'kind'])
   const after = body['after'] ?? ''
-  if (typeof after === 'string') return { after, kind: kindOf(body) }
-  throw new SluiceError('INVALID_ARGUMENT', '`after` must be the name of a queue or stream.')
+  const stream = body['stream'] === undefined ? undefined : queueName(body['stream'])
+  if (typeof after === 'string') return { after, kind, stream }
+  throw new SluiceError('INVALID_ARGUMENT', '`after` must be the name of a queue, stream or group.')
 }

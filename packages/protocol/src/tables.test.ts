@@ -20,7 +20,7 @@ describe('opcodes', () => {
 
   test('every frame that a client sends is legal at only one stage', () => {
     const sent = Object.values(OPCODES).filter(({ sender }) => sender !== 'server')
-    expect(sent).toHaveLength(42)
+    expect(sent).toHaveLength(43)
     expect(sent.map(({ stage }) => stage)).not.toContain('any')
   })
 

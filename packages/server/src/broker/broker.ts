@@ -15,6 +15,8 @@ import { Tail } from '../log/tail.js'
 import { SEED_BYTES, drawSeed, writeSeed, type Queue, type Timer } from '../queue/index.js'
 import { Catalog } from './catalog.js'
 import { Dispatcher } from './dispatch.js'
+import { Feeds } from './feeds.js'
+import { Groups } from './groups.js'
 import { Intake } from './intake.js'
 import { Explainer, type Delivering } from './explain.js'
 import { History } from './history.js'
@@ -145,6 +147,7 @@ export class Broker implements Delivering {
   readonly schedules: Schedules
   readonly topics: Topics
   readonly streams: Streams
+  readonly groups: Groups
   readonly operator: Operator
   readonly replays: Replays
   readonly history: History
@@ -269,11 +272,12 @@ export class Broker implements Delivering {
     const requests = new DiskRequests(turn)
     this.#writer = writer
     this.#moves = moves
+    const feeds = new Feeds(state, this.#blocks, cold)
     this.producers = new Producers(state, turn, options)
     this.mailboxes = new Mailboxes(turn)
     this.unused = new UnusedQueues(state, turn, (queue) => this.#deleteUnused(queue))
     this.leases = new Leases(state, writer, turn, this.unused, options)
-    this.#dispatcher = new Dispatcher(this.#blocks, cold, writer, this.leases, turn, options)
+    this.#dispatcher = new Dispatcher(this.#blocks, cold, feeds, writer, this.leases, turn, options)
     this.readers = new Readers(state, this.#blocks, cold, turn, this.unused, options)
     this.registry = new Registry(state, writer, options)
     this.topics = new Topics(state, this.registry, this.sharedIntake, turn, options)
@@ -281,6 +285,7 @@ export class Broker implements Delivering {
     this.schedules = new Schedules(state, registry, intake, sharedIntake, topics, turn, options)
     this.catalog = new Catalog(state, writer, moves, leases, readers, topics, turn, unused, options)
     this.streams = new Streams(state, this.catalog, turn)
+    this.groups = new Groups(state, this.catalog, turn)
     this.operator = new Operator(state, records, cold, moves, requests, turn, observer)
     this.replays = new Replays(state, this.intake, records, cold, requests, turn)
     this.history = new History(log, state, requests)

@@ -19,7 +19,7 @@ import {
   type QueueOptionName,
   type QueueOptions,
 } from '@sluice/protocol'
-import { FactBuffer, UNLIMITED, encodeDefinition, type Queue, type StreamRules } from '../queue/index.js'
+import { FactBuffer, UNLIMITED, encodeDefinition, type Queue, type QueueDefinition } from '../queue/index.js'
 import { PAGES_MAX } from '../state/directory.js'
 import { kindOfQueue, sameOptions, wrongKind, type State } from '../state/state.js'
 import type { Leases } from './leases.js'
@@ -110,7 +110,7 @@ export class Catalog {
    */
   ensure(request: EnsureRequest): { created: boolean; queue: QueueInfo } {
     const existing = this.#state.queues.get(request.name)
-    if (existing?.stream !== undefined) throw wrongKind(existing, 'queue')
+    if (existing !== undefined && kindOfQueue(existing) !== 'queue') throw wrongKind(existing, 'queue')
     const options = { ...(existing?.options ?? QUEUE_OPTION_DEFAULTS), ...request.options }
     const differs = existing === undefined || !sameOptions(existing.options, options)
     if (existing !== undefined && differs && !request.update) throw conflict(existing, request)
@@ -127,21 +127,30 @@ export class Catalog {
     queue.applyOptions(this.#state.options.share(options), this.#turn.nowMs)
     this.#observer?.optionsChanged(queue, options)
     this.#turn.advance(queue)
-    this.#declare(queue)
+    this.declare(queue)
     this.#moves.note(queue)
     this.#unused.watch(queue)
     this.#turn.changed(queue)
   }
 
   #checkOptions(request: EnsureRequest, options: QueueOptions, existing: Queue | undefined): void {
-    checkOptionsTogether(options)
+    this.checkOptions(request.name, request.options, options)
     if (existing !== undefined && existing.options.unique !== options.unique) {
       throw new SluiceError(
         'OPTION_FIXED',
         `\`unique\` of the queue ${existing.name} is "${existing.options.unique}" and cannot be changed.`,
       )
     }
-    if (request.options.deadLetter !== undefined) this.#checkDeadLetter(request.name, options.deadLetter)
+  }
+
+  /**
+   * Checks the options that are set in `set`, and that are then in force, for the queue or stream that dead messages may not
+   * return to.
+   * @throws SluiceError OPTION_CONFLICT, DEAD_LETTER_CYCLE, QUEUE_NOT_FOUND
+   */
+  checkOptions(name: string, set: Partial<QueueOptions>, options: QueueOptions): void {
+    checkOptionsTogether(options)
+    if (set.deadLetter !== undefined) this.#checkDeadLetter(name, options.deadLetter)
   }
 
   #checkDeadLetter(from: string, to: string): void {
@@ -164,8 +173,8 @@ export class Catalog {
     }
   }
 
-  /** Creates a queue or, with `stream`, a stream. @throws SluiceError TOO_MANY_QUEUES */
-  make(name: QueueName, options: QueueOptions, stream?: StreamRules): Queue {
+  /** Creates a queue, a stream or a group. @throws SluiceError TOO_MANY_QUEUES */
+  make(name: QueueName, options: QueueOptions, kind: Pick<QueueDefinition, 'stream' | 'group'> = {}): Queue {
     this.#checkRoom()
     const queue = this.#state.addQueue(this.#state.nextQueueId, {
       name,
@@ -173,11 +182,11 @@ export class Catalog {
       createdAtMs: this.#turn.nowMs,
       paused: false,
       idsFrom: 0,
-      ...(stream && { stream }),
+      ...kind,
     })
     queue.open(this.#turn.nowMs)
     this.#names.clear()
-    this.#declare(queue)
+    this.declare(queue)
     this.#moves.made(queue.name)
     this.#unused.watch(queue)
     return queue
@@ -201,7 +210,7 @@ export class Catalog {
 
   // Writes the definition of the queue to the log, after all earlier facts of the queue: whether an acknowledged message is
   // retained depends on the options at that time, and a queue whose options no longer retain messages has released them.
-  #declare(queue: Queue): void {
+  declare(queue: Queue): void {
     this.#writer.writeFactsOf(queue)
     this.#facts.ensure(encodeDefinition(queue))
     this.#writer.writeFacts(queue.id, this.#facts)
@@ -225,7 +234,7 @@ export class Catalog {
     const differs = queue.paused !== paused
     if (differs) {
       queue.paused = paused
-      this.#declare(queue)
+      this.declare(queue)
       this.#turn.changed(queue)
     }
     this.#observer?.setPaused(queue, paused, differs)
@@ -321,8 +330,9 @@ export class Catalog {
     return messages
   }
 
-  /** Deletes a queue or a stream with its messages. */
+  /** Deletes a queue, a stream with its groups, or a group. */
   remove(queue: Queue): void {
+    for (const group of queue.groups) this.remove(group as Queue)
     queue.facts.clear()
     this.#facts.delete()
     this.#writer.writeFacts(queue.id, this.#facts)
@@ -342,6 +352,11 @@ export class Catalog {
    */
   purge(name: QueueName): number {
     const queue = this.#state.consumable(name)
+    if (queue.group !== undefined)
+      throw new SluiceError(
+        'WRONG_KIND',
+        `${name} is a group and cannot be purged: move it to the end of its stream.`,
+      )
     this.#observer?.purging(queue)
     // The purge removes all messages in this turn, so all expired ones are counted before.
     this.#turn.catchUp(queue, UNLIMITED)

@@ -11,6 +11,7 @@ import { SluiceError, recordSize } from '@sluice/protocol'
 import { holdsBatch, type Block, type Blocks } from '../log/blocks.js'
 import { FROM_PLAIN_LINE, emptyRun, type Delivery, type Queue, type Subscription } from '../queue/index.js'
 import type { ColdChunks } from '../state/cold-chunks.js'
+import { ENTERED, type Feeds } from './feeds.js'
 import type { Leases } from './leases.js'
 import type { Observer } from './observer.js'
 import { RecordCursor } from './record-cursor.js'
@@ -47,6 +48,7 @@ export interface DispatchOptions {
 export class Dispatcher {
   readonly #blocks: Blocks
   readonly #cold: ColdChunks
+  readonly #feeds: Feeds
   readonly #writer: Writer
   readonly #leases: Leases
   readonly #turn: Turn
@@ -59,6 +61,7 @@ export class Dispatcher {
   constructor(
     blocks: Blocks,
     cold: ColdChunks,
+    feeds: Feeds,
     writer: Writer,
     leases: Leases,
     turn: Turn,
@@ -66,6 +69,7 @@ export class Dispatcher {
   ) {
     this.#blocks = blocks
     this.#cold = cold
+    this.#feeds = feeds
     this.#writer = writer
     this.#leases = leases
     this.#turn = turn
@@ -200,7 +204,16 @@ export class Dispatcher {
           break
         }
       }
-      if (!queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, nowMs, run, budget)) {
+      const isFound = queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, nowMs, run, budget)
+      if (queue.isBehind && (!isFound || this.#feeds.precedes(queue, run))) {
+        const position = this.#feeds.enter(queue)
+        if (position >= 0) return position
+        if (position === ENTERED) {
+          passed = 0
+          continue
+        }
+      }
+      if (!isFound) {
         const { coldOffset } = queue
         if (coldOffset === -1) {
           // More messages may be ready after further expired ones are removed.
@@ -256,6 +269,9 @@ export class Dispatcher {
     // A message of the plain line requires only that its batch is on disk: no fact put the message in that line (a
     // release has no fact). A due or keyed message is in its place because of facts, which may not be durable yet.
     run.ungated = run.sinceMs === FROM_PLAIN_LINE && run.batchPosition < this.#blocks.durablePosition
+    // A message of a group is delivered only after the fact that it entered is on disk. Otherwise it would not be marked as
+    // redelivered after a crash.
+    if (queue.group !== undefined) run.ungated = false
     // While leases of the queue can be claimed after a restart, a redelivery requires one more fact on disk: the fact
     // after which the previous consumer can no longer claim the message.
     if (run.redelivered && queue.former.isWatched) run.ungated = false

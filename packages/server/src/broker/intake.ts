@@ -24,7 +24,7 @@ import {
 import { Admission, FactBuffer, type AdmittedBatch, type Queue, type Subscription } from '../queue/index.js'
 import type { ColdChunks } from '../state/cold-chunks.js'
 import { answeredDuplicates, type Producer } from '../state/producers.js'
-import { queueNotFound, type State } from '../state/state.js'
+import { groupRefuses, queueNotFound, type State } from '../state/state.js'
 import {
   hasDeliveryOptions,
   checkStreamTraits,
@@ -478,6 +478,7 @@ export class Intake {
         admitted: UNCHECKED,
       }
     }
+    if (queue.group !== undefined) throw groupRefuses(queue)
     const { maxBytes, ttlMs } = queue.options
     const readsRecords = hasDeliveryOptions(flags) || ttlMs > 0 || maxBytes > 0
     if (readsRecords) checkTraits(bytes, at, count, nowMs)
@@ -526,6 +527,7 @@ export class Intake {
     const baseOffset = queue.next
     const position = this.#writer.writeMessages(bytes, at, end, queue, producerId, attributes)
     queue.append(count, position, nowMs, end - at - BATCH_HEADER_BYTES, traits, duplicates)
+    this.#turn.activateGroups(queue)
     this.#turn.accepted(count)
     if (duplicates !== undefined) queue.count('duplicates', duplicates.size)
     return { baseOffset, duplicates: duplicatesIn(admitted, baseOffset) }

@@ -29,11 +29,12 @@ import {
   type Consumer,
   type Lease,
   type Queue,
+  addLost,
+  addTag,
 } from '../queue/index.js'
 import type { State } from '../state/state.js'
 import type { EndReason } from './commands.js'
 import type { Observer } from './observer.js'
-import { addLost, addTag } from './ranges.js'
 import type { Turn } from './turn.js'
 import type { UnusedQueues } from './unused-queues.js'
 import type { Writer } from './writer.js'

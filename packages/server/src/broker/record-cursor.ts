@@ -4,7 +4,7 @@
  */
 import { recordSize } from '@sluice/protocol'
 import { WAYPOINT_RECORDS, recordAt, type Block } from '../log/blocks.js'
-import { checkBatchAt, slotInBatch, type Location } from '../queue/index.js'
+import { checkBatchAt, slotInBatch, type BatchUser, type Location } from '../queue/index.js'
 
 export class RecordCursor {
   /** Position of the batch; -1 before the first delivery. */
@@ -18,13 +18,7 @@ export class RecordCursor {
    * is at the byte `batchAt` of the block.
    * @throws SluiceError CORRUPT
    */
-  find(
-    location: Location,
-    count: number,
-    queue: { readonly id: number; readonly name: string },
-    block: Block,
-    batchAt: number,
-  ): number {
+  find(location: Location, count: number, queue: BatchUser, block: Block, batchAt: number): number {
     const { bytes } = block
     const isOther = this.#batchPosition !== location.batchPosition
     if (isOther) checkBatchAt(location, queue, bytes, batchAt)

@@ -27,7 +27,7 @@ import {
 } from '../queue/index.js'
 import type { Producer } from '../state/producers.js'
 import { SharedRecords, countOf } from '../state/shared-batches.js'
-import { queueNotFound, type State } from '../state/state.js'
+import { groupRefuses, queueNotFound, type State } from '../state/state.js'
 import { checkStreamTraits, checkTraits, hasDeliveryOptions, type BatchTraits } from '../state/traits.js'
 import type { BatchBytes, Target } from './commands.js'
 import {
@@ -232,6 +232,7 @@ export class SharedIntake {
     const admission = new Admission(queue, this.#turn.nowMs)
     const part = { queue, refers, base, count, recordsBytes, admission }
     if (isPlain(queue, flags)) return { ...part, readsRecords: false, lacksTtl: false, admitted: UNCHECKED }
+    if (queue.group !== undefined) throw groupRefuses(queue)
     const readsRecords = mustRead(queue, flags)
     this.#turn.catchUp(queue)
     this.#writer.note(queue)
@@ -286,6 +287,7 @@ export class SharedIntake {
       queue.referFact(part.refers, batch, position, recordsBytes, traits, duplicates)
       if (part.readsRecords) this.#turn.accepted(count)
       if (duplicates !== undefined) queue.count('duplicates', duplicates.size)
+      this.#turn.activateGroups(queue)
       this.#turn.changed(queue)
     }
   }

@@ -44,7 +44,7 @@ export class Streams {
     const wanted = { ...known, ...options }
     const differing = NAMES.filter((option) => known[option] !== wanted[option])
     if (existing === undefined) {
-      const stream = this.#catalog.make(name, queueOptionsOf(wanted), rulesOf(wanted))
+      const stream = this.#catalog.make(name, queueOptionsOf(wanted), { stream: rulesOf(wanted) })
       return { created: true, stream: infoOf(stream) }
     }
     if (differing.length > 0) {

@@ -139,6 +139,11 @@ export class Turn {
     this.wake()
   }
 
+  /** Called when messages were added to a stream. */
+  activateGroups({ groups }: Queue): void {
+    for (const group of groups) this.activate(group as Queue)
+  }
+
   /** Notes that the queue may have messages to deliver. */
   activate(queue: Queue): void {
     if (queue.active || queue.listeners === 0) return
@@ -178,6 +183,8 @@ export class Turn {
   advance(queue: Queue): void {
     this.#options.observer?.looked(queue)
     queue.advance(this.nowMs, this.budget)
+    // Their facts are written before those of the stream: groups lose messages before the stream releases them.
+    for (const group of queue.groups) this.changed(group as Queue)
     this.follow(queue)
   }
 

@@ -28,7 +28,7 @@ import type { ChunkSummary } from './cold.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
 import { NO_COUNTS, NO_TALLY, type Counts, type Tally } from './counts.js'
 import { DeadMessages, type Dead } from './dead.js'
-import type { QueueDefinition, StreamRules } from './definition.js'
+import type { GroupRules, QueueDefinition, StreamRules } from './definition.js'
 import type { Refer } from './facts.js'
 import type { Follower } from './follower.js'
 import { ID_WORDS, isId } from './hash.js'
@@ -38,7 +38,6 @@ import type { LogUse } from './log-use.js'
 import { NOT_WRITTEN } from './not-written.js'
 import { PAGE } from './pages.js'
 import { Reasons } from './reasons.js'
-import type { RetentionLimits } from './retention.js'
 import { Source } from './source.js'
 
 /** Maximum number of messages of one queue in the ring of arrivals. Applying 1,024 batches takes 0.2 ms. */
@@ -70,6 +69,8 @@ export class Contents extends Source implements Arriving, KeysOwner {
    * stream is live.
    */
   stream: StreamRules | undefined
+  /** Set in a group; see group-contents.ts. */
+  group: GroupRules | undefined
   paused: boolean
   idsFrom: number
   /** Offsets below this may have been delivered by an earlier run of the broker. */
@@ -102,6 +103,7 @@ export class Contents extends Source implements Arriving, KeysOwner {
     super(id, definition.name, use)
     this.createdAtMs = definition.createdAtMs
     this.stream = definition.stream
+    this.group = definition.group
     this.paused = definition.paused
     this.idsFrom = definition.idsFrom
     this.#arrivals = arrivals
@@ -116,7 +118,11 @@ export class Contents extends Source implements Arriving, KeysOwner {
   set options(options: QueueOptions) {
     this.#options = options
     this.checksBatches =
-      this.stream !== undefined || options.ttlMs > 0 || options.maxMessages > 0 || options.maxBytes > 0
+      this.stream !== undefined ||
+      this.group !== undefined ||
+      options.ttlMs > 0 ||
+      options.maxMessages > 0 ||
+      options.maxBytes > 0
   }
 
   get keys(): Keys {
@@ -169,12 +175,6 @@ export class Contents extends Source implements Arriving, KeysOwner {
     return this.stream !== undefined || this.#options.retainAgeMs > 0 || this.#options.retainBytes > 0
   }
 
-  protected get retentionLimits(): RetentionLimits {
-    if (this.stream === undefined) return this.#options
-    const { retainAgeMs, retainBytes } = this.#options
-    return { retainAgeMs, retainBytes, retainMessages: this.stream.retainMessages }
-  }
-
   /** Number of attempts of the message that have been charged so far. */
   attemptsOf(offset: number): number {
     const chunk = this.chunkAt(offset)
@@ -220,7 +220,7 @@ export class Contents extends Source implements Arriving, KeysOwner {
       const bytes = arrivals.bytes(slot)
       for (const end = from + count; from < end;) {
         const to = Math.min(end, chunkEndAfter(from))
-        const chunk = this.#chunkToFill(from)
+        const chunk = this.chunkToFill(from)
         const share = (bytes * (to - from)) / count
         const position = arrivals.position(slot)
         chunk.append(to - chunk.base, position, arrivals.timeMs(slot), share, BATCH_HEADER_BYTES + bytes)
@@ -280,7 +280,7 @@ export class Contents extends Source implements Arriving, KeysOwner {
   ): void {
     // The page of a cold or retained chunk is newer than all batches of the chunk, so the chunk already has these messages.
     if (this.isCold(from) || this.heldChunk(from)?.isOnlyRetained === true) return
-    const chunk = this.#chunkToFill(from)
+    const chunk = this.chunkToFill(from)
     const index = from - chunk.base
     if (chunk.pagePosition > this.appliedFrom || index < chunk.count) return
     const share = (recordsBytes * (to - from)) / count
@@ -312,12 +312,17 @@ export class Contents extends Source implements Arriving, KeysOwner {
     this.dirty = true
   }
 
-  #chunkToFill(offset: number): Chunk {
+  protected chunkToFill(offset: number): Chunk {
     const newest = this.#newest
     if (newest !== undefined && offset >= newest.base && offset < newest.base + CHUNK_MESSAGES) return newest
     const known = this.chunks.at(offset)
     if (known === undefined) this.use.pages.created()
     return (this.#newest = known ?? this.chunks.toFill(offset))
+  }
+
+  /** Called when the chunk is no longer in the list. */
+  protected forgetNewest(chunk: Chunk): void {
+    if (this.#newest === chunk) this.#newest = undefined
   }
 
   #setTraits(chunk: Chunk, from: number, to: number, traits: Traits, traitsFrom: number): void {
@@ -489,8 +494,9 @@ export class Contents extends Source implements Arriving, KeysOwner {
   }
 
   /** Used in recovery: the definition was changed. */
-  redefine({ options, paused, idsFrom, stream }: QueueDefinition): void {
+  redefine({ options, paused, idsFrom, stream, group }: QueueDefinition): void {
     this.stream = stream
+    this.group = group
     this.options = options
     this.paused = paused
     this.idsFrom = idsFrom
@@ -581,11 +587,6 @@ export class Contents extends Source implements Arriving, KeysOwner {
     const chunk = this.chunkAt(offset)!
     const index = offset - chunk.base
     return chunk.hasId(index) ? chunk.idAt(index) : undefined
-  }
-
-  /** Time at which retained messages are released next; see `Retention.nextMs`. */
-  get nextReleaseMs(): number {
-    return this.appliedChunks.retention?.nextMs(this.retentionLimits) ?? Infinity
   }
 
   /** The state of a message; undefined if it is gone or never existed. */

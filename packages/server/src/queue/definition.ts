@@ -11,6 +11,16 @@ export interface QueueDefinition {
   readonly idsFrom: number
   /** Options that only a stream has; a queue has none. `options` has the others. */
   readonly stream?: StreamRules
+  /** Only of a group. */
+  readonly group?: GroupRules
+}
+
+/** What only a group has. */
+export interface GroupRules {
+  /** Id of the stream. */
+  readonly streamId: number
+  /** Messages that were published before this time do not enter; 0: all enter. */
+  readonly fromMs: number
 }
 
 /** The options of a stream that a queue does not have. */

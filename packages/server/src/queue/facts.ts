@@ -77,6 +77,15 @@ export const FACT = {
   /** The definition with the id `offset` is gone. */
   undefine: 25,
   /**
+   * Messages of the stream enter the group: those from `offset` up to but not including `time`, as far as the stream keeps
+   * them. With the death byte `SKIPPED` none enters. The text has the hashes of their keys in hex, or is empty.
+   */
+  enter: 26,
+  /** The group moved to `offset`: all messages left it, except dead ones below `offset`. */
+  position: 27,
+  /** Retention removes the messages below `offset` from the stream; `count` messages of the group were not done. */
+  miss: 28,
+  /**
    * Precedes the batch that the tick published, in the same entry: the schedule with the definition id `offset` fired for
    * the tick at `time`. `count` is the number of its ticks that have fired.
    */
@@ -106,6 +115,7 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.tally,
   FACT.release,
   FACT.refer,
+  FACT.enter,
   FACT.define,
   FACT.fired,
   FACT.atomic,
@@ -113,6 +123,9 @@ const WITH_TIME: ReadonlySet<number> = new Set([
 
 /** In the `death` byte of an `ack` fact: the queue keeps the messages for replay. */
 export const RETAINED = 1
+
+/** In the `death` byte of an `enter` fact: the messages are passed over. */
+export const SKIPPED = 1
 
 /** Bit in the `death` byte of a `dead` fact: the message will be moved to the dead-letter queue. */
 export const MOVING = 128
@@ -275,6 +288,21 @@ export class FactBuffer {
     writeU64(this.#bytes, at + HEAD_BYTES, end)
   }
 
+  enter(from: number, end: number, keys: Uint32Array | undefined, isSkipped: boolean): void {
+    const text = keys === undefined ? '' : keysText(keys)
+    const at = this.#item(FACT.enter, isSkipped ? SKIPPED : 0, end - from, from, TIME_BYTES + text.length)
+    writeU64(this.#bytes, at + HEAD_BYTES, end)
+    if (text !== '') this.#text(at, at + HEAD_BYTES + TIME_BYTES, text)
+  }
+
+  position(offset: number): void {
+    this.#item(FACT.position, 0, 0, offset, 0)
+  }
+
+  miss(end: number, missed: number): void {
+    this.#item(FACT.miss, 0, missed, end, 0)
+  }
+
   refer({ queueId, offset, count, index }: Refer): void {
     const at = this.#item(FACT.refer, 0, count, offset, TIME_BYTES)
     writeU64(this.#bytes, at + HEAD_BYTES, index * QUEUE_IDS + queueId)
@@ -401,4 +429,18 @@ export function readFacts(bytes: Uint8Array, start: number, end: number, each: (
     })
     at = next
   }
+}
+
+function keysText(keys: Uint32Array): string {
+  let text = ''
+  for (const word of keys) text += word.toString(16).padStart(8, '0')
+  return text
+}
+
+/** The hashes of keys in the text of an `enter` fact; undefined if no message has a key. */
+export function keysIn(text: string): Uint32Array | undefined {
+  if (text === '') return undefined
+  const keys = new Uint32Array(text.length / 8)
+  for (let at = 0; at < keys.length; at++) keys[at] = Number.parseInt(text.slice(at * 8, at * 8 + 8), 16)
+  return keys
 }

@@ -9,7 +9,9 @@
  * Bounds: the newest `FORMER_LEASES_MAX` leases are kept. A forgotten lease cannot be claimed, so its message is delivered
  * again. Up to `ENDED_MAX` ended subscriptions are kept; beyond that, all subscriptions count as ended.
  */
-import type { Claim } from '@sluice/protocol'
+import { LIMITS, type Claim, type MessageState } from '@sluice/protocol'
+import type { Chunk } from './chunk.js'
+import type { Line } from './line.js'
 
 /** Maximum number of former leases that one queue keeps. */
 export const FORMER_LEASES_MAX = 1_024
@@ -128,4 +130,43 @@ export class FormerLeases {
   hadEnded({ subscriptionId }: Claim): boolean {
     return this.#endedBefore.has(ALL_ENDED) || this.#endedBefore.has(subscriptionId)
   }
+}
+
+interface Claimed {
+  readonly id: number
+  chunkAt(offset: number): Chunk | undefined
+  stateOf(offset: number): MessageState | undefined
+}
+
+/**
+ * Whether the message that the claim names is in the line, and cannot have been delivered to another consumer or redriven
+ * since the claimed lease. `boot` is the number of this run of the broker.
+ */
+export function isClaimable(
+  queue: Claimed,
+  line: Line,
+  formerLeases: FormerLeases | undefined,
+  claim: Claim,
+  boot: number,
+): boolean {
+  const { offset } = claim
+  const chunk = queue.chunkAt(offset)
+  if (claim.queueNumber !== queue.id || chunk === undefined || queue.stateOf(offset) === undefined)
+    return false
+  const index = offset - chunk.base
+  if (chunk.isDead(index) || !chunk.isInLine(index)) return false
+  if (claim.boot === boot) {
+    // A lease to another consumer since then would have deleted the former lease.
+    const former = formerLeases?.get(offset)
+    return former?.subscriptionId === claim.subscriptionId && former.tag === claim.tag
+  }
+  return (
+    claim.boot === boot - 1 &&
+    claim.attempt === chunk.attemptsAt(index) + 1 &&
+    // The count of attempts stops at this maximum.
+    claim.attempt <= LIMITS.maxDeliveriesMax &&
+    formerLeases?.hadEnded(claim) !== true &&
+    !line.isSeen(chunk, index) &&
+    chunk.redriven?.has(index) !== true
+  )
 }

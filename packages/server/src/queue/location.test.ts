@@ -84,10 +84,10 @@ test.each([
   ['that ends before the message', headerOf(1, 10, 3)],
 ])('rejects a batch %s', (_, header) => {
   const location = { ...emptyLocation(), offset: 13, batchPosition: 512, batchFrom: 10, batchEnd: 15 }
-  expect(() => checkBatchAt(location, { id: 1, name: 'q' }, header, 0)).toThrow(
+  expect(() => checkBatchAt(location, { batchOwner: 1, name: 'q' }, header, 0)).toThrow(
     'The batch at position 512 of the log is not the batch of the queue q that was written there.',
   )
-  checkBatchAt(location, { id: 1, name: 'q' }, headerOf(1, 10, 5), 0)
+  checkBatchAt(location, { batchOwner: 1, name: 'q' }, headerOf(1, 10, 5), 0)
 })
 
 test.each([
@@ -95,9 +95,9 @@ test.each([
   ['that ends before the message', headerOf(SHARED_QUEUE_ID, 0, 6)],
 ])('rejects a batch %s as a shared batch', (_, header) => {
   const place = { ...emptyLocation(), batchPosition: 512, batchFrom: 10, batchEnd: 20, sharedIndex: 3 }
-  expect(() => checkBatchAt({ ...place, offset: 13 }, { id: 1, name: 'q' }, header, 0)).toThrow(
+  expect(() => checkBatchAt({ ...place, offset: 13 }, { batchOwner: 1, name: 'q' }, header, 0)).toThrow(
     'The batch at position 512 of the log is not the batch of the queue q that was written there.',
   )
-  checkBatchAt({ ...place, offset: 13 }, { id: 1, name: 'q' }, headerOf(SHARED_QUEUE_ID, 0, 7), 0)
+  checkBatchAt({ ...place, offset: 13 }, { batchOwner: 1, name: 'q' }, headerOf(SHARED_QUEUE_ID, 0, 7), 0)
   expect(slotInBatch({ ...place, offset: 13 }, 1, header, 0)).toBe(6)
 })

@@ -66,6 +66,13 @@ export function slotInBatch(
   )
 }
 
+/** A queue that uses batches; for a group, they are those of its stream. */
+export interface BatchUser {
+  readonly batchOwner: number
+  readonly name: string
+  readonly group?: object | undefined
+}
+
 /**
  * Checks that the batch at `bytes[at]` is the batch of the location. The checksum of a batch does not cover its
  * header, so the header is compared with the location. If the range of the location is the whole chunk, the batch
@@ -73,23 +80,21 @@ export function slotInBatch(
  * contain the index of the message.
  * @throws SluiceError CORRUPT
  */
-export function checkBatchAt(
-  location: Location,
-  queue: { readonly id: number; readonly name: string },
-  bytes: Uint8Array,
-  at: number,
-): void {
+export function checkBatchAt(location: Location, queue: BatchUser, bytes: Uint8Array, at: number): void {
   const { offset, batchPosition, batchFrom, batchEnd, sharedIndex } = location
   const isShared = sharedIndex !== NOT_SHARED
   const first = isShared ? batchFrom - sharedIndex : batchBaseOffset(bytes, at)
   const end = first + batchCount(bytes, at)
   const isFirst = isShared || (batchFrom % CHUNK_MESSAGES === 0 ? first <= batchFrom : first === batchFrom)
-  // Batches between this one and the next one in the batch table may be gone.
+  // Batches between this one and the next one in the batch table may be gone, or may have been passed over by a group. A batch
+  // can enter a group in parts.
   const isLast =
-    !isShared && batchEnd % CHUNK_MESSAGES === 0
-      ? end >= batchEnd
-      : end > offset && (isShared || end <= batchEnd)
-  if (isFirst && isLast && batchQueueId(bytes, at) === (isShared ? SHARED_QUEUE_ID : queue.id)) return
+    isShared || queue.group !== undefined
+      ? end > offset
+      : batchEnd % CHUNK_MESSAGES === 0
+        ? end >= batchEnd
+        : end > offset && end <= batchEnd
+  if (isFirst && isLast && batchQueueId(bytes, at) === (isShared ? SHARED_QUEUE_ID : queue.batchOwner)) return
   throw new SluiceError(
     'CORRUPT',
     `The batch at position ${batchPosition} of the log is not the batch of the queue ${queue.name} that was written there.`,

@@ -8,10 +8,12 @@
 import {
   readText,
   readU16,
+  readU32,
   readU64,
   textBytes,
   writeText,
   writeU16,
+  writeU32,
   writeU64,
   type QueueCounter,
 } from '@sluice/protocol'
@@ -23,17 +25,17 @@ import type { SharedOptions } from './shared-options.js'
 
 /** Two lines of JSON: the options are a line of their own, so that queues with the same line share one object. */
 export function encodeDefinition(queue: Queue): string {
-  const { name, createdAtMs, paused, idsFrom, stream } = queue
-  return `${JSON.stringify({ name, createdAtMs, paused, idsFrom, stream })}\n${JSON.stringify(queue.options)}`
+  const { name, createdAtMs, paused, idsFrom, stream, group } = queue
+  return `${JSON.stringify({ name, createdAtMs, paused, idsFrom, stream, group })}\n${JSON.stringify(queue.options)}`
 }
 
 export function decodeDefinition(text: string, shared: SharedOptions): QueueDefinition {
   const end = text.indexOf('\n')
   const head = JSON.parse(text.slice(0, end)) as QueueDefinition
-  const { name, createdAtMs, paused, idsFrom, stream } = head
+  const { name, createdAtMs, paused, idsFrom, stream, group } = head
   const options = shared.parse(text.slice(end + 1))
   const definition = { name, options, createdAtMs, paused, idsFrom }
-  return stream === undefined ? definition : { ...definition, stream }
+  return { ...definition, ...(stream && { stream }), ...(group && { group }) }
 }
 
 export function encodeDefinitionPage(queue: Queue): Uint8Array {
@@ -73,8 +75,8 @@ const NUMBER_BYTES = 8
 const ALL = 0xffff
 
 /**
- * Layout: u64 next · u64 redelivered below · u64 carried · u16 counters · u16 ended subscriptions · u32 0 · u64 each counter
- * · u64 id of each ended subscription.
+ * Layout: u64 next · u64 redelivered below · u64 carried · u16 counters · u16 ended subscriptions · u32 1 if it is a group · u64
+ * each counter · u64 id of each ended subscription · of a group: u64 missed.
  */
 export function encodeCountersPage(queue: Queue): Uint8Array {
   const ended = queue.endedSubscriptions
@@ -82,12 +84,14 @@ export function encodeCountersPage(queue: Queue): Uint8Array {
   // Tallied counters have the values of the last tally fact before the page, so that page and facts agree.
   const counts = { ...queue.counts, ...queue.tallied }
   const numbers = [...COUNTERS.map((name) => counts[name]), ...(isAll ? [] : ended)]
+  if (queue.group !== undefined) numbers.push(queue.missed)
   const bytes = new Uint8Array(HEAD_BYTES + numbers.length * NUMBER_BYTES)
   writeU64(bytes, 0, queue.next)
   writeU64(bytes, 8, queue.redeliveredBelow)
   writeU64(bytes, 16, queue.carried)
   writeU16(bytes, 24, COUNTERS.length)
   writeU16(bytes, 26, isAll ? ALL : ended.length)
+  writeU32(bytes, 28, queue.group === undefined ? 0 : 1)
   for (const [index, number] of numbers.entries()) writeU64(bytes, HEAD_BYTES + index * NUMBER_BYTES, number)
   return bytes
 }
@@ -104,6 +108,8 @@ export function restoreCounters(queue: Queue, bytes: Uint8Array, start: number):
   at += counters * NUMBER_BYTES
   if (ended === ALL) queue.former.restoreEnded([ALL_ENDED])
   else if (ended > 0) queue.former.restoreEnded(numbersAt(bytes, at, ended))
+  at += (ended === ALL ? 0 : ended) * NUMBER_BYTES
+  if (readU32(bytes, start + 28) === 1) queue.missed = readU64(bytes, at)
 }
 
 function readCounts(bytes: Uint8Array, at: number, counters: number): Counts {

@@ -7,24 +7,19 @@
  * the open entry. As `Follower` of its contents, the queue learns which messages entered or are gone, and updates
  * its volatile state. Other changes of the line are made by the method that decides them.
  */
-import {
-  BATCH_HEADER_BYTES,
-  LIMITS,
-  type Claim,
-  type Duplicates,
-  type QueueInfo,
-  type QueueOptions,
-} from '@sluice/protocol'
+import { LIMITS, type Claim, type QueueInfo, type QueueOptions } from '@sluice/protocol'
 import { NO_ARRIVAL } from './arrivals.js'
 import { auditCounts } from './audit.js'
 import { UNLIMITED, type Budget } from './budget.js'
-import { DEATH, type Chunk, type Death, type Traits } from './chunk.js'
+import { DEATH, type Chunk, type Death } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
-import { Contents, NOT_RETAINED } from './contents.js'
+import { NOT_RETAINED } from './contents.js'
+import { GroupContents, type KeyWords } from './group-contents.js'
+import { leaveBelow } from './leaving.js'
 import { Expired } from './expiries.js'
 import { FactBuffer, RETAINED, type GoneFact } from './facts.js'
 import type { Follower } from './follower.js'
-import { FormerLeases, type Reclaimed } from './former.js'
+import { FormerLeases, isClaimable, type Reclaimed } from './former.js'
 import { PendingIds } from './ids.js'
 import { infoAsOf, infoOf } from './info.js'
 import { Line } from './line.js'
@@ -32,7 +27,7 @@ import { Moving } from './moving.js'
 import { chunkInLine } from './in-line.js'
 import { bucketOf, type Bucket } from './rate.js'
 import type { Run } from './run.js'
-import { SubscriptionOf, type ConsumerOf } from './subscription.js'
+import { SubscriptionOf, soleOf, type ConsumerOf } from './subscription.js'
 import { NO_SUSPECTS, Suspects } from './suspects.js'
 import type { Timer } from './timer.js'
 
@@ -44,8 +39,7 @@ const NO_SUBSCRIPTIONS: readonly Subscription[] = []
 /** Minimum time between two searches for expired messages. */
 const SWEEP_MS = 1_000
 
-/** The argument of `appendFact`, and what a sweep has found. All calls share these objects. */
-const APPENDED = { baseOffset: 0, count: 0, timeMs: 0, length: 0 }
+/** What a sweep has found. All calls share this object. */
 const EXPIRED = new Expired()
 
 /** Gets notified of messages whose time has come. */
@@ -54,10 +48,10 @@ export interface QueueObserver {
   expired(queue: Queue, offset: number): void
 }
 
-export class Queue extends Contents implements Follower {
+export class Queue extends GroupContents implements Follower {
   /** The subscriptions, in the order in which they were attached. */
   subscriptions: readonly Subscription[] = NO_SUBSCRIPTIONS
-  readonly #appliedLine = new Line(this.appliedChunks, this, this.options)
+  #appliedLine = new Line(this.appliedChunks, this, this.options)
   leased = 0
   /**
    * Whether some due messages are not ready yet, or some keys do not follow the newest options yet. Until then nothing is
@@ -151,12 +145,7 @@ export class Queue extends Contents implements Follower {
    * others.
    */
   get soleSubscription(): Subscription | undefined {
-    let oldest: Subscription | undefined
-    for (const subscription of this.subscriptions) {
-      if (subscription.unsettled > 0) return subscription
-      if (oldest === undefined && !subscription.isIdle) oldest = subscription
-    }
-    return oldest
+    return soleOf(this.subscriptions)
   }
 
   get scheduled(): number {
@@ -169,37 +158,6 @@ export class Queue extends Contents implements Follower {
 
   get deliveredBelow(): number {
     return Math.max(this.redeliveredBelow, this.#deliveredBelow)
-  }
-
-  /**
-   * Appends a batch in service to a queue, not to a stream. Its first message gets the offset `next`, and no message has an
-   * option. The batch is only counted, and the chunks and the line are updated when they are next read.
-   */
-  appendPlain(count: number, position: number, timeMs: number, recordsBytes: number): void {
-    this.use.add(position, BATCH_HEADER_BYTES + recordsBytes)
-    this.arrive(count, position, timeMs, recordsBytes)
-  }
-
-  /** Appends a batch in service. Its first message gets the offset `next`. */
-  append(
-    count: number,
-    position: number,
-    timeMs: number,
-    recordsBytes: number,
-    traits?: Traits,
-    duplicates?: Duplicates,
-  ): void {
-    if (traits === undefined && duplicates === undefined && this.stream === undefined) {
-      this.appendPlain(count, position, timeMs, recordsBytes)
-      return
-    }
-    const length = BATCH_HEADER_BYTES + recordsBytes
-    this.use.add(position, length)
-    APPENDED.baseOffset = this.next
-    APPENDED.count = count
-    APPENDED.timeMs = timeMs
-    APPENDED.length = length
-    this.appendFact(APPENDED, position, traits, duplicates)
   }
 
   // --- Follower: what a change of the contents changes here ---
@@ -258,6 +216,8 @@ export class Queue extends Contents implements Follower {
       }
     }
     this.line.rebuild(this.options, this.next, this.redeliveredBelow, nowMs)
+    // The stream can have released messages in an entry before the one in which the group lost them.
+    if (this.source !== undefined) this.losing(this.source.firstKept, nowMs)
   }
 
   /**
@@ -267,7 +227,7 @@ export class Queue extends Contents implements Follower {
   applyOptions(options: QueueOptions, nowMs: number): void {
     const { dedupWindowMs, rateMessages, ratePerMs } = this.options
     this.options = options
-    if (!this.retains && this.retainedBytes > 0) this.#release(0, this.next)
+    if (!this.retains && this.retainedBytes > 0) this.#release(0, this.next, nowMs)
     this.line.changeRules(options, nowMs)
     if (rateMessages !== options.rateMessages || ratePerMs !== options.ratePerMs)
       this.bucket = bucketOf(options, nowMs)
@@ -290,10 +250,13 @@ export class Queue extends Contents implements Follower {
   // Releases retained messages that are beyond the limits of retention.
   #endRetention(nowMs: number, budget: Budget): void {
     const retention = this.appliedChunks.retention!
-    retention.releaseUntil(this.retentionLimits, nowMs, budget, ({ from, end }) => this.#release(from, end))
+    retention.releaseUntil(this.retentionLimits, nowMs, budget, ({ from, end }) =>
+      this.#release(from, end, nowMs),
+    )
   }
 
-  #release(from: number, end: number): void {
+  #release(from: number, end: number, nowMs: number): void {
+    for (const group of this.groups) group.losing(end, nowMs)
     this.facts.release(from, end)
     this.releaseFact(from, end)
   }
@@ -383,28 +346,10 @@ export class Queue extends Contents implements Follower {
    */
   reclaim(claim: Claim, boot: number, nowMs: number, client: string): Reclaimed | undefined {
     const { offset } = claim
-    const chunk = this.chunkAt(offset)
-    if (claim.queueNumber !== this.id || chunk === undefined || this.stateOf(offset) === undefined)
-      return undefined
-    const index = offset - chunk.base
-    if (chunk.isDead(index) || !chunk.isInLine(index)) return undefined
     const former = this.#former?.get(offset)
-    if (claim.boot === boot) {
-      // A lease to another consumer since then would have deleted the former lease.
-      if (former?.subscriptionId !== claim.subscriptionId || former.tag !== claim.tag) return undefined
-    } else if (
-      claim.boot !== boot - 1 ||
-      claim.attempt !== chunk.attemptsAt(index) + 1 ||
-      // The count of attempts stops at this maximum.
-      claim.attempt > LIMITS.maxDeliveriesMax ||
-      this.#former?.hadEnded(claim) === true ||
-      this.line.isSeen(chunk, index) ||
-      chunk.redriven?.has(index) === true
-    ) {
-      // Another consumer may have received the message, before the restart or since. Or the message was redriven, which
-      // resets its attempts.
-      return undefined
-    }
+    if (!isClaimable(this, this.line, this.#former, claim, boot)) return undefined
+    const chunk = this.chunkAt(offset)!
+    const index = offset - chunk.base
     const sinceMs = this.line.reclaim(chunk, index, nowMs)
     if (sinceMs === undefined) return undefined
     const bytes = this.claimBytes(offset)
@@ -612,6 +557,37 @@ export class Queue extends Contents implements Follower {
       this.count('dropped', this.remove(offset, 1))
     } else this.#die(offset, this.attemptsOf(offset), DEATH.overflow, nowMs, '')
     return true
+  }
+
+  // --- groups ---
+
+  /** The next messages of the stream enter the group; see `enterFact`. */
+  enter(end: number, keys: KeyWords | undefined, isSkipped: boolean): void {
+    this.facts.enter(this.next, end, keys, isSkipped)
+    this.enterFact(this.next, end, keys, isSkipped)
+  }
+
+  /** Called when the stream is about to release all messages below `end`: they leave the group. */
+  override losing(end: number, nowMs: number): void {
+    const unseen = this.next < end ? this.source!.keptIn(this.next, end) : 0
+    const missed = unseen + leaveBelow(this, this.line, end, nowMs)
+    this.facts.miss(end, missed)
+    this.missFact(end, missed)
+    this.line.passed(this.next)
+    this.#moving?.trim(this.deadCount)
+  }
+
+  /** Moves the group to `to`; see `moveFact`. Its leases end. */
+  moveTo(to: number, nowMs: number): void {
+    leaveBelow(this, this.line, Infinity, nowMs)
+    this.facts.position(to)
+    this.line.clear()
+    this.#former?.clear()
+    this.moveFact(to)
+    this.#deliveredBelow = Math.min(this.#deliveredBelow, to)
+    this.#appliedLine = new Line(this.appliedChunks, this, this.options)
+    this.#appliedLine.rebuild(this.options, this.next, this.redeliveredBelow, nowMs)
+    this.#moving?.trim(this.deadCount)
   }
 
   // --- inspection ---

@@ -18,6 +18,8 @@ import { Retention } from './retention.js'
 export abstract class Source {
   readonly id: number
   readonly name: string
+  /** The queue id in the headers of the batches: that of the queue itself or, for a group, that of its stream. */
+  batchOwner: number
   /** Whether the counters, the ids or a chunk differ from their newest pages. */
   dirty = true
   /** Number of subscriptions and readers. A queue without any is left out when the turn looks for deliveries. */
@@ -34,6 +36,7 @@ export abstract class Source {
 
   constructor(id: number, name: string, use: LogUse) {
     this.id = id
+    this.batchOwner = id
     this.name = name
     this.use = use
     this.appliedChunks = new Chunks(use.pages, id)

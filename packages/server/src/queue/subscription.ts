@@ -7,6 +7,7 @@
  * credit (invariant 14).
  */
 import type { Loss, LostRange, SluiceError, TagRange } from '@sluice/protocol'
+import { addLost } from './ranges.js'
 import { FROM_PLAIN_LINE, type Run } from './run.js'
 
 const FREE = 0
@@ -379,6 +380,19 @@ export class SubscriptionOf<Q extends Acknowledging> {
     if (runCount > 0) this.queue.ack(runOffset, runCount, nowMs, runBytes)
   }
 
+  /** Ends the leases of the messages below `end`, calls `ended` with each, and returns their tags. */
+  loseBelow(end: number, ended: (lease: Lease) => void): LostRange[] {
+    const lost: LostRange[] = []
+    const tags: number[] = []
+    for (const { tag, offset } of this.held()) if (offset < end) tags.push(tag)
+    for (const tag of tags.sort((a, b) => a - b)) {
+      if (!this.end(tag, SCRATCH)) continue
+      addLost(lost, tag, SCRATCH.offset)
+      ended(SCRATCH)
+    }
+    return lost
+  }
+
   /** Ends every lease, in the order of tags, and calls `ended` with each. */
   takeAll(lease: Lease, ended: (lease: Lease) => void): void {
     const size = this.#states.length
@@ -421,6 +435,18 @@ export class SubscriptionOf<Q extends Acknowledging> {
     this.#deadlines = deadlines
     this.#mask = size - 1
   }
+}
+
+/** See `Queue.soleSubscription`. */
+export function soleOf<One extends { readonly unsettled: number; readonly isIdle: boolean }>(
+  subscriptions: readonly One[],
+): One | undefined {
+  let oldest: One | undefined
+  for (const subscription of subscriptions) {
+    if (subscription.unsettled > 0) return subscription
+    if (oldest === undefined && !subscription.isIdle) oldest = subscription
+  }
+  return oldest
 }
 
 /** Makes an empty lease, to be filled. */

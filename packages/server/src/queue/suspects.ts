@@ -61,6 +61,14 @@ export class Suspects {
     this.#count()
   }
 
+  /** Clears all suspicion of the messages below `end`. */
+  clearBelow(end: number): void {
+    if (this.#isEmpty) return
+    for (const offset of this.#offsets ?? []) if (offset < end) this.#offsets!.delete(offset)
+    for (const offset of this.#deaths?.keys() ?? []) if (offset < end) this.#deaths!.delete(offset)
+    this.#count()
+  }
+
   clearAll(): void {
     this.#offsets = undefined
     this.#deaths = undefined

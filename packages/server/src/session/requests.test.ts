@@ -45,6 +45,7 @@ const CHANGING: readonly (readonly [RequestName, Body])[] = [
   ['RESUME', { name }],
   ['BIND', { pattern: '#', target: name }],
   ['UNBIND', { pattern: '#', target: name }],
+  ['MOVE', { name: 'clicks@a', to: 'first' }],
   ['CANCEL', { name, offset: 0 }],
   ['RESCHEDULE', { name, offset: 0, delayMs: 1 }],
   ['CLOSE_CONSUMER', { name, id: 1 }],
@@ -176,7 +177,7 @@ describe('a call', () => {
   const BATCH = batchOf([{}], 1)
   const KEEPING = [...READING, ...CHANGING]
     .filter(([, body]) => 'name' in body || 'target' in body)
-    .filter(([request]) => request !== 'DELETE')
+    .filter(([request]) => request !== 'DELETE' && request !== 'MOVE')
 
   it.each(KEEPING)('of %s with %j is a use of the queue', async (request, body) => {
     const bench = await new Bench().open()

@@ -15,12 +15,14 @@ import {
   consumersRequest,
   discardRequest,
   ensureRequest,
+  ensureGroupRequest,
   explainRequest,
   ensureStreamRequest,
   historyRequest,
   kindOf,
   kindRequest,
   listRequest,
+  moveRequest,
   nameRequest,
   peekRequest,
   redriveRequest,
@@ -55,22 +57,30 @@ const LIST_PAGE = 40
 const SCHEDULES_PAGE = 10
 
 const REQUESTS = {
-  ENSURE: ({ broker }, body) =>
-    kindOf(body) === 'queue'
-      ? broker.catalog.ensure(ensureRequest(body))
-      : broker.streams.ensure(ensureStreamRequest(body)),
+  ENSURE: ({ broker }, body) => {
+    const kind = kindOf(body)
+    if (kind === 'stream') return broker.streams.ensure(ensureStreamRequest(body))
+    if (kind === 'group') return broker.groups.ensure(ensureGroupRequest(body))
+    return broker.catalog.ensure(ensureRequest(body))
+  },
   GET: ({ broker }, body) => {
     const { name, kind } = kindRequest('GET', body)
-    return kind === 'queue' ? { queue: broker.catalog.info(name) } : { stream: broker.streams.info(name) }
+    if (kind === 'stream') return { stream: broker.streams.info(name) }
+    if (kind === 'group') return { group: broker.groups.info(name) }
+    return { queue: broker.catalog.info(name) }
   },
   LIST: ({ broker }, body) => {
-    const { after, kind } = listRequest(body)
-    return kind === 'queue' ? broker.catalog.list(after, LIST_PAGE) : broker.streams.list(after, LIST_PAGE)
+    const { after, kind, stream } = listRequest(body)
+    if (kind === 'stream') return broker.streams.list(after, LIST_PAGE)
+    if (kind === 'group') return broker.groups.list(stream, after, LIST_PAGE)
+    return broker.catalog.list(after, LIST_PAGE)
   },
   DELETE: ({ broker }, body) => {
     const { name, kind } = kindRequest('DELETE', body)
-    return { messages: kind === 'queue' ? broker.catalog.delete(name) : broker.streams.delete(name) }
+    if (kind === 'stream') return { messages: broker.streams.delete(name) }
+    return { messages: kind === 'group' ? broker.groups.delete(name) : broker.catalog.delete(name) }
   },
+  MOVE: ({ broker }, body) => broker.groups.move(moveRequest(body)),
   PURGE: ({ broker }, body) => ({ messages: broker.catalog.purge(nameRequest('PURGE', body)) }),
   PAUSE: ({ broker }, body) => ({ changed: broker.catalog.pause(nameRequest('PAUSE', body)) }),
   RESUME: ({ broker }, body) => ({ changed: broker.catalog.resume(nameRequest('RESUME', body)) }),

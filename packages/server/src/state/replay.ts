@@ -25,6 +25,7 @@ import {
   FACT,
   MOVING,
   RETAINED,
+  SKIPPED,
   CHUNK_MESSAGES,
   NOT_WRITTEN,
   PAGE,
@@ -32,6 +33,7 @@ import {
   decodeChunkPage,
   decodeDefinition,
   decodeDefinitionPage,
+  keysIn,
   readFacts,
   readSeed,
   restoreCounters,
@@ -220,12 +222,20 @@ export class Replay {
     } else if (type === BATCH_TYPE.facts) {
       readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, ({ kind, offset, count, timeMs }) => {
         if (RANGES.has(kind)) look(offset, count)
+        else if (kind === FACT.enter) this.#lookInStream(queue, offset, found)
         // The chunks in between are released as a whole.
         else if (kind === FACT.release) for (const edge of [offset, timeMs - 1]) look(edge, 1)
         else if (SINGLES.has(kind)) look(offset, 1)
       })
     }
     return [...found.values()]
+  }
+
+  // The rows of messages that enter a group are copied from the chunk of the stream.
+  #lookInStream({ source }: Queue, offset: number, found: Map<number, PageEntry>): void {
+    if (source?.isCold(offset) !== true) return
+    const number = Math.floor(offset / CHUNK_MESSAGES)
+    found.set(-1 - number, this.#state.tree.find(PAGE.chunk, source.id, number)!)
   }
 
   /** Applies the batch at `bytes[at]`, whose position in the log is `position`. */
@@ -451,10 +461,7 @@ export class Replay {
         queue.purgeFact(offset)
         break
       case FACT.delivered:
-        if (offset > queue.redeliveredBelow) {
-          queue.redeliveredBelow = offset
-          queue.dirty = true
-        }
+        queue.deliveredFact(offset)
         break
       case FACT.tally:
         if (queue.pagePosition < position) queue.tallyFact(offset, fact.timeMs)
@@ -462,7 +469,10 @@ export class Replay {
       case FACT.release:
         this.#applyRelease(queue, offset, fact.timeMs, position)
         break
-      case FACT.hand:
+      case FACT.enter:
+      case FACT.position:
+      case FACT.miss:
+        applyToGroup(queue, fact)
         break
       case FACT.ended:
         if (queue.pagePosition < position && queue.former.end(offset)) queue.dirty = true
@@ -471,6 +481,7 @@ export class Replay {
         this.#state.removeQueue(queue)
         break
       default:
+        if (fact.kind === FACT.hand) break
         throw new Error(`The fact at position ${position} has the unknown kind ${fact.kind}.`)
     }
     queue.appliedFrom = Infinity
@@ -516,6 +527,12 @@ const SINGLES: ReadonlySet<number> = new Set([FACT.retry, FACT.dead, FACT.redriv
 
 function isRetained({ kind, death }: Fact): boolean {
   return kind === FACT.ack && death === RETAINED
+}
+
+function applyToGroup(group: Queue, { kind, death, offset, count, timeMs, text }: Fact): void {
+  if (kind === FACT.enter) group.enterFact(offset, timeMs, keysIn(text), death === SKIPPED)
+  else if (kind === FACT.position) group.moveFact(offset)
+  else group.missFact(offset, count)
 }
 
 interface PrecedingFacts {

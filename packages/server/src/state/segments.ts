@@ -174,6 +174,7 @@ export class Segments implements LogUse {
       total += bytes
     }
     for (const queue of queues) {
+      if (queue.group !== undefined) continue
       queue.chunks.eachNeededBatch((position, bytes, isShared) => {
         if (!isShared) count(position, bytes)
         else shared.set(position, { bytes, rows: (shared.get(position)?.rows ?? 0) + 1 })

@@ -17,6 +17,8 @@ import {
   Queue,
   Reasons,
   SharedOptions,
+  pagesOnly,
+  type LogUse,
   type QueueDefinition,
   type QueueObserver,
   type Seed,
@@ -41,6 +43,9 @@ export class State {
   readonly segments: Segments
   readonly #arrivals = new Arrivals()
   readonly #reasons = new Reasons()
+  readonly #groupUse: LogUse
+  /** Groups whose streams recovery has not restored yet. */
+  readonly #unjoined = new Set<Queue>()
   nextQueueId = 1
   nextProducerId = 1
   /** Position at which the last run without an orderly stop ended; 0 if there was none. */
@@ -60,6 +65,7 @@ export class State {
   constructor({ segmentBytes, entryBytesMax }: Pick<Log, 'segmentBytes' | 'entryBytesMax'>) {
     this.limits = entryLimits(entryBytesMax)
     this.segments = new Segments(segmentBytes, this.tree)
+    this.#groupUse = pagesOnly(this.segments)
   }
 
   /** Maximum number of pages of the next checkpoint: arrivals that are only counted can add one chunk to each queue. */
@@ -91,16 +97,34 @@ export class State {
 
   /** `hasPages` means that the pages of the queue's definition and counters are in the tree. */
   addQueue(id: number, definition: QueueDefinition, hasPages = false): Queue {
-    const queue = new Queue(id, definition, this.segments, this.#arrivals, this.#reasons)
+    const use = definition.group === undefined ? this.segments : this.#groupUse
+    const queue = new Queue(id, definition, use, this.#arrivals, this.#reasons)
     queue.observer = this.#queueObserver
     this.queues.set(queue.name, queue)
     this.queuesById.set(id, queue)
+    if (definition.group !== undefined || definition.stream !== undefined) this.#join(queue)
     if (id >= this.nextQueueId) this.nextQueueId = id + 1
     if (!hasPages) {
       this.tree.created()
       this.tree.created()
     }
     return queue
+  }
+
+  // Connects a group with its stream. Recovery can restore the definition of a group before that of its stream.
+  #join(queue: Queue): void {
+    const { group, id } = queue
+    if (group === undefined) {
+      for (const waiting of this.#unjoined) {
+        if (waiting.group!.streamId !== id) continue
+        waiting.join(queue)
+        this.#unjoined.delete(waiting)
+      }
+      return
+    }
+    const stream = this.queuesById.get(group.streamId)
+    if (stream === undefined) this.#unjoined.add(queue)
+    else queue.join(stream)
   }
 
   /** Called after recovery. Every queue reports to `observer`, including queues that are created later. */
@@ -110,6 +134,8 @@ export class State {
   }
 
   removeQueue(queue: Queue): void {
+    queue.part()
+    this.#unjoined.delete(queue)
     queue.drop()
     this.definitions.ownerRemoved(queue.id)
     this.tree.removed(PAGE.definition, queue.id, 0)
@@ -223,19 +249,23 @@ export function sameOptions(a: QueueOptions, b: QueueOptions): boolean {
   return Object.entries(a).every(([name, value]) => b[name as keyof QueueOptions] === value)
 }
 
-export function kindOfQueue({ stream }: Queue): Kind {
-  return stream === undefined ? 'queue' : 'stream'
+export function kindOfQueue({ stream, group }: Queue): Kind {
+  return stream !== undefined ? 'stream' : group !== undefined ? 'group' : 'queue'
 }
 
 /** The refusal of a call for another kind than that of `queue`. */
 export function wrongKind(queue: Queue, wanted: Kind): SluiceError {
-  const { name, stream } = queue
-  return new SluiceError(
-    'WRONG_KIND',
-    stream === undefined
-      ? `${name} is a queue, not a ${wanted}.`
-      : `${name} is a stream, not a ${wanted}: its messages are not delivered from a line. Read it, or consume it through a group.`,
-  )
+  const kind = kindOfQueue(queue)
+  const hint =
+    kind === 'stream' && wanted === 'queue'
+      ? ': its messages are not delivered from a line. Read it, or consume it through a group.'
+      : '.'
+  return new SluiceError('WRONG_KIND', `${queue.name} is a ${kind}, not a ${wanted}${hint}`)
+}
+
+/** The refusal of a publish to a group. */
+export function groupRefuses({ name }: Queue): SluiceError {
+  return new SluiceError('WRONG_KIND', `${name} is a group: publish to its stream.`)
 }
 
 export function queueNotFound(name: string): SluiceError {

@@ -1,0 +1,39 @@
+/** Messages that leave a group before they are done. Called by `Queue`. */
+import { LOSS, type Loss, type LostRange } from '@sluice/protocol'
+import type { Chunks } from './chunks.js'
+import type { Line } from './line.js'
+import type { Lease } from './subscription.js'
+
+/** A subscription with leases in the group. */
+interface Holding {
+  loseBelow(end: number, ended: (lease: Lease) => void): LostRange[]
+  readonly consumer: { lost(subscription: unknown, reason: Loss, ranges: readonly LostRange[]): void }
+}
+
+interface Leaving {
+  leased: number
+  readonly chunks: Chunks
+  readonly subscriptions: readonly Holding[]
+}
+
+/** Ends the leases of the messages below `end`, and takes the messages out of the line. Returns their number, with dead ones. */
+export function leaveBelow(group: Leaving, line: Line, end: number, nowMs: number): number {
+  const { chunks, subscriptions } = group
+  for (const subscription of subscriptions) {
+    const lost = subscription.loseBelow(end, ({ offset, sinceMs }) => {
+      group.leased--
+      line.release(chunks.at(offset)!, offset, sinceMs, nowMs)
+    })
+    if (lost.length > 0) subscription.consumer.lost(subscription, LOSS.purged, lost)
+  }
+  line.suspects.clearBelow(end)
+  let count = 0
+  for (const chunk of chunks) {
+    for (const index of chunk.liveIndexes()) {
+      if (chunk.base + index >= end) break
+      count++
+      if (!chunk.isDead(index)) line.leave(chunk, index, nowMs)
+    }
+  }
+  return count
+}
