@@ -263,8 +263,8 @@ describe.concurrent('messages', () => {
     const lines = table.stdout.split('\n')
     expect(lines).toHaveLength(6)
     expect(lines[0]).toMatch(/^OFFSET {2}STATE +WHEN +ATTEMPTS {2}PRIORITY {2}KEY {2}ID {2}BODY$/)
-    expect(lines[1]).toMatch(/^ +0 {2}ready +\d+m?s ago +0 +7 {2}k +a +first\\u\{a\}line$/)
-    expect(lines[2]).toMatch(/scheduled {2}in 1h59m .* \{"n":\[1,2\]\}$/)
+    expect(lines[1]).toMatch(/^ +0 {2}ready +\d+m?s ago +0 +7 {2}k +a +first\\nline$/)
+    expect(lines[2]).toMatch(/scheduled {2}in (?:2h|1h59m) .* \{"n":\[1,2\]\}$/)
     expect(lines[3]).toMatch(/ x{79}…$/)
     expect(lines[4]).toMatch(/\(2 bytes\) 00ff$/)
 
@@ -484,17 +484,18 @@ describe.concurrent('acknowledged messages', () => {
     )
     for (const message of await sluice.pull('paced', { max: 40 })) await message.ack()
     const replay = ['replay', 'paced', '--to', 'paced/copies']
-    const child = start([...replay, '--rate', '10'], { SLUICE_URL: broker.url })
+    const child = start([...replay, '--rate', '10', '--json'], { SLUICE_URL: broker.url })
     const result = ended(child)
     await until(async () => (await sluice.queues.get('paced/copies')).published > 0)
     child.kill('SIGINT')
-    const { code, stderr } = await result
+    const { code, stdout, stderr } = await result
     const { published } = await sluice.queues.get('paced/copies')
     expect(code).toBe(130)
     expect(stderr).toMatch(
       /^Interrupted: \d+ messages? published to paced\/copies since the start\.\nhint: To continue where this command ended, run it again with --cursor [\d:]+\n$/,
     )
     const cursor = /--cursor ([\d:]+)/.exec(stderr)![1]!
+    expect(JSON.parse(stdout)).toMatchObject({ interrupted: true, cursor, replayed: published })
     expect((await run([...replay, '--cursor', cursor])).stderr).toBe(
       `Published ${40 - published} messages of the queue paced again, to the queue paced/copies.\n`,
     )

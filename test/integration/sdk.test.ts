@@ -404,6 +404,38 @@ describe('queues', () => {
   })
 })
 
+describe('a key', () => {
+  it('that a retry pauses waits, and the others go on', async () => {
+    const sluice = await client(await start())
+    await sluice.queues.ensure('paused-keys', { onFail: 'skip' })
+    for (const [body, key] of ['x', 'x', 'y'].entries()) await sluice.publish('paused-keys', body, { key })
+    const handled: unknown[] = []
+    const worker = sluice.consume('paused-keys', ({ body, key }) => {
+      handled.push(body)
+      if (key === 'x') throw new Retry({ delay: '1h', pauseKey: true, reason: '429' })
+    })
+    await until('the other key is done', async () => (await sluice.queues.get('paused-keys')).acked === 1)
+    expect(handled).toEqual([0, 2])
+    expect(await sluice.queues.get('paused-keys')).toMatchObject({ heldKeys: 1, ready: 1, scheduled: 1 })
+    const { deliverable, reasons } = await sluice.queues.explain('paused-keys', { offset: 1 })
+    expect([deliverable, reasons[0]!.code]).toEqual([false, 'keyPaused'])
+    expect(reasons[0]!.until!.getTime()).toBeGreaterThan(Date.now() + 3_500_000)
+    await worker.close()
+  })
+
+  it('at its rate waits, and the others go on', async () => {
+    const sluice = await client(await start())
+    await sluice.queues.ensure('limited-keys', { keyRate: { messages: 1, per: '1h' } })
+    for (const [body, key] of ['x', 'x', 'y'].entries()) await sluice.publish('limited-keys', body, { key })
+    const messages = await sluice.pull('limited-keys', { max: 5 })
+    expect(messages.map(({ body }) => body)).toEqual([0, 2])
+    await Promise.all(messages.map((message) => message.ack()))
+    expect(await sluice.pull('limited-keys', { max: 5 })).toEqual([])
+    await sluice.queues.ensure('limited-keys', { keyRate: null, update: true })
+    expect((await sluice.pull('limited-keys', { max: 5 })).map(({ body }) => body)).toEqual([1])
+  })
+})
+
 describe('connections and restarts', () => {
   it('keeps everything across an orderly stop, and marks what may have been delivered', async () => {
     const dataDir = await directory()

@@ -7,7 +7,7 @@ import { SluiceError, type QueueInfo, type Sluice } from '@sluice/client'
 import type { Argv } from 'yargs'
 import { cursorText } from './failure.js'
 import { countFlag, given, numberFlag } from './flags.js'
-import { notice } from './output.js'
+import { notice, printJson } from './output.js'
 import { onStop, signalExit, type StopSignal } from './signals.js'
 
 const PROGRESS_MS = 1_000
@@ -59,13 +59,14 @@ export function rateOf({ rate }: PacedOptions): { readonly rate?: number } {
 }
 
 /**
- * Runs `work`. `describe` formats the progress from two sets of counters of `queue`: at the start and now.
+ * Runs `work`. After Ctrl-C, prints the progress, with `json` also as JSON to stdout. `describe` formats the progress from two sets of counters of `queue`: at the start and now.
  * @returns undefined if a signal ended the operation
  * @throws the error of `work`; SluiceError QUEUE_NOT_FOUND
  */
 export async function runBulk<Result>(
   sluice: Sluice,
   queue: string,
+  json: boolean,
   describe: (before: QueueInfo, now: QueueInfo) => string,
   work: (signal: AbortSignal) => Promise<Result>,
 ): Promise<Result | undefined> {
@@ -84,7 +85,9 @@ export async function runBulk<Result>(
     if (stopped === undefined) throw error
     hide()
     notice(`Interrupted: ${await soFar()}.`)
-    const cursor = error instanceof SluiceError ? error.progress?.cursor : undefined
+    const progress = error instanceof SluiceError ? error.progress : undefined
+    if (json) await printJson({ interrupted: true, ...progress })
+    const cursor = progress?.cursor
     if (cursor !== undefined) notice(`hint: ${cursorText(cursor)}`)
     process.exitCode = signalExit(stopped)
     return undefined

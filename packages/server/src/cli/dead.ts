@@ -154,6 +154,7 @@ const redrive = command<RedriveFlags>({
       await runBulk(
         sluice,
         queue,
+        options.json,
         (before, now) => `${counted(now.redriven - before.redriven, 'message')} redriven`,
         (signal) => sluice.dead.redrive(queue, request, { signal }),
       ),
@@ -220,6 +221,7 @@ const remove = command<ChoiceOptions & BulkOptions & YesOption>({
         : await runBulk(
             sluice,
             queue,
+            options.json,
             (before, now) => `${counted(now.discarded - before.discarded, 'message')} deleted`,
             (signal) => sluice.dead.delete(queue, { ...request, dryRun }, { signal }),
           )

@@ -71,6 +71,7 @@ export const replay = command<ReplayFlags>({
       runBulk(
         sluice,
         target,
+        options.json,
         (before, now) =>
           `${counted(now.published - before.published, 'message')} published to ${target} since the start`,
         (signal) => sluice.queues.replay(queue, request, { signal }),
