@@ -53,3 +53,13 @@ test('a delivery of messages that are not durable waits for the entry of its tur
   expect(outboxes.sendDurable(7)).toBe(false)
   expect(sent).toEqual([OP.DELIVER])
 })
+
+test('a free frame of a turn in which an entry becomes durable waits for the end of the turn, and is not forgotten', () => {
+  const { outboxes, sent } = outboxesOf()
+  outboxes.free.frame(OP.ANSWER, 0, 0, BODY)
+  expect(outboxes.sendDurable(6)).toBe(true)
+  expect(sent).toEqual([])
+  outboxes.endTurn(7)
+  expect(outboxes.sendDurable(6)).toBe(false)
+  expect(sent).toEqual([OP.ANSWER])
+})

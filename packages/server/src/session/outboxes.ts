@@ -44,8 +44,9 @@ export class Outboxes {
 
   /** Sends the frames whose entries are durable, and returns whether other frames still wait. */
   sendDurable(durableLsn: number): boolean {
-    this.free.sendDurable(durableLsn)
-    return this.gated.sendDurable(durableLsn)
+    // An entry can become durable in the middle of a turn. The free frames of that turn still wait for its end.
+    const hasFree = this.free.sendDurable(durableLsn)
+    return this.gated.sendDurable(durableLsn) || hasFree
   }
 
   clear(): void {
