@@ -71,6 +71,7 @@ export const PARTS: readonly Part[] = [
   once('names', 'packages/server/src/state/name-cache.test.ts'),
   once('many-queues', 'packages/server/src/state/many-queues.test.ts'),
   once('origin', 'packages/server/src/broker/origin.test.ts'),
+  ...seeds('readers', 'packages/server/src/broker/readers-model.test.ts', 'agree with the model', 1, 500, 50),
   once('record', 'packages/protocol/src/record.test.ts'),
   once('client-fifo', 'packages/client/src/fifo.test.ts'),
   once('client-number-ring', 'packages/client/src/number-ring.test.ts'),

@@ -10,6 +10,7 @@ import { Bench, BODY, drain, fill, median, percentile } from './measures.js'
 import { peakMib } from './proc.js'
 import { beside, replay } from './retained.js'
 import { fixed, whole, type Scenario } from './scenario.js'
+import { stream } from './streams.js'
 
 /** A held key with many waiting messages: does a message of another key arrive without delay? `hold` holds the key. */
 const behindKey =
@@ -356,6 +357,7 @@ export const SCENARIOS: Readonly<Record<string, Scenario>> = {
   later,
   keys,
   replay,
+  stream,
   beside,
   queues,
   connections,
