@@ -69,6 +69,8 @@ export const PARTS: readonly Part[] = [
   ),
   once('options', 'packages/server/src/state/traits.test.ts'),
   once('names', 'packages/server/src/state/name-cache.test.ts'),
+  ...seeds('schedules', 'packages/server/src/broker/schedule-year.test.ts', 'fires each tick', 1, 200, 100),
+  once('schedules-many', 'packages/server/src/broker/schedule-year.test.ts', 'has room for'),
   once('many-queues', 'packages/server/src/state/many-queues.test.ts'),
   once('origin', 'packages/server/src/broker/origin.test.ts'),
   ...seeds('readers', 'packages/server/src/broker/readers-model.test.ts', 'agree with the model', 1, 500, 50),

@@ -51,6 +51,7 @@ describe('a schedule', () => {
         offset: 0,
         name: 's',
         tickMs: START + HOUR,
+        atMs: START + HOUR,
         options: {
           key: 'k',
           priority: 7,

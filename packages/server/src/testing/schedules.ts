@@ -39,6 +39,8 @@ export interface Published {
   readonly offset: number
   readonly name: string
   readonly tickMs: number
+  /** Time at which the message was published. */
+  readonly atMs: number
   readonly options: RecordOptions
 }
 
@@ -49,11 +51,11 @@ export async function published(bench: Bench, name: QueueName = Q): Promise<Publ
     bench.broker.turn.begin()
     const request: PeekRequest = { name, state: undefined, from, limit: 1_000, filter: {} }
     const page: PeekPage = await bench.answer(bench.broker.operator.peek(request, CALLER))
-    for (const { offset, record } of page.messages) {
+    for (const { offset, record, publishedAtMs: atMs } of page.messages) {
       const options = readRecordOptions(record, 0)
       const { [SCHEDULE_HEADERS.name]: schedule = '', [SCHEDULE_HEADERS.tickMs]: tick } =
         options.headers ?? {}
-      found.push({ offset, name: schedule, tickMs: Number(tick), options })
+      found.push({ offset, name: schedule, tickMs: Number(tick), atMs, options })
     }
     from = page.next
   }
