@@ -49,6 +49,7 @@ import type { Dispatch, Receipt } from './sending.js'
 import { Schedules } from './schedules.js'
 import { StreamReader } from './reader.js'
 import { MessageStream, type MessageIterator } from './stream.js'
+import { Groups } from './stream-groups.js'
 import { readSettings, Streams, type MessageReader, type ReadOptions } from './streams.js'
 import type { Consumer } from './session.js'
 import { Subscribers, type SubscribeOptions, type Subscriber } from './subscriber.js'
@@ -94,6 +95,8 @@ export class Sluice {
   readonly queues: Queues
   /** Streams at the broker: create, list, delete. */
   readonly streams: Streams
+  /** Groups of streams at the broker: create, list, move, delete. */
+  readonly groups: Groups
   /** Dead letters: list, get, redrive, delete. */
   readonly dead: DeadLetters
   readonly request: RequestCall
@@ -168,6 +171,7 @@ export class Sluice {
     this.#requests = new Requests(this.#session)
     this.queues = new Queues(this.#requests)
     this.streams = new Streams(this.#requests)
+    this.groups = new Groups(this.#requests)
     this.dead = new DeadLetters(this.#requests)
     this.topics = new Topics(this.#requests)
     this.schedules = new Schedules(this.#requests, (body, options) => this.#producer.record(body, options))

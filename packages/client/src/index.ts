@@ -82,6 +82,7 @@ export type {
   TopicPublishOptions,
   Topics,
 } from './topics.js'
+export type { EnsureGroupOptions, GroupInfo, GroupOptions, Groups, GroupSettings } from './stream-groups.js'
 export { stream } from './streams.js'
 export type {
   EnsureStreamOptions,

@@ -14,7 +14,11 @@ export type OptionPaths = Readonly<Record<string, readonly [name: string, part?:
  * Returns the options with the names and the units that they have on the wire. @throws SluiceError INVALID_OPTION,
  * INVALID_NAME
  */
-export function wireOptions(kind: 'queue' | 'stream', optionPaths: OptionPaths, named: object): Body {
+export function wireOptions(
+  kind: 'queue' | 'stream' | 'group',
+  optionPaths: OptionPaths,
+  named: object,
+): Body {
   const paths = Object.entries(optionPaths)
   onlyOptions(kind, named, '', [...new Set(paths.map(([, [name]]) => name))])
   const options: Record<string, unknown> = {}

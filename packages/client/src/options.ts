@@ -3,6 +3,7 @@ import {
   checkRecordOptions,
   isWellFormed,
   LIMITS,
+  addressName,
   queueName,
   shown,
   SluiceError,
@@ -202,9 +203,9 @@ export function queueOf(ref: QueueRef): Queue {
   if (ref instanceof QueueValue) return ref
   if (typeof ref === 'object' && ref !== null) {
     if (ref.kind !== undefined && ref.kind !== 'stream') throw notAQueue(ref.name)
-    return new QueueValue(queueName(ref.name), checkedSchema(ref.schema))
+    return new QueueValue(addressName(ref.name), checkedSchema(ref.schema))
   }
-  return new QueueValue(queueName(ref), undefined)
+  return new QueueValue(addressName(ref), undefined)
 }
 
 function notAQueue(name: string): SluiceError {

@@ -2,6 +2,7 @@
 import {
   LIMITS,
   OP,
+  groupName,
   queueName,
   shown,
   SluiceError,
@@ -32,10 +33,19 @@ import { CALL_OPTIONS, malformed, withoutUndefined } from './selection.js'
 /** A stream, and the type of its bodies. Made by `stream`. */
 export interface Stream<Input = unknown, Output = Input> extends Queue<Input, Output> {
   readonly kind: 'stream'
+  /**
+   * The group of the stream with this name, which is consumed like a queue; see `sluice.groups`.
+   * @throws SluiceError INVALID_NAME
+   */
+  group(name: string): Queue<Input, Output>
 }
 
 class StreamValue extends QueueValue implements Stream {
   readonly kind = 'stream'
+
+  group(name: string): Queue {
+    return new QueueValue(groupName(`${this.name}@${name}`), this.schema)
+  }
 }
 
 /**
@@ -243,7 +253,8 @@ export function readSettings(options: ReadOptions): ReadSettings {
   }
 }
 
-function readStart(from: ReadFrom): ReadStart {
+/** @internal */
+export function readStart(from: ReadFrom): ReadStart {
   if (from === 'first' || from === 'last') return from
   if (typeof from === 'object' && from !== null) {
     onlyKnown('read.from', from, ['offset', 'time'])

@@ -1,0 +1,74 @@
+/** Groups of streams through the SDK with a broker in this process over TCP. */
+import { connect, stream, type Sluice } from '@sluice/client'
+import { startServer } from '@sluice/server'
+import { afterEach, expect, it } from 'vitest'
+import { scratchDirectory } from '../rig/scratch.js'
+import { until } from '../rig/wait.js'
+
+const cleanups: (() => Promise<unknown>)[] = []
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0).toReversed()) await cleanup()
+})
+
+async function client(): Promise<Sluice> {
+  const scratch = await scratchDirectory('groups')
+  cleanups.push(scratch.dispose)
+  const server = await startServer({ port: 0, segmentBytes: 8 << 20, lowFreeBytes: 0, dataDir: scratch.path })
+  cleanups.push(() => server.stop())
+  const sluice = await connect(`sluice://127.0.0.1:${server.port}`, { name: 'test' })
+  cleanups.push(() => sluice.close({ timeout: 1_000 }))
+  return sluice
+}
+
+const Clicks = stream<number>('clicks')
+const Billing = Clicks.group('billing')
+const upTo = (end: number, from = 0): number[] => Array.from({ length: end - from }, (_, at) => from + at)
+
+it('each get all messages, and are moved, listed and deleted', async () => {
+  const sluice = await client()
+  await sluice.streams.ensure(Clicks)
+  const { created, group } = await sluice.groups.ensure(Billing, {
+    maxDeliveries: 5,
+    retry: { initial: '1ms' },
+  })
+  expect(created).toBe(true)
+  expect(group).toMatchObject({
+    name: 'clicks@billing',
+    stream: 'clicks',
+    lag: 0,
+    options: { maxDeliveries: 5 },
+  })
+  await sluice.groups.ensure('clicks@audit', { from: 'last' })
+  await Promise.all(upTo(500).map((i) => sluice.publish(Clicks, i, { key: `k${i % 5}` })))
+  expect(await sluice.groups.list(Clicks)).toMatchObject([
+    { name: 'clicks@audit', lag: 500 },
+    { name: 'clicks@billing', lag: 500 },
+  ])
+  const got: number[] = []
+  let failures = 0
+  const worker = sluice.consume(Billing, { concurrency: 16 }, async ({ body, attempt }) => {
+    if (body === 7 && attempt === 1) {
+      failures++
+      throw new Error('once')
+    }
+    got.push(body)
+  })
+  await until('all messages', () => got.length === 500)
+  await worker.close()
+  expect(got.toSorted((a, b) => a - b)).toEqual(upTo(500))
+  expect(failures).toBe(1)
+  for (const key of upTo(5)) {
+    const ofKey = got.filter((body) => body % 5 === key)
+    expect(ofKey).toEqual(ofKey.toSorted((a, b) => a - b))
+  }
+  expect(await sluice.groups.get(Billing)).toMatchObject({ position: 500, lag: 0, lagMs: null, missed: 0 })
+  expect(await sluice.groups.move(Billing, { to: { offset: 490 } })).toMatchObject({ position: 490, lag: 10 })
+  const again: number[] = []
+  const second = sluice.consume(Billing, async ({ body }) => void again.push(body))
+  await until('the last messages', () => again.length === 10)
+  await second.close()
+  expect(again.toSorted((a, b) => a - b)).toEqual(upTo(500, 490))
+  expect(await sluice.groups.delete('clicks@audit')).toEqual({ messages: 500 })
+  await expect(sluice.groups.get('clicks@audit')).rejects.toMatchObject({ code: 'QUEUE_NOT_FOUND' })
+  await expect(sluice.groups.ensure('clicks')).rejects.toMatchObject({ code: 'INVALID_NAME' })
+})
