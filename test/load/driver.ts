@@ -39,6 +39,8 @@ export interface Driver {
   version(): Promise<string | undefined>
   /** Whether the broker supports what the scenario requires. */
   can(scenario: Scenario): boolean
+  /** Whether the client has requests and replies. */
+  readonly hasReplies?: boolean
   /** Starts a broker on `port` with its data in `directory`, which is empty or has the data of an earlier start. */
   start(directory: string, port: number): Promise<Running>
   /** `index`: number of the load process, among the producers or among the consumers. */

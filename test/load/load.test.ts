@@ -34,6 +34,8 @@ describe('scenarios', () => {
     [[{ name: 'a', kind: 'both', from: 'groups', fanOut: 'topic' }], /fanOut topic and from groups/],
     [[{ name: 'a', kind: 'consume', restart: 1 }], /restart 1; it is true or false/],
     [[{ name: 'a', kind: 'both', restart: true }], /only the kind consume/],
+    [[{ name: 'a', kind: 'both', replies: 1 }], /replies 1; it is true or false/],
+    [[{ name: 'a', kind: 'publish', replies: true }], /only the kind both/],
   ]
   it.each(mistakes)('%j is refused with the reason', (given, said) => {
     expect(() => parseScenarios(JSON.stringify(given))).toThrow(said)

@@ -105,7 +105,9 @@ async function run({ scenarios, drivers, rounds, out }: Plan, signal: AbortSigna
   for (const scenario of scenarios) {
     const able = present.filter(
       (driver) =>
-        driver.can(scenario) && (scenario.drivers.length === 0 || scenario.drivers.includes(driver.name)),
+        driver.can(scenario) &&
+        (!scenario.replies || driver.hasReplies === true) &&
+        (scenario.drivers.length === 0 || scenario.drivers.includes(driver.name)),
     )
     say(`\n${scenario.name}: ${describe(scenario)}`)
     for (let round = 0; round < rounds; round++) {

@@ -34,6 +34,8 @@ export interface Scenario {
   readonly from: (typeof SOURCES)[number]
   /** For `consume`: whether the broker restarts before the measurement, so that it has no message in its memory. */
   readonly restart: boolean
+  /** Whether each message is a request, whose reply counts as its confirm. */
+  readonly replies: boolean
   /** Bytes of a body; at least 24. */
   readonly bodyBytes: number
   /** `object`: data of about `bodyBytes` bytes, in the usual encoding of the client. */
@@ -77,6 +79,7 @@ const DEFAULTS = {
   fanOut: 'none',
   from: 'queue',
   restart: false,
+  replies: false,
   bodyBytes: 128,
   body: 'bytes',
   inFlight: 1_000,
@@ -137,6 +140,13 @@ export function parseScenarios(text: string): Scenario[] {
       )
     if (typeof scenario.restart !== 'boolean')
       throw new Error(`${at} has restart ${JSON.stringify(scenario.restart)}; it is true or false.`)
+    if (typeof scenario.replies !== 'boolean')
+      throw new Error(`${at} has replies ${JSON.stringify(scenario.replies)}; it is true or false.`)
+    if (
+      scenario.replies &&
+      (scenario.kind !== 'both' || scenario.fanOut !== 'none' || scenario.from !== 'queue')
+    )
+      throw new Error(`${at} has replies; only the kind both can have them, without fanOut and from.`)
     if (scenario.restart && scenario.kind !== 'consume')
       throw new Error(`${at} has a restart; only the kind consume can have one.`)
     if (!Array.isArray(scenario.drivers)) throw new Error(`${at} has drivers that are not an array of names.`)

@@ -13,16 +13,18 @@ class SluiceSession implements Session {
   readonly #client: Sluice
   readonly #fanOut: Scenario['fanOut']
   readonly #from: Scenario['from']
+  readonly #replies: boolean
   #isClosed = false
 
-  constructor(client: Sluice, { fanOut, from }: Scenario) {
+  constructor(client: Sluice, { fanOut, from, replies }: Scenario) {
     this.#client = client
     this.#fanOut = fanOut
     this.#from = from
+    this.#replies = replies
   }
 
   publish(name: string, body: Body): Promise<unknown> {
-    return this.#client.publish(name, body)
+    return this.#replies ? this.#client.request(name, body) : this.#client.publish(name, body)
   }
 
   publishToAll(names: readonly string[], body: Body): Promise<unknown> {
@@ -41,7 +43,10 @@ class SluiceSession implements Session {
       return
     }
     this.#client.consume(queue<Body>(name), { concurrency: held, prefetch: held }, (message) => {
-      each(message.body, () => void message.ack())
+      each(message.body, () => {
+        if (this.#replies) void message.reply('done')
+        void message.ack()
+      })
     })
     await Promise.resolve()
   }
@@ -83,6 +88,7 @@ export const sluice: Driver = {
   settings: 'default settings: each write is synced (O_DSYNC) before it is confirmed',
   version: () => outputOf(process.execPath, PROGRAM, '--version'),
   can: ({ from }) => from !== 'groups',
+  hasReplies: true,
   async start(directory, port) {
     const server = await serve(directory, port)
     const url = `sluice://127.0.0.1:${port}`
