@@ -9,9 +9,14 @@ import {
   ORIGIN_HEADERS,
   OUTCOME,
   QUEUE_COUNTERS,
+  bindingHeaders,
+  headerMatch,
+  isTopicAddress,
   queueName,
+  readTopicAddress,
   readU32,
   recordBytes,
+  topicPattern,
   type AtomicBatch,
   type DeadSelection,
   type Loss,
@@ -30,6 +35,7 @@ import type { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import type { Consumer, QueueObserver, Subscription } from '../../packages/server/src/queue/index.js'
 import type { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { originHeaders } from '../rules/message.js'
+import type { RequiredHeaders } from '../rules/topic.js'
 import { Model, redrivesOf } from './model.js'
 import { batchOf, contentOf, rangesOf, recordOf, tagsOf } from './records.js'
 import { same } from './same.js'
@@ -37,6 +43,7 @@ import {
   Difference,
   Refused,
   type Content,
+  type ModelBinding,
   type ModelMessage,
   type ModelQueue,
   type ModelSettle,
@@ -548,6 +555,7 @@ export class Bench {
       this.count('infos')
     }
     broker.audit()
+    this.#compareBindings()
     this.count('audits')
   }
 
@@ -686,6 +694,65 @@ export class Bench {
     )
   }
 
+  // --- topics ---
+
+  bind(pattern: string, target: string, required: RequiredHeaders | undefined): void {
+    const request = { pattern: topicPattern(pattern), target: queueName(target), match: required }
+    this.#both(
+      `bind ${target} to ${pattern}`,
+      () => this.broker.topics.bind(request),
+      () => this.model.bind(pattern, target, required),
+      ({ changed }, expected) => same('whether the binding is new', changed, expected),
+    )
+    this.#compareBindings()
+  }
+
+  unbind(pattern: string, target: string, required: RequiredHeaders | undefined): void {
+    const request = { pattern: topicPattern(pattern), target: queueName(target), match: required }
+    this.#both(
+      `unbind ${target} from ${pattern}`,
+      () => this.broker.topics.unbind(request),
+      () => this.model.unbind(pattern, target, required),
+      ({ changed }, expected) => same('whether there was a binding', changed, expected),
+    )
+    this.#compareBindings()
+  }
+
+  #compareBindings(): void {
+    const { bindings, more } = this.broker.topics.list({ pattern: undefined, target: undefined, after: 0 })
+    same('whether there are more bindings', more, false)
+    const shown = ({ pattern, queue, required }: ModelBinding): object => ({
+      pattern,
+      target: queue.name,
+      headers: required === undefined ? undefined : bindingHeaders(required),
+    })
+    same(
+      'bindings',
+      bindings.map(({ pattern, target, headers }) => ({
+        pattern,
+        target,
+        headers: headers === undefined ? undefined : bindingHeaders(headerMatch(headers)!),
+      })),
+      this.model.bindings.map(shown),
+    )
+    this.count('bindings compared', bindings.length)
+  }
+
+  // The order in which the product checks the targets. Only evictions depend on it, so the model adopts it.
+  #targetOrder(address: string, bytes: Uint8Array): string[] {
+    try {
+      const targets = this.broker.topics.targetsOf(address, { bytes, at: 0, end: bytes.length }, 0xff)
+      return targets
+        .toSorted(
+          ({ queue: { options: a } }, { queue: { options: b } }) =>
+            a.ttlMs - b.ttlMs || Number(a.maxBytes > 0) - Number(b.maxBytes > 0),
+        )
+        .map(({ queue }) => queue.name)
+    } catch {
+      return []
+    }
+  }
+
   // --- time ---
 
   /**
@@ -764,10 +831,17 @@ export class Bench {
 
   #publish(producer: BenchProducer, number: number, sent: Sent): Placed | undefined {
     const { queue, contents, bytes } = sent
+    const order = isTopicAddress(queue) ? this.#targetOrder(queue, bytes) : []
     const placed = this.#both(
       `publish to ${queue}`,
-      () => this.broker.intake.publish(producer.attached, queue, bytes.slice(), 0, bytes.length, RESENDABLE),
-      (answer) => this.model.publish(queue, contents, answer === undefined),
+      () => this.#send(producer, queue, bytes),
+      (answer) => {
+        if (!isTopicAddress(queue)) return this.model.publish(queue, contents, answer === undefined)
+        const { name, drops } = readTopicAddress(queue)
+        const targets = this.model.publishToTopic(name, contents, drops, order, answer === undefined)
+        this.count(targets === 0 ? 'topic publishes without targets' : 'topic publishes')
+        return { base: targets, duplicates: new Map<number, number>() }
+      },
       (answer, expected) => this.#comparePlaced(queue, contents, answer, expected),
     )
     const isRetryable = placed === undefined && this.#isRetryable
@@ -777,6 +851,14 @@ export class Bench {
       isRetryable,
     })
     return placed
+  }
+
+  #send({ attached }: BenchProducer, to: string, bytes: Uint8Array): Placed {
+    const sent = bytes.slice()
+    if (!isTopicAddress(to)) return this.broker.intake.publish(attached, to, sent, 0, sent.length, RESENDABLE)
+    const batch = { bytes: sent, at: 0, end: sent.length }
+    const baseOffset = this.broker.topics.publish(attached, to, batch, RESENDABLE)
+    return { baseOffset, duplicates: undefined }
   }
 
   #comparePlaced(
@@ -811,7 +893,7 @@ export class Bench {
       `publish to ${queue} again`,
       () =>
         step === undefined
-          ? [this.broker.intake.publish(producer.attached, queue, bytes.slice(), 0, bytes.length, RESENDABLE)]
+          ? [this.#send(producer, queue, bytes)]
           : this.broker.intake.atomic(producer.attached, step, RESENDABLE),
       () => placed,
       (answer, expected) =>

@@ -7,6 +7,7 @@ import {
   BATCH_TYPE,
   LIMITS,
   OUTCOME,
+  readTopicAddress,
   readU32,
   readU64,
   sealBatch,
@@ -14,7 +15,9 @@ import {
   CONTENT_TYPE,
 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
+import type { Target } from '../../packages/server/src/broker/commands.js'
 import type { Consumer, Delivery, Queue, Run, Subscription } from '../../packages/server/src/queue/index.js'
+import { matchesTopic } from '../rules/topic.js'
 import type { Defect } from './bench.js'
 import { contentOf } from './records.js'
 import type { Content } from './state.js'
@@ -112,6 +115,21 @@ function write(bytes: Uint8Array, at: number, content: Content): void {
 
 function installed(name: string, install: (broker: Broker) => void): PlantedDefect {
   return { name, plant: () => ({ name, install }) }
+}
+
+/** A bug of each broker but the first. */
+function afterCrash(name: string, install: (broker: Broker) => void): PlantedDefect {
+  const plant = (): Defect => {
+    let isFirst = true
+    return {
+      name,
+      install: (broker) => {
+        if (!isFirst) install(broker)
+        isFirst = false
+      },
+    }
+  }
+  return { name, plant }
 }
 
 /** A string of the same length that hardly any other message has. */
@@ -284,6 +302,32 @@ export const DEFECTS: readonly PlantedDefect[] = [
       around(bucket, 'available', (available) => (nowMs) => available(startMs + 2 * (nowMs - startMs)))
       around(bucket, 'take', (take) => (count, nowMs) => take(count, startMs + 2 * (nowMs - startMs)))
     })
+  }),
+  installed('# matches exactly one level', (broker) => {
+    around(broker.topics, 'targetsOf', (targetsOf) => (address, batch, flags) => {
+      const { name } = readTopicAddress(address)
+      const { bindings } = broker.topics.list({ pattern: undefined, target: undefined, after: 0 })
+      const isReached = ({ queue }: { readonly queue: Queue }): boolean =>
+        bindings.some(
+          ({ pattern, target }) => target === queue.name && matchesTopic(pattern.replaceAll('#', '*'), name),
+        )
+      return targetsOf(address, batch, flags).filter(isReached)
+    })
+  }),
+  afterCrash('a publish to a topic reaches only its first target after a restart', (broker) => {
+    around(broker.sharedIntake, 'publish', (publish) => (producer, targetsOf, batch, unanswered) => {
+      let targets = 0
+      const first = (flags: number): readonly Target[] => {
+        const all = targetsOf(flags)
+        targets = all.length
+        return all.slice(0, 1)
+      }
+      const answer = publish(producer, first, batch, unanswered)
+      return targets === 0 ? answer : targets
+    })
+  }),
+  installed('the deletion of a queue leaves its bindings', (broker) => {
+    around(broker.topics, 'forget', () => () => {})
   }),
   installed('a retry pauses no key', (broker) => {
     around(

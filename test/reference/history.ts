@@ -29,6 +29,7 @@ import { compareExplain } from './explain.js'
 import { compareHistory, comparePeek } from './pages.js'
 import { batchOf } from './records.js'
 import { replay } from './replay.js'
+import type { RequiredHeaders } from '../rules/topic.js'
 import type { Content, ModelSettle } from './state.js'
 
 const DEATHS = Object.keys(DEATH) as DeathName[]
@@ -60,6 +61,9 @@ export interface HistoryFailure {
 /** A queue whose messages only use up space in the log. */
 const FILLER = 'filler'
 const KEYS = ['a', 'b', 'c', 'd']
+const LEVELS = ['a', 'b']
+/** With more bindings than this, a history removes bindings instead of adding some. */
+const BINDINGS_MAX = 12
 const IDS = ['i1', 'i2', 'i3', 'i4', 'i5', 'i6', 'i7', 'i8']
 const PRIORITIES = [0, 0, 0, 1, 5, 31]
 const DELAYS = [0, 1, 100, 1_000, 5_000, 60_000, 3_600_000]
@@ -94,6 +98,9 @@ const WEIGHTS = [
   ['crash', 1],
   ['purge', 1],
   ['fill', 2],
+  ['bind', 2],
+  ['unbind', 1],
+  ['topic', 5],
   ['rare', 1],
 ] as const
 type OperationName = (typeof WEIGHTS)[number][0]
@@ -249,7 +256,7 @@ class History {
       options.atMs = this.#bench.nowMs + chance.pick([-60_000, -1, 0, 1, 1_000, 60_000])
     else if (chance.hit(0.01)) options.atMs = this.#bench.nowMs - 60_001
     if (chance.hit(0.15)) options.ttlMs = chance.pick(TTLS)
-    if (chance.hit(0.1)) options.headers = { color: chance.pick(['red', 'blue']) }
+    if (chance.hit(0.2)) options.headers = { color: chance.pick(['red', 'blue']) }
     return options
   }
 
@@ -258,6 +265,21 @@ class History {
     return Array.from({ length: count }, () =>
       this.#bench.content(this.#message(), this.#chance.hit(0.05) ? 1_000 : this.#chance.int(4, 60)),
     )
+  }
+
+  #topicName(): string {
+    return Array.from({ length: this.#chance.int(1, 3) }, () => this.#chance.pick(LEVELS)).join('.')
+  }
+
+  #pattern(): string {
+    const levels = [...LEVELS, '*', '#', '#']
+    return Array.from({ length: this.#chance.int(1, 3) }, () => this.#chance.pick(levels)).join('.')
+  }
+
+  #required(): RequiredHeaders | undefined {
+    if (this.#chance.hit(0.6)) return undefined
+    const headers = this.#chance.pick([{ color: 'red' }, { color: 'blue' }, { color: 'red', size: 'x' }])
+    return { kind: this.#chance.pick(['all', 'any'] as const), headers }
   }
 
   #name(): string {
@@ -382,6 +404,34 @@ class History {
       this.#say(name, contents.map(brief), lateMs > 0 ? `${lateMs} ms late` : '')
       this.#bench.publish(this.#producer(), name, contents)
       if (lateMs > 0) await this.#bench.tick()
+    },
+
+    topic: async (): Promise<void> => {
+      const contents = this.#contents()
+      const name = this.#topicName()
+      const targets = [...this.#bench.model.targetsOf(name, contents).keys()]
+      const crowded = targets.find((queue) => this.#bench.model.queue(queue).messages.length > CROWD)
+      if (crowded !== undefined) return this.#consume(crowded)
+      const address = (this.#chance.hit(0.3) ? '#?' : '#') + name
+      this.#say(address, contents.map(brief))
+      this.#bench.publish(this.#producer(), address, contents)
+    },
+
+    bind: async (): Promise<void> => {
+      if (this.#bench.model.bindings.length > BINDINGS_MAX) return this.#operations.unbind()
+      const [pattern, target] = [this.#pattern(), this.#name()]
+      const required = this.#required()
+      this.#say(pattern, target, required ?? '')
+      this.#bench.bind(pattern, target, required)
+    },
+
+    unbind: async (): Promise<void> => {
+      const { bindings } = this.#bench.model
+      if (bindings.length === 0) return this.#operations.bind()
+      const { pattern, queue, required } = this.#chance.pick(bindings)
+      const other = this.#chance.hit(0.2) ? this.#required() : required
+      this.#say(pattern, queue.name, other ?? '')
+      this.#bench.unbind(pattern, queue.name, other)
     },
 
     resend: async (): Promise<void> => {

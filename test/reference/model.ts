@@ -48,11 +48,14 @@ import {
 } from '../rules/message.js'
 import { changeOf } from '../rules/options.js'
 import { RateLimit } from '../rules/rate.js'
+import { hasHeaders, matchesTopic, type RequiredHeaders } from '../rules/topic.js'
+import { isSameJson } from '../json.js'
 import {
   Difference,
   Refused,
   type Content,
   type ModelBatch,
+  type ModelBinding,
   type ModelEvent,
   type ModelMessage,
   type ModelPlaced,
@@ -63,6 +66,7 @@ import {
 } from './state.js'
 
 export class Model {
+  #bindings: ModelBinding[] = []
   #nowMs = 0
   /** Number in [0, 1) that the broker's random source returns during this operation. */
   chance = 0.5
@@ -342,6 +346,71 @@ export class Model {
 
   // --- producing ---
 
+  /** Returns whether the binding is new. @throws Refused */
+  bind(pattern: string, name: string, required: RequiredHeaders | undefined): boolean {
+    const queue = this.queue(name)
+    if (this.#bindingAt(pattern, queue, required) !== -1) return false
+    this.#bindings.push({ pattern, queue, required })
+    return true
+  }
+
+  /** Returns whether there was such a binding. @throws Refused */
+  unbind(pattern: string, name: string, required: RequiredHeaders | undefined): boolean {
+    const at = this.#bindingAt(pattern, this.queue(name), required)
+    if (at !== -1) this.#bindings.splice(at, 1)
+    return at !== -1
+  }
+
+  #bindingAt(pattern: string, queue: ModelQueue, required: RequiredHeaders | undefined): number {
+    return this.#bindings.findIndex(
+      (binding) =>
+        binding.pattern === pattern &&
+        binding.queue === queue &&
+        isSameJson(binding.required ?? null, required ?? null),
+    )
+  }
+
+  /** The bindings of existing queues, oldest first. */
+  get bindings(): readonly ModelBinding[] {
+    this.#bindings = this.#bindings.filter(({ queue }) => this.queues.get(queue.name) === queue)
+    return this.#bindings
+  }
+
+  /** The queues that get some of these messages, each with its messages. */
+  targetsOf(name: string, contents: readonly Content[]): Map<string, Content[]> {
+    const matching = this.bindings.filter(({ pattern }) => matchesTopic(pattern, name))
+    const targets = new Map<string, Content[]>()
+    for (const content of contents) {
+      const queues = new Set<string>()
+      for (const { queue, required } of matching)
+        if (hasHeaders(required, content.headers)) queues.add(queue.name)
+      for (const queue of queues) targets.set(queue, [...(targets.get(queue) ?? []), content])
+    }
+    return targets
+  }
+
+  /**
+   * Publishes to all targets of the topic or to none, in the order `order`, which matters only for evictions. Returns the
+   * number of targets.
+   * @throws Refused
+   */
+  publishToTopic(
+    name: string,
+    contents: readonly Content[],
+    drops: boolean,
+    order: readonly string[],
+    isRefused: boolean,
+  ): number {
+    if (!drops && contents.some((content) => this.targetsOf(name, [content]).size === 0))
+      throw new Refused(['UNROUTABLE'])
+    const targets = this.targetsOf(name, contents)
+    const names = [...targets.keys()].toSorted((a, b) => order.indexOf(a) - order.indexOf(b))
+    const batches = names.map((queue) => ({ queue, contents: targets.get(queue)! }))
+    // The times of all messages are checked, even of those that have no target.
+    this.#publishAll(batches, [], isRefused, targets.size === 0 ? [] : this.#wrongTimes(contents))
+    return targets.size
+  }
+
   /** @throws Refused */
   publish(name: string, contents: readonly Content[], isRefused: boolean): ModelPlaced {
     return this.#publishAll([{ queue: name, contents }], [], isRefused)[0]!
@@ -464,11 +533,7 @@ export class Model {
     excessMax: number,
     isRefused: boolean,
   ): Plan {
-    for (const { atMs, delayMs } of contents) {
-      if (isTooFarPast(atMs, this.nowMs)) codes.push('AT_IN_THE_PAST')
-      if (atMs !== undefined && atMs > this.nowMs + LIMITS.delayMsMax) codes.push('INVALID_DELAY')
-      if (delayMs !== undefined && delayMs > LIMITS.delayMsMax) codes.push('INVALID_DELAY')
-    }
+    codes.push(...this.#wrongTimes(contents))
     const live = queue.messages.filter((message) => !this.#isOver(message))
     const { maxMessages, maxBytes } = queue.options
     const mustSweep = maxMessages > 0 || maxBytes > 0 || contents.some(({ id }) => id !== undefined)
@@ -505,6 +570,16 @@ export class Model {
       excess,
       replaced,
     }
+  }
+
+  #wrongTimes(contents: readonly Content[]): string[] {
+    const codes: string[] = []
+    for (const { atMs, delayMs } of contents) {
+      if (isTooFarPast(atMs, this.nowMs)) codes.push('AT_IN_THE_PAST')
+      if (atMs !== undefined && atMs > this.nowMs + LIMITS.delayMsMax) codes.push('INVALID_DELAY')
+      if (delayMs !== undefined && delayMs > LIMITS.delayMsMax) codes.push('INVALID_DELAY')
+    }
+    return codes
   }
 
   /** Offset of the message that makes a new message with this id a duplicate. */

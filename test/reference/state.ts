@@ -5,6 +5,7 @@ import type { Deadline } from '../rules/lease.js'
 import type { Line, LineMessage } from '../rules/line.js'
 import type { MessageOptions } from '../rules/message.js'
 import type { RateLimit } from '../rules/rate.js'
+import type { RequiredHeaders } from '../rules/topic.js'
 
 /** The content of a message. Times are in ms. */
 export interface Content extends MessageOptions {
@@ -94,6 +95,12 @@ export interface ModelQueue {
   deliveredBelow: number
   /** Time of the last call that named the queue, or of the end of its last consumer. */
   usedMs: number
+}
+
+export interface ModelBinding {
+  readonly pattern: string
+  readonly queue: ModelQueue
+  readonly required: RequiredHeaders | undefined
 }
 
 /** A message that is moving to another queue, until the product shows it there. */

@@ -1,21 +1,15 @@
 /** The trie against a matcher that follows the definition of the wildcards word by word. */
 import { describe, expect, it } from 'vitest'
 import { PatternTrie } from './pattern-trie.js'
+import { matchesTopic } from '../../../../test/rules/topic.js'
 import { Chance } from '../../../../test/simulation/chance.js'
 import { seedsFrom } from '../../../../test/amount.js'
-
-function matches(pattern: readonly string[], name: readonly string[]): boolean {
-  const [first, ...rest] = pattern
-  if (first === undefined) return name.length === 0
-  if (first === '#') return matches(rest, name) || (name.length > 0 && matches(pattern, name.slice(1)))
-  return name.length > 0 && (first === '*' || first === name[0]) && matches(rest, name.slice(1))
-}
 
 function isMatch(pattern: string, name: string): boolean {
   const trie = new PatternTrie<number>()
   trie.add(pattern, 1)
   const [found = 0] = trie.match(name)
-  expect(matches(pattern.split('.'), name.split('.'))).toBe(found === 1)
+  expect(matchesTopic(pattern, name)).toBe(found === 1)
   return found === 1
 }
 
@@ -45,7 +39,7 @@ describe('a pattern', () => {
   })
 })
 
-it.each(seedsFrom(1, 40, 2_000))('finds the patterns that a naive matcher finds, seed %i', (seed) => {
+it.each(seedsFrom(1, 8, 2_000))('finds the patterns that a naive matcher finds, seed %i', (seed) => {
   const chance = new Chance(seed)
   const words = ['a', 'b', 'c']
   const levels = (from: readonly string[]): string =>
@@ -65,9 +59,7 @@ it.each(seedsFrom(1, 40, 2_000))('finds the patterns that a naive matcher finds,
       trie.remove(pattern, value)
     }
     const name = levels(words)
-    const expected = known
-      .filter(({ pattern }) => matches(pattern.split('.'), name.split('.')))
-      .map(({ value }) => value)
+    const expected = known.filter(({ pattern }) => matchesTopic(pattern, name)).map(({ value }) => value)
     expect(trie.match(name).toSorted()).toEqual(expected.toSorted())
     found += expected.length
     for (const { pattern } of known.slice(0, 3))

@@ -23,7 +23,7 @@ import {
   type QueueObserver,
   type Seed,
 } from '../queue/index.js'
-import { Definitions } from './definitions.js'
+import { Definitions, NO_OWNER } from './definitions.js'
 import { NameCache } from './name-cache.js'
 import { type PageEntry } from './page-node.js'
 import { PageTree } from './page-tree.js'
@@ -197,6 +197,9 @@ export class State {
     this.segments.audit(this.queues.values())
     this.tree.audit()
     this.definitions.audit()
+    for (const { id, owner } of this.definitions)
+      if (owner !== NO_OWNER && !this.queuesById.has(owner))
+        throw new Error(`The definition ${id} belongs to the queue ${owner}, which does not exist.`)
     let count = this.queues.size * 2 + this.producersById.size + this.definitions.size
     for (const queue of this.queues.values()) {
       const [from, end] = queue.rememberedIds?.pageNumbers ?? [0, 0]
