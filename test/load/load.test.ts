@@ -3,7 +3,7 @@ import { fileURLToPath } from 'node:url'
 import { afterEach, describe, expect, it, vi } from 'vitest'
 import { atMsOf, Bodies, Seen } from './bodies.js'
 import { DRIVERS } from './drivers/index.js'
-import { TurnSender } from './drivers/kafka.js'
+import { TurnSender, UNANSWERED_MAX } from './drivers/kafka.js'
 import type { Outcome } from './measure.js'
 import { clientVersion, fetchedPath, isAtLeast, programOf } from './peers.js'
 import { describe as described, isSound, markdownOf, svgOf, tableOf, type Results } from './report.js'
@@ -231,6 +231,27 @@ describe('a sender that coalesces', () => {
     await Promise.all(first)
     await sender.publish('a', bytes('three'))
     expect(sent).toEqual([['a one', 'b two'], ['a three']])
+  })
+
+  it('keeps few requests unanswered, and sends the rest with the next', async () => {
+    const sent: number[] = []
+    const answers: (() => void)[] = []
+    const sender = new TurnSender((records) => {
+      sent.push(records.length)
+      return new Promise<void>((resolve) => answers.push(resolve))
+    })
+    const published: Promise<void>[] = []
+    for (let i = 0; i < UNANSWERED_MAX + 3; i++) {
+      published.push(sender.publish('a', bytes('x')))
+      await turn()
+    }
+    const first = Array<number>(UNANSWERED_MAX).fill(1)
+    expect(sent).toEqual(first)
+    answers[0]!()
+    await published[0]
+    expect(sent).toEqual([...first, 3])
+    for (const answer of answers) answer()
+    await Promise.all(published)
   })
 
   it('answers each publish with the answer to its own request', async () => {

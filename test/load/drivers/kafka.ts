@@ -14,6 +14,8 @@ import { clientVersion, fetchedPath, importClient, isAtLeast, programOf } from '
 
 const COMMIT_MS = 1_000
 const TIMEOUT_MS = 30_000
+/** The default of max.in.flight.requests.per.connection. */
+export const UNANSWERED_MAX = 5
 /** Settings of Kafka's own start script. */
 const JVM = ['-Xms1G', '-Xmx1G', '-XX:+UseG1GC', '-XX:MaxGCPauseMillis=20']
 const SETTINGS = 'one broker with KRaft, log.flush.interval.messages=1: fsync; a commit of offsets per second'
@@ -90,11 +92,16 @@ function roleOf(scenario: Scenario, index: number): Role {
   }
 }
 
-/** Sends what is published in one turn of the event loop as one request. */
+/**
+ * Sends what is published in one turn of the event loop as one request. What is published while as many requests are
+ * unanswered as Kafka's own producer allows goes into the next one: otherwise each message of a steady rate would be a
+ * request, and so a sync, of its own.
+ */
 export class TurnSender {
   readonly #send: (records: Record[]) => Promise<unknown>
   #records: Record[] = []
-  #answer: Promise<unknown> | undefined
+  #answer: PromiseWithResolve | undefined
+  #unanswered = 0
 
   constructor(send: (records: Record[]) => Promise<unknown>) {
     this.#send = send
@@ -103,16 +110,40 @@ export class TurnSender {
   async publish(topic: string, body: Body): Promise<void> {
     // The clients keep a reference to the bytes until they are sent.
     this.#records.push({ topic, value: Buffer.from(encoded(body)) })
-    this.#answer ??= new Promise((resolve) => {
-      setImmediate(() => {
-        const records = this.#records
-        this.#records = []
-        this.#answer = undefined
-        resolve(this.#send(records))
-      })
-    })
-    await this.#answer
+    if (this.#answer === undefined) {
+      this.#answer = promiseWithResolve()
+      setImmediate(() => this.#flush())
+    }
+    await this.#answer.promise
   }
+
+  #flush(): void {
+    if (this.#answer === undefined || this.#unanswered >= UNANSWERED_MAX) return
+    const { resolve } = this.#answer
+    const sent = this.#send(this.#records)
+    this.#records = []
+    this.#answer = undefined
+    this.#unanswered++
+    resolve(sent)
+    const answered = (): void => {
+      this.#unanswered--
+      this.#flush()
+    }
+    sent.then(answered, answered)
+  }
+}
+
+interface PromiseWithResolve {
+  readonly promise: Promise<unknown>
+  readonly resolve: (value: unknown) => void
+}
+
+function promiseWithResolve(): PromiseWithResolve {
+  let resolve!: (value: unknown) => void
+  const promise = new Promise((given) => {
+    resolve = given
+  })
+  return { promise, resolve }
 }
 
 class PlatformaticSession implements Session {
