@@ -9,7 +9,8 @@ import {
 } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { runs } from '../../../../test/amount.js'
-import { CHUNK_MESSAGES } from '../queue/index.js'
+import { replaced } from '../../../../test/simulation/defects.js'
+import { CHUNK_MESSAGES, GroupContents, Queue, type KeyWords } from '../queue/index.js'
 import { Bench, type Message, type Worker } from '../testing/bench.js'
 import { share, upTo } from '../testing/sharing.js'
 import { Feeds } from './feeds.js'
@@ -333,9 +334,10 @@ interface Model {
   missed: number
 }
 
-it('agrees with a model across settles, moves, retention, copies and restarts', async () => {
+/** Compares groups with a model, in histories of settles, moves, retention, copies and restarts. Returns what happened. */
+async function compare(seeds: number): Promise<Readonly<Record<string, number>>> {
   const seen = { missed: 0, moves: 0, restarts: 0, acked: 0, dead: 0 }
-  for (let seed = 1; seed <= runs(20, 400); seed++) {
+  for (let seed = 1; seed <= seeds; seed++) {
     let state = seed * 7919
     const random = (below: number): number => {
       state = (Math.imul(state, 1_103_515_245) + 12_345) >>> 0
@@ -453,5 +455,52 @@ it('agrees with a model across settles, moves, retention, copies and restarts', 
       ).toEqual([...pending].sort((a, b) => a - b))
     }
   }
+  return seen
+}
+
+it('agrees with a model across settles, moves, retention, copies and restarts', async () => {
+  const seen = await compare(runs(10, 400))
   for (const [what, count] of Object.entries(seen)) expect(count, what).toBeGreaterThan(10)
+})
+
+it.each<[string, () => () => void]>([
+  [
+    'skips the first message of each chunk',
+    () =>
+      replaced(Queue.prototype, (before) => ({
+        enter(this: Queue, end: number, keys: KeyWords | undefined, isSkipped: boolean): void {
+          const { next } = this
+          if (isSkipped || next % CHUNK_MESSAGES !== 0 || end === next + 1)
+            return before.enter.call(this, end, keys, isSkipped)
+          before.enter.call(this, next + 1, undefined, true)
+          before.enter.call(this, end, keys?.subarray(2), false)
+        },
+      })),
+  ],
+  [
+    'also removes its acknowledged messages from other groups',
+    () =>
+      replaced(Queue.prototype, (before) => ({
+        ack(this: Queue, offset: number, count: number, nowMs: number, bytes?: number): void {
+          before.ack.call(this, offset, count, nowMs, bytes)
+          for (const group of this.source?.groups ?? []) if (group !== this) group.remove(offset, count)
+        },
+      })),
+  ],
+  [
+    'does not count what retention removes',
+    () =>
+      replaced(GroupContents.prototype, (before) => ({
+        missFact(this: GroupContents, end: number): void {
+          before.missFact.call(this, end, 0)
+        },
+      })),
+  ],
+])('a group that %s is found', async (_, plant) => {
+  const remove = plant()
+  try {
+    await expect(compare(20)).rejects.toThrow(/seed|clicks@/)
+  } finally {
+    remove()
+  }
 })
