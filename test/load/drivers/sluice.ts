@@ -2,7 +2,7 @@ import { fileURLToPath } from 'node:url'
 import { connect, queue, stream, topic, type Sluice } from '@sluice/client'
 import type { Body, Driver, Session } from '../driver.js'
 import { Server, outputOf } from '../../rig/server.js'
-import type { Scenario } from '../scenario.js'
+import { groupOf, groupsOf, type Scenario } from '../scenario.js'
 
 export const PROGRAM = fileURLToPath(new URL('../../../../packages/server/bin/sluice.js', import.meta.url))
 
@@ -14,13 +14,15 @@ class SluiceSession implements Session {
   readonly #fanOut: Scenario['fanOut']
   readonly #from: Scenario['from']
   readonly #replies: boolean
+  readonly #group: string
   #isClosed = false
 
-  constructor(client: Sluice, { fanOut, from, replies }: Scenario) {
+  constructor(client: Sluice, scenario: Scenario, index: number) {
     this.#client = client
-    this.#fanOut = fanOut
-    this.#from = from
-    this.#replies = replies
+    this.#fanOut = scenario.fanOut
+    this.#from = scenario.from
+    this.#replies = scenario.replies
+    this.#group = groupOf(scenario, index)
   }
 
   publish(name: string, body: Body): Promise<unknown> {
@@ -42,7 +44,8 @@ class SluiceSession implements Session {
       })
       return
     }
-    this.#client.consume(queue<Body>(name), { concurrency: held, prefetch: held }, (message) => {
+    const source = this.#from === 'groups' ? stream<Body>(name).group(this.#group) : queue<Body>(name)
+    this.#client.consume(source, { concurrency: held, prefetch: held }, (message) => {
       each(message.body, () => {
         if (this.#replies) void message.reply('done')
         void message.ack()
@@ -87,7 +90,7 @@ export const sluice: Driver = {
   name: 'sluice',
   settings: 'default settings: each write is synced (O_DSYNC) before it is confirmed',
   version: () => outputOf(process.execPath, PROGRAM, '--version'),
-  can: ({ from }) => from !== 'groups',
+  can: () => true,
   hasReplies: true,
   async start(directory, port) {
     const server = await serve(directory, port)
@@ -95,19 +98,24 @@ export const sluice: Driver = {
     return {
       url,
       pids: [server.pid],
-      async makeQueues(names, { fanOut, from }) {
+      async makeQueues(names, scenario) {
+        const { fanOut, from } = scenario
         const client = await connect(url, { name: 'load' })
         await Promise.all(
           names.map((name) => (from === 'queue' ? client.queues.ensure(name) : client.streams.ensure(name))),
         )
+        if (from === 'groups') {
+          for (const name of names)
+            for (const group of groupsOf(scenario)) await client.groups.ensure(stream(name).group(group))
+        }
         if (fanOut === 'topic') for (const name of names) await client.topics.bind(ALL, name)
         await client.close()
       },
       stop: () => server.stop(),
     }
   },
-  async connect(url, scenario) {
+  async connect(url, scenario, index) {
     const maxInFlight = Math.max(scenario.inFlight, 1_000)
-    return new SluiceSession(await connect(url, { name: 'load', maxInFlight }), scenario)
+    return new SluiceSession(await connect(url, { name: 'load', maxInFlight }), scenario, index)
   },
 }
