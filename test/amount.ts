@@ -17,6 +17,12 @@ export function seedsFrom(first: number, count: number, longCount: number): numb
   return Array.from({ length: to - from + 1 }, (_, i) => from + i)
 }
 
+/** Like `seedsFrom` from 1 on, but short runs take these seeds, in which rare events happen. */
+export function seedsOf(short: readonly number[], longCount: number): readonly number[] {
+  const isShort = !IS_LONG && ONE_SEED === undefined && process.env['SLUICE_SEEDS'] === undefined
+  return isShort ? short : seedsFrom(1, short.length, longCount)
+}
+
 /**
  * Minimum count of an event in `runs` runs, given that `of` runs have at least `least`. If `runs` is below `of`, the
  * counts vary more, so only half of the proportional count is required. The result is rounded down, to zero for a rare

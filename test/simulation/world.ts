@@ -118,6 +118,7 @@ export class World implements Surroundings, Listening, LogListening {
   readonly #copies = new Set<string>()
   /** Names of accepted messages of producers, by queue, in the order of the log. */
   readonly #accepted = new Map<number, string[]>()
+  #isStopping = false
   nowMs = 1_700_000_000_000
   /**
    * The broker's clock minus the world's; it changes when the clock is set between two boots, or when the log is ahead
@@ -425,7 +426,8 @@ export class World implements Surroundings, Listening, LogListening {
 
   connect(client: Client): { link: Link; conversation: Conversation } | undefined {
     const { broker } = this
-    if (broker === undefined || this.#fatal !== undefined) return undefined
+    // A broker that is stopping has closed its port.
+    if (broker === undefined || this.#isStopping || this.#fatal !== undefined) return undefined
     const link = new Link(++this.#linksMade, `${client.name}#${this.#linksMade}`, this.#kernelBytes)
     const conversation = new Conversation(client.identityText)
     const watch = this.witness.watch(conversation)
@@ -743,6 +745,7 @@ export class World implements Surroundings, Listening, LogListening {
       (how === 'fault' && this.chance.hit(0.5)) ||
       (how === 'close' && this.chance.hit(0.5))
     this.broker = undefined
+    this.#isStopping = false
     this.#turns = []
     for (const link of [...this.#links]) {
       link.session = undefined
@@ -786,6 +789,7 @@ export class World implements Surroundings, Listening, LogListening {
 
   async #stop(): Promise<void> {
     const broker = this.broker!
+    this.#isStopping = true
     broker.turn.begin()
     for (const link of [...this.#links]) link.session!.goodbye('The broker is stopping.')
     for (let step = this.chance.int(0, 60); step > 0; step--) await this.#step()
