@@ -43,9 +43,15 @@ interface Calendar {
   readonly ticks: readonly number[]
 }
 
+/** The broker runs for a few minutes after the year, so calendars go on for this time. */
+const AFTER_MS = HOUR
+
 /** Ticks of each expression in the year. */
 function calendarsOf(days: number): Calendar[] {
-  const minutes = Array.from({ length: (days * DAY) / MINUTE + 1 }, (_, minute) => START + minute * MINUTE)
+  const minutes = Array.from(
+    { length: (days * DAY + AFTER_MS) / MINUTE + 1 },
+    (_, minute) => START + minute * MINUTE,
+  )
   return CRONS.map(([cron, matches]) => ({ cron, ticks: minutes.filter((time) => matches(new Date(time))) }))
 }
 
@@ -165,7 +171,7 @@ class ScheduleYear {
         const least = Math.max(everyMs, (days * DAY) / (ticks * 5))
         const interval = Math.round(least)
         const all: number[] = []
-        for (let tick = startMs; tick <= this.#endMs; tick += interval) all.push(tick)
+        for (let tick = startMs; tick <= this.#endMs + AFTER_MS; tick += interval) all.push(tick)
         plan({ everyMs: interval, startMs }, all)
       }
     }
