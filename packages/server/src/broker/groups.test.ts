@@ -232,6 +232,20 @@ describe('a group', () => {
     expect(await drained(bench, B)).toEqual(upTo(3 * CHUNK_MESSAGES, 2 * CHUNK_MESSAGES))
   })
 
+  it('gets what is published after retention has removed all messages', async () => {
+    const bench = await opened()
+    ensureStream(bench, { retainAgeMs: 1000 })
+    ensure(bench, A)
+    await publish(bench, 10)
+    await bench.pass(2000)
+    await bench.pass(10)
+    expect(info(bench)).toMatchObject({ position: 10, lag: 0, missed: 10 })
+    await publish(bench, 5)
+    expect(info(bench)).toMatchObject({ position: 10, lag: 5 })
+    await bench.crash()
+    expect(await drained(bench, A)).toEqual(upTo(15, 10))
+  })
+
   it('starts at a place, and moves to one', async () => {
     const bench = await opened()
     await publish(bench, 1500)

@@ -256,7 +256,8 @@ export class Queue extends GroupContents implements Follower {
   }
 
   #release(from: number, end: number, nowMs: number): void {
-    for (const group of this.groups) group.losing(end, nowMs)
+    // The chunk can get more messages. They enter the groups later, so the groups must not move beyond them.
+    for (const group of this.groups) group.losing(Math.min(end, this.next), nowMs)
     this.facts.release(from, end)
     this.releaseFact(from, end)
   }
