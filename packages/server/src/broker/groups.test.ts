@@ -246,6 +246,23 @@ describe('a group', () => {
     expect(await drained(bench, A)).toEqual(upTo(15, 10))
   })
 
+  it('delivers a redriven message after the earlier ones of its key, even if they enter later', async () => {
+    const bench = await opened()
+    ensure(bench, A)
+    await bench.publish([{ key: 'a', bodyBytes: 10 }], CLICKS)
+    await publish(bench, 300)
+    await bench.publish([{ key: 'a', bodyBytes: 10 }], CLICKS)
+    await bench.pass(10)
+    const worker = bench.consume(1, { name: A })
+    await bench.settle()
+    worker.settle(0, OUTCOME.deadLetter)
+    worker.leave()
+    await bench.settle()
+    await bench.redrive({ name: A })
+    const offsets = await drained(bench, A)
+    expect(offsets.filter((offset) => offset === 0 || offset === 301)).toEqual([301, 0])
+  })
+
   it('starts at a place, and moves to one', async () => {
     const bench = await opened()
     await publish(bench, 1500)

@@ -18,6 +18,8 @@ const LOCATION = emptyLocation()
 /** The queue. Its number of live messages is an upper bound for the number of entries that are not stale. */
 export interface LineOwner extends KeysOwner {
   readonly live: number
+  /** Of a group: its stream. */
+  readonly source: unknown
 }
 
 export class DueQueues {

@@ -111,7 +111,9 @@ export class Line {
         this.#linesOfKeys.touch(slot, timeMs)
         takeOut(chunk, index, index + 1)
         this.#markDue(chunk, index)
-        this.#linesOfKeys.append(slot, chunk, index)
+        // Messages of the key that were retried or redriven can be in the line of a group, and follow the ones that enter.
+        if (this.#queue.source === undefined) this.#linesOfKeys.append(slot, chunk, index)
+        else this.#linesOfKeys.insert(slot, chunk, index)
         this.#linesOfKeys.offer(slot, timeMs)
       }
     }
