@@ -27,6 +27,7 @@ const OPTION_TYPES: Readonly<Record<string, string>> = {
   'messages option': 'MessagesOptions',
   'pull option': 'PullOptions',
   'read option': 'ReadOptions',
+  'group option': 'EnsureGroupOptions',
   'connect option': 'ConnectOptions',
   event: 'SluiceEvents',
   'peek option': 'PeekOptions',
@@ -299,7 +300,7 @@ it('lists every error once on the page of errors', () => {
 })
 
 /** Commands that have subcommands. */
-const GROUPS = ['queue', 'stream', 'dead', 'topic', 'schedule']
+const GROUPS = ['queue', 'stream', 'group', 'dead', 'topic', 'schedule']
 
 it('shows only commands and flags that the command line has', async () => {
   const flagsOf = new Map<string, Set<string>>()

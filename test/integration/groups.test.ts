@@ -72,3 +72,67 @@ it('each get all messages, and are moved, listed and deleted', async () => {
   await expect(sluice.groups.get('clicks@audit')).rejects.toMatchObject({ code: 'QUEUE_NOT_FOUND' })
   await expect(sluice.groups.ensure('clicks')).rejects.toMatchObject({ code: 'INVALID_NAME' })
 })
+
+it('are paused, peeked at, explained and cancelled like queues', async () => {
+  const sluice = await client()
+  await sluice.streams.ensure(Clicks)
+  await sluice.groups.ensure(Billing)
+  await sluice.publishBatch(
+    Clicks,
+    upTo(4).map((body) => ({ body })),
+  )
+  const codes = async (offset?: number): Promise<string[]> => {
+    const { reasons } = await sluice.queues.explain(Billing, offset === undefined ? {} : { offset })
+    return reasons.map(({ code }) => code)
+  }
+  expect(await codes()).toEqual(['noConsumer'])
+  expect(await codes(3)).toEqual(['noConsumer'])
+  expect(await codes(4)).toEqual(['unpublished'])
+  expect(await sluice.queues.pause(Billing)).toEqual({ changed: true })
+  expect(await sluice.pull(Billing)).toEqual([])
+  expect((await codes())[0]).toBe('paused')
+  expect(await sluice.queues.resume(Billing)).toEqual({ changed: true })
+  const [message] = await sluice.pull(Billing)
+  expect(message).toMatchObject({ queue: 'clicks@billing', offset: 0, body: 0 })
+  const { messages } = await sluice.queues.peek(Billing)
+  expect(messages.map(({ offset, state }) => [offset, state])).toEqual([
+    [0, 'leased'],
+    [1, 'ready'],
+    [2, 'ready'],
+    [3, 'ready'],
+  ])
+  expect(await sluice.queues.cancel(Billing, { offset: 2 })).toEqual({ offset: 2 })
+  expect((await sluice.queues.reschedule(Billing, { offset: 3 }, { delay: '1h' })).offset).toBe(3)
+  expect(await codes(2)).toEqual(['gone'])
+  expect((await codes(3))[0]).toBe('scheduled')
+  await message!.ack()
+  const [last, ...others] = await sluice.pull(Billing, { max: 9 })
+  expect([last!.offset, others]).toEqual([1, []])
+  await sluice.atomic((tx) => {
+    tx.ack(last!)
+    tx.publish(Clicks, 9)
+  })
+  expect(await sluice.groups.get(Billing)).toMatchObject({ position: 3, lag: 2, scheduled: 1 })
+})
+
+it('are refused where a queue or a stream is needed', async () => {
+  const sluice = await client()
+  await sluice.streams.ensure(Clicks)
+  await sluice.groups.ensure(Billing)
+  const calls: (() => unknown)[] = [
+    () => sluice.publish('clicks@billing', 1),
+    () => sluice.queues.get(Billing),
+    () => sluice.queues.ensure(Billing),
+    () => sluice.queues.purge(Billing),
+    () => sluice.queues.delete(Billing),
+    () => sluice.queues.history(Billing, 0),
+    () => sluice.queues.replay(Billing),
+    () => sluice.streams.get(Billing),
+    () => sluice.read(Billing).next(),
+    () => sluice.topics.bind('a', Billing),
+    () => sluice.queues.explain(Clicks),
+  ]
+  for (const call of calls)
+    await expect((async () => call())(), String(call)).rejects.toMatchObject({ code: 'WRONG_KIND' })
+  expect(calls.length).toBe(11)
+})

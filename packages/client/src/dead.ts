@@ -1,5 +1,5 @@
 /** Dead letters: messages that are not delivered any more, and stay in their queue until an operator acts on them. */
-import { LIMITS, OP, SluiceError } from '@sluice/protocol'
+import { LIMITS, OP, SluiceError, isGroupName } from '@sluice/protocol'
 import { onlyKnown, queueOf, whole, type CallOptions, type QueueRef } from './options.js'
 import { messagesAnswer, type MessagePage, type PeekedMessage } from './peeked.js'
 import { RESULT, type Body, type Requests } from './requests.js'
@@ -125,10 +125,9 @@ export class DeadLetters {
     const { messages } = await this.#peek(queue, { from: offset, limit: 1 }, call)
     const [message] = messages
     if (message?.offset === offset) return message
-    throw new SluiceError(
-      'MESSAGE_NOT_FOUND',
-      `The queue ${queueOf(queue).name} has no dead message at offset ${offset}.`,
-    )
+    const { name } = queueOf(queue)
+    const kind = isGroupName(name) ? 'group' : 'queue'
+    throw new SluiceError('MESSAGE_NOT_FOUND', `The ${kind} ${name} has no dead message at offset ${offset}.`)
   }
 
   async #peek<Input>(

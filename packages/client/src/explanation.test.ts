@@ -15,10 +15,10 @@ const textOf = (reason: ExplainReason): string =>
   explanationOf('orders', { reasons: [reason] }, NOW_MS).reasons[0]!.text
 
 describe('reasons', () => {
-  it('are sentences, with what to do', () => {
+  it.each(['orders', 'clicks@billing'])('are sentences, with what to do, about %s', (name) => {
     let hints = 0
     for (const code of Object.keys(EXPLAIN_CODES) as ExplainCode[]) {
-      const [reason] = explanationOf('orders', { reasons: [{ code, ...VALUES }] }, NOW_MS).reasons
+      const [reason] = explanationOf(name, { reasons: [{ code, ...VALUES }] }, NOW_MS).reasons
       for (const sentence of [reason!.text, ...(reason!.hint === undefined ? [] : [reason!.hint])]) {
         expect(sentence, code).toMatch(/^[A-Z\d].*\.$/)
         expect(sentence, code).not.toMatch(/undefined|NaN|\[object| {2}/)
@@ -26,6 +26,17 @@ describe('reasons', () => {
       if (reason!.hint !== undefined) hints++
     }
     expect(hints).toBeGreaterThanOrEqual(14)
+  })
+
+  it('of a group name its commands', () => {
+    const of = (code: ExplainCode): string => {
+      const [reason] = explanationOf('clicks@billing', { reasons: [{ code, ...VALUES }] }, NOW_MS).reasons
+      return `${reason!.text} ${reason!.hint}`
+    }
+    expect(of('paused')).toBe('The group is paused. Resume it with `sluice queue resume clicks@billing`.')
+    expect(of('noConsumer')).toContain('`sluice group get clicks@billing`')
+    expect(of('queueRate')).toContain('`sluice group ensure clicks@billing --update --rate`')
+    expect(of('gone')).toContain('the group acknowledged, cancelled or missed it')
   })
 
   it('are sentences too when a value is missing', () => {

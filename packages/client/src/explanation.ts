@@ -5,6 +5,7 @@
 import {
   EXPLAIN_CODES,
   durationText,
+  isGroupName,
   type DeathName,
   type ExplainCode,
   type ExplainReason,
@@ -83,10 +84,13 @@ type Sentence = (reason: Told) => readonly [text: string, hint?: string]
 const SENTENCES: Readonly<Record<ExplainCode, Sentence>> = {
   deliverable: () => ['Nothing holds it back: it is delivered now.'],
   unpublished: ({ next }) => [`No message has this offset yet; the next one gets the offset ${next}.`],
-  gone: ({ queue }) => [
-    'The message is gone: it was acknowledged, expired, cancelled, dropped or purged.',
-    `If the queue has --retain-age, \`sluice history ${queue} OFFSET\` shows what happened to it.`,
-  ],
+  gone: ({ queue }) =>
+    isGroupName(queue)
+      ? ['The message is gone: the group acknowledged, cancelled or missed it, or began after it.']
+      : [
+          'The message is gone: it was acknowledged, expired, cancelled, dropped or purged.',
+          `If the queue has --retain-age, \`sluice history ${queue} OFFSET\` shows what happened to it.`,
+        ],
   expired: (reason) => [`The message expired ${since(reason)}; the broker removes it soon.`],
   dead: ({ queue, death, attempts, text, ...reason }) => [
     `The message is a dead letter ${since(reason)} (${death}, ${attempts} attempts)${text === '' || text === undefined ? '' : `: ${text}`}.`,
@@ -118,7 +122,7 @@ const SENTENCES: Readonly<Record<ExplainCode, Sentence>> = {
   ],
   keyRate: (reason) => [
     `Its key has used up the rate of keys ${until(reason)}.`,
-    `Change it with \`sluice queue edit ${reason.queue} --key-rate\`.`,
+    `Change it with \`${changing(reason.queue)} --key-rate\`.`,
   ],
   keyPaused: (reason) => [
     `A handler paused its key ${until(reason)}, because it threw Retry with \`pauseKey\`.`,
@@ -137,17 +141,22 @@ const SENTENCES: Readonly<Record<ExplainCode, Sentence>> = {
     `Every ready message waits for its key. The oldest is message ${offset}; the next lines are about it.`,
     `Ask about another one with \`sluice explain ${queue} OFFSET\`.`,
   ],
-  paused: ({ queue }) => ['The queue is paused.', `Resume it with \`sluice queue resume ${queue}\`.`],
+  paused: ({ queue }) => [
+    `The ${kindOf(queue)} is paused.`,
+    `Resume it with \`sluice queue resume ${queue}\`.`,
+  ],
   noConsumer: ({ queue }) => [
-    'The queue has no consumer.',
-    `Start one, or look at messages with \`sluice peek ${queue}\`.`,
+    `The ${kindOf(queue)} has no consumer.`,
+    isGroupName(queue)
+      ? `Start one; \`sluice group get ${queue}\` shows how far behind the group is.`
+      : `Start one, or look at messages with \`sluice peek ${queue}\`.`,
   ],
   queueRate: (reason) => [
-    `The queue has used up its rate ${until(reason)}.`,
-    `Change it with \`sluice queue edit ${reason.queue} --rate\`.`,
+    `The ${kindOf(reason.queue)} has used up its rate ${until(reason)}.`,
+    `Change it with \`${changing(reason.queue)} --rate\`.`,
   ],
   single: (reason) => [
-    `The queue has one active consumer at a time, and this is the consumer ${consumerOf(reason)}.`,
+    `The ${kindOf(reason.queue)} has one active consumer at a time, and this is the consumer ${consumerOf(reason)}.`,
   ],
   noCredit: (reason) => [
     `The consumer ${consumerOf(reason)} takes no more: it has ${reason.leased} of ${reason.credit} messages and ${reason.leasedBytes} of ${reason.creditBytes} bytes.`,
@@ -174,6 +183,15 @@ const SENTENCES: Readonly<Record<ExplainCode, Sentence>> = {
   ],
   reading: () => ['The broker is reading the next message from the disk.'],
   line: ({ offset }) => [`Other messages precede it; the next one is message ${offset}.`],
+}
+
+function kindOf(name: string): 'queue' | 'group' {
+  return isGroupName(name) ? 'group' : 'queue'
+}
+
+// The command that changes options.
+function changing(name: string): string {
+  return isGroupName(name) ? `sluice group ensure ${name} --update` : `sluice queue edit ${name}`
 }
 
 function consumerOf({ consumer, client }: Pick<Told, 'consumer' | 'client'>): string {

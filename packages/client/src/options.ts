@@ -198,7 +198,7 @@ export function checkedSchema(schema: StandardSchemaV1 | undefined): StandardSch
   return schema
 }
 
-/** @throws SluiceError INVALID_NAME, INVALID_ARGUMENT */
+/** Takes the name of a group too. @throws SluiceError INVALID_NAME, INVALID_ARGUMENT */
 export function queueOf(ref: QueueRef): Queue {
   if (ref instanceof QueueValue) return ref
   if (typeof ref === 'object' && ref !== null) {

@@ -5,7 +5,7 @@
  * message itself, then what holds the queue, then the consumers.
  */
 import type { DeathName } from './managing.js'
-import { queueName, type QueueName } from './names.js'
+import { addressName, type QueueName } from './names.js'
 import { onlyFields, whole, type Body } from './queues.js'
 
 /** What each code means, and the values that it has. */
@@ -77,7 +77,7 @@ export function explainRequest(body: Body): ExplainRequest {
   onlyFields('EXPLAIN', body, ['name', 'offset'])
   const { offset } = body
   return {
-    name: queueName(body['name']),
+    name: addressName(body['name']),
     offset: offset === undefined ? undefined : whole('offset', offset, Number.MAX_SAFE_INTEGER),
   }
 }

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { SluiceError } from './errors.js'
-import { queueName } from './names.js'
+import { addressName, groupName, queueName, scheduleName } from './names.js'
 
 describe('queueName', () => {
   const good = ['a', 'A', '0', '_', 'orders', 'eu/orders.v2:high-prio_1', 'a/../b', 'x'.repeat(255)]
@@ -59,6 +59,19 @@ describe('queueName', () => {
     expect(refused).toBe(29)
   })
 
+  test('says that the name of a group is not the name of a queue', () => {
+    for (const name of ['clicks@billing', 'a/b@c.d']) {
+      expect(() => queueName(name)).toThrow(wrongKind(`${name} is a group, not a queue or a stream.`))
+      expect(() => scheduleName(name)).toThrow(wrongKind(`${name} is a group, not a schedule.`))
+      expect(addressName(name)).toBe(name)
+    }
+    for (const name of ['@', 'a@', '@b', 'a@b c', 'a@-b']) {
+      expect(() => queueName(name)).toThrow(expect.objectContaining({ code: 'INVALID_NAME' }))
+      expect(() => addressName(name)).toThrow(expect.objectContaining({ code: 'INVALID_NAME' }))
+    }
+    expect(() => groupName('a@b@c')).toThrow(expect.objectContaining({ code: 'INVALID_NAME' }))
+  })
+
   test('accepts only the allowed ASCII characters, at the start and later', () => {
     let first = 0
     let later = 0
@@ -71,6 +84,10 @@ describe('queueName', () => {
     expect(later).toBe(67)
   })
 })
+
+function wrongKind(message: string): object {
+  return expect.objectContaining({ code: 'WRONG_KIND', message }) as object
+}
 
 function accepts(name: string): boolean {
   try {

@@ -12,16 +12,18 @@ export type QueueName = string & { readonly __brand: 'QueueName' }
 /**
  * Checks a queue name: 1 to 255 bytes of ASCII letters, digits and `. _ - : /`, beginning with a letter, a digit or
  * `_`.
- * @throws SluiceError INVALID_NAME
+ * @throws SluiceError INVALID_NAME; WRONG_KIND for the name of a group
  */
 export function queueName(name: unknown): QueueName {
   return checkedName('queue', name) as QueueName
 }
 
-/** Checks the name of a schedule, like the name of a queue. @throws SluiceError INVALID_NAME */
+/** Checks the name of a schedule, like the name of a queue. @throws SluiceError INVALID_NAME, WRONG_KIND */
 export function scheduleName(name: unknown): string {
   return checkedName('schedule', name)
 }
+
+const NAME = /^[A-Za-z0-9_][A-Za-z0-9._:/-]*$/
 
 function checkedName(what: string, name: unknown): string {
   if (typeof name !== 'string')
@@ -33,7 +35,12 @@ function checkedName(what: string, name: unknown): string {
       `A ${what} name takes ${bytes} bytes; it must take 1 to ${LIMITS.queueNameBytesMax}.`,
     )
   }
-  if (!/^[A-Za-z0-9_][A-Za-z0-9._:/-]*$/.test(name)) {
+  if (!NAME.test(name)) {
+    if (isGroupName(name) && name.split('@').every((part) => NAME.test(part)))
+      throw new SluiceError(
+        'WRONG_KIND',
+        `${name} is a group, not a ${what === 'queue' ? 'queue or a stream' : what}.`,
+      )
     throw new SluiceError(
       'INVALID_NAME',
       `The ${what} name ${shown(name)} has characters other than letters, digits and . _ - : / or begins with one of . - : /`,
@@ -68,5 +75,10 @@ export function streamOfGroup(group: QueueName): QueueName {
 
 /** Checks the name of a queue, a stream or a group. @throws SluiceError INVALID_NAME */
 export function addressName(name: unknown): QueueName {
-  return typeof name === 'string' && name.includes('@') ? groupName(name) : queueName(name)
+  return typeof name === 'string' && isGroupName(name) ? groupName(name) : queueName(name)
+}
+
+/** Whether a valid name is that of a group. */
+export function isGroupName(name: string): boolean {
+  return name.includes('@')
 }

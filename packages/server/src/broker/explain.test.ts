@@ -1,4 +1,4 @@
-import { OUTCOME, type ExplainReason } from '@sluice/protocol'
+import { OUTCOME, queueName, type ExplainReason, type QueueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, Q, type Message } from '../testing/bench.js'
 
@@ -10,9 +10,9 @@ async function opened(options: Parameters<Bench['ensure']>[0] = {}): Promise<Ben
   return bench
 }
 
-function explain(bench: Bench, offset?: number): readonly ExplainReason[] {
+function explain(bench: Bench, offset?: number, name: QueueName = Q): readonly ExplainReason[] {
   bench.broker.turn.begin()
-  return bench.broker.explainer.explain({ name: Q, offset }).reasons
+  return bench.broker.explainer.explain({ name, offset }).reasons
 }
 
 const codes = (bench: Bench, offset?: number): string[] => explain(bench, offset).map(({ code }) => code)
@@ -160,5 +160,67 @@ describe('a queue', () => {
     for (const offset of [undefined, 0, 1, 2, 3, 9]) explain(bench, offset)
     expect(bench.info()).toEqual(before)
     bench.broker.audit()
+  })
+})
+
+describe('a group', () => {
+  const CLICKS = queueName('clicks')
+  const GROUP = 'clicks@a' as QueueName
+
+  async function openedGroup(): Promise<Bench> {
+    const bench = await new Bench().open()
+    bench.broker.turn.begin()
+    bench.broker.streams.ensure({ name: CLICKS, options: {}, update: false })
+    bench.broker.groups.ensure({ name: GROUP, options: {}, update: false, from: 'first' })
+    return bench
+  }
+
+  const codesOf = (bench: Bench, offset?: number): string[] =>
+    explain(bench, offset, GROUP).map(({ code }) => code)
+
+  it('that has not reached its messages is not empty', async () => {
+    const bench = await openedGroup()
+    expect(codesOf(bench)).toEqual(['empty', 'noConsumer'])
+    await bench.publish(many(5), CLICKS)
+    expect(codesOf(bench)).toEqual(['noConsumer'])
+    expect(codesOf(bench, 3)).toEqual(['noConsumer'])
+    expect(explain(bench, 5, GROUP)).toEqual([{ code: 'unpublished', next: 5 }])
+    const worker = bench.consume(1, { name: GROUP })
+    expect(codesOf(bench)).toEqual(['deliverable'])
+    expect(codesOf(bench, 0)).toEqual(['deliverable'])
+    expect(explain(bench, 3, GROUP)).toEqual([{ code: 'line', offset: 0 }])
+    await bench.settle()
+    expect(codesOf(bench, 0)).toEqual(['leased'])
+    expect(codesOf(bench, 3)).toEqual(['noCredit'])
+    bench.broker.catalog.pause(GROUP)
+    await bench.publish(many(1), CLICKS)
+    expect(codesOf(bench, 5)).toEqual(['paused', 'noCredit'])
+    worker.leave()
+    bench.broker.catalog.resume(GROUP)
+    await bench.settle()
+    await bench.drain(GROUP)
+    expect(codesOf(bench, 0)).toEqual(['gone'])
+    expect(codesOf(bench)).toEqual(['empty', 'noConsumer'])
+    bench.broker.audit()
+  })
+
+  it('reads on behind a key that is held', async () => {
+    const bench = await openedGroup()
+    await bench.publish(many(3, { key: 'a' }), CLICKS)
+    const worker = bench.consume(1, { name: GROUP })
+    await bench.settle()
+    worker.leave()
+    const other = bench.consume(9, { name: GROUP })
+    await bench.settle()
+    expect(other.offsets).toEqual([0])
+    expect(codesOf(bench)).toEqual(['keys', 'keyLeased'])
+    expect(codesOf(bench, 2)).toEqual(['keyLeased', 'keyLine'])
+    await bench.publish([{ key: 'b' }], CLICKS)
+    expect(other.offsets).toEqual([0, 3])
+  })
+
+  it('belongs to a stream, of which nothing is delivered', async () => {
+    const bench = await openedGroup()
+    expect(() => explain(bench, undefined, CLICKS)).toThrow(expect.objectContaining({ code: 'WRONG_KIND' }))
   })
 })

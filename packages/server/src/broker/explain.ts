@@ -1,10 +1,11 @@
 /**
- * EXPLAIN: why a message, or any message of a queue, is not delivered. Reads the state in memory and changes nothing. A
- * message whose chunk is cold was read before (`Operator.whenRead`). Called by sessions.
+ * EXPLAIN: why a message, or any message of a queue or group, is not delivered. Reads the state in memory and changes nothing.
+ * A message whose chunk is cold was read before (`Operator.whenRead`). Called by sessions.
  */
 import { deathName, type ExplainReason, type ExplainRequest } from '@sluice/protocol'
 import { NONE, emptyRun, type Chunk, type Queue, type Subscription } from '../queue/index.js'
 import type { State } from '../state/state.js'
+import { Feeds } from './feeds.js'
 import type { Turn } from './turn.js'
 
 /** Maximum number of consumers that an answer names. */
@@ -32,26 +33,39 @@ export class Explainer {
     this.#turn = turn
   }
 
-  /** @throws SluiceError QUEUE_NOT_FOUND */
+  /** @throws SluiceError QUEUE_NOT_FOUND, WRONG_KIND */
   explain({ name, offset }: ExplainRequest): { readonly reasons: readonly ExplainReason[] } {
-    const queue = this.#state.queue(name)
-    const reasons =
-      offset === undefined
-        ? this.#ofQueue(queue)
-        : (this.#ofLostMessage(queue, offset) ?? this.#ofMessage(queue, offset))
+    const queue = this.#state.consumable(name)
+    const reasons = offset === undefined ? this.#ofQueue(queue) : this.#ofOffset(queue, offset)
     return { reasons: reasons.length === 0 ? [{ code: 'deliverable' }] : reasons }
+  }
+
+  #ofOffset(queue: Queue, offset: number): ExplainReason[] {
+    const end = queue.source?.next ?? queue.next
+    if (offset >= end) return [{ code: 'unpublished', next: end }]
+    if (offset >= queue.next) return this.#ofUnreached(queue, offset)
+    return this.#ofLostMessage(queue, offset) ?? this.#ofMessage(queue, offset)
+  }
+
+  // Why a message of the stream is not delivered that has not entered the group yet.
+  #ofUnreached(group: Queue, offset: number): ExplainReason[] {
+    const head = this.#head(group)
+    const reasons = this.#ofDelivery(group, head)
+    const first = head ?? group.next
+    return reasons.length === 0 && first !== offset ? [{ code: 'line', offset: first }] : reasons
   }
 
   #ofQueue(queue: Queue): ExplainReason[] {
     const { nowMs } = this.#turn
     const { ready } = queue.infoAt(nowMs)
     const reasons: ExplainReason[] = []
-    if (ready === 0) {
+    if (ready === 0 && !queue.isBehind) {
       const dueMs = queue.line.nextDeadline
       reasons.push(dueMs === Infinity ? { code: 'empty' } : { code: 'empty', untilMs: dueMs })
     }
     const head = this.#head(queue)
-    if (ready > 0 && head === undefined && !queue.hasMoreDue) reasons.push(...this.#ofKeys(queue))
+    if (ready > 0 && head === undefined && !queue.hasMoreDue && !isFed(queue))
+      reasons.push(...this.#ofKeys(queue))
     return [...reasons, ...this.#ofDelivery(queue, ready === 0 ? undefined : head)]
   }
 
@@ -75,7 +89,6 @@ export class Explainer {
   // The reasons why the message is not in the line; undefined if it is, so that it can be delivered.
   #ofLostMessage(queue: Queue, offset: number): ExplainReason[] | undefined {
     const { nowMs } = this.#turn
-    if (offset >= queue.next) return [{ code: 'unpublished', next: queue.next }]
     const chunk = queue.chunkAt(offset)
     if (chunk === undefined || queue.stateOf(offset) === undefined) return [{ code: 'gone' }]
     const index = offset - chunk.base
@@ -161,6 +174,11 @@ export class Explainer {
     if (isFound) return this.#run.offset
     return queue.coldOffset === -1 ? undefined : queue.coldOffset
   }
+}
+
+// Whether further messages of the stream can enter the group, so that held keys do not stop it.
+function isFed(queue: Queue): boolean {
+  return queue.isBehind && queue.live - queue.deadCount < Feeds.heldMax
 }
 
 // The lease of the first message for which `matches` returns true.

@@ -3,7 +3,8 @@
  * When Ctrl-C ends the operation, its progress is printed. The progress comes from the counters of a queue, so it
  * includes the work of other clients on that queue.
  */
-import { SluiceError, type QueueInfo, type Sluice } from '@sluice/client'
+import { SluiceError, type Sluice } from '@sluice/client'
+import { isGroupName } from '@sluice/protocol'
 import type { Argv } from 'yargs'
 import { cursorText } from './failure.js'
 import { countFlag, given, numberFlag } from './flags.js'
@@ -58,8 +59,15 @@ export function rateOf({ rate }: PacedOptions): { readonly rate?: number } {
   return given({ rate: rate === undefined ? undefined : numberFlag(rate, '--rate', 1, RATE_MAX) })
 }
 
+/** The counter of the queue that shows the progress, and the progress since the start as text. */
+interface BulkProgress {
+  readonly counter: 'published' | 'redriven' | 'discarded'
+  readonly text: (count: number) => string
+}
+
 /**
- * Runs `work`. After Ctrl-C, prints the progress, with `json` also as JSON to stdout. `describe` formats the progress from two sets of counters of `queue`: at the start and now.
+ * Runs `work`. After Ctrl-C, prints the progress, with `json` also as JSON to stdout. The progress is that of `queue`, which
+ * can be a group.
  * @returns undefined if a signal ended the operation
  * @throws the error of `work`; SluiceError QUEUE_NOT_FOUND
  */
@@ -67,11 +75,12 @@ export async function runBulk<Result>(
   sluice: Sluice,
   queue: string,
   json: boolean,
-  describe: (before: QueueInfo, now: QueueInfo) => string,
+  { counter, text }: BulkProgress,
   work: (signal: AbortSignal) => Promise<Result>,
 ): Promise<Result | undefined> {
-  const before = await sluice.queues.get(queue)
-  const soFar = async (): Promise<string> => describe(before, await sluice.queues.get(queue))
+  const before = await valueOf(sluice, queue, counter)
+  const soFar = async (): Promise<string> =>
+    text(Math.max(0, (await valueOf(sluice, queue, counter)) - before))
   const stop = new AbortController()
   let stopped: StopSignal | undefined
   const forget = onStop((signal) => {
@@ -95,6 +104,12 @@ export async function runBulk<Result>(
     hide()
     forget()
   }
+}
+
+// The value of the counter. A group has no counters: its dead messages become fewer instead.
+async function valueOf(sluice: Sluice, queue: string, counter: BulkProgress['counter']): Promise<number> {
+  if (isGroupName(queue)) return -(await sluice.groups.get(queue)).dead
+  return (await sluice.queues.get(queue))[counter]
 }
 
 /** Shows a progress line, on a terminal only. Returns a function that removes it. */

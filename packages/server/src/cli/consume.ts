@@ -5,7 +5,8 @@
  * printed. If it were released, it would be delivered again at once.
  */
 import type { Message, Sluice } from '@sluice/client'
-import { LIMITS, SluiceError, Timer, queueName } from '@sluice/protocol'
+import { LIMITS, SluiceError, Timer, addressName, isGroupName } from '@sluice/protocol'
+import { onAddress } from './address.js'
 import { bodyFields, bodyLine } from './body.js'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
@@ -29,8 +30,7 @@ interface ConsumeOptions {
 
 export const consume = command<ConsumeOptions>({
   builder: (yargs) =>
-    yargs
-      .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
+    onAddress(yargs)
       .option('count', { type: 'string', requiresArg: true, describe: 'Exit after N messages' })
       .option('wait', {
         type: 'string',
@@ -57,7 +57,7 @@ export const consume = command<ConsumeOptions>({
           'SIGINT (Ctrl-C), 143 after SIGTERM.',
       ),
   handler: async (options) => {
-    const queue = queueName(options.queue)
+    const queue = addressName(options.queue)
     const count = options.count === undefined ? Infinity : countFlag(options.count, '--count', 1)
     const waitMs = options.wait === undefined ? undefined : durationMs(options.wait, '--wait')
     const { processingTimeout: timeout, ack, json } = options
@@ -172,7 +172,7 @@ async function idleTimer(
   printer: Printer,
   end: () => void,
 ): Promise<Timer> {
-  await sluice.queues.get(queue)
+  await (isGroupName(queue) ? sluice.groups.get(queue) : sluice.queues.get(queue))
   const timer = new Timer(
     () => {
       if (printer.isBusy) timer.restart()

@@ -1,7 +1,8 @@
 /** `sluice dead`: lists, redrives and deletes dead messages. Deletion asks for confirmation. */
 import type { Redriven, RedriveOptions, Sluice } from '@sluice/client'
-import { LIMITS, SluiceError, queueName } from '@sluice/protocol'
+import { LIMITS, SluiceError, addressName, queueName } from '@sluice/protocol'
 import type { Argv } from 'yargs'
+import { onAddress, titled } from './address.js'
 import { addCommands, command, type CommandEntry } from './command.js'
 import { isConfirmed, yesFlag, type YesOption } from './confirmation.js'
 import { withBroker } from './connection.js'
@@ -16,10 +17,6 @@ interface QueueOption {
   readonly queue: string
 }
 
-function onQueue(yargs: Argv): Argv {
-  return yargs.positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
-}
-
 interface ListOptions extends QueueOption, FilterOptions {
   readonly from: string | undefined
   readonly limit: string | undefined
@@ -28,7 +25,7 @@ interface ListOptions extends QueueOption, FilterOptions {
 const listDead = command<ListOptions>({
   builder: (yargs) =>
     filterFlags(
-      onQueue(yargs)
+      onAddress(yargs)
         .option('from', { type: 'string', requiresArg: true, describe: 'First offset [default: 0]' })
         .option('limit', {
           type: 'string',
@@ -37,7 +34,7 @@ const listDead = command<ListOptions>({
         }),
     ).describe('json', 'Print each message in full, as a line of JSON'),
   handler: async (options) => {
-    const queue = queueName(options.queue)
+    const queue = addressName(options.queue)
     const filter = filterOf(options)
     const part = partOf(options.from, options.limit)
     await withBroker(options, 'dead list', (sluice) =>
@@ -52,13 +49,13 @@ const listDead = command<ListOptions>({
 
 const get = command<QueueOption & { readonly offset: string }>({
   builder: (yargs) =>
-    onQueue(yargs).positional('offset', {
+    onAddress(yargs).positional('offset', {
       type: 'string',
       demandOption: true,
       describe: 'Offset of the message',
     }),
   handler: async (options) => {
-    const queue = queueName(options.queue)
+    const queue = addressName(options.queue)
     const offset = countFlag(options.offset, 'The offset')
     await withBroker(options, 'dead get', async (sluice) =>
       printMessage(await sluice.dead.get(queue, offset), options.json),
@@ -104,13 +101,13 @@ async function notDead(
   }
   if (missing.length === 0) return undefined
   const where = `offset${missing.length === 1 ? '' : 's'} ${missing.join(', ')}`
-  return new SluiceError('MESSAGE_NOT_FOUND', `The queue ${queue} has no dead message at ${where}.`)
+  return new SluiceError('MESSAGE_NOT_FOUND', `The ${titled(queue)} has no dead message at ${where}.`)
 }
 
 function noneOf(queue: string, choice: object): string {
   return Object.keys(choice).length === 0
-    ? `The queue ${queue} has no dead messages.`
-    : `No dead message of the queue ${queue} matches.`
+    ? `The ${titled(queue)} has no dead messages.`
+    : `No dead message of the ${titled(queue)} matches.`
 }
 
 interface RedriveFlags extends ChoiceOptions, PacedOptions {
@@ -120,7 +117,7 @@ interface RedriveFlags extends ChoiceOptions, PacedOptions {
 
 const redrive = command<RedriveFlags>({
   builder: (yargs) =>
-    rateFlag(bulkFlags(choiceFlags(onQueue(yargs))))
+    rateFlag(bulkFlags(choiceFlags(onAddress(yargs))))
       .option('to', { type: 'string', requiresArg: true, describe: 'Move the messages to another queue' })
       .option('force', {
         type: 'boolean',
@@ -131,7 +128,7 @@ const redrive = command<RedriveFlags>({
         'Redriven messages start again at attempt 1. Without a filter all dead messages match: try --dry-run first.',
       ),
   handler: async (options) => {
-    const queue = queueName(options.queue)
+    const queue = addressName(options.queue)
     const to = options.to === undefined ? undefined : queueName(options.to)
     if (to === queue) {
       throw new UsageError(
@@ -155,7 +152,7 @@ const redrive = command<RedriveFlags>({
         sluice,
         queue,
         options.json,
-        (before, now) => `${counted(now.redriven - before.redriven, 'message')} redriven`,
+        { counter: 'redriven', text: (count) => `${counted(count, 'message')} redriven` },
         (signal) => sluice.dead.redrive(queue, request, { signal }),
       ),
     ])
@@ -177,8 +174,9 @@ function redriveNotices(
   { matched, redriven, guarded, barred }: Redriven,
 ): void {
   const what = counted(dryRun ? matched - guarded : redriven, 'dead message')
-  if (to === undefined) notice(`${dryRun ? 'This would return' : 'Returned'} ${what} to the queue ${queue}.`)
-  else notice(`${dryRun ? 'This would move' : 'Moved'} ${what} of the queue ${queue} to the queue ${to}.`)
+  if (to === undefined)
+    notice(`${dryRun ? 'This would return' : 'Returned'} ${what} to the ${titled(queue)}.`)
+  else notice(`${dryRun ? 'This would move' : 'Moved'} ${what} of the ${titled(queue)} to the queue ${to}.`)
   const worn = guarded - barred
   if (worn > 0) {
     const many = worn === 1 ? '1 was' : `${grouped(worn)} were`
@@ -200,9 +198,9 @@ function redriveNotices(
 
 const remove = command<ChoiceOptions & BulkOptions & YesOption>({
   builder: (yargs) =>
-    yesFlag(bulkFlags(choiceFlags(onQueue(yargs)))).epilogue('Without a filter all dead messages match.'),
+    yesFlag(bulkFlags(choiceFlags(onAddress(yargs)))).epilogue('Without a filter all dead messages match.'),
   handler: async (options) => {
-    const queue = queueName(options.queue)
+    const queue = addressName(options.queue)
     const { dryRun, ...limit } = bulkOf(options)
     const choice = choiceOf(options)
     const request = { ...choice, ...limit }
@@ -211,9 +209,10 @@ const remove = command<ChoiceOptions & BulkOptions & YesOption>({
       let isEmpty = false
       if (!dryRun && !options.yes) {
         const { matched } = await sluice.dead.delete(queue, { ...request, dryRun: true })
-        const question = `Permanently delete ${counted(matched, 'dead message')} of the queue ${queue}?`
+        const question = `Permanently delete ${counted(matched, 'dead message')} of the ${titled(queue)}?`
         isEmpty = matched === 0
-        if (!isEmpty && !(await isConfirmed(`Deleting dead messages of the queue ${queue}`, question))) return
+        if (!isEmpty && !(await isConfirmed(`Deleting dead messages of the ${titled(queue)}`, question)))
+          return
       }
       // If the count was zero, nothing is deleted: a message that has died since then was not part of the confirmation.
       const result = isEmpty
@@ -222,12 +221,12 @@ const remove = command<ChoiceOptions & BulkOptions & YesOption>({
             sluice,
             queue,
             options.json,
-            (before, now) => `${counted(now.discarded - before.discarded, 'message')} deleted`,
+            { counter: 'discarded', text: (count) => `${counted(count, 'message')} deleted` },
             (signal) => sluice.dead.delete(queue, { ...request, dryRun }, { signal }),
           )
       if (result === undefined) return
       const { matched, deleted } = result
-      const what = `${counted(dryRun ? matched : deleted, 'dead message')} of the queue ${queue}`
+      const what = `${counted(dryRun ? matched : deleted, 'dead message')} of the ${titled(queue)}`
       if (options.json) await printJson({ queue, dryRun, matched, deleted })
       else if (matched > 0) notice(dryRun ? `This would delete ${what}.` : `Deleted ${what}.`)
       else if (missing === undefined) notice(noneOf(queue, choice))

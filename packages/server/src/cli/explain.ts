@@ -1,5 +1,6 @@
 /** `sluice explain`: prints why a queue delivers nothing, or why one message is not delivered. */
-import { queueName } from '@sluice/protocol'
+import { addressName } from '@sluice/protocol'
+import { onAddress } from './address.js'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
 import { countFlag, given } from './flags.js'
@@ -12,12 +13,11 @@ interface ExplainOptions {
 
 export const explain = command<ExplainOptions>({
   builder: (yargs) =>
-    yargs
-      .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
+    onAddress(yargs)
       .positional('offset', { type: 'string', describe: 'Offset of a message [default: the whole queue]' })
       .epilogue('The most important reason is the first. Explaining changes nothing.'),
   handler: async (options) => {
-    const queue = queueName(options.queue)
+    const queue = addressName(options.queue)
     const offset = options.offset === undefined ? undefined : countFlag(options.offset, 'The offset')
     const explanation = await withBroker(options, 'explain', (sluice) =>
       sluice.queues.explain(queue, given({ offset })),

@@ -91,11 +91,14 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   INVALID_NAME: {
     exit: EXIT.usage,
     advice:
-      'Use up to 255 letters, digits and . _ - : / and begin with a letter, a digit or _, for example orders/new.',
+      'Use up to 255 letters, digits and . _ - : / and begin with a letter, a digit or _, for example orders/new. A group is ' +
+      'STREAM@GROUP.',
   },
   QUEUE_NOT_FOUND: {
     exit: EXIT.notFound,
-    advice: 'List queues with `sluice queue list`, or create this one with `sluice queue ensure NAME`.',
+    advice:
+      'List queues with `sluice queue list`, or create this one with `sluice queue ensure NAME`; use `sluice stream` or ' +
+      '`sluice group` for a stream or a group.',
   },
   QUEUE_CONFLICT: {
     exit: EXIT.failure,
@@ -207,7 +210,8 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   EARLIER_REFUSED: { exit: EXIT.failure, advice: LATER },
   WRONG_KIND: {
     exit: EXIT.usage,
-    advice: 'Use the `queue` commands for a queue and the `stream` commands for a stream.',
+    advice:
+      'Use the `queue` commands for a queue, the `stream` commands for a stream, and the `group` commands for a group.',
   },
   OPTION_UNSUPPORTED: {
     exit: EXIT.usage,

@@ -1,4 +1,5 @@
 /** Converts and checks the values of flags. An error names the flag, the given text and the expected form. */
+import type { ReadFrom } from '@sluice/client'
 import { LIMITS, durationText } from '@sluice/protocol'
 import { UsageError } from './failure.js'
 import { nearest } from './spelling.js'
@@ -71,8 +72,7 @@ export function timeFlag(text: string, flag: string): Date {
 }
 
 /** Reads a starting point: a plain number is an offset, and any other text is a time. @throws UsageError */
-export function placeFlag(text: string, flag: string): number | Date {
-  const must = 'an offset or a time'
+export function placeFlag(text: string, flag: string, must = 'an offset or a time'): number | Date {
   return (
     whole(text, 0, Number.MAX_SAFE_INTEGER) ??
     moment(text) ??
@@ -83,6 +83,13 @@ export function placeFlag(text: string, flag: string): number | Date {
       `Give a number for an offset. For a time, ${MOMENTS.charAt(0).toLowerCase()}${MOMENTS.slice(1)}.`,
     )
   )
+}
+
+/** Reads a place in a stream: `first`, `last`, an offset or a time. @throws UsageError */
+export function streamPlaceFlag(text: string, flag: string): ReadFrom {
+  if (text === 'first' || text === 'last') return text
+  const place = placeFlag(text, flag, 'first, last, an offset or a time')
+  return typeof place === 'number' ? { offset: place } : { time: place }
 }
 
 /** @throws UsageError */

@@ -36,6 +36,12 @@ const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import('./stream.js')).stream,
   },
   {
+    command: 'group',
+    describe: 'Create, show, change, move and delete groups, which consume streams',
+    isGroup: true,
+    load: async () => (await import('./group.js')).group,
+  },
+  {
     command: 'publish <queue> [body]',
     describe: 'Publish messages: an argument, a file, or each line of stdin',
     load: async () => (await import('./publish.js')).publish,

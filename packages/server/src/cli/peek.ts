@@ -1,5 +1,6 @@
 /** `sluice peek`: prints messages of a queue without consuming them. */
-import { MESSAGE_STATE, queueName, type MessageState } from '@sluice/protocol'
+import { MESSAGE_STATE, addressName, isGroupName, type MessageState } from '@sluice/protocol'
+import { onAddress, titled } from './address.js'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
 import { choiceFlag, given } from './flags.js'
@@ -18,8 +19,7 @@ interface PeekOptions extends FilterOptions {
 export const peek = command<PeekOptions>({
   builder: (yargs) =>
     filterFlags(
-      yargs
-        .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
+      onAddress(yargs)
         .option('state', {
           type: 'string',
           requiresArg: true,
@@ -33,9 +33,12 @@ export const peek = command<PeekOptions>({
         }),
     )
       .describe('json', 'Print each message in full, as a line of JSON')
-      .epilogue('Shows messages in offset order, with bodies shortened. Peeking changes nothing.'),
+      .epilogue(
+        'Shows messages in offset order, with bodies shortened. Peeking changes nothing. Of a group, it shows the messages that ' +
+          'the group has reached and that are not done.',
+      ),
   handler: async (options) => {
-    const queue = queueName(options.queue)
+    const queue = addressName(options.queue)
     const state = options.state === undefined ? undefined : choiceFlag(options.state, '--state', STATES)
     const filter = filterOf(options)
     const part = partOf(options.from, options.limit)
@@ -60,8 +63,10 @@ export const peek = command<PeekOptions>({
           ],
           none:
             Object.keys(filter).length === 0 && state === undefined && part.from === 0
-              ? `The queue ${queue} is empty.`
-              : `No message of the queue ${queue} matches.`,
+              ? isGroupName(queue)
+                ? `The group ${queue} has reached no message that is not done; \`sluice group get ${queue}\` shows its position.`
+                : `The queue ${queue} is empty.`
+              : `No message of the ${titled(queue)} matches.`,
         },
       ),
     )

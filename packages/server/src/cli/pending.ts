@@ -1,6 +1,7 @@
 /** `sluice cancel` and `sluice reschedule`: change one waiting message, given by its offset or its id. */
 import type { Due } from '@sluice/client'
-import { queueName } from '@sluice/protocol'
+import { addressName } from '@sluice/protocol'
+import { onAddress, titled } from './address.js'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
 import { durationMs, timeFlag } from './flags.js'
@@ -17,16 +18,13 @@ const WHICH =
   'The message must be scheduled or ready. It is found by id if it has a delay, or while its id is remembered.'
 
 export const cancel = command<CancelOptions>({
-  builder: (yargs) =>
-    refFlags(
-      yargs.positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' }),
-    ).epilogue(WHICH),
+  builder: (yargs) => refFlags(onAddress(yargs)).epilogue(WHICH),
   handler: async (options) => {
-    const queue = queueName(options.queue)
+    const queue = addressName(options.queue)
     const ref = refOf(options)
     const { offset } = await withBroker(options, 'cancel', (sluice) => sluice.queues.cancel(queue, ref))
     if (options.json) await printJson({ queue, offset })
-    else notice(`Cancelled message ${offset} of the queue ${queue}.`)
+    else notice(`Cancelled message ${offset} of the ${titled(queue)}.`)
   },
 })
 
@@ -37,7 +35,7 @@ interface RescheduleOptions extends CancelOptions {
 
 export const reschedule = command<RescheduleOptions>({
   builder: (yargs) =>
-    refFlags(yargs.positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' }))
+    refFlags(onAddress(yargs))
       .option('delay', {
         type: 'string',
         requiresArg: true,
@@ -51,7 +49,7 @@ export const reschedule = command<RescheduleOptions>({
       })
       .epilogue(WHICH),
   handler: async (options) => {
-    const queue = queueName(options.queue)
+    const queue = addressName(options.queue)
     const ref = refOf(options)
     const when = dueOf(options)
     const { offset, due } = await withBroker(options, 'reschedule', (sluice) =>
@@ -60,7 +58,7 @@ export const reschedule = command<RescheduleOptions>({
     if (options.json) return printJson({ queue, offset, due })
     const awayMs = due.getTime() - Date.now()
     const away = awayMs > 0 ? `, in ${ahead(awayMs)}` : ', now'
-    notice(`Message ${offset} of the queue ${queue} is due at ${due.toISOString()}${away}.`)
+    notice(`Message ${offset} of the ${titled(queue)} is due at ${due.toISOString()}${away}.`)
   },
 })
 

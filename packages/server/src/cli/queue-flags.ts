@@ -1,10 +1,11 @@
 /**
- * Options of a queue as flags and as text, derived from the table `QUEUE_OPTIONS`. A flag is the name of the option as
+ * Options of a queue or a group as flags and as text, derived from the table `QUEUE_OPTIONS`. A flag is the name of the option as
  * words joined by dashes, without the unit; `--no-NAME` resets an option whose default value is none. The two options of a
  * rate share one flag.
  */
-import type { QueueInfo, QueueOptions } from '@sluice/client'
+import type { GroupSettings, QueueOptions } from '@sluice/client'
 import {
+  GROUP_OPTIONS,
   QUEUE_OPTIONS,
   SluiceError,
   queueName,
@@ -41,21 +42,26 @@ function queueFlag(name: QueueOptionName): QueueFlag {
 const NAMES = Object.keys(QUEUE_OPTIONS) as QueueOptionName[]
 const QUEUE_FLAGS = NAMES.filter((name) => !/^(?:rate|keyRate)PerMs$/.test(name)).map(queueFlag)
 
+/** The flags of a group. */
+export const GROUP_FLAGS: readonly QueueFlag[] = QUEUE_FLAGS.filter(({ option }) =>
+  Object.values<Option>(GROUP_OPTIONS).includes(option),
+)
+
 /** Whether the value of the option can be none. If so, the option has a flag `--no-NAME`. */
 function isOptional({ option }: QueueFlag): boolean {
   return option.default === 0 || option.default === ''
 }
 
 /** Declares a flag for each option. */
-export function queueFlags(yargs: Argv): Argv {
-  for (const each of QUEUE_FLAGS) {
+export function queueFlags(yargs: Argv, flags: readonly QueueFlag[] = QUEUE_FLAGS): Argv {
+  for (const each of flags) {
     const { flag, option } = each
     const describe = described(each)
     if (option.kind === 'flag') yargs.option(flag, { type: 'boolean', describe })
     else yargs.option(flag, { type: 'string', requiresArg: true, describe })
     if (isOptional(each)) yargs.option(`no-${flag}`, { type: 'boolean', hidden: true })
   }
-  const negations = QUEUE_FLAGS.filter((each) => isOptional(each) || each.option.kind === 'flag')
+  const negations = flags.filter((each) => isOptional(each) || each.option.kind === 'flag')
   return yargs.epilogue(
     `Reset to the default with ${negations.map(({ flag }) => `--no-${flag}`).join(', ')}. Numbers, times and sizes whose ` +
       'default is none also accept the word none. ' +
@@ -80,10 +86,13 @@ function described(each: QueueFlag): string {
  * The options that are given, in the form that the client takes.
  * @throws UsageError, SluiceError INVALID_ARGUMENT, INVALID_NAME
  */
-export function queueOptionsOf(flags: Readonly<Record<string, unknown>>): QueueOptions {
+export function queueOptionsOf(
+  values: Readonly<Record<string, unknown>>,
+  flags: readonly QueueFlag[] = QUEUE_FLAGS,
+): QueueOptions {
   const options: Record<string, unknown> = {}
-  for (const each of QUEUE_FLAGS) {
-    const given = flags[each.flag]
+  for (const each of flags) {
+    const given = values[each.flag]
     if (given === undefined) continue
     const value = valueOf(each, given)
     const [name, part] = each.path
@@ -116,23 +125,31 @@ function valueOf({ flag: bare, option, unit }: QueueFlag, given: unknown): unkno
 }
 
 /** Names and values of the options that differ from their defaults. */
-export function unusual(options: QueueInfo['options']): [name: string, value: string][] {
-  return QUEUE_FLAGS.filter((each) => settingOf(options, each) !== defaultOf(each)).map((each) => [
-    each.flag.replaceAll('-', ' '),
-    valueText(each, settingOf(options, each)),
-  ])
+export function unusual(
+  options: GroupSettings,
+  flags: readonly QueueFlag[] = QUEUE_FLAGS,
+): [name: string, value: string][] {
+  return flags
+    .filter((each) => settingOf(options, each) !== defaultOf(each))
+    .map((each) => [each.flag.replaceAll('-', ' '), valueText(each, settingOf(options, each))])
 }
 
 /** The changed options, each as `name from → to`. */
-export function differences(before: QueueInfo['options'], after: QueueInfo['options']): string[] {
-  return QUEUE_FLAGS.filter((each) => settingOf(before, each) !== settingOf(after, each)).map((each) => {
-    const [from, to] = [before, after].map((options) => valueText(each, settingOf(options, each)))
-    return `${each.flag} ${from} → ${to}`
-  })
+export function differences(
+  before: GroupSettings,
+  after: GroupSettings,
+  flags: readonly QueueFlag[] = QUEUE_FLAGS,
+): string[] {
+  return flags
+    .filter((each) => settingOf(before, each) !== settingOf(after, each))
+    .map((each) => {
+      const [from, to] = [before, after].map((options) => valueText(each, settingOf(options, each)))
+      return `${each.flag} ${from} → ${to}`
+    })
 }
 
 // The value of the option; a rate as text.
-function settingOf(options: QueueInfo['options'], { unit, path: [name, part] }: QueueFlag): unknown {
+function settingOf(options: GroupSettings, { unit, path: [name, part] }: QueueFlag): unknown {
   const value = (options as unknown as Record<string, unknown>)[name]
   if (unit === 'rate') return value === null ? null : rateText(value as { messages: number; per: number })
   return part === undefined ? value : (value as Record<string, unknown>)[part]

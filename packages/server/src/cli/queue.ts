@@ -3,8 +3,9 @@
  * Commands that delete messages ask for confirmation.
  */
 import type { ConsumerInfo, QueueInfo, Sluice } from '@sluice/client'
-import { QUEUE_COUNTERS, SluiceError, queueName, type QueueCounter } from '@sluice/protocol'
+import { QUEUE_COUNTERS, SluiceError, addressName, queueName, type QueueCounter } from '@sluice/protocol'
 import type { Argv } from 'yargs'
+import { kindOf, titled } from './address.js'
 import { addCommands, command, type CommandEntry } from './command.js'
 import { isConfirmed, yesFlag, type YesOption } from './confirmation.js'
 import { withBroker } from './connection.js'
@@ -19,12 +20,13 @@ interface NamedOptions {
   readonly name: string
 }
 
-function named(yargs: Argv): Argv {
-  return yargs.positional('name', {
-    type: 'string',
-    demandOption: true,
-    describe: 'Name of the queue',
-  })
+function named(yargs: Argv, describe = 'Name of the queue'): Argv {
+  return yargs.positional('name', { type: 'string', demandOption: true, describe })
+}
+
+// Declares the name of a queue or of a group.
+function addressed(yargs: Argv): Argv {
+  return named(yargs, 'Name of the queue, or of a group: STREAM@GROUP')
 }
 
 const ensure = command<NamedOptions & { readonly update: boolean }>({
@@ -151,23 +153,23 @@ function question(verb: 'delete' | 'purge', { name, ready, scheduled, leased, de
 function turn(verb: 'pause' | 'resume', done: string, wasDone: string): ReturnType<typeof command> {
   return command<NamedOptions>({
     builder: (yargs) =>
-      named(yargs).epilogue('A pause stops deliveries and nothing else. It survives restarts.'),
+      addressed(yargs).epilogue('A pause stops deliveries and nothing else. It survives restarts.'),
     handler: async (options) => {
-      const name = queueName(options.name)
+      const name = addressName(options.name)
       const { changed } = await withBroker(options, `queue ${verb}`, (sluice) => sluice.queues[verb](name))
       if (options.json) await printJson({ name, changed })
-      else notice(changed ? `${done} the queue ${name}.` : `The queue ${name} ${wasDone}.`)
+      else notice(changed ? `${done} the ${titled(name)}.` : `The ${titled(name)} ${wasDone}.`)
     },
   })
 }
 
 const consumers = command<NamedOptions>({
-  builder: named,
+  builder: addressed,
   handler: async (options) => {
-    const name = queueName(options.name)
+    const name = addressName(options.name)
     const all = await withBroker(options, 'queue consumers', (sluice) => sluice.queues.consumers(name))
     if (options.json) await printJson(all)
-    else if (all.length === 0) notice(`The queue ${name} has no consumers.`)
+    else if (all.length === 0) notice(`The ${titled(name)} has no consumers.`)
     else await print(table(CONSUMER_COLUMNS, all))
   },
 })
@@ -176,7 +178,7 @@ const CONSUMER_ID_MAX = 0xffff_ffff
 
 const closeConsumer = command<NamedOptions & { readonly id: string }>({
   builder: (yargs) =>
-    named(yargs)
+    addressed(yargs)
       .positional('id', {
         type: 'string',
         demandOption: true,
@@ -186,7 +188,7 @@ const closeConsumer = command<NamedOptions & { readonly id: string }>({
         'Its messages return to the queue. Its client is notified, and does not resubscribe automatically.',
       ),
   handler: async (options) => {
-    const name = queueName(options.name)
+    const name = addressName(options.name)
     const id = numberFlag(options.id, 'The id', 0, CONSUMER_ID_MAX)
     const { messages } = await withBroker(options, 'queue close-consumer', (sluice) =>
       sluice.queues.closeConsumer(name, id),
@@ -194,7 +196,7 @@ const closeConsumer = command<NamedOptions & { readonly id: string }>({
     if (options.json) await printJson({ name, id, messages })
     else
       notice(
-        `Closed the consumer ${id} of the queue ${name}; ${counted(messages, 'message')} returned to the queue.`,
+        `Closed the consumer ${id} of the ${titled(name)}; ${counted(messages, 'message')} returned to the ${kindOf(name)}.`,
       )
   },
 })
@@ -262,7 +264,7 @@ const COLUMNS: readonly Column<QueueInfo>[] = [
   { title: 'PAUSED', value: ({ paused }) => yesOrNo(paused) },
 ]
 
-const CONSUMER_COLUMNS: readonly Column<ConsumerInfo>[] = [
+export const CONSUMER_COLUMNS: readonly Column<ConsumerInfo>[] = [
   { title: 'ID', value: ({ id }) => id },
   { title: 'CLIENT', value: ({ client }) => client || '-' },
   { title: 'PEER', value: ({ peer }) => peer },
@@ -303,10 +305,10 @@ function description(info: QueueInfo): string {
   ])
 }
 
-function age(ms: number | null): string {
+export function age(ms: number | null): string {
   return ms === null ? '-' : rounded(ms)
 }
 
-function yesOrNo(value: boolean): string {
+export function yesOrNo(value: boolean): string {
   return value ? 'yes' : 'no'
 }

@@ -72,8 +72,10 @@ export const replay = command<ReplayFlags>({
         sluice,
         target,
         options.json,
-        (before, now) =>
-          `${counted(now.published - before.published, 'message')} published to ${target} since the start`,
+        {
+          counter: 'published',
+          text: (count) => `${counted(count, 'message')} published to ${target} since the start`,
+        },
         (signal) => sluice.queues.replay(queue, request, { signal }),
       ),
     )

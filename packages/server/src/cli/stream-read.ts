@@ -4,7 +4,7 @@ import { queueName } from '@sluice/protocol'
 import { bodyFields, bodyLine } from './body.js'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
-import { countFlag, given, headersFlag, placeFlag } from './flags.js'
+import { countFlag, given, headersFlag, streamPlaceFlag } from './flags.js'
 import { UsageError } from './failure.js'
 import { counted, notice, print } from './output.js'
 import { headerFlag } from './selection.js'
@@ -46,17 +46,10 @@ export const read = command<ReadOptions>({
     const stream = queueName(options.stream)
     const limit = options.limit === undefined ? Infinity : countFlag(options.limit, '--limit', 1)
     const filter = given({ key, headers: headersFlag(header) })
-    const task = { stream, from: fromFlag(options.from), follow, limit, filter, json }
+    const task = { stream, from: streamPlaceFlag(options.from, '--from'), follow, limit, filter, json }
     await withBroker(options, 'stream read', (sluice) => readAll(sluice, task))
   },
 })
-
-/** @throws UsageError */
-function fromFlag(text: string): ReadFrom {
-  if (text === 'first' || text === 'last') return text
-  const place = placeFlag(text, '--from')
-  return typeof place === 'number' ? { offset: place } : { time: place }
-}
 
 interface ReadTask {
   readonly stream: string

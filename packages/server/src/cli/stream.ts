@@ -114,7 +114,7 @@ const listStreams = command<object>({
 })
 
 const remove = command<NamedOptions & YesOption>({
-  builder: (yargs) => yesFlag(named(yargs)).epilogue('Also deletes all messages of the stream.'),
+  builder: (yargs) => yesFlag(named(yargs)).epilogue('Also deletes all messages and groups of the stream.'),
   handler: async (options) => {
     const name = queueName(options.name)
     await withBroker(options, 'stream delete', async (sluice) => {

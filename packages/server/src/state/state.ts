@@ -6,7 +6,7 @@
  * service a `Queue` decides, adds the fact to its buffer, and calls the method; the writer puts the buffer into the
  * open entry. In recovery `Replay` reads the fact and calls the same method.
  */
-import { SluiceError, type Kind, type QueueOptions } from '@sluice/protocol'
+import { SluiceError, isGroupName, type Kind, type QueueOptions } from '@sluice/protocol'
 import { entryLimits, type EntryLimits } from '../log/entry-limits.js'
 import type { Log } from '../log/log.js'
 import {
@@ -272,5 +272,6 @@ export function groupRefuses({ name }: Queue): SluiceError {
 }
 
 export function queueNotFound(name: string): SluiceError {
-  return new SluiceError('QUEUE_NOT_FOUND', `There is no queue ${JSON.stringify(name)}.`)
+  const kind = isGroupName(name) ? 'group' : 'queue'
+  return new SluiceError('QUEUE_NOT_FOUND', `There is no ${kind} ${JSON.stringify(name)}.`)
 }
