@@ -113,7 +113,11 @@ export class Catalog {
     if (existing !== undefined && kindOfQueue(existing) !== 'queue') throw wrongKind(existing, 'queue')
     const options = { ...(existing?.options ?? QUEUE_OPTION_DEFAULTS), ...request.options }
     const differs = existing === undefined || !sameOptions(existing.options, options)
-    if (existing !== undefined && differs && !request.update) throw conflict(existing, request)
+    if (existing !== undefined && differs && !request.update) {
+      const named = Object.keys(request.options) as QueueOptionName[]
+      const differing = named.filter((name) => existing.options[name] !== options[name])
+      throw optionConflict('queue', existing.name, existing.options, options, differing)
+    }
     if (differs) this.#checkOptions(request, options, existing)
     const queue = existing ?? this.make(request.name, options)
     if (existing !== undefined && differs) this.change(existing, options)
@@ -368,15 +372,20 @@ export class Catalog {
   }
 }
 
-function conflict(queue: Queue, request: EnsureRequest): SluiceError {
-  const differing = Object.entries(request.options)
-    .filter(([name, value]) => queue.options[name as QueueOptionName] !== value)
-    .map(
-      ([name, value]) =>
-        `\`${name}\` is ${optionText(name, queue.options[name as QueueOptionName])}, not ${optionText(name, value)}`,
-    )
+/** The refusal of an ENSURE without `update`; `differing` names the options whose values differ. */
+export function optionConflict<Name extends string>(
+  kind: Kind,
+  name: string,
+  known: Readonly<Record<Name, unknown>>,
+  wanted: Readonly<Record<Name, unknown>>,
+  differing: readonly Name[],
+): SluiceError {
+  const texts = differing.map(
+    (option) =>
+      `\`${option}\` is ${optionText(option, known[option])}, not ${optionText(option, wanted[option])}`,
+  )
   return new SluiceError(
     'QUEUE_CONFLICT',
-    `The queue ${queue.name} exists with other options: ${differing.join(', ')}.`,
+    `The ${kind} ${name} exists with other options: ${texts.join(', ')}.`,
   )
 }

@@ -17,7 +17,7 @@ import {
 } from '@sluice/protocol'
 import type { Queue } from '../queue/index.js'
 import { kindOfQueue, wrongKind, type State } from '../state/state.js'
-import type { Catalog } from './catalog.js'
+import { optionConflict, type Catalog } from './catalog.js'
 import type { Turn } from './turn.js'
 
 /** Maximum number of groups of one stream. Each publish to the stream notifies all of them. */
@@ -63,7 +63,7 @@ export class Groups {
     }
     const differing = NAMES.filter((option) => existing.options[option] !== wanted[option])
     if (differing.length > 0) {
-      if (!update) throw conflict(existing, wanted, differing)
+      if (!update) throw optionConflict('group', existing.name, existing.options, wanted, differing)
       this.#catalog.checkOptions(existing.source!.name, options, wanted)
       this.#catalog.change(existing, wanted)
     }
@@ -188,12 +188,4 @@ function startAt(stream: Queue, place: StreamPlace): number {
 
 function timeOf(place: StreamPlace): number {
   return typeof place === 'object' ? place.timeMs : 0
-}
-
-function conflict(group: Queue, wanted: GroupOptions, differing: readonly GroupOptionName[]): SluiceError {
-  const texts = differing.map((option) => `\`${option}\` is ${group.options[option]}, not ${wanted[option]}`)
-  return new SluiceError(
-    'QUEUE_CONFLICT',
-    `The group ${group.name} exists with other options: ${texts.join(', ')}.`,
-  )
 }

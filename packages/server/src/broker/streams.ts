@@ -8,8 +8,6 @@ import {
   QUEUE_OPTION_DEFAULTS,
   STREAM_OPTIONS,
   STREAM_OPTION_DEFAULTS,
-  SluiceError,
-  optionText,
   type EnsureStreamRequest,
   type QueueName,
   type QueueOptions,
@@ -19,7 +17,7 @@ import {
 } from '@sluice/protocol'
 import type { Queue, StreamRules } from '../queue/index.js'
 import { wrongKind, type State } from '../state/state.js'
-import type { Catalog } from './catalog.js'
+import { optionConflict, type Catalog } from './catalog.js'
 import type { Turn } from './turn.js'
 
 export class Streams {
@@ -48,7 +46,7 @@ export class Streams {
       return { created: true, stream: infoOf(stream) }
     }
     if (differing.length > 0) {
-      if (!update) throw conflict(name, known, wanted, differing)
+      if (!update) throw optionConflict('stream', name, known, wanted, differing)
       existing.stream = rulesOf(wanted)
       this.#catalog.change(existing, queueOptionsOf(wanted))
     }
@@ -117,20 +115,4 @@ function infoOf(stream: Queue): StreamInfo {
     readers: stream.listeners,
     createdAtMs: stream.createdAtMs,
   }
-}
-
-function conflict(
-  name: QueueName,
-  known: StreamOptions,
-  wanted: StreamOptions,
-  differing: readonly StreamOptionName[],
-): SluiceError {
-  const texts = differing.map(
-    (option) =>
-      `\`${option}\` is ${optionText(option, known[option])}, not ${optionText(option, wanted[option])}`,
-  )
-  return new SluiceError(
-    'QUEUE_CONFLICT',
-    `The stream ${name} exists with other options: ${texts.join(', ')}.`,
-  )
 }
