@@ -2,11 +2,11 @@
  * A handler keeps its messages across a lost connection or a restart of the broker; no message is handled twice at
  * once.
  */
-import { createConnection, createServer, type AddressInfo, type Socket } from 'node:net'
 import { connect, type LeaseLoss, type Message, type Sluice } from '@sluice/client'
 import { startServer, type RunningServer } from '@sluice/server'
 import { afterEach, describe, expect, it } from 'vitest'
 import { scratchDirectory } from '../rig/scratch.js'
+import { Way } from '../rig/way.js'
 
 const cleanups: (() => Promise<unknown>)[] = []
 afterEach(async () => {
@@ -25,50 +25,10 @@ async function start(dataDir: string): Promise<RunningServer> {
   return server
 }
 
-/** A proxy that can cut its connections and switch to another broker. */
-class Way {
-  port = 0
-  isOpen = true
-  readonly #sockets = new Set<Socket>()
-  readonly #server = createServer((near) => {
-    if (!this.isOpen) {
-      near.destroy()
-      return
-    }
-    const far = createConnection(this.port, '127.0.0.1')
-    for (const [one, other] of [
-      [near, far],
-      [far, near],
-    ] as const) {
-      this.#sockets.add(one)
-      one
-        .on('error', () => {})
-        .on('close', () => {
-          this.#sockets.delete(one)
-          other.destroy()
-        })
-      one.pipe(other)
-    }
-  })
-
-  static async to(server: { readonly port: number }): Promise<Way> {
-    const way = new Way()
-    way.port = server.port
-    await new Promise<void>((resolve) => way.#server.listen(0, '127.0.0.1', resolve))
-    cleanups.push(async () => {
-      way.cut()
-      way.#server.close()
-    })
-    return way
-  }
-
-  get url(): string {
-    return `sluice://127.0.0.1:${(this.#server.address() as AddressInfo).port}`
-  }
-
-  cut(): void {
-    for (const socket of this.#sockets) socket.destroy()
-  }
+async function wayTo(port: number): Promise<Way> {
+  const way = await Way.to(port)
+  cleanups.push(async () => way.close())
+  return way
 }
 
 async function client(url: string): Promise<Sluice> {
@@ -114,8 +74,8 @@ describe.each([
 ] as const)('a handler, %s', (_name, options) => {
   it('a handler continues under a new lease after its connection was lost, and its acknowledgement counts', async () => {
     const server = await start(await directory())
-    const way = await Way.to(server)
-    const sluice = await client(way.url)
+    const way = await wayTo(server.port)
+    const sluice = await client(`sluice://127.0.0.1:${way.ownPort}`)
     const losses: LeaseLoss[] = []
     sluice.on('leaseLost', (loss) => losses.push(loss))
     await sluice.queues.ensure('q')
@@ -145,8 +105,8 @@ describe.each([
   ])('a handler continues after %s of its broker', async (_what, how) => {
     const dataDir = await directory()
     const server = await start(dataDir)
-    const way = await Way.to(server)
-    const sluice = await client(way.url)
+    const way = await wayTo(server.port)
+    const sluice = await client(`sluice://127.0.0.1:${way.ownPort}`)
     await sluice.queues.ensure('q')
     await sluice.publishBatch(
       'q',
@@ -184,8 +144,8 @@ describe.each([
 
   it('a handler learns by signal and event that another consumer has its message, and no message is handled twice at once', async () => {
     const server = await start(await directory())
-    const way = await Way.to(server)
-    const sluice = await client(way.url)
+    const way = await wayTo(server.port)
+    const sluice = await client(`sluice://127.0.0.1:${way.ownPort}`)
     const other = await client(`sluice://127.0.0.1:${server.port}`)
     const losses: LeaseLoss[] = []
     sluice.on('leaseLost', (loss) => losses.push(loss))
@@ -219,8 +179,9 @@ describe.each([
 
 /** A client behind `way`, and a queue `q` with the messages 1, 2 and 3. */
 async function clientWithThreeMessages(): Promise<{ way: Way; sluice: Sluice }> {
-  const way = await Way.to(await start(await directory()))
-  const sluice = await client(way.url)
+  const { port } = await start(await directory())
+  const way = await wayTo(port)
+  const sluice = await client(`sluice://127.0.0.1:${way.ownPort}`)
   await sluice.queues.ensure('q')
   await sluice.publishBatch(
     'q',
@@ -259,8 +220,8 @@ it('messages of a consumer that has ended are claimed too', async () => {
 
 it('with one active consumer, a consumer that has ended claims its message before the next one becomes active', async () => {
   const server = await start(await directory())
-  const way = await Way.to(server)
-  const sluice = await client(way.url)
+  const way = await wayTo(server.port)
+  const sluice = await client(`sluice://127.0.0.1:${way.ownPort}`)
   await sluice.queues.ensure('q', { single: true })
   await sluice.publishBatch(
     'q',

@@ -1,9 +1,9 @@
 /** Requests and replies over real connections: consumers that end, clients that reconnect, and brokers that restart. */
-import { createConnection, createServer, type AddressInfo, type Socket } from 'node:net'
 import { DeadLetter, connect, type Message, type Sluice, type Worker } from '@sluice/client'
 import { startServer, type RunningServer } from '@sluice/server'
 import { afterEach, describe, expect, it } from 'vitest'
 import { scratchDirectory } from '../rig/scratch.js'
+import { Way } from '../rig/way.js'
 
 const cleanups: (() => Promise<unknown>)[] = []
 afterEach(async () => {
@@ -31,53 +31,10 @@ async function client(port: number): Promise<Sluice> {
   return sluice
 }
 
-/** A proxy that can cut its connections, stay closed, and lead to another broker. */
-class Way {
-  port: number
-  isOpen = true
-  readonly #sockets = new Set<Socket>()
-  readonly #server = createServer((near) => {
-    if (!this.isOpen) {
-      near.destroy()
-      return
-    }
-    const far = createConnection(this.port, '127.0.0.1')
-    this.#join(near, far)
-    this.#join(far, near)
-  })
-
-  private constructor(port: number) {
-    this.port = port
-  }
-
-  static async to(port: number): Promise<Way> {
-    const way = new Way(port)
-    await new Promise<void>((resolve) => way.#server.listen(0, '127.0.0.1', resolve))
-    cleanups.push(async () => {
-      way.cut()
-      way.#server.close()
-    })
-    return way
-  }
-
-  get ownPort(): number {
-    return (this.#server.address() as AddressInfo).port
-  }
-
-  cut(): void {
-    for (const socket of this.#sockets) socket.destroy()
-  }
-
-  #join(one: Socket, other: Socket): void {
-    this.#sockets.add(one)
-    one
-      .on('error', () => {})
-      .on('close', () => {
-        this.#sockets.delete(one)
-        other.destroy()
-      })
-    one.pipe(other)
-  }
+async function wayTo(port: number): Promise<Way> {
+  const way = await Way.to(port)
+  cleanups.push(async () => way.close())
+  return way
 }
 
 const doubled = (sluice: Sluice, concurrency = 64): Worker =>
@@ -228,7 +185,7 @@ describe('a reply', () => {
 describe('a client that reconnects', () => {
   it('gets the replies that came while it was away', async () => {
     const server = await start()
-    const way = await Way.to(server.port)
+    const way = await wayTo(server.port)
     const asker = await client(way.ownPort)
     const responder = await client(server.port)
     await responder.queues.ensure('q')
@@ -251,7 +208,7 @@ describe('a client that reconnects', () => {
     const scratch = await scratchDirectory('requests')
     cleanups.push(scratch.dispose)
     const first = await start(scratch.path)
-    const way = await Way.to(first.port)
+    const way = await wayTo(first.port)
     const asker = await client(way.ownPort)
     const responder = await client(way.ownPort)
     await asker.queues.ensure('q')
