@@ -129,7 +129,7 @@ describe('streams', () => {
     expect(got).toEqual(upTo(6_000))
   })
 
-  it('are followed by several readers at once; a slow one holds nothing and is told what it missed', async () => {
+  it('are followed by several readers at once; a slow one holds nothing and is notified of what it missed', async () => {
     const sluice = await client(await start())
     await sluice.streams.ensure(Clicks, { retention: { messages: 2_048 } })
     const missed: Missed[] = []

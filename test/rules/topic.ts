@@ -1,6 +1,6 @@
 /** Rules of topics, written from their description word by word: which pattern matches which name, and which headers. */
 
-/** Whether the pattern matches the name: `*` stands for one level, `#` for any number of levels, also none. */
+/** Whether the pattern matches the name: `*` matches one level, `#` any number of levels, also none. */
 export function matchesTopic(pattern: string, name: string): boolean {
   return matchesLevels(pattern.split('.'), name.split('.'))
 }

@@ -40,7 +40,7 @@ export interface RetryOptions {
   /** Description of the failure for operators; the broker keeps at most 4 KiB of this text. */
   readonly reason?: string
   /**
-   * Holds back all messages of the key until this one is due again, for example because a service that the key stands for
+   * Holds back all messages of the key until this one is due again, for example because a service that the key represents
    * asked to wait. Without a key it has no effect. The broker forgets the pause when it restarts. Default false.
    */
   readonly pauseKey?: boolean

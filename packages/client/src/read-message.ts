@@ -1,4 +1,4 @@
-/** A message that a reader got. Nobody leases it, so it has no methods; its fields are decoded when they are first read. */
+/** A message that a reader got. It has no lease, so it has no methods; its fields are decoded when they are first read. */
 import {
   readRecordOptions,
   recordFlags,

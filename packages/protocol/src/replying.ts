@@ -28,7 +28,7 @@ export type ReplyKind = (typeof REPLY_KIND)[keyof typeof REPLY_KIND]
 
 /**
  * What became of a reply: sent to the client of the mailbox; kept until this client reads or reconnects; dropped, because too
- * much is kept for it; or nobody has the mailbox.
+ * much is kept for it; or no client has the mailbox.
  */
 export const REPLY_FATE = { delivered: 0, kept: 1, dropped: 2, gone: 3 } as const
 export type ReplyFate = (typeof REPLY_FATE)[keyof typeof REPLY_FATE]

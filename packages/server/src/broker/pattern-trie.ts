@@ -80,7 +80,7 @@ export class PatternTrie<Value> {
     return active.flatMap(({ values }) => [...values])
   }
 
-  // `#` also stands for no level, so a node leads to its child `#` at once.
+  // `#` also matches no level, so a node leads to its child `#` at once.
   #visit(node: Node<Value>, active: Node<Value>[]): void {
     if (node.step === this.#step) return
     node.step = this.#step

@@ -1,4 +1,4 @@
-/** Queues that are deleted when nobody uses them. */
+/** Queues that are deleted when they are not used. */
 import { queueName, readRequest } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, Q } from '../testing/bench.js'

@@ -24,7 +24,7 @@ function bindingFlags(yargs: Argv): Argv {
       .positional('pattern', {
         type: 'string',
         demandOption: true,
-        describe: 'Topic in which * stands for one level, and # for any number of levels',
+        describe: 'Topic in which * matches one level, and # any number of levels',
       })
       .positional('target', { type: 'string', demandOption: true, describe: 'Name of the queue' })
       .option('any', {

@@ -105,7 +105,7 @@ describe('holds of keys', () => {
     holds.take(4, 0, -900)
     holds.pause(2, 0, 400, 0)
     holds.changeRate({ messages: 5, perMs: 1_000 }, 200)
-    // The hold of key 4 had ended before, and nobody had looked.
+    // The hold of key 4 had ended before, and no call had noticed.
     expect(endedAt(holds, 200)).toEqual([
       [4, 100],
       [1, 200],
