@@ -34,7 +34,7 @@ export const BATCH_TYPE = { messages: 1, facts: 2, page: 3, boot: 4, directory: 
  * log, with its original header. `traits`: set by the broker if a record has a priority, a delay, a due time, a time to
  * live, a key or an id, or if its queue has `ttlMs` or `maxBytes`. `sparse`: the copy leaves out records; see sparse.ts.
  */
-export const BATCH_ATTRIBUTE = { atomic: 1, relocated: 2, traits: 4, sparse: 8 } as const
+export const BATCH_ATTRIBUTE = { atomic: 1, relocated: 2, traits: 4, sparse: 8, topic: 16 } as const
 
 export interface BatchHeader {
   readonly length: number

@@ -196,7 +196,7 @@ export class Intake {
       const flags = this.checkedFlags(bytes, at, end, this.#messageBytesMax)
       placed = isPlain(queue, flags)
         ? this.#acceptPlain(queue, bytes, at, end, producer)
-        : this.#accept(queue, bytes, at, end, flags, 'new', producer, undefined)
+        : this.#accept(queue, bytes, at, end, flags, 'new', producer, undefined, 0)
     } catch (error) {
       throw refused(producer, number, error)
     }
@@ -211,13 +211,30 @@ export class Intake {
    * become ready and expired messages are removed.
    * @throws SluiceError the refusal
    */
-  take(queue: Queue, { bytes, at, end }: BatchBytes, arrival: Arrival, before?: FactsBefore): Taken {
+  take(queue: Queue, batch: BatchBytes, arrival: Arrival, before?: FactsBefore): Taken {
+    const messageBytesMax = arrival === 'new' ? this.#messageBytesMax : Infinity
+    const flags = this.checkedFlags(batch.bytes, batch.at, batch.end, messageBytesMax)
+    const { baseOffset, duplicates } = this.takeChecked(queue, batch, flags, arrival, undefined, before)
+    return { baseOffset, duplicates, gate: this.#writer.tail.gate }
+  }
+
+  /**
+   * Accepts a batch that has no producer, or that its producer published to a topic. `queue` gets all of its records, which
+   * were checked and have these flags. The caller remembers the result of the producer.
+   * @throws SluiceError the refusal
+   */
+  takeChecked(
+    queue: Queue,
+    { bytes, at, end }: BatchBytes,
+    flags: number,
+    arrival: Arrival,
+    producer: Producer | undefined,
+    before: FactsBefore | undefined,
+  ): Placed {
     // The queue can have been deleted while the caller waited, and recovery drops a batch of an unknown queue.
     if (!this.#state.has(queue)) throw queueNotFound(queue.name)
-    const messageBytesMax = arrival === 'new' ? this.#messageBytesMax : Infinity
-    const flags = this.checkedFlags(bytes, at, end, messageBytesMax)
-    const { baseOffset, duplicates } = this.#accept(queue, bytes, at, end, flags, arrival, undefined, before)
-    return { baseOffset, duplicates, gate: this.#writer.tail.gate }
+    const attributes = producer === undefined ? 0 : BATCH_ATTRIBUTE.topic
+    return this.#accept(queue, bytes, at, end, flags, arrival, producer, before, attributes)
   }
 
   // @throws SluiceError
@@ -230,6 +247,7 @@ export class Intake {
     arrival: Arrival,
     producer: Producer | undefined,
     before: FactsBefore | undefined,
+    attributes: number,
   ): Placed {
     const writer = this.#writer
     const admission = new Admission(to, this.#turn.nowMs)
@@ -252,7 +270,7 @@ export class Intake {
     if (before !== undefined) writer.writeFacts(before.queue?.id ?? NO_QUEUE, before.facts)
     if (cancelled !== undefined) writer.writeFacts(queue.id, cancelled)
     writer.writeFacts(queue.id, this.#facts)
-    const placed = this.#append(batch, producer === undefined ? 0 : producer.id, batch.traits)
+    const placed = this.#append(batch, producer === undefined ? 0 : producer.id, batch.traits, attributes)
     this.#turn.changed(queue)
     return placed
   }
@@ -361,7 +379,7 @@ export class Intake {
     for (const { queue, facts } of [...acked, ...cancelled]) writer.writeFacts(queue.id, facts)
     batches.forEach((batch, index) => {
       writer.writeFacts(batch.queue.id, ahead[index]!)
-      this.#append(batch, 0, batch.readsRecords ? this.#traitsOf(batch) : undefined)
+      this.#append(batch, 0, batch.readsRecords ? this.#traitsOf(batch) : undefined, 0)
     })
     writer.writeFacts(NO_QUEUE, result)
     producer.answer(step.number, step.crc, places)
@@ -519,11 +537,11 @@ export class Intake {
     return readTraits(bytes, at, count, this.#turn.nowMs, this.#state.seed, queue.options)
   }
 
-  #append(batch: CheckedBatch, producerId: number, traits: BatchTraits | undefined): Placed {
+  #append(batch: CheckedBatch, producerId: number, traits: BatchTraits | undefined, more: number): Placed {
     const { queue, bytes, at, end, count, readsRecords, admitted } = batch
     const { nowMs } = this.#turn
     const { duplicates } = admitted
-    const attributes = batchAttributes(bytes, at) | (readsRecords ? BATCH_ATTRIBUTE.traits : 0)
+    const attributes = batchAttributes(bytes, at) | (readsRecords ? BATCH_ATTRIBUTE.traits : 0) | more
     const baseOffset = queue.next
     const position = this.#writer.writeMessages(bytes, at, end, queue, producerId, attributes)
     queue.append(count, position, nowMs, end - at - BATCH_HEADER_BYTES, traits, duplicates)

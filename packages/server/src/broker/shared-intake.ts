@@ -1,7 +1,8 @@
 /**
  * Accepts shared batches: one batch for several queues, whose body is stored once. Each target applies its own options:
  * limits, ids, time to live, keys and priorities. The batch is checked for every target before anything changes; if one
- * target refuses it, no target gets it, and the `queue` of the error is that target.
+ * target refuses it, no target gets it, and the `queue` of the error is that target. If its only target gets all of its
+ * records, it is stored as a batch of that queue.
  *
  * `publish` accepts the numbered batch of a producer, and remembers the number of targets as its result. `take` accepts
  * a batch that has no producer.
@@ -171,10 +172,16 @@ export class SharedIntake {
     const flags = this.#intake.checkedFlags(bytes, at, end, messageBytesMax)
     const targets = targetsOf(flags)
     if (targets.length === 0) return 0
-    const checked = this.#check(targets, batch, flags, arrival)
+    const only = targets.length === 1 && targets[0]!.ranges === undefined ? targets[0]!.queue : undefined
+    const checked = only === undefined ? this.#check(targets, batch, flags, arrival) : undefined
     const beforeBytes = before === undefined ? 0 : this.#writer.factsBytes(before)
-    this.#writer.checkRoom(checked.totalBytes + beforeBytes)
+    this.#writer.checkRoom((checked === undefined ? end - at : checked.totalBytes) + beforeBytes)
     if (arrival !== 'moved') this.#writer.checkMemory()
+    if (checked === undefined) {
+      const facts = before === undefined ? undefined : { queue: undefined, facts: before }
+      named(only!, () => this.#intake.takeChecked(only!, batch, flags, arrival, producer, facts))
+      return 1
+    }
     if (producer?.id === 0) this.#intake.declare(producer)
     this.#take(checked, producer?.id ?? 0, before)
     return targets.length

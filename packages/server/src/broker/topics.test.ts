@@ -1,13 +1,19 @@
 /** Bindings and topics: which queues get what, what is refused, and what a crash leaves. */
 import {
+  BATCH_ATTRIBUTE,
+  BATCH_TYPE,
   LIMITS,
   queueName,
+  readBatchHeader,
   topicName,
   topicPattern,
   type BindingInfo,
   type QueueName,
+  type QueueOptions,
 } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
+import { entryBatches } from '../log/entry.js'
+import { SHARED_QUEUE_ID } from '../queue/index.js'
 import { Bench, batchOf, type BenchOptions, type Message } from '../testing/bench.js'
 import { drained, numbered, peeked, queueOf, upTo } from '../testing/sharing.js'
 import { TARGETS_MAX } from './shared-intake.js'
@@ -264,6 +270,66 @@ describe('a batch that is sent again', () => {
     bind(bench, 'a', A)
     expect(publish(bench, '#?a', bytes)).toBe(0)
     expect(bench.info(A).ready).toBe(0)
+  })
+})
+
+describe('a batch whose only target gets all of its records', () => {
+  const batches = (bench: Bench): { queueId: number; attributes: number }[] =>
+    bench.log.entries.flatMap(({ bytes }) =>
+      [...entryBatches(bytes, 0)]
+        .map((at) => readBatchHeader(bytes, at))
+        .filter(({ type }) => type === BATCH_TYPE.messages),
+    )
+
+  it('is stored as a batch of that queue', async () => {
+    const bench = await opened()
+    await bench.publish([{}, {}, {}], A)
+    bind(bench, 'a', A)
+    bind(bench, 'b', A, { all: { x: '1' } })
+    expect(send(bench, '#a', [{}, {}])).toBe(1)
+    expect(send(bench, '#b', [{ headers: { x: '1' } }])).toBe(1)
+    // Here the target does not get all records.
+    expect(send(bench, '#?b', [{ headers: { x: '1' } }, {}])).toBe(1)
+    await bench.settle()
+    const { id } = queueOf(bench, A)
+    expect(batches(bench).map(({ queueId }) => queueId)).toEqual([id, id, id, SHARED_QUEUE_ID])
+    const whole = batches(bench).map(({ attributes }) => attributes & BATCH_ATTRIBUTE.topic)
+    expect(whole).toEqual([0, BATCH_ATTRIBUTE.topic, BATCH_ATTRIBUTE.topic, 0])
+    await bench.crash()
+    expect(await bench.drain(A)).toEqual(upTo(7))
+    expect(bench.broker.usage().liveBytes).toBe(0)
+    bench.broker.audit()
+  })
+
+  it.each<[string, Partial<QueueOptions>, Message]>([
+    ['plain messages', {}, {}],
+    ['ids', { dedupWindowMs: 3_600_000 }, { id: 'x' }],
+    ['a time to live', { ttlMs: 3_600_000 }, {}],
+  ])('gets its first answer again, with %s', async (_, options, message) => {
+    const bench = await opened({ segmentBytes: 64 << 10, checkpointBytes: 8 << 10 })
+    bench.ensure(options, A)
+    await bench.publish([message, {}], A)
+    bind(bench, 'a', A)
+    const sent = batchOf([message], ++bench.number)
+    expect(publish(bench, '#a', sent)).toBe(1)
+    const ready = bench.info(A).ready
+    expect(ready).toBe(message.id === undefined ? 3 : 2)
+    for (const bytes of [0, 0, 300 << 10]) {
+      if (bytes > 0) await bench.fill(bytes)
+      await bench.settle()
+      await bench.crash()
+      expect(publish(bench, '#a', sent)).toBe(1)
+      expect(bench.info(A).ready).toBe(ready)
+      bench.broker.audit()
+    }
+  })
+
+  it('is refused with the name of the queue', async () => {
+    const bench = await opened()
+    bench.ensure({ maxMessages: 1 }, B)
+    bind(bench, 'a', B)
+    expect(send(bench, '#a')).toBe(1)
+    expect(() => send(bench, '#a')).toThrow(expect.objectContaining({ code: 'QUEUE_FULL', queue: B }))
   })
 })
 

@@ -281,12 +281,15 @@ export class Replay {
     queue.appliedFrom = Infinity
   }
 
-  // The result of a batch is remembered under its number. The base offset of a shared batch is the number of its queues.
+  // The result of a batch is remembered under its number. After a publish to a topic, the result is the number of targets. It
+  // is the base offset of a shared batch.
   #applyNumber(header: BatchHeader, position: number, answered: Duplicates | undefined): void {
     const producer = this.#state.producersById.get(header.producerId)
     if (producer === undefined || producer.pagePosition >= position) return
     if (header.batchNumber < producer.windowStart) return
-    producer.accept(header.batchNumber, header.baseOffset, header.recordsCrc, answered)
+    if ((header.attributes & BATCH_ATTRIBUTE.topic) !== 0)
+      producer.accept(header.batchNumber, 1, header.recordsCrc, undefined)
+    else producer.accept(header.batchNumber, header.baseOffset, header.recordsCrc, answered)
     producer.lastUsedMs = header.timeMs
   }
 
