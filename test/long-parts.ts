@@ -52,6 +52,7 @@ export const PARTS: readonly Part[] = [
   })),
   once('full-disk', `${SIMULATION}/full-disk.test.ts`),
   ...times('kill', 5, 'test/fault/kill.test.ts'),
+  ...times('group-kill', 3, 'test/fault/group-kill.test.ts'),
   ...times('stop', 5, 'test/fault/stop.test.ts'),
   ...times('eio', 5, 'test/fault/eio.test.ts'),
   ...times('sigterm', 4, 'test/fault/sigterm.test.ts'),

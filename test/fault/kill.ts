@@ -10,11 +10,11 @@ import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { checkHistory, findingLines, violations, type HistoryEvent, type Report } from '../checker/history.js'
-import { LoadProcess, readHistories } from './load.js'
+import { KilledBroker, readyLine, unexpectedFailures, READY_MS_MAX, type Moment } from './killed-broker.js'
+import { LoadProcess, added, readHistories } from './load.js'
 import type { TimedEvent } from './load-process.js'
-import { BrokerProcess } from '../rig/broker.js'
-import { freePort, scratchDirectory } from '../rig/scratch.js'
-import { delay, until } from '../rig/wait.js'
+import { scratchDirectory } from '../rig/scratch.js'
+import { until, withDeadline } from '../rig/wait.js'
 import { Random } from './random.js'
 
 export interface KillOptions {
@@ -42,17 +42,15 @@ export interface KillResult {
   /** Number of unanswered publishes of clients that were not replaced. */
   readonly unresolved: number
   readonly failures: Readonly<Record<string, number>>
-  /** Times from spawn to the first accepted connection, in ms, sorted. */
+  /** Times from spawn to the first accepted connection, in ms. */
   readonly readyMs: readonly number[]
-  /** How long each start took as measured by the broker, in ms, sorted. */
+  /** How long each start took as measured by the broker, in ms. */
   readonly startedMs: readonly number[]
   /** Number of segments that were started, and number that were freed. */
   readonly rolls: number
   readonly removed: number
   readonly tookMs: number
 }
-
-export type Moment = 'load' | 'start' | 'recovery'
 
 /** A queue with one consumer, whose first deliveries are in order. */
 const STRICT = 'strict'
@@ -61,8 +59,6 @@ const SHARED = 'shared'
 /** A queue that is filled at the start and consumed at the end, so that its records are moved. */
 const COLD = 'cold'
 const QUEUES = [STRICT, SHARED, COLD] as const
-
-const READY_MS_MAX = 20_000
 
 export async function killRepeatedly(options: KillOptions): Promise<KillResult> {
   const {
@@ -79,28 +75,16 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
   const begunMs = performance.now()
   const scratch = await scratchDirectory('kill')
   const dataDir = join(scratch.path, 'data')
-  const port = await freePort()
-  const url = `sluice://127.0.0.1:${port}`
-  const start = (): BrokerProcess =>
-    new BrokerProcess({
-      port,
-      dataDir,
-      segmentBytes,
-      messageBytesMax,
-      lowFreeBytes: 1 << 20,
-    })
+  const broker = await KilledBroker.start(
+    { dataDir, segmentBytes, messageBytesMax, lowFreeBytes: 1 << 20 },
+    random,
+    seed,
+    meanLifeMs,
+  )
+  const { url } = broker
   const running: { dispose: () => Promise<void> }[] = []
-  let broker = start()
-  const moments = { load: 0, start: 0, recovery: 0 }
-  const readyMs: number[] = []
-  const startedMs: number[] = []
-  const readied = async (): Promise<void> => {
-    const ready = await withDeadline(broker.ready(), `the broker to be ready (seed ${seed})`, READY_MS_MAX)
-    readyMs.push(broker.readyMs)
-    startedMs.push(ready.startedMs)
-  }
   try {
-    await readied()
+    await broker.ready()
     const admin = await connect(url)
     for (const queue of QUEUES) await admin.queues.ensure(queue, { maxDeliveries: 255 })
     await admin.close()
@@ -152,32 +136,14 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
     const before = await segmentNumbers(dataDir)
 
     for (let kill = 1; kill <= kills; kill++) {
-      const chance = random.next()
-      const moment: Moment = chance < 0.6 ? 'load' : chance < 0.8 ? 'start' : 'recovery'
-      moments[moment]++
-      if (moment === 'recovery') {
-        await broker.beginning()
-        await delay(random.next() * 25)
-      } else {
-        await readied()
-        if (moment === 'load') await untilBothWork()
-        await delay(random.exponential(moment === 'load' ? meanLifeMs : 30))
-      }
-      if (broker.exit !== undefined) {
-        throw new Error(
-          `the broker ended by itself (seed ${seed}, kill ${kill}): ${broker.lines.join('\n')} ${broker.stderr}`,
-        )
-      }
-      broker.signal('SIGKILL')
-      await broker.exited
-      broker = start()
+      await broker.kill(untilBothWork)
       if (kill % 50 === 0)
         say(
           `${kill} kills, ${producers.progress.confirmed} confirmed, ${consumers.progress.delivered} delivered`,
         )
     }
 
-    await readied()
+    await broker.ready()
     await untilBothWork()
     const producing = producers.stop()
     consumers.drain()
@@ -192,17 +158,16 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
     const events = await readHistories([producers.history, consumers.history])
     // All consumers ran in one process that was never stopped, so their events are in true order.
     const report = checkHistory([...events, ...ends], { totalOrder: true })
-    const sorted = (times: number[]): number[] => times.sort((a, b) => a - b)
     return {
       seed,
       kills,
-      moments,
+      moments: broker.moments,
       report,
       overtaken: overtakings(events),
       unresolved: producers.progress.unresolved,
       failures: added([producers.progress.failures, consumers.progress.failures]),
-      readyMs: sorted(readyMs),
-      startedMs: sorted(startedMs),
+      readyMs: broker.readyMs,
+      startedMs: broker.startedMs,
       rolls: after.last - before.last,
       removed: after.first - before.first,
       tookMs: performance.now() - begunMs,
@@ -263,28 +228,6 @@ function overtakings(events: readonly TimedEvent[]): string[] {
   return found
 }
 
-async function withDeadline<T>(work: Promise<T>, what: string, timeoutMs: number): Promise<T> {
-  let timer: NodeJS.Timeout | undefined
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`after ${timeoutMs} ms still waiting for ${what}`)), timeoutMs)
-  })
-  try {
-    return await Promise.race([work, late])
-  } finally {
-    clearTimeout(timer)
-  }
-}
-
-/** The error codes that clients may receive when a broker dies or this test closes them. */
-const EXPECTED_FAILURES = new Set([
-  'CONNECTION_LOST',
-  'LEASE_LOST',
-  'UNREACHABLE',
-  'ABORTED',
-  'CLOSED',
-  'TIMEOUT',
-])
-
 /** The problems as text for a failure message; empty without problems. */
 export function complaints({ report, overtaken, unresolved, failures, seed, kills }: KillResult): string {
   const lines = [findingLines(violations(report)), ...overtaken.slice(0, 10)].filter((line) => line !== '')
@@ -293,7 +236,7 @@ export function complaints({ report, overtaken, unresolved, failures, seed, kill
       `${unresolved} publishes of clients that were not replaced had no outcome: ${JSON.stringify(failures)}`,
     )
   }
-  const refusals = Object.keys(failures).filter((code) => !EXPECTED_FAILURES.has(code))
+  const refusals = unexpectedFailures(failures)
   if (refusals.length > 0) lines.push(`clients received ${refusals.join(', ')}: ${JSON.stringify(failures)}`)
   if (lines.length > 0)
     lines.push(`repeat with: node test/dist/fault/kill.js --kills ${kills} --seed ${seed}`)
@@ -303,12 +246,6 @@ export function complaints({ report, overtaken, unresolved, failures, seed, kill
 export function summary(results: readonly KillResult[]): string {
   const sum = (pick: (result: KillResult) => number): number =>
     results.reduce((total, one) => total + pick(one), 0)
-  const ready = results.flatMap(({ readyMs }) => readyMs).sort((a, b) => a - b)
-  const started = results.flatMap(({ startedMs }) => startedMs).sort((a, b) => a - b)
-  const at = (times: readonly number[], share: number): string => {
-    const index = Math.min(times.length - 1, Math.floor(times.length * share))
-    return `${Math.round(times[index] ?? Number.NaN)} ms`
-  }
   const kills = sum((one) => one.kills)
   const verdicts = ['lost', 'unexpected', 'duplicated', 'reordered', 'stuck', 'recovered'] as const
   return [
@@ -320,17 +257,10 @@ export function summary(results: readonly KillResult[]): string {
     `${verdicts.map((verdict) => `${verdict} ${sum(({ report }) => report.counts[verdict])}`).join(', ')}, ` +
       `overtaken ${sum(({ overtaken }) => overtaken.length)}, unresolved ${sum(({ unresolved }) => unresolved)}`,
     `errors that clients received: ${JSON.stringify(added(results.map(({ failures }) => failures)))}`,
-    `ready again p50 ${at(ready, 0.5)}, p99 ${at(ready, 0.99)} (as measured by the broker p50 ${at(started, 0.5)}, p99 ${at(started, 0.99)})`,
+    readyLine(results),
     `${sum(({ rolls }) => rolls)} segments started, ${sum(({ removed }) => removed)} freed; ${Math.round(sum(({ tookMs }) => tookMs) / 1000)} s`,
     `at a confidence of 95 %, a fault that shows in more than ${((3 / kills) * 100).toPrecision(2)} % of kills would have shown here`,
   ].join('\n')
-}
-
-function added(counts: readonly Readonly<Record<string, number>>[]): Record<string, number> {
-  const total: Record<string, number> = {}
-  for (const one of counts)
-    for (const [name, count] of Object.entries(one)) total[name] = (total[name] ?? 0) + count
-  return total
 }
 
 /** Maximum number of kills in one history; more kills take several histories, each drained and checked. */

@@ -15,6 +15,7 @@ import { Random } from './random.js'
 
 /**
  * `atUs`: the time of the event; for a settle, the time of its answer. `sentUs`: for a settle, the time of its request.
+ * A process that `isKilled` also records each settle when it is sent, with an unknown outcome.
  */
 export type TimedEvent = HistoryEvent & { readonly atUs: number; readonly sentUs?: number }
 
@@ -35,12 +36,16 @@ export interface LoadArguments {
   readonly clients: readonly number[]
   /** The target rate of one producer in messages per second. */
   readonly rate?: number
+  /** Number of ordering keys, which are the lanes of the messages; by default no message has a key. */
+  readonly keys?: number
   readonly bodyBytesMax: number
   readonly heartbeatMs?: number
   /** The longest patience of a client in ms; the shortest is a tenth of it. */
   readonly patienceMs: number
   /** Number of settles other than ack, per thousand. */
   readonly otherSettles?: number
+  /** Whether the process can be killed at any moment. So each event is written to the file before the process goes on. */
+  readonly isKilled?: boolean
 }
 
 export interface Progress {
@@ -79,7 +84,7 @@ class History {
     const line = JSON.stringify({ ...event, atUs: nowUs(), sentUs })
     this.#lines.push(line)
     this.#bytes += line.length
-    if (this.#bytes > 64 << 10) this.flush()
+    if (this.#bytes > (load.isKilled === true ? 0 : 64 << 10)) this.flush()
   }
 
   flush(): void {
@@ -195,11 +200,13 @@ async function produce(slot: number): Promise<void> {
     const publish = (queue: string, alone: boolean, size?: number): void => {
       const message = `${producer}-${++sequence}`
       const body = bodyOf(message, size)
-      history.add({ kind: 'attempt', queue, message, producer, sequence, body: digest(body) })
+      const key = load.keys === undefined ? {} : { key: `key-${random.below(load.keys)}` }
+      const lane = key.key === undefined ? {} : { lane: key.key }
+      history.add({ kind: 'attempt', queue, message, producer, sequence, body: digest(body), ...lane })
       progress.attempted++
       const receipt = alone
-        ? client.sluice.publishBatch(queue, [{ body }]).then(([first]) => first!)
-        : client.sluice.publish(queue, body)
+        ? client.sluice.publishBatch(queue, [{ body, ...key }]).then(([first]) => first!)
+        : client.sluice.publish(queue, body, key)
       const done = receipt.then(
         ({ offset }) => {
           progress.confirmed++
@@ -252,6 +259,7 @@ async function settle(message: Message, text: string, consumer: string): Promise
   if (random.below(20) === 0) await delay(random.below(40))
   const event = { kind: 'settle', queue: message.queue, message: text, consumer, action } as const
   const sentUs = nowUs()
+  if (load.isKilled === true) history.add({ ...event, outcome: 'unknown' }, sentUs)
   try {
     if (action === 'ack') await message.ack()
     else if (action === 'retry') await message.retry({ delay: random.below(200) })

@@ -21,3 +21,16 @@ export function delay(ms: number): Promise<void> {
     setTimeout(resolve, ms)
   })
 }
+
+/** Rejects with a text that names `what` if `work` has not ended after the timeout. */
+export async function withDeadline<T>(work: Promise<T>, what: string, timeoutMs: number): Promise<T> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`after ${timeoutMs} ms still waiting for ${what}`)), timeoutMs)
+  })
+  try {
+    return await Promise.race([work, late])
+  } finally {
+    clearTimeout(timer)
+  }
+}
