@@ -163,12 +163,11 @@ export class Replies implements Responder {
     })
   }
 
-  // The deadline of the publish is that of the request.
+  // The deadline of the publish counts from the start of its turn, so it can be before the deadline of the request, which
+  // the sweep notices.
   #refused(request: number, error: unknown): void {
-    const pending = this.#pending.get(request)
-    if (pending === undefined) return
-    const isLate = error instanceof SluiceError && error.code === 'TIMEOUT'
-    pending.fail(isLate ? requestTimeout(pending) : (error as SluiceError))
+    if (error instanceof SluiceError && error.code === 'TIMEOUT') return
+    this.#pending.get(request)?.fail(error as SluiceError)
   }
 
   // The broker gets the name of the mailbox before the first request that names it, and again on each new connection.
