@@ -44,6 +44,8 @@ export interface LoadArguments {
   readonly patienceMs: number
   /** Number of settles other than ack, per thousand. */
   readonly otherSettles?: number
+  /** Whether consumers send the name of each message as the reply to it. */
+  readonly replies?: boolean
   /** Whether the process can be killed at any moment. So each event is written to the file before the process goes on. */
   readonly isKilled?: boolean
 }
@@ -291,6 +293,7 @@ async function consume(queue: string, slot: number): Promise<void> {
         body: digest(body),
       })
       progress.delivered++
+      if (load.replies === true) message.reply(text).catch(count)
       await settle(message, text, consumer)
     })
     await Promise.race([client.retired(), whenAsked(() => asked.stopping)])
