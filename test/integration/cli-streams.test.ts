@@ -109,6 +109,23 @@ describe.concurrent('streams', () => {
     expectFailure(await run(['stream', 'read', 'log', '--from', '9999']), 4, /has no message 9999 yet/, /\S/)
   })
 
+  test('are replayed to queues, and queues to streams', async () => {
+    await sluice.streams.ensure('replayed')
+    await sluice.queues.ensure('copied', { retain: { age: '1d' } })
+    for (const body of ['a', 'b']) await sluice.publish('replayed', body)
+    const copied = await run(['replay', 'replayed', '--to', 'copied'])
+    expect(copied.stderr).toBe('Published 2 messages of the stream replayed again, to the queue copied.\n')
+    for (const message of await sluice.pull('copied', { max: 2 })) await message.ack()
+    const back = await run(['replay', 'copied', '--to', 'replayed'])
+    expect(back.stderr).toBe('Published 2 messages of the queue copied again, to the stream replayed.\n')
+    expect((await sluice.streams.get('replayed')).messages).toBe(4)
+    const again = await run(['replay', 'replayed', '--from', '2'])
+    expect(again.stderr).toBe('Published 2 messages of the stream replayed again.\n')
+    expect((await sluice.streams.get('replayed')).messages).toBe(6)
+    const none = await run(['replay', 'replayed', '--to', 'copied', '--until', '2020-01-01'])
+    expect(none.stderr).toBe('No message of the stream replayed matches.\n')
+  })
+
   test('are followed until a signal', async () => {
     await sluice.streams.ensure('live')
     const child = start(['stream', 'read', 'live', '--from', 'last', '--follow'], { SLUICE_URL: broker.url })

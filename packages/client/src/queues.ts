@@ -167,7 +167,7 @@ export interface ReplayOptions extends MessageFilter, Pace {
   readonly from?: number | Date
   /** Only messages published before this time. Default: now. */
   readonly until?: Date
-  /** Queue to which the copies are published. Default: the same queue. */
+  /** Queue or stream to which the copies are published. Default: the same one. */
   readonly to?: QueueRef
   /** Continues where an earlier call with the same options ended: `progress.cursor` of its error. */
   readonly cursor?: string
@@ -431,7 +431,8 @@ export class Queues {
   }
 
   /**
-   * Publishes again the acknowledged messages that the queue retains; see `retain`. The call works page by page.
+   * Publishes again the acknowledged messages that the queue retains; see `retain`. Of a stream, all messages that it keeps.
+   * The call works page by page.
    * An error or the signal can end it early. Messages that were published before that stay published: the error has
    * `outcome: 'partial'`, and `progress` has the counts and the `cursor` at which to continue.
    *

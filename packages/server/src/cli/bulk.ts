@@ -7,6 +7,7 @@ import { SluiceError, type Sluice } from '@sluice/client'
 import { isGroupName } from '@sluice/protocol'
 import type { Argv } from 'yargs'
 import { cursorText } from './failure.js'
+import { publishedTo } from './address.js'
 import { countFlag, given, numberFlag } from './flags.js'
 import { notice, printJson } from './output.js'
 import { onStop, signalExit, type StopSignal } from './signals.js'
@@ -109,6 +110,7 @@ export async function runBulk<Result>(
 // The value of the counter. A group has no counters: its dead messages become fewer instead.
 async function valueOf(sluice: Sluice, queue: string, counter: BulkProgress['counter']): Promise<number> {
   if (isGroupName(queue)) return -(await sluice.groups.get(queue)).dead
+  if (counter === 'published') return (await publishedTo(sluice, queue)).published
   return (await sluice.queues.get(queue))[counter]
 }
 

@@ -1,7 +1,11 @@
-/** `sluice replay` publishes acknowledged messages again; `sluice history` prints what happened to a message. */
-import type { HistoryEvent } from '@sluice/client'
+/**
+ * `sluice replay` publishes the messages of a stream, or acknowledged messages of a queue, again. `sluice history` prints
+ * what happened to a message.
+ */
+import type { HistoryEvent, Replayed, Sluice } from '@sluice/client'
 import { queueName, type QueueName } from '@sluice/protocol'
-import { command, type GlobalOptions } from './command.js'
+import { publishedTo } from './address.js'
+import { command } from './command.js'
 import { withBroker } from './connection.js'
 import { countFlag, given, placeFlag, timeFlag } from './flags.js'
 import { counted, notice, print, printJson } from './output.js'
@@ -23,7 +27,11 @@ export const replay = command<ReplayFlags>({
       bulkFlags(
         recordFilterFlags(
           yargs
-            .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
+            .positional('queue', {
+              type: 'string',
+              demandOption: true,
+              describe: 'Name of the queue or stream',
+            })
             .option('from', {
               type: 'string',
               requiresArg: true,
@@ -37,7 +45,7 @@ export const replay = command<ReplayFlags>({
             .option('to', {
               type: 'string',
               requiresArg: true,
-              describe: 'Publish the copies to another queue [default: the same]',
+              describe: 'Publish the copies to another queue or stream [default: the same]',
             })
             .option('cursor', {
               type: 'string',
@@ -47,8 +55,8 @@ export const replay = command<ReplayFlags>({
         ),
       ),
     ).epilogue(
-      'Publishes again the acknowledged messages that --retain-age and --retain-bytes of `sluice queue ensure` keep. ' +
-        'Each copy is a new message. Try --dry-run first.',
+      'Publishes again the messages of a stream, or the acknowledged messages of a queue that --retain-age and ' +
+        '--retain-bytes of `sluice queue ensure` keep. Each copy is a new message. Try --dry-run first.',
     ),
   handler: async (options) => {
     const queue = queueName(options.queue)
@@ -67,8 +75,8 @@ export const replay = command<ReplayFlags>({
       dryRun,
     }
     const target = to ?? queue
-    const result = await withBroker(options, 'replay', (sluice) =>
-      runBulk(
+    await withBroker(options, 'replay', async (sluice) => {
+      const result = await runBulk(
         sluice,
         target,
         options.json,
@@ -77,21 +85,34 @@ export const replay = command<ReplayFlags>({
           text: (count) => `${counted(count, 'message')} published to ${target} since the start`,
         },
         (signal) => sluice.queues.replay(queue, request, { signal }),
-      ),
-    )
-    if (result === undefined) return
-    const { matched, replayed } = result
-    if (options.json) return printJson({ queue, to: target, dryRun, matched, replayed })
-    if (matched === 0) return notice(await nothingText(options, queue))
-    const what = `${counted(dryRun ? matched : replayed, 'message')} of the queue ${queue}`
-    const where = to === undefined ? 'again' : `again, to the queue ${to}`
-    notice(`${dryRun ? 'This would publish' : 'Published'} ${what} ${where}.`)
+      )
+      if (result === undefined) return
+      if (options.json) await printJson({ queue, to: target, dryRun, ...result })
+      else notice(await resultText(sluice, queue, to, dryRun, result))
+    })
   },
 })
 
+async function resultText(
+  sluice: Sluice,
+  from: QueueName,
+  to: QueueName | undefined,
+  dryRun: boolean,
+  { matched, replayed }: Replayed,
+): Promise<string> {
+  if (matched === 0) return nothingText(sluice, from)
+  const title = async (name: QueueName): Promise<string> =>
+    `the ${(await publishedTo(sluice, name)).kind} ${name}`
+  const what = `${counted(dryRun ? matched : replayed, 'message')} of ${await title(from)}`
+  const where = to === undefined ? 'again' : `again, to ${await title(to)}`
+  return `${dryRun ? 'This would publish' : 'Published'} ${what} ${where}.`
+}
+
 // A queue that retains nothing is the most frequent reason for an empty replay.
-async function nothingText(options: GlobalOptions, queue: QueueName): Promise<string> {
-  const { retain } = (await withBroker(options, 'replay', (sluice) => sluice.queues.get(queue))).options
+async function nothingText(sluice: Sluice, queue: QueueName): Promise<string> {
+  if ((await publishedTo(sluice, queue)).kind === 'stream')
+    return `No message of the stream ${queue} matches.`
+  const { retain } = (await sluice.queues.get(queue)).options
   return retain.age === 0 && retain.bytes === 0
     ? `The queue ${queue} keeps no acknowledged messages: it has neither --retain-age nor --retain-bytes.`
     : `The queue ${queue} has no acknowledged message that matches.`
@@ -100,7 +121,7 @@ async function nothingText(options: GlobalOptions, queue: QueueName): Promise<st
 export const history = command<{ readonly queue: string; readonly offset: string }>({
   builder: (yargs) =>
     yargs
-      .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
+      .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue or stream' })
       .positional('offset', { type: 'string', demandOption: true, describe: 'Offset of the message' })
       .epilogue(
         'The history reaches back as far as the log, which keeps its segments only while they are needed.',
@@ -113,10 +134,7 @@ export const history = command<{ readonly queue: string; readonly offset: string
     )
     if (options.json) return printJson({ queue, offset, complete, events })
     if (events.length > 0) await print(table(columnsOf(events), events))
-    else
-      notice(
-        `The log no longer has events of message ${offset} of the queue ${queue}: their segments were freed.`,
-      )
+    else notice(`The log no longer has events of message ${offset} of ${queue}: their segments were freed.`)
     if (!complete && events.length > 0) notice('Earlier events are no longer kept.')
   },
 })
