@@ -212,6 +212,8 @@ export class Model {
         expiresMs > 0 && subscriptions.length === 0 && usedMs + expiresMs <= this.nowMs,
     )
     for (const { name } of unused) this.delete(name)
+    // A dead message that has not moved yet stays in its queue.
+    this.transfers = this.transfers.filter(({ from, to }) => !unused.includes(from) && !unused.includes(to))
     return unused.map(({ name }) => name)
   }
 
@@ -1184,12 +1186,14 @@ export class Model {
     from.counters[kind]++
     this.#note(from, message.offset, kind, kind === 'moved' ? { text: to.name } : {})
     this.#remove(from, message)
+    to.usedMs = this.nowMs
     this.#append(to, content)
   }
 
   /** Called when the broker copied a retained message into this queue. */
   replayed(name: string, content: Content): void {
     this.#count('replayed')
+    this.used(name)
     this.#append(this.queue(name), content)
   }
 

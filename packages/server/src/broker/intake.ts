@@ -35,6 +35,7 @@ import {
 import type { AckRange, AtomicStep, BatchBytes } from './commands.js'
 import { observed, type Observer } from './observer.js'
 import type { Turn } from './turn.js'
+import type { UnusedQueues } from './unused-queues.js'
 import { NO_QUEUE, type Writer } from './writer.js'
 
 /** A batch that its queue can accept. */
@@ -118,17 +119,26 @@ export class Intake {
   readonly #writer: Writer
   readonly #messageBytesMax: number
   readonly #turn: Turn
+  readonly #unused: UnusedQueues
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
   readonly #excessMax: number
   /** Number of excess messages that this turn may still evict, from all queues together. */
   #excessLeft: number
 
-  constructor(state: State, cold: ColdChunks, writer: Writer, turn: Turn, options: IntakeOptions) {
+  constructor(
+    state: State,
+    cold: ColdChunks,
+    writer: Writer,
+    turn: Turn,
+    unused: UnusedQueues,
+    options: IntakeOptions,
+  ) {
     this.#state = state
     this.#cold = cold
     this.#writer = writer
     this.#turn = turn
+    this.#unused = unused
     this.#messageBytesMax = options.messageBytesMax
     this.#observer = options.observer
     this.#excessMax = options.excessMax ?? EXCESS_MAX
@@ -208,13 +218,14 @@ export class Intake {
   /**
    * Accepts a batch that has no producer, and returns its place and its entry. The batch is sealed with the
    * number 0. `before` is written into the entry of the batch. A refused batch changes nothing, except that due messages
-   * become ready and expired messages are removed.
+   * become ready and expired messages are removed. An accepted batch is a use of the queue.
    * @throws SluiceError the refusal
    */
   take(queue: Queue, batch: BatchBytes, arrival: Arrival, before?: FactsBefore): Taken {
     const messageBytesMax = arrival === 'new' ? this.#messageBytesMax : Infinity
     const flags = this.checkedFlags(batch.bytes, batch.at, batch.end, messageBytesMax)
     const { baseOffset, duplicates } = this.takeChecked(queue, batch, flags, arrival, undefined, before)
+    this.#unused.used(queue)
     return { baseOffset, duplicates, gate: this.#writer.tail.gate }
   }
 

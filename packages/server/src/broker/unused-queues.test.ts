@@ -1,7 +1,8 @@
 /** Queues that are deleted when they are not used. */
-import { queueName, readRequest } from '@sluice/protocol'
+import { OUTCOME, queueName, readRequest, topicPattern } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
-import { Bench, Q } from '../testing/bench.js'
+import { Bench, Q, batchOf } from '../testing/bench.js'
+import { schedule } from '../testing/schedules.js'
 
 const EXPIRES_MS = 10_000
 
@@ -141,6 +142,43 @@ describe('an unused queue', () => {
     await bench.pass(EXPIRES_MS)
     expect(exists(bench)).toBe(false)
     expect(exists(bench, home)).toBe(true)
+  })
+
+  it('is kept by a dead message of another queue, from the time of its arrival', async () => {
+    const bench = await opened()
+    const home = queueName('home')
+    bench.ensure({ deadLetter: Q, maxDeliveries: 1 }, home)
+    await bench.publish([{}], home)
+    const worker = bench.consume(10, { name: home })
+    await bench.pass(EXPIRES_MS - 1)
+    worker.settle(0, OUTCOME.deadLetter)
+    await bench.settle()
+    await bench.pass(EXPIRES_MS - 1)
+    expect(exists(bench)).toBe(true)
+    expect(bench.info().ready).toBe(1)
+    await bench.pass(1)
+    expect(exists(bench)).toBe(false)
+  })
+
+  it('is kept by a tick of a schedule that names the queue', async () => {
+    const bench = await opened()
+    schedule(bench, 'beat', { everyMs: EXPIRES_MS - 1_000 })
+    for (let beat = 1; beat <= 5; beat++) {
+      await bench.pass(EXPIRES_MS - 1_000)
+      expect(bench.info().ready).toBe(beat)
+    }
+  })
+
+  it('is not kept by messages that are published to a topic', async () => {
+    const bench = await opened()
+    const { topics, turn } = bench.broker
+    topics.bind({ pattern: topicPattern('orders'), target: Q, match: undefined })
+    await bench.pass(EXPIRES_MS - 1)
+    turn.begin()
+    const bytes = batchOf([{}], 1)
+    expect(topics.publish(bench.producer(), '#orders', { bytes, at: 0, end: bytes.length }, 0)).toBe(1)
+    await bench.pass(1)
+    expect(exists(bench)).toBe(false)
   })
 
   it('is deleted in a later turn if very many queues are due at once', async () => {
