@@ -138,7 +138,7 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
     ['Batch attributes', BATCH_ATTRIBUTE, 4],
     ['Delivery flags', DELIVER_FLAG, 3],
     ['Outcomes', OUTCOME, 4],
-    ['Losses', LOSS, 2],
+    ['Losses', LOSS, 4],
     ['Kinds of replies', REPLY_KIND, 2],
     ['Fates of replies', REPLY_FATE, 4],
     ['Message states', MESSAGE_STATE, 4],

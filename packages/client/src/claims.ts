@@ -151,6 +151,10 @@ export class Claims implements LeaseKeeper {
 
   forget(): void {}
 
+  lossOf(): LeaseLossReason {
+    return 'other'
+  }
+
   settle(
     tag: number,
     outcome: Outcome,

@@ -4,6 +4,7 @@
  */
 import type { AtomicAck, Outcome } from '@sluice/protocol'
 import type { Connection } from './connection.js'
+import type { LeaseLossReason } from './losses.js'
 import type { Responder } from './responder.js'
 import type { SettleDetail, SettleGroup } from './settlement.js'
 import type { Watcher } from './watchers.js'
@@ -18,6 +19,8 @@ export interface LeaseKeeper {
    * does not ask again.
    */
   forget(tag: number): void
+  /** Why the lease of a lost tag ended; `other` if that is not known. */
+  lossOf(tag: number): LeaseLossReason
   settle(
     tag: number,
     outcome: Outcome,

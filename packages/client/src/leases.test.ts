@@ -171,6 +171,22 @@ describe('losing leases', () => {
     expect(losses.at(-1)).toEqual({ queue: 'q', offset: 900, reason: 'purged' })
   })
 
+  it.each([
+    ['processingTimeout', 'its processing timeout passed.'],
+    ['purged', 'its queue was purged.'],
+    ['groupMoved', 'its group was moved to another place of the stream.'],
+    ['retention', 'retention removed it from its stream.'],
+  ] as const)('by %s is named by the error of a late settle', async (name, sentence) => {
+    const { channel, tag, messages } = await pulled(texts(1))
+    const lost = new Promise<string>((resolve) => sluice.on('leaseLost', ({ reason }) => resolve(reason)))
+    const ranges = [{ firstTag: tag, count: 1, firstOffset: 40 }]
+    const payload = encodeLeasesLost({ subscriptionId: 101, reason: LOSS[name], ranges })
+    peer.link.send(OP.LEASES_LOST, channel, 0, payload)
+    expect(await lost).toBe(name)
+    const text: unknown = expect.stringContaining(sentence)
+    await expect(messages[0]!.ack()).rejects.toMatchObject({ code: 'LEASE_LOST', message: text })
+  })
+
   it('causes a warning if there is no listener, and one more warning for all later losses', async () => {
     const warnings: Error[] = []
     const listen = (warning: Error): void => void warnings.push(warning)

@@ -9,12 +9,15 @@ export interface LeaseLoss {
 }
 
 /**
- * Why a lease was lost: its processing timeout passed, its queue was purged or deleted, the connection was lost, or an
- * operator closed the consumer. `other` is any other reason, such as one that only a later version knows.
+ * Why a lease was lost: its processing timeout passed, its queue was purged or deleted, its group was moved, retention removed
+ * the message from its stream, the connection was lost, or an operator closed the consumer. `other` is any other reason,
+ * such as one that only a later version knows.
  */
 export type LeaseLossReason =
   | 'processingTimeout'
   | 'purged'
+  | 'groupMoved'
+  | 'retention'
   | 'disconnected'
   | 'queueDeleted'
   | 'consumerClosed'
@@ -23,6 +26,8 @@ export type LeaseLossReason =
 const REASONS: Readonly<Record<number, LeaseLossReason>> = {
   [LOSS.processingTimeout]: 'processingTimeout',
   [LOSS.purged]: 'purged',
+  [LOSS.groupMoved]: 'groupMoved',
+  [LOSS.retention]: 'retention',
 }
 
 const END_REASONS: Partial<Readonly<Record<ErrorCode, LeaseLossReason>>> = {
@@ -40,11 +45,17 @@ export function lossBy({ code }: SluiceError): LeaseLossReason {
   return END_REASONS[code] ?? 'other'
 }
 
-/** The error of a settle whose message no longer belongs to this consumer. */
-export function leaseLost(cause?: unknown): SluiceError {
-  return new SluiceError(
-    'LEASE_LOST',
-    'The message no longer belongs to this consumer: its connection was lost or closed, its processing timeout passed, or its queue was purged or deleted.',
-    { cause },
-  )
+const REASON_TEXTS: Partial<Readonly<Record<LeaseLossReason, string>>> = {
+  processingTimeout: 'its processing timeout passed',
+  purged: 'its queue was purged',
+  groupMoved: 'its group was moved to another place of the stream',
+  retention: 'retention removed it from its stream',
+}
+
+/** The error of a settle whose message no longer belongs to this consumer. `reason` is undefined if it is not known. */
+export function leaseLost(cause?: unknown, reason: LeaseLossReason = 'other'): SluiceError {
+  const text =
+    REASON_TEXTS[reason] ??
+    'its connection was lost or closed, its processing timeout passed, its queue was purged or deleted, its group was moved, or retention removed it'
+  return new SluiceError('LEASE_LOST', `The message no longer belongs to this consumer: ${text}.`, { cause })
 }

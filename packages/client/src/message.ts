@@ -25,7 +25,7 @@ import {
 import type { Connection } from './connection.js'
 import { durationMs, type Duration } from './duration.js'
 import type { LeaseKeeper } from './lease.js'
-import { leaseLost } from './losses.js'
+import { leaseLost, type LeaseLossReason } from './losses.js'
 import { onlyKnown } from './options.js'
 import { replyToOf, type ReplyOptions, type ReplyReceipt } from './responder.js'
 import { INSPECT, NO_HEADERS, recordBody } from './records.js'
@@ -123,6 +123,8 @@ const LOST = 2
 const PLEDGED = 3
 /** State: the atomic step that acknowledges the message is sent. */
 const SENT = 4
+/** Why the leases of messages ended that are lost. Few messages ever are, so no message has a field for it. */
+const REASONS = new WeakMap<object, LeaseLossReason>()
 type LeaseState = typeof OPEN | typeof SETTLED | typeof LOST | typeof PLEDGED | typeof SENT
 
 interface HandlerOutcome {
@@ -267,12 +269,13 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
   #lose(): void {
     this.#state = LOST
+    REASONS.set(this, this.#run.keeper.lossOf(this.tag))
     this.#run.keeper.forget(this.tag)
   }
 
   /** The reason why the message cannot be settled. */
   #refusal(): SluiceError {
-    return this.#state === LOST ? leaseLost().with(this) : alreadySettled(this)
+    return this.#state === LOST ? leaseLost(undefined, REASONS.get(this)).with(this) : alreadySettled(this)
   }
 
   extend(duration?: Duration): Promise<void> {
@@ -411,7 +414,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     if (this.#abort === undefined) {
       this.#abort = new AbortController()
       if (this.#isOpen()) this.#run.keeper.watch(this)
-      else if (this.#state === LOST) this.#abort.abort(leaseLost())
+      else if (this.#state === LOST) this.#abort.abort(leaseLost(undefined, REASONS.get(this)))
     }
     return this.#abort.signal
   }

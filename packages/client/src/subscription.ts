@@ -29,7 +29,7 @@ import { Claims } from './claims.js'
 import type { ChannelSink, Connection, Reply } from './connection.js'
 import { CreditBounds, type Credit } from './credit.js'
 import type { LeaseKeeper } from './lease.js'
-import { leaseLost, lossBy, lossReason } from './losses.js'
+import { leaseLost, lossBy, lossReason, type LeaseLossReason } from './losses.js'
 import type { DeliveredMessage } from './message.js'
 import { recordsCopy } from './records.js'
 import { decodeRun, malformedDelivery, partOf, recordsBytes, type Run } from './run.js'
@@ -96,7 +96,7 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
   readonly #drained = new Waiters()
   readonly #watchers = new Watchers()
   /** Tags of messages whose lease was lost before they were settled; undefined if there are none. */
-  #lost: Set<number> | undefined
+  #lost: Map<number, LeaseLossReason> | undefined
   /** Tags that unanswered atomic steps acknowledge. They do not count in `unsettled`. Undefined if there are no tags. */
   #pledged: Set<number> | undefined
 
@@ -318,10 +318,11 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
     const offsets = new Map<number, number>()
     for (const { firstTag, count, firstOffset } of ranges)
       for (let i = 0; i < count; i++) offsets.set((firstTag + i) >>> 0, firstOffset + i)
-    for (const tag of this.#lost ?? []) offsets.delete(tag)
+    const reason = lossReason(why)
+    for (const tag of this.#lost?.keys() ?? []) offsets.delete(tag)
     const lost = new Set(offsets.keys())
     this.#settles.exclude(lost)
-    for (const tag of this.#pledged ?? []) if (lost.delete(tag)) (this.#lost ??= new Set()).add(tag)
+    for (const tag of this.#pledged ?? []) if (lost.delete(tag)) (this.#lost ??= new Map()).set(tag, reason)
     const dropped = [...this.#buffer.drop(lost), ...this.#aside.drop(lost)]
     for (const tag of dropped) offsets.delete(tag)
     this.unsettled -= dropped.length
@@ -339,14 +340,13 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
       )
     this.unsettled -= lost.size
     if (lost.size > 0) {
-      this.#lost ??= new Set()
-      for (const tag of lost) this.#lost.add(tag)
+      this.#lost ??= new Map()
+      for (const tag of lost) this.#lost.set(tag, reason)
       this.#session.isolation.leave(lost.size)
-      this.#watchers.abort(lost, leaseLost())
+      this.#watchers.abort(lost, leaseLost(undefined, reason))
     }
     // Each of these messages had a handler. If a settle of one of them is under way, it comes too late.
-    for (const offset of offsets.values())
-      this.#session.leaseLost({ queue: this.queue, offset, reason: lossReason(why) })
+    for (const offset of offsets.values()) this.#session.leaseLost({ queue: this.queue, offset, reason })
     this.#notifyEmptied()
     // The lost messages may include the one that the isolation did not admit yet.
     this.#session.isolation.withdraw(this.#wake)
@@ -360,6 +360,10 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
 
   isLeased(tag: number): boolean {
     return this.live && (this.#lost === undefined || !this.#lost.has(tag))
+  }
+
+  lossOf(tag: number): LeaseLossReason {
+    return this.#lost?.get(tag) ?? 'other'
   }
 
   forget(tag: number): void {

@@ -363,7 +363,7 @@ describe('LEASES_LOST', () => {
   const one = { firstTag: 0xffff_ffff, count: 2, firstOffset: 2 ** 40 }
 
   test('is decoded as it was encoded, even with an unknown reason', () => {
-    for (const reason of [LOSS.processingTimeout, LOSS.purged, 255]) {
+    for (const reason of [LOSS.processingTimeout, LOSS.purged, LOSS.groupMoved, LOSS.retention, 255]) {
       const lost = { subscriptionId: 9, reason, ranges: [one, { ...one, firstTag: 7 }] }
       const bytes = encodeLeasesLost(lost)
       expect(decodeLeasesLost(bytes, 0, bytes.length)).toStrictEqual(lost)

@@ -348,7 +348,7 @@ export function decodeRanges(
 }
 
 /** Why the broker ended leases. */
-export const LOSS = { processingTimeout: 1, purged: 2 } as const
+export const LOSS = { processingTimeout: 1, purged: 2, groupMoved: 3, retention: 4 } as const
 export type Loss = (typeof LOSS)[keyof typeof LOSS]
 
 /** A range of messages with consecutive tags and consecutive offsets. */

@@ -1,5 +1,6 @@
 /** Groups of streams: what enters, what a group keeps across restarts, and what retention and moves change. */
 import {
+  LOSS,
   OUTCOME,
   queueName,
   type GroupInfo,
@@ -220,6 +221,7 @@ describe('a group', () => {
     ensureStream(bench, { retainMessages: 1 })
     await bench.pass(10)
     expect(worker.tagsLost.reduce((sum, { count }) => sum + count, 0)).toBeGreaterThanOrEqual(88)
+    expect([...worker.lossReasons]).toEqual([LOSS.retention])
     worker.leave()
     await bench.settle()
     for (let restarts = 0; restarts < 2; restarts++) {
@@ -287,6 +289,7 @@ describe('a group', () => {
     await bench.settle()
     move(bench, 30)
     expect(worker.tagsLost.reduce((sum, { count }) => sum + count, 0)).toBeGreaterThanOrEqual(50)
+    expect([...worker.lossReasons]).toEqual([LOSS.groupMoved])
     worker.leave()
     await bench.settle()
     for (let restarts = 0; restarts < 2; restarts++) {

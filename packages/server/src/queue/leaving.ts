@@ -1,5 +1,5 @@
 /** Messages that leave a group before they are done. Called by `Queue`. */
-import { LOSS, type Loss, type LostRange } from '@sluice/protocol'
+import { type Loss, type LostRange } from '@sluice/protocol'
 import type { Chunks } from './chunks.js'
 import type { Line } from './line.js'
 import type { Lease } from './subscription.js'
@@ -16,15 +16,18 @@ interface Leaving {
   readonly subscriptions: readonly Holding[]
 }
 
-/** Ends the leases of the messages below `end`, and takes the messages out of the line. Returns their number, with dead ones. */
-export function leaveBelow(group: Leaving, line: Line, end: number, nowMs: number): number {
+/**
+ * Ends the leases of the messages below `end` for this reason, and takes the messages out of the line. Returns their number, with
+ * dead ones.
+ */
+export function leaveBelow(group: Leaving, line: Line, end: number, reason: Loss, nowMs: number): number {
   const { chunks, subscriptions } = group
   for (const subscription of subscriptions) {
     const lost = subscription.loseBelow(end, ({ offset, sinceMs }) => {
       group.leased--
       line.release(chunks.at(offset)!, offset, sinceMs, nowMs)
     })
-    if (lost.length > 0) subscription.consumer.lost(subscription, LOSS.purged, lost)
+    if (lost.length > 0) subscription.consumer.lost(subscription, reason, lost)
   }
   line.suspects.clearBelow(end)
   let count = 0

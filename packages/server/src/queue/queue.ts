@@ -7,7 +7,7 @@
  * the open entry. As `Follower` of its contents, the queue learns which messages entered or are gone, and updates
  * its volatile state. Other changes of the line are made by the method that decides them.
  */
-import { LIMITS, type Claim, type QueueInfo, type QueueOptions } from '@sluice/protocol'
+import { LIMITS, LOSS, type Claim, type QueueInfo, type QueueOptions } from '@sluice/protocol'
 import { NO_ARRIVAL } from './arrivals.js'
 import { auditCounts } from './audit.js'
 import { UNLIMITED, type Budget } from './budget.js'
@@ -571,7 +571,7 @@ export class Queue extends GroupContents implements Follower {
   /** Called when the stream is about to release all messages below `end`: they leave the group. */
   override losing(end: number, nowMs: number): void {
     const unseen = this.next < end ? this.source!.keptIn(this.next, end) : 0
-    const missed = unseen + leaveBelow(this, this.line, end, nowMs)
+    const missed = unseen + leaveBelow(this, this.line, end, LOSS.retention, nowMs)
     this.facts.miss(end, missed)
     this.missFact(end, missed)
     this.line.passed(this.next)
@@ -580,7 +580,7 @@ export class Queue extends GroupContents implements Follower {
 
   /** Moves the group to `to`; see `moveFact`. Its leases end. */
   moveTo(to: number, nowMs: number): void {
-    leaveBelow(this, this.line, Infinity, nowMs)
+    leaveBelow(this, this.line, Infinity, LOSS.groupMoved, nowMs)
     this.facts.position(to)
     this.line.clear()
     this.#former?.clear()

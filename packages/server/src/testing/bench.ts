@@ -73,6 +73,8 @@ export class Worker implements Consumer {
   /** All deliveries, whether they are settled or not. */
   readonly got: Delivered[] = []
   readonly tagsLost: LostRange[] = []
+  /** The reasons of these losses. */
+  readonly lossReasons = new Set<Loss>()
   readonly endings: SluiceError[] = []
   subscription!: Subscription
   readonly #bench: Bench
@@ -90,8 +92,9 @@ export class Worker implements Consumer {
     }
   }
 
-  lost(_subscription: Subscription, _reason: Loss, ranges: readonly LostRange[]): void {
+  lost(_subscription: Subscription, reason: Loss, ranges: readonly LostRange[]): void {
     this.tagsLost.push(...ranges)
+    this.lossReasons.add(reason)
   }
 
   drained(): void {}
