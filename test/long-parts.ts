@@ -45,6 +45,8 @@ export const PARTS: readonly Part[] = [
   ...seeds('clock', `${SIMULATION}/clock.test.ts`, 'delivers nothing early', 5_001, 1_000, 200),
   ...seeds('replay', `${SIMULATION}/replay.test.ts`, 'exactly once', 1, 1_000, 200),
   ...seeds('reference', 'test/reference/reference.test.ts', 'histories', 1, 1_000, 100),
+  once('defects-reference-streams', 'test/reference/streams.test.ts', 'found'),
+  ...seeds('reference-streams', 'test/reference/streams.test.ts', 'histories of streams', 1, 400, 50),
   ...Array.from({ length: 20 }, (_, i) => ({
     name: `atomic-${i + 1}`,
     env: { SLUICE_SEED: String(i + 1) },

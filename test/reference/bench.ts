@@ -9,10 +9,10 @@ import {
   ORIGIN_HEADERS,
   OUTCOME,
   QUEUE_COUNTERS,
+  addressName,
   bindingHeaders,
   headerMatch,
   isTopicAddress,
-  queueName,
   readTopicAddress,
   readU32,
   recordBytes,
@@ -73,6 +73,10 @@ export interface BenchOptions {
   readonly checkpointBytes?: number
   readonly replayWindowOffsets?: number
   readonly defect?: Defect | undefined
+  /** Called after each restart, before anything else happens. */
+  readonly reopened?: () => void
+  /** Called when all queues are compared, to compare streams and groups. */
+  readonly compareOthers?: () => void
 }
 
 /** One subscription, in the product and in the model. */
@@ -126,7 +130,14 @@ type Event =
       readonly content: Content
     }
   | { readonly kind: 'drained'; readonly pair: Pair }
+  | Change
   | Notice
+
+/** A change of the product that the model makes too, at the same place among the deliveries. */
+interface Change {
+  readonly kind: 'changed'
+  readonly apply: () => void
+}
 
 /** The product noticed that a message is due or has expired. */
 interface Notice {
@@ -232,6 +243,11 @@ export class Bench {
     this.begin()
   }
 
+  /** Makes the model follow a change of the product, at its place among the deliveries of this turn. */
+  changed(apply: () => void): void {
+    this.#events.push({ kind: 'changed', apply })
+  }
+
   /**
    * Kills the process, and starts another one after `downMs`. `lostTurn` makes requests that the dying process accepts
    * but does not write.
@@ -270,6 +286,7 @@ export class Bench {
     this.#ended = []
     this.model.restart(isCrash)
     await this.open()
+    this.#options.reopened?.()
     for (const { name, counters } of this.model.queues.values()) {
       // Neither counter survives a restart exactly, so the broker's values are adopted.
       const { released, redelivered } = this.broker.catalog.queue(name).counts
@@ -336,6 +353,10 @@ export class Bench {
         this.#noticed(event)
         continue
       }
+      if (event.kind === 'changed') {
+        event.apply()
+        continue
+      }
       if (event.kind === 'drained') {
         this.model.quiet(event.pair.model.queue)
         event.pair.model.draining = false
@@ -378,6 +399,11 @@ export class Bench {
   #follow(): void {
     while (this.#events.length > 0) {
       const [event] = this.#events as [Event]
+      if (event.kind === 'changed') {
+        this.#events.shift()
+        event.apply()
+        continue
+      }
       if (event.kind !== 'noticed') return
       if (this.#messageOf(event)?.state === 'leased') return
       this.#events.shift()
@@ -434,15 +460,18 @@ export class Bench {
       const expected = transfers.filter((transfer) => transfer.to === to)
       const page = await this.wait(
         this.broker.operator.peek(
-          { name: queueName(to.name), state: undefined, from: to.next, limit: 1000, filter: {} },
+          { name: addressName(to.name), state: undefined, from: to.next, limit: 1000, filter: {} },
           OPERATOR,
         ),
       )
       for (const [index, { offset, record }] of page.messages.entries()) {
         same(`offset of a message that came to ${to.name}`, offset, to.next + index)
         const content = contentOf(record, 0)
-        // Each message has a unique body, and is in one queue at a time.
-        const at = expected.findIndex((transfer) => transfer.message.content.body === content.body)
+        // Each message has a unique body, and is in one queue at a time, or in several groups.
+        const at = expected.findIndex(
+          ({ message, from }) =>
+            message.content.body === content.body && content.headers[ORIGIN_HEADERS.queue] === from.name,
+        )
         if (at === -1)
           throw new Difference(
             `message ${offset} of ${to.name} came from no queue: ${JSON.stringify(content)}`,
@@ -511,6 +540,7 @@ export class Bench {
   compareQueues(): void {
     const { broker, model } = this
     for (const queue of model.queues.values()) {
+      if (queue.limits !== undefined || queue.group !== undefined) continue
       // Unlike `info` of the broker, this does not change the broker's state.
       const info = broker.catalog.queue(queue.name).info(this.nowMs)
       const states = { ready: 0, scheduled: 0, leased: 0, dead: 0 }
@@ -554,6 +584,7 @@ export class Bench {
       )
       this.count('infos')
     }
+    this.#options.compareOthers?.()
     broker.audit()
     this.#compareBindings()
     this.count('audits')
@@ -561,9 +592,9 @@ export class Bench {
 
   /** Compares the info of a queue. The info does not count expired messages, and reading it does not sweep any. */
   look(name: string): void {
-    this.#both(
+    this.both(
       `info of ${name}`,
-      () => this.broker.catalog.info(queueName(name)),
+      () => this.broker.catalog.info(addressName(name)),
       () => {
         const queue = this.model.queue(name)
         const isDue = ({ state, lineMs }: ModelMessage): boolean =>
@@ -582,7 +613,7 @@ export class Bench {
   }
 
   /** Compares the answers of both sides, or their refusals. Returns undefined if both sides refused. */
-  #both<T, U>(
+  both<T, U>(
     what: string,
     product: () => T,
     model: (answer: T | undefined) => U,
@@ -648,22 +679,27 @@ export class Bench {
   // --- queues ---
 
   ensure(name: string, options: Partial<QueueOptions>, update = false): void {
-    this.#both(
+    this.both(
       `ensure ${name}`,
-      () => this.broker.catalog.ensure({ name: queueName(name), options, update }),
+      () => this.broker.catalog.ensure({ name: addressName(name), options, update }),
       () => this.model.ensure(name, options, update),
       ({ created }, expected) => same(`created ${name}`, created, expected),
     )
   }
 
   delete(name: string): void {
-    this.#both(
+    this.both(
       `delete ${name}`,
-      () => this.broker.catalog.delete(queueName(name)),
+      () => this.broker.catalog.delete(addressName(name)),
       () => this.model.delete(name),
       (answer, expected) => same(`messages deleted with ${name}`, answer, expected),
     )
     this.#deleted = []
+    this.forgetClosed()
+  }
+
+  /** Forgets the subscriptions that ended with their queue. */
+  forgetClosed(): void {
     for (const connection of this.connections)
       connection.pairs = connection.pairs.filter(({ model }) => model.isOpen)
   }
@@ -676,19 +712,19 @@ export class Bench {
   }
 
   purge(name: string): void {
-    this.#both(
+    this.both(
       `purge ${name}`,
-      () => this.broker.catalog.purge(queueName(name)),
+      () => this.broker.catalog.purge(addressName(name)),
       () => this.model.purge(name),
       (answer, expected) => same(`messages purged of ${name}`, answer, expected),
     )
   }
 
   pause(name: string, paused: boolean): void {
-    this.#both(
+    this.both(
       `${paused ? 'pause' : 'resume'} ${name}`,
       () =>
-        paused ? this.broker.catalog.pause(queueName(name)) : this.broker.catalog.resume(queueName(name)),
+        paused ? this.broker.catalog.pause(addressName(name)) : this.broker.catalog.resume(addressName(name)),
       () => this.model.pause(name, paused),
       (answer, expected) => same(`whether ${name} changed`, answer, expected),
     )
@@ -697,8 +733,8 @@ export class Bench {
   // --- topics ---
 
   bind(pattern: string, target: string, required: RequiredHeaders | undefined): void {
-    const request = { pattern: topicPattern(pattern), target: queueName(target), match: required }
-    this.#both(
+    const request = { pattern: topicPattern(pattern), target: addressName(target), match: required }
+    this.both(
       `bind ${target} to ${pattern}`,
       () => this.broker.topics.bind(request),
       () => this.model.bind(pattern, target, required),
@@ -708,8 +744,8 @@ export class Bench {
   }
 
   unbind(pattern: string, target: string, required: RequiredHeaders | undefined): void {
-    const request = { pattern: topicPattern(pattern), target: queueName(target), match: required }
-    this.#both(
+    const request = { pattern: topicPattern(pattern), target: addressName(target), match: required }
+    this.both(
       `unbind ${target} from ${pattern}`,
       () => this.broker.topics.unbind(request),
       () => this.model.unbind(pattern, target, required),
@@ -832,7 +868,7 @@ export class Bench {
   #publish(producer: BenchProducer, number: number, sent: Sent): Placed | undefined {
     const { queue, contents, bytes } = sent
     const order = isTopicAddress(queue) ? this.#targetOrder(queue, bytes) : []
-    const placed = this.#both(
+    const placed = this.both(
       `publish to ${queue}`,
       () => this.#send(producer, queue, bytes),
       (answer) => {
@@ -889,7 +925,7 @@ export class Bench {
       if (sent.isRetryable) this.#publish(producer, number, sent)
       return
     }
-    this.#both(
+    this.both(
       `publish to ${queue} again`,
       () =>
         step === undefined
@@ -920,7 +956,7 @@ export class Bench {
       acks: acks.map(({ pair, tag }) => ({ subscription: pair.product, firstTag: tag, count: 1 })),
       batches: encoded,
     }
-    const placed = this.#both(
+    const placed = this.both(
       'atomic step',
       () => this.broker.intake.atomic(producer.attached, step, RESENDABLE),
       (answer) =>
@@ -1004,11 +1040,11 @@ export class Bench {
     processingTimeoutMs?: number,
   ): Pair | undefined {
     let model: ModelSubscription | undefined
-    const product = this.#both(
+    const product = this.both(
       `subscribe to ${name}`,
       () =>
         this.broker.leases.subscribe(
-          { queue: queueName(name), messages, bytes, limit, processingTimeoutMs },
+          { queue: addressName(name), messages, bytes, limit, processingTimeoutMs },
           connection.pairs.length + 1,
           connection.consumer,
         ),
@@ -1094,9 +1130,9 @@ export class Bench {
 
   closeConsumer(pair: Pair): void {
     const { name } = pair.model.queue
-    this.#both(
+    this.both(
       `close a consumer of ${name}`,
-      () => this.broker.leases.closeConsumer(queueName(name), pair.product.id),
+      () => this.broker.leases.closeConsumer(addressName(name), pair.product.id),
       () => {
         this.model.ended.push(pair.model)
         return this.model.unsubscribe(pair.model)
@@ -1121,9 +1157,9 @@ export class Bench {
   }
 
   compareConsumers(name: string): void {
-    this.#both(
+    this.both(
       `consumers of ${name}`,
-      () => this.broker.catalog.consumers({ name: queueName(name), from: 0 }).consumers,
+      () => this.broker.catalog.consumers({ name: addressName(name), from: 0 }).consumers,
       () => this.model.queue(name),
       (answer, queue) => {
         const pairs = queue.subscriptions.map((subscription) => this.pairOf(subscription)!)
@@ -1165,9 +1201,9 @@ export class Bench {
   // --- single messages ---
 
   cancel(name: string, offset: number | undefined, id: string | undefined): void {
-    this.#both(
+    this.both(
       `cancel ${id ?? offset} of ${name}`,
-      () => this.broker.operator.cancel({ name: queueName(name), offset, id }),
+      () => this.broker.operator.cancel({ name: addressName(name), offset, id }),
       (answer) => this.model.cancel(name, offset, id, answer?.offset),
       (answer, expected) => same('offset of the cancelled message', answer.offset, expected),
     )
@@ -1180,9 +1216,9 @@ export class Bench {
     delayMs: number | undefined,
     atMs: number | undefined,
   ): void {
-    this.#both(
+    this.both(
       `reschedule ${id ?? offset} of ${name}`,
-      () => this.broker.operator.reschedule({ name: queueName(name), offset, id, delayMs, atMs }),
+      () => this.broker.operator.reschedule({ name: addressName(name), offset, id, delayMs, atMs }),
       (answer) => this.model.reschedule(name, offset, id, delayMs, atMs, answer?.offset),
       (answer, expected) => same('the rescheduled message', answer, expected),
     )
@@ -1196,7 +1232,7 @@ export class Bench {
     },
   ): Promise<void> {
     const { name, to, ...rest } = request
-    const named = { ...rest, name: queueName(name), to: to === undefined ? undefined : queueName(to) }
+    const named = { ...rest, name: addressName(name), to: to === undefined ? undefined : addressName(to) }
     await this.bothLater(
       `redrive of ${name}`,
       () => this.broker.operator.redrive(named, OPERATOR),
@@ -1207,7 +1243,7 @@ export class Bench {
   }
 
   async discard(request: Omit<DeadSelection, 'name'> & { readonly name: string }): Promise<void> {
-    const named = { ...request, name: queueName(request.name) }
+    const named = { ...request, name: addressName(request.name) }
     await this.bothLater(
       `discard of ${request.name}`,
       () => this.broker.operator.discard(named, OPERATOR),
@@ -1229,14 +1265,17 @@ export class Bench {
     for (const connection of this.connections) for (const pair of connection.pairs) this.unsubscribe(pair)
     this.connections = []
     await this.endTurn()
-    for (const { name } of this.model.queues.values()) {
+    const queues = (): ModelQueue[] =>
+      [...this.model.queues.values()].filter(({ limits }) => limits === undefined)
+    for (const { name } of queues()) {
       this.pause(name, false)
       this.subscribe(this.connect(), name, 10_000, 1 << 24)
     }
     const left = (): ModelMessage[] =>
-      [...this.model.queues.values()].flatMap(({ messages }) =>
-        messages.filter(({ state }) => state !== 'dead'),
-      )
+      queues().flatMap(({ messages, group }) => [
+        ...messages.filter(({ state }) => state !== 'dead'),
+        ...(group?.waiting ?? []),
+      ])
     for (let round = 0; left().length > 0; round++) {
       if (round > 1000) throw new Difference(`${left().length} messages are never delivered`)
       await this.endTurn()
@@ -1258,7 +1297,7 @@ export class Bench {
       ].filter((dueMs) => dueMs < Infinity)
       await this.pass(dues.length === 0 ? 1 : Math.max(1, Math.min(...dues) - this.nowMs), false)
     }
-    for (const { name, messages } of this.model.queues.values()) {
+    for (const { name, messages } of queues()) {
       const all = { name, from: 0, limit: 1000, offsets: undefined, filter: {}, dryRun: false }
       for (let round = 0; messages.length > 0 && round < 1000; round++) {
         await this.discard(all)

@@ -29,7 +29,7 @@ export interface PlantedDefect {
 }
 
 /** Wraps a method of a broker, or of a part of it. */
-function around<Part extends object, Name extends keyof Part>(
+export function around<Part extends object, Name extends keyof Part>(
   part: Part,
   name: Name,
   wrap: (method: Part[Name]) => Part[Name],
@@ -113,7 +113,7 @@ function write(bytes: Uint8Array, at: number, content: Content): void {
   for (let index = 0; index < body.length; index++) bytes[next++] = body.charCodeAt(index)
 }
 
-function installed(name: string, install: (broker: Broker) => void): PlantedDefect {
+export function installed(name: string, install: (broker: Broker) => void): PlantedDefect {
   return { name, plant: () => ({ name, install }) }
 }
 

@@ -800,10 +800,13 @@ function brief({ headers, size, body, ...rest }: Content): object {
   }
 }
 
-/** The command that runs a history again. */
-export function commandOf({ seed, operations, only }: HistoryOptions): string {
+export type RunHistory = (product: Product, options: HistoryOptions) => Promise<HistoryResult>
+
+/** The command that runs a history again, of queues or of streams. */
+export function commandOf({ seed, operations, only }: HistoryOptions, isOfStreams = false): string {
   const length = only === undefined ? `--operations ${operations}` : `--only ${only.join(',')}`
-  return `npx tsc -b test && node test/dist/reference/run.js --seed ${seed} ${length}`
+  const kind = isOfStreams ? ' --streams' : ''
+  return `npx tsc -b test && node test/dist/reference/run.js${kind} --seed ${seed} ${length}`
 }
 
 /** Maximum number of runs in a search for a shorter history. */
@@ -815,12 +818,16 @@ export function kindOf(failure: HistoryFailure | undefined): string {
 }
 
 /** The shortest version of the history, with operations left out, that still shows the same kind of difference. */
-export async function shrink(product: Product, options: HistoryOptions): Promise<HistoryOptions> {
-  const { failure } = await runHistory(product, options)
+export async function shrink(
+  product: Product,
+  options: HistoryOptions,
+  run: RunHistory = runHistory,
+): Promise<HistoryOptions> {
+  const { failure } = await run(product, options)
   if (failure === undefined) return options
   const kind = kindOf(failure)
   const fails = async (only: readonly number[]): Promise<boolean> =>
-    kindOf((await runHistory(product, { ...options, only })).failure) === kind
+    kindOf((await run(product, { ...options, only })).failure) === kind
   let only = (options.only ?? Array.from({ length: options.operations }, (_, number) => number)).filter(
     (number) => number <= failure.at,
   )

@@ -197,6 +197,7 @@ export class Model {
   delete(name: string): number {
     const queue = this.queue(name)
     this.queues.delete(name)
+    for (const group of this.groupsOf(queue)) this.delete(group.name)
     for (const subscription of queue.subscriptions) {
       subscription.isOpen = false
       subscription.held.clear()
@@ -241,6 +242,55 @@ export class Model {
     const changed = queue.paused !== paused
     queue.paused = paused
     return changed
+  }
+
+  // --- streams ---
+
+  /** The groups of a stream. */
+  groupsOf(stream: ModelQueue): ModelQueue[] {
+    return [...this.queues.values()].filter(({ group }) => group?.stream === stream)
+  }
+
+  /** Called when the messages of the stream below `end` enter the group. */
+  enter(queue: ModelQueue, end: number): void {
+    const group = queue.group!
+    for (const { content, offset, publishedMs } of group.waiting) {
+      if (offset >= end) break
+      const message = messageOf(content, offset, publishedMs, 0)
+      const isNewKey = queue.messages.every((other) => other.content.key !== content.key)
+      queue.messages.push(message)
+      queue.line.appear(message, isNewKey)
+    }
+    group.waiting = group.waiting.filter(({ offset }) => offset >= end)
+    queue.next = Math.max(queue.next, end)
+  }
+
+  /** The messages leave the group, because of retention or a move. Those that are leased return to the line first. */
+  leaveGroup(queue: ModelQueue, messages: readonly ModelMessage[]): void {
+    for (const message of messages) {
+      if (message.lease === undefined) continue
+      this.#lose(message)
+      this.#endLease(message)
+      queue.line.release(message, this.nowMs)
+    }
+    this.transfers = this.transfers.filter(({ message }) => !messages.includes(message))
+    for (const message of messages) this.#remove(queue, message)
+  }
+
+  /** The group moves to `to`. Only its dead messages before that place stay. */
+  move(queue: ModelQueue, to: number, fromMs: number): void {
+    this.leaveGroup(
+      queue,
+      queue.messages.filter(({ state, offset }) => state !== 'dead' || offset >= to),
+    )
+    const group = queue.group!
+    group.fromMs = fromMs
+    group.waiting = group.stream.messages.filter(
+      ({ offset, publishedMs }) => offset >= to && publishedMs >= fromMs,
+    )
+    queue.next = to
+    queue.line = new Line<ModelMessage>(queue.options)
+    queue.deliveredBelow = Math.min(queue.deliveredBelow, to)
   }
 
   // --- time ---
@@ -536,6 +586,8 @@ export class Model {
     isRefused: boolean,
   ): Plan {
     codes.push(...this.#wrongTimes(contents))
+    if (queue.group !== undefined) codes.push('WRONG_KIND')
+    if (queue.limits !== undefined && contents.some(isUnsupportedInStreams)) codes.push('OPTION_UNSUPPORTED')
     const live = queue.messages.filter((message) => !this.#isOver(message))
     const { maxMessages, maxBytes } = queue.options
     const mustSweep = maxMessages > 0 || maxBytes > 0 || contents.some(({ id }) => id !== undefined)
@@ -618,32 +670,19 @@ export class Model {
 
   #append(queue: ModelQueue, content: Content): ModelMessage {
     const lineMs = dueMsOf(content, this.nowMs)
-    const message: ModelMessage = {
-      offset: queue.next++,
-      content,
-      bytes: content.size,
-      publishedMs: this.nowMs,
-      state: 'leased',
-      lineMs,
-      isPlain: lineMs === this.nowMs,
-      sinceMs: lineMs,
-      expiresMs: expiryOf(content, queue.options.ttlMs, lineMs),
-      attempts: 0,
-      earlier: NO_EARLIER_LIVES,
-      ...CLEARED,
-      marked: 'no',
-      lease: undefined,
-      death: undefined,
-      isMoving: false,
-      diedMs: 0,
-      reason: undefined,
-    }
+    const expiresMs = expiryOf(content, queue.options.ttlMs, lineMs)
+    const message = messageOf(content, queue.next++, this.nowMs, expiresMs, lineMs)
     this.#note(queue, message.offset, 'published')
     queue.messages.push(message)
     const { unique, dedupWindowMs } = queue.options
     if (content.id !== undefined && unique === 'window' && dedupWindowMs > 0)
       queue.remembered.remember(content.id, message.offset, this.nowMs)
-    queue.line.add(message, this.nowMs)
+    if (queue.limits === undefined) queue.line.add(message, this.nowMs)
+    else {
+      message.state = 'ready'
+      for (const { group } of this.groupsOf(queue))
+        if (message.publishedMs >= group!.fromMs) group!.waiting.push(message)
+    }
     return message
   }
 
@@ -732,6 +771,10 @@ export class Model {
       )
     }
     if (isExpired(message, this.nowMs)) throw new Difference(`${what} has expired: ${shownOf(message)}`)
+    const next = queue.group?.waiting[0]
+    const isInOrder = message.isPlain && message.content.key === undefined
+    if (next !== undefined && !isInOrder && next.publishedMs <= queue.line.eligibleSince(message)!)
+      throw new Difference(`${what} was delivered before ${next.offset} had entered: ${shownOf(message)}`)
     if (!this.#takes(subscription, message))
       throw new Difference(`${what} does not fit the credit: ${shownOf(subscription)} ${shownOf(message)}`)
     if (attempt !== message.attempts + 1)
@@ -784,6 +827,8 @@ export class Model {
       if (head !== undefined && takers(head).length > 0) this.#count('held by the rate')
       return
     }
+    if (head === undefined && (queue.group?.waiting.length ?? 0) > 0)
+      throw new Difference(`message ${queue.group!.waiting[0]!.offset} did not enter ${queue.name}`)
     if (head !== undefined && !isExpired(head, this.nowMs) && takers(head).length > 0)
       throw new Difference(
         `message ${head.offset} of ${queue.name} was not delivered: ${shownOf(head)}, to any of ${takers(head).map(shownOf).join(' ')}`,
@@ -1222,6 +1267,40 @@ export class Model {
       }
       queue.line.rebuild(queue.messages)
     }
+  }
+}
+
+function isUnsupportedInStreams({ priority, delayMs, atMs, ttlMs }: Content): boolean {
+  return priority > 0 || (delayMs ?? atMs ?? ttlMs) !== undefined
+}
+
+/** A message that is not in the line yet. */
+function messageOf(
+  content: Content,
+  offset: number,
+  publishedMs: number,
+  expiresMs: number,
+  lineMs = publishedMs,
+): ModelMessage {
+  return {
+    offset,
+    content,
+    bytes: content.size,
+    publishedMs,
+    state: 'leased',
+    lineMs,
+    isPlain: lineMs === publishedMs,
+    sinceMs: lineMs,
+    expiresMs,
+    attempts: 0,
+    earlier: NO_EARLIER_LIVES,
+    ...CLEARED,
+    marked: 'no',
+    lease: undefined,
+    death: undefined,
+    isMoving: false,
+    diedMs: 0,
+    reason: undefined,
   }
 }
 

@@ -1,6 +1,6 @@
 /** Compares the pages of HISTORY and PEEK with the model. */
 import {
-  queueName,
+  addressName,
   type HistoryEvent,
   type MessageFilter,
   type MessageState,
@@ -27,7 +27,7 @@ export async function compareHistory(bench: Bench, name: string, offset: number)
     const at: string | undefined = cursor
     const page: HistoryPage | undefined = await bench.bothLater(
       `history of message ${offset} of ${name}`,
-      () => bench.broker.history.page({ name: queueName(name), offset, cursor: at }, OPERATOR),
+      () => bench.broker.history.page({ name: addressName(name), offset, cursor: at }, OPERATOR),
       () => {
         if (offset >= bench.model.queue(name).next) throw new Refused(['MESSAGE_NOT_FOUND'])
       },
@@ -64,7 +64,7 @@ export async function comparePeek(
     const at: number = from
     const page: PeekPage | undefined = await bench.bothLater(
       `peek into ${name}`,
-      () => bench.broker.operator.peek({ name: queueName(name), state, from: at, limit, filter }, OPERATOR),
+      () => bench.broker.operator.peek({ name: addressName(name), state, from: at, limit, filter }, OPERATOR),
       () => {},
       ({ messages, next }) => {
         if (messages.length > limit) throw new Difference(`a page of ${messages.length} messages was shown`)

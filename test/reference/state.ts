@@ -72,8 +72,29 @@ export interface ModelSubscription {
   isOpen: boolean
 }
 
+/** The limits of a stream; 0: no limit. */
+export interface RetentionLimits {
+  readonly retainAgeMs: number
+  readonly retainBytes: number
+  readonly retainMessages: number
+}
+
+/** A group of a stream: a queue that the messages of the stream enter in order, when it needs them. */
+export interface ModelGroup {
+  readonly stream: ModelQueue
+  /** Messages of the stream that have not entered. */
+  waiting: ModelMessage[]
+  /** Messages that were published before this time do not enter. */
+  fromMs: number
+  /** Number of messages that retention removed before they were done. */
+  missed: number
+}
+
 export interface ModelQueue {
   readonly name: string
+  /** Of a stream: its limits. The messages of a stream are always ready, and are never delivered. */
+  limits?: RetentionLimits
+  group?: ModelGroup
   options: QueueOptions
   paused: boolean
   /** All messages that are not gone, by offset. */

@@ -79,6 +79,16 @@ export class Line<M extends LineMessage> {
     this.#offer(key, nowMs)
   }
 
+  /**
+   * Called when a message of a stream enters a group. It has its place by publish time, which can be long ago. `isNewKey`: no
+   * message of the group has its key, so that it does not matter how long the key has been free.
+   */
+  appear(message: M, isNewKey: boolean): void {
+    const key = this.#keyOf(message)
+    if (key !== undefined && isNewKey) key.sinceMs = 0
+    this.#becomeReady(message)
+  }
+
   /** Adds a message that is not in the line, at its `lineMs`. */
   enter(message: M, nowMs: number): void {
     const key = this.#keyOf(message)
