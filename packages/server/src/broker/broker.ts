@@ -285,7 +285,7 @@ export class Broker implements Delivering {
     this.schedules = new Schedules(state, registry, intake, sharedIntake, topics, turn, options)
     this.catalog = new Catalog(state, writer, moves, leases, readers, topics, turn, unused, options)
     this.streams = new Streams(state, this.catalog, turn)
-    this.groups = new Groups(state, this.catalog, turn)
+    this.groups = new Groups(state, this.catalog, cold, requests, turn)
     this.operator = new Operator(state, records, cold, moves, requests, turn, observer)
     this.replays = new Replays(state, this.intake, records, cold, requests, turn)
     this.history = new History(log, state, requests)

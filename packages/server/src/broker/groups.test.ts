@@ -306,6 +306,55 @@ describe('a group', () => {
     expect(info(bench)).toMatchObject({ dead: 0, missed: 30 })
   })
 
+  it('moves to the first message at a time, and keeps the dead messages before it', async () => {
+    const bench = await opened()
+    await publish(bench, 100)
+    await bench.pass(10)
+    const timeMs = bench.now
+    await publish(bench, 100)
+    ensure(bench, A, {}, { timeMs })
+    expect(info(bench)).toMatchObject({ position: 100, lag: 100 })
+    move(bench, 'first')
+    const worker = bench.consume(200, { name: A })
+    await bench.settle()
+    for (const offset of [98, 99, 100, 101]) worker.settle(offset, OUTCOME.deadLetter)
+    await bench.settle()
+    expect(move(bench, { timeMs })).toMatchObject({ position: 100, lag: 100, dead: 2 })
+    worker.leave()
+    await bench.settle()
+    await bench.crash()
+    expect(info(bench)).toMatchObject({ position: 100, lag: 100, dead: 2 })
+    expect(await drained(bench, A)).toEqual(upTo(200, 100))
+    expect(info(bench)).toMatchObject({ dead: 2 })
+    const laterMs = bench.now + 1000
+    expect(move(bench, { timeMs: laterMs })).toMatchObject({ position: 200, lag: 0 })
+    await publish(bench, 10)
+    await bench.pass(2000)
+    await publish(bench, 10)
+    expect(await drained(bench, A)).toEqual(upTo(220, 210))
+  })
+
+  it('moves to a time in a chunk that must be read from disk', async () => {
+    const bench = await opened()
+    for (let at = 0; at < 40; at++) {
+      await publish(bench, 100)
+      await bench.pass(10)
+    }
+    await bench.fill(100_000)
+    await bench.crash()
+    const stream = bench.broker.catalog.queue(CLICKS)
+    expect(stream.isCold(1500)).toBe(true)
+    const request = { name: A, to: { timeMs: stream.chunks.summaryAt(2048).firstMs - 5 } }
+    ensure(bench, A)
+    expect(bench.broker.groups.mustRead({ name: A, ...request.to })).toBe(true)
+    const caller = { label: 'test', isOpen: true }
+    const { groups } = bench.broker
+    await groups.whenRead(A, request.to, caller, () => groups.move(request))
+    expect(info(bench)).toMatchObject({ position: 2000, lag: 2000 })
+    expect(bench.broker.groups.mustRead({ name: A, ...request.to })).toBe(false)
+    expect(await drained(bench, A)).toEqual(upTo(4000, 2000))
+  })
+
   it('marks after a crash what may have been delivered, and nothing else', async () => {
     const bench = await opened()
     ensure(bench, A)

@@ -17,7 +17,9 @@ import {
 } from '@sluice/protocol'
 import type { Queue } from '../queue/index.js'
 import { kindOfQueue, wrongKind, type State } from '../state/state.js'
+import type { ColdChunks } from '../state/cold-chunks.js'
 import { optionConflict, type Catalog } from './catalog.js'
+import type { Caller, DiskRequests } from './disk-requests.js'
 import type { Turn } from './turn.js'
 
 /** Maximum number of groups of one stream. Each publish to the stream notifies all of them. */
@@ -26,11 +28,15 @@ export const GROUPS_MAX = 256
 export class Groups {
   readonly #state: State
   readonly #catalog: Catalog
+  readonly #cold: ColdChunks
+  readonly #requests: DiskRequests
   readonly #turn: Turn
 
-  constructor(state: State, catalog: Catalog, turn: Turn) {
+  constructor(state: State, catalog: Catalog, cold: ColdChunks, requests: DiskRequests, turn: Turn) {
     this.#state = state
     this.#catalog = catalog
+    this.#cold = cold
+    this.#requests = requests
     this.#turn = turn
   }
 
@@ -68,6 +74,34 @@ export class Groups {
       this.#catalog.change(existing, wanted)
     }
     return { created: false, group: this.#infoOf(existing) }
+  }
+
+  /** Whether the page of the chunk in which the group would begin has to be read first. */
+  mustRead({ name, timeMs }: { readonly name?: unknown; readonly timeMs?: unknown }): boolean {
+    if (typeof name !== 'string' || typeof timeMs !== 'number') return false
+    const stream = this.#state.queues.get(streamOfGroup(name as QueueName))
+    return stream?.stream !== undefined && stream.isCold(stream.retainedSince(timeMs))
+  }
+
+  /**
+   * Calls `change` when the chunk in which the group begins is in memory: at once, or after it was read.
+   * @throws SluiceError CORRUPT, TOO_MANY_REQUESTS; errors of `change`
+   */
+  whenRead<Answer>(
+    name: QueueName,
+    place: StreamPlace,
+    caller: Caller,
+    change: () => Answer,
+  ): Answer | Promise<Answer> {
+    if (typeof place !== 'object' || !this.mustRead({ name, ...place })) return change()
+    return this.#requests.run(caller, async () => {
+      while (this.mustRead({ name, ...place })) {
+        const stream = this.#state.queue(streamOfGroup(name))
+        await this.#cold.load(stream, stream.retainedSince(place.timeMs))
+        this.#requests.resume(caller)
+      }
+      return change()
+    })
   }
 
   /** @throws SluiceError QUEUE_NOT_FOUND */
@@ -169,8 +203,7 @@ function startAt(stream: Queue, place: StreamPlace): number {
   const { firstKept, next, name } = stream
   if (place === 'first') return firstKept
   if (place === 'last') return next
-  if (typeof place === 'object')
-    return Math.min(next, Math.max(firstKept, stream.retainedSince(place.timeMs)))
+  if (typeof place === 'object') return stream.keptSince(place.timeMs)
   if (place > next) {
     throw new SluiceError(
       'MESSAGE_NOT_FOUND',

@@ -181,6 +181,18 @@ export class BatchTable {
     return low
   }
 
+  /** Index of the first message of the first batch at or after `timeMs`; `CHUNK_MESSAGES` if all batches are earlier. */
+  since(timeMs: number): number {
+    let low = 0
+    let high = this.count
+    while (low < high) {
+      const middle = (low + high) >>> 1
+      if (this.timeMs(middle) < timeMs) low = middle + 1
+      else high = middle
+    }
+    return low === this.count ? CHUNK_MESSAGES : this.first(low)
+  }
+
   /** Position in the log of the batch that holds the message at `index`. */
   positionAt(index: number): number {
     return this.position(this.find(index))

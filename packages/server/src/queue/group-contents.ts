@@ -112,6 +112,17 @@ export class GroupContents extends Contents {
     return first === -1 ? this.next : first
   }
 
+  /**
+   * Of a stream: offset of the first message that is kept and was published at `timeMs` or later; `next` if there is none. A lower
+   * offset if the chunk of `retainedSince(timeMs)` is cold, or if the first messages of the next chunk were not kept and it is cold.
+   */
+  keptSince(timeMs: number): number {
+    const from = this.retainedSince(timeMs)
+    const chunk = this.heldChunk(from)
+    const first = this.nextRetained(chunk === undefined ? from : chunk.base + chunk.batches.since(timeMs))
+    return first === -1 ? this.next : first
+  }
+
   /** Called in service, before the stream releases all messages below `end`. */
   losing(_end: number, _nowMs: number): void {}
 

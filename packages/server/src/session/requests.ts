@@ -57,11 +57,12 @@ const LIST_PAGE = 40
 const SCHEDULES_PAGE = 10
 
 const REQUESTS = {
-  ENSURE: ({ broker }, body) => {
+  ENSURE: ({ broker: { catalog, groups, streams }, caller }, body) => {
     const kind = kindOf(body)
-    if (kind === 'stream') return broker.streams.ensure(ensureStreamRequest(body))
-    if (kind === 'group') return broker.groups.ensure(ensureGroupRequest(body))
-    return broker.catalog.ensure(ensureRequest(body))
+    if (kind === 'stream') return streams.ensure(ensureStreamRequest(body))
+    if (kind === 'queue') return catalog.ensure(ensureRequest(body))
+    const request = ensureGroupRequest(body)
+    return groups.whenRead(request.name, request.from, caller, () => groups.ensure(request))
   },
   GET: ({ broker }, body) => {
     const { name, kind } = kindRequest('GET', body)
@@ -80,7 +81,10 @@ const REQUESTS = {
     if (kind === 'stream') return { messages: broker.streams.delete(name) }
     return { messages: kind === 'group' ? broker.groups.delete(name) : broker.catalog.delete(name) }
   },
-  MOVE: ({ broker }, body) => broker.groups.move(moveRequest(body)),
+  MOVE: ({ broker: { groups }, caller }, body) => {
+    const request = moveRequest(body)
+    return groups.whenRead(request.name, request.to, caller, () => groups.move(request))
+  },
   PURGE: ({ broker }, body) => ({ messages: broker.catalog.purge(nameRequest('PURGE', body)) }),
   PAUSE: ({ broker }, body) => ({ changed: broker.catalog.pause(nameRequest('PAUSE', body)) }),
   RESUME: ({ broker }, body) => ({ changed: broker.catalog.resume(nameRequest('RESUME', body)) }),
@@ -134,15 +138,20 @@ const LONG: ReadonlySet<RequestName> = new Set<RequestName>([
   'HISTORY',
   'EXPLAIN',
 ])
-/** Requests that read from disk only if the message that they name is not in memory. */
-const MAY_READ: ReadonlySet<RequestName> = new Set<RequestName>(['CANCEL', 'RESCHEDULE'])
+/** Requests that read from disk only if the message or the place that they name is not in memory. */
+const MAY_READ: Partial<Readonly<Record<RequestName, (broker: Broker, body: Body) => boolean>>> = {
+  CANCEL: ({ operator }, body) => operator.mustRead(body),
+  RESCHEDULE: ({ operator }, body) => operator.mustRead(body),
+  ENSURE: ({ groups }, { name, fromMs }) => groups.mustRead({ name, timeMs: fromMs }),
+  MOVE: ({ groups }, { name, toMs }) => groups.mustRead({ name, timeMs: toMs }),
+}
 
 /** The type of the answer to a request, before the answer is encoded. */
 export type AnswerOf<Name extends RequestName> = Awaited<ReturnType<(typeof REQUESTS)[Name]>>
 
 /** Whether the request reads from disk and takes several turns. */
 export function isLong(name: RequestName, { broker }: RequestContext, body: Body): boolean {
-  return LONG.has(name) || (MAY_READ.has(name) && broker.operator.mustRead(body))
+  return LONG.has(name) || MAY_READ[name]?.(broker, body) === true
 }
 
 /** Handles a request and encodes its answer. @throws SluiceError; any other error when a change failed half-way */
