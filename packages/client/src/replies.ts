@@ -127,7 +127,8 @@ export class Replies implements Responder {
         [REPLY_TO_HEADER]: replyToValue({ mailbox: this.#open(), request }),
       },
     }
-    checkRecordOptions(record)
+    // Without headers of the caller, `recordOptions` has checked what the caller gave.
+    if (headers !== undefined) checkRecordOptions(record)
     const reply = this.#wait(request, queue, timeoutMs, signal)
     try {
       const published = this.#producer.publish(queue, body, record, timeoutMs, undefined)

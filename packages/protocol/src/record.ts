@@ -188,7 +188,9 @@ function checkHeaders(headers: Readonly<Record<string, string>>): void {
   }
   for (const name of names) {
     checkText('INVALID_HEADERS', 'header name', name, 1, 255)
-    checkText('INVALID_HEADERS', `header ${shown(name)}`, headers[name], 0, LIMITS.headersBytesMax)
+    // The name in an error is not made for each valid header.
+    if (!isText(headers[name], 0, LIMITS.headersBytesMax))
+      checkText('INVALID_HEADERS', `header ${shown(name)}`, headers[name], 0, LIMITS.headersBytesMax)
   }
   const bytes = headersBytes(headers)
   if (bytes > LIMITS.headersBytesMax) {
@@ -215,6 +217,13 @@ function checkInteger(
   }
 }
 
+function isText(value: unknown, min: number, max: number): boolean {
+  if (typeof value !== 'string') return false
+  const bytes = textBytes(value)
+  // Text that takes one byte per UTF-16 code unit is ASCII, and has no surrogates.
+  return bytes >= min && bytes <= max && (bytes === value.length || isWellFormed(value))
+}
+
 function checkText(code: ErrorCode, name: string, value: unknown, min: number, max: number): void {
   if (typeof value !== 'string') {
     throw new SluiceError(code, `${name} has the type ${typeof value}; it must be text.`)
@@ -223,8 +232,7 @@ function checkText(code: ErrorCode, name: string, value: unknown, min: number, m
   if (bytes < min || bytes > max) {
     throw new SluiceError(code, `${name} takes ${bytes} bytes; it must take ${min} to ${max}.`)
   }
-  // Text that takes one byte per UTF-16 code unit is ASCII, and has no surrogates.
-  if (bytes !== value.length && !isWellFormed(value)) {
+  if (!isText(value, min, max)) {
     throw new SluiceError(
       code,
       `${name} is ${shown(value)}: it has an unpaired surrogate, which UTF-8 cannot represent.`,

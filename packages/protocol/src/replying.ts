@@ -160,7 +160,13 @@ const HEX = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(
 
 function writeHex(bytes: Uint8Array, mailbox: string): void {
   for (let index = 0; index < MAILBOX_BYTES; index++)
-    bytes[index] = Number.parseInt(mailbox.slice(index * 2, index * 2 + 2), 16)
+    bytes[index] = digit(mailbox, index * 2) * 16 + digit(mailbox, index * 2 + 1)
+}
+
+// The value of a hexadecimal digit in lower case.
+function digit(text: string, at: number): number {
+  const code = text.charCodeAt(at)
+  return code < 0x3a ? code - 0x30 : code - 0x57
 }
 
 function malformed(frame: string, what: string): SluiceError {
