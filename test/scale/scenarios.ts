@@ -8,6 +8,7 @@ import { connections, steady } from './long.js'
 import { queues } from './many.js'
 import { Bench, BODY, drain, fill, median, percentile } from './measures.js'
 import { peakMib } from './proc.js'
+import { requests } from './requests.js'
 import { beside, replay } from './retained.js'
 import { fixed, whole, type Scenario } from './scenario.js'
 import { stream } from './streams.js'
@@ -358,6 +359,7 @@ export const SCENARIOS: Readonly<Record<string, Scenario>> = {
   keys,
   replay,
   stream,
+  requests,
   beside,
   queues,
   connections,
