@@ -142,14 +142,17 @@ export class Streams {
   }
 
   // The offset of a place. @throws Refused
-  #startAt({ name, next }: ModelQueue, place: StreamPlace): number {
+  #startAt({ name, next, messages }: ModelQueue, place: StreamPlace): number {
     const product = this.#product(name)
     const { firstKept } = product
     if (place === 'first') return firstKept
     if (place === 'last') return next
-    // The product begins at an earlier message of the same chunk, and passes over those from before the time.
-    if (typeof place === 'object')
-      return Math.min(next, Math.max(firstKept, product.retainedSince(place.timeMs)))
+    if (typeof place === 'object') {
+      const { timeMs } = place
+      // The product begins earlier in a chunk that is not in memory, and passes over the messages from before the time.
+      if (product.isCold(product.retainedSince(timeMs))) return product.keptSince(timeMs)
+      return messages.find(({ publishedMs }) => publishedMs >= timeMs)?.offset ?? next
+    }
     if (place > next || place < firstKept) throw new Refused(['MESSAGE_NOT_FOUND'])
     return place
   }
@@ -191,8 +194,10 @@ export class Streams {
     const { model } = this.#bench
     const group = model.queues.get(name)
     if (group?.group === undefined) return
-    const lost = group.messages.filter(({ offset }) => offset < end)
-    model.leaveGroup(group, lost)
+    const lost = group.messages.filter(({ offset, state }) => offset < end && state !== 'dead')
+    const dead = group.messages.filter(({ offset, state }) => offset < end && state === 'dead')
+    model.leaveGroup(group, [...lost, ...dead])
+    group.counters.discarded += dead.length
     const unseen = group.group.waiting.filter(({ offset }) => offset < end).length
     const others = Math.max(0, Math.min(end, group.group.stream.next) - next - unseen)
     group.group.waiting = group.group.waiting.slice(unseen)

@@ -52,8 +52,12 @@ export interface GroupInfo {
   readonly lag: number
   /** Time since the oldest of them was published; null if there is none. It can be too long by the span of 1,024 messages. */
   readonly lagMs: number | null
-  /** Messages that retention removed before they were done. */
+  /** Messages that retention removed before they were acknowledged or dead. */
   readonly missed: number
+  /** Acknowledged messages. A message that the group was moved back to counts again. */
+  readonly acked: number
+  /** Dead messages that were deleted, by an operator or because retention removed them. */
+  readonly discarded: number
   readonly scheduled: number
   readonly leased: number
   readonly dead: number

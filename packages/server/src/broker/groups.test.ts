@@ -225,7 +225,12 @@ describe('a group', () => {
     worker.leave()
     await bench.settle()
     for (let restarts = 0; restarts < 2; restarts++) {
-      expect(info(bench)).toMatchObject({ missed: 2 * CHUNK_MESSAGES - 10, dead: 0 })
+      expect(info(bench)).toMatchObject({
+        missed: 2 * CHUNK_MESSAGES - 11,
+        dead: 0,
+        acked: 10,
+        discarded: 1,
+      })
       expect(info(bench, B)).toMatchObject({ missed: 2 * CHUNK_MESSAGES, position: 2 * CHUNK_MESSAGES })
       bench.broker.audit()
       await bench.crash()
@@ -303,7 +308,7 @@ describe('a group', () => {
     ensureStream(bench, { retainMessages: 1 })
     await bench.pass(10)
     expect(() => move(bench, 5)).toThrow(refused('MESSAGE_NOT_FOUND', 'its first offset is 2048'))
-    expect(info(bench)).toMatchObject({ dead: 0, missed: 30 })
+    expect(info(bench)).toMatchObject({ dead: 0, discarded: 30, missed: 0 })
   })
 
   it('moves to the first message at a time, and keeps the dead messages before it', async () => {
@@ -415,11 +420,13 @@ interface Model {
   readonly pending: Set<number>
   readonly dead: Set<number>
   missed: number
+  acked: number
+  discarded: number
 }
 
 /** Compares groups with a model, in histories of settles, moves, retention, copies and restarts. Returns what happened. */
 async function compare(seeds: number): Promise<Readonly<Record<string, number>>> {
-  const seen = { missed: 0, moves: 0, restarts: 0, acked: 0, dead: 0 }
+  const seen = { missed: 0, discarded: 0, moves: 0, restarts: 0, acked: 0, dead: 0 }
   for (let seed = 1; seed <= seeds; seed++) {
     let state = seed * 7919
     const random = (below: number): number => {
@@ -441,7 +448,7 @@ async function compare(seeds: number): Promise<Readonly<Record<string, number>>>
         maxDeliveries: 'unlimited',
         keyConcurrency: 50,
       })
-      models.set(name, { pending: new Set(), dead: new Set(), missed: 0 })
+      models.set(name, { pending: new Set(), dead: new Set(), missed: 0, acked: 0, discarded: 0 })
     }
     await bench.settle()
     for (let step = 0; step < 40; step++) {
@@ -474,8 +481,10 @@ async function compare(seeds: number): Promise<Readonly<Record<string, number>>>
           bench.broker.leases.settle(worker.subscription, [{ firstTag: tag, count: 1, outcome }])
           if (outcome === OUTCOME.retry) continue
           model(name).pending.delete(offset)
-          if (outcome === OUTCOME.ack) seen.acked++
-          else {
+          if (outcome === OUTCOME.ack) {
+            model(name).acked++
+            seen.acked++
+          } else {
             model(name).dead.add(offset)
             seen.dead++
           }
@@ -509,18 +518,27 @@ async function compare(seeds: number): Promise<Readonly<Record<string, number>>>
       ;({ first } = bench.broker.streams.info(CLICKS))
       while (kept.length > 0 && kept[0]! < first) kept.shift()
       for (const [each, { pending, dead }] of models) {
-        for (const set of [pending, dead]) {
-          for (const offset of set) {
-            if (offset >= first) continue
-            set.delete(offset)
-            model(each).missed++
-            seen.missed++
-          }
+        for (const offset of pending) {
+          if (offset >= first) continue
+          pending.delete(offset)
+          model(each).missed++
+          seen.missed++
         }
-        const { dead: deadCount, missed, lag } = info(bench, each)
-        expect({ dead: deadCount, missed, lag }, `seed ${seed}, step ${step}, ${each}`).toEqual({
+        for (const offset of dead) {
+          if (offset >= first) continue
+          dead.delete(offset)
+          model(each).discarded++
+          seen.discarded++
+        }
+        const { dead: deadCount, missed, acked, discarded, lag } = info(bench, each)
+        expect(
+          { dead: deadCount, missed, acked, discarded, lag },
+          `seed ${seed}, step ${step}, ${each}`,
+        ).toEqual({
           dead: dead.size,
           missed: model(each).missed,
+          acked: model(each).acked,
+          discarded: model(each).discarded,
           lag: pending.size,
         })
       }

@@ -177,6 +177,8 @@ export class Groups {
       lag,
       lagMs: lag === 0 ? null : Math.max(0, nowMs - publishedMs(group, stream, position, nowMs)),
       missed: group.missed,
+      acked: group.acked,
+      discarded: group.counts.discarded,
       scheduled,
       leased,
       dead,

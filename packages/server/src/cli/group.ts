@@ -88,7 +88,7 @@ const get = command<NamedOptions>({
   builder: (yargs) =>
     named(yargs).epilogue(
       'Position: all messages below this offset are done, dead or missed. Lag: messages of the stream that are not done, and the ' +
-        'age of the oldest. Missed: messages that retention removed before they were done.',
+        'age of the oldest. Missed: messages that retention removed before they were acknowledged or dead.',
     ),
   handler: async (options) => {
     const name = groupName(options.name)
@@ -260,9 +260,11 @@ function description(info: GroupInfo): string {
     ['lag', info.lag],
     ['oldest of the lag', age(info.lagMs)],
     ['missed', info.missed],
+    ['acknowledged', info.acked],
     ['scheduled', info.scheduled],
     ['leased', info.leased],
     ['dead', info.dead],
+    ['discarded', info.discarded],
     ['consumers', info.consumers],
     ...(options.length === 0 ? [['options', 'all at their defaults'] as [string, string]] : options),
   ])

@@ -32,8 +32,10 @@ export class GroupContents extends Contents {
   groups: readonly GroupContents[] = NO_GROUPS
   /** Of a group: its stream. */
   source: GroupContents | undefined
-  /** Of a group: number of messages that retention removed before they were done. */
+  /** Of a group: number of messages that retention removed before they were acknowledged or dead. */
   missed = 0
+  /** Of a group: number of acknowledged messages. A message that was moved back to and acknowledged again counts again. */
+  ackedCount = 0
 
   /**
    * Appends a batch in service to a queue, not to a stream. Its first message gets the offset `next`, and no message has an
@@ -106,6 +108,18 @@ export class GroupContents extends Contents {
     return this.next
   }
 
+  override get acked(): number {
+    return this.source === undefined ? super.acked : this.ackedCount
+  }
+
+  /** Of a group: number of messages below `end` that have not entered and would enter. */
+  protected countUnseen(end: number): number {
+    const stream = this.source!
+    const { fromMs } = this.group!
+    const from = fromMs > 0 ? Math.max(this.next, stream.keptSince(fromMs)) : this.next
+    return from < end ? stream.keptIn(from, end) : 0
+  }
+
   /** Of a stream: offset of the first message that is kept, or an offset before it in the same chunk; `next` if there is none. */
   get firstKept(): number {
     const first = this.nextRetained(0)
@@ -169,7 +183,7 @@ export class GroupContents extends Contents {
     }
   }
 
-  /** Retention removed all messages below `end` from the stream. `missed` messages of the group were not done. */
+  /** Retention removed all messages below `end` from the stream. `missed` messages of the group were neither done nor dead. */
   missFact(end: number, missed: number): void {
     for (const { base, count } of this.chunks) if (base < end) this.remove(base, Math.min(end - base, count))
     if (this.pagePosition >= this.appliedFrom) return

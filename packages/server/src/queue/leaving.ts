@@ -17,8 +17,8 @@ interface Leaving {
 }
 
 /**
- * Ends the leases of the messages below `end` for this reason, and takes the messages out of the line. Returns their number, with
- * dead ones.
+ * Ends the leases of the messages below `end` for this reason, and takes the messages out of the line. Returns the number of those
+ * that are not dead.
  */
 export function leaveBelow(group: Leaving, line: Line, end: number, reason: Loss, nowMs: number): number {
   const { chunks, subscriptions } = group
@@ -34,8 +34,9 @@ export function leaveBelow(group: Leaving, line: Line, end: number, reason: Loss
   for (const chunk of chunks) {
     for (const index of chunk.liveIndexes()) {
       if (chunk.base + index >= end) break
+      if (chunk.isDead(index)) continue
       count++
-      if (!chunk.isDead(index)) line.leave(chunk, index, nowMs)
+      line.leave(chunk, index, nowMs)
     }
   }
   return count

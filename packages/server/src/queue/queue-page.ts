@@ -75,8 +75,8 @@ const NUMBER_BYTES = 8
 const ALL = 0xffff
 
 /**
- * Layout: u64 next · u64 redelivered below · u64 carried · u16 counters · u16 ended subscriptions · u32 1 if it is a group · u64
- * each counter · u64 id of each ended subscription · of a group: u64 missed.
+ * Layout: u64 next · u64 redelivered below · u64 carried · u16 counters · u16 ended subscriptions · u32 2 if it is a group, 0 otherwise ·
+ * u64 each counter · u64 id of each ended subscription · of a group: u64 missed · u64 acknowledged.
  */
 export function encodeCountersPage(queue: Queue): Uint8Array {
   const ended = queue.endedSubscriptions
@@ -84,14 +84,14 @@ export function encodeCountersPage(queue: Queue): Uint8Array {
   // Tallied counters have the values of the last tally fact before the page, so that page and facts agree.
   const counts = { ...queue.counts, ...queue.tallied }
   const numbers = [...COUNTERS.map((name) => counts[name]), ...(isAll ? [] : ended)]
-  if (queue.group !== undefined) numbers.push(queue.missed)
+  if (queue.group !== undefined) numbers.push(queue.missed, queue.ackedCount)
   const bytes = new Uint8Array(HEAD_BYTES + numbers.length * NUMBER_BYTES)
   writeU64(bytes, 0, queue.next)
   writeU64(bytes, 8, queue.redeliveredBelow)
   writeU64(bytes, 16, queue.carried)
   writeU16(bytes, 24, COUNTERS.length)
   writeU16(bytes, 26, isAll ? ALL : ended.length)
-  writeU32(bytes, 28, queue.group === undefined ? 0 : 1)
+  writeU32(bytes, 28, queue.group === undefined ? 0 : 2)
   for (const [index, number] of numbers.entries()) writeU64(bytes, HEAD_BYTES + index * NUMBER_BYTES, number)
   return bytes
 }
@@ -109,7 +109,9 @@ export function restoreCounters(queue: Queue, bytes: Uint8Array, start: number):
   if (ended === ALL) queue.former.restoreEnded([ALL_ENDED])
   else if (ended > 0) queue.former.restoreEnded(numbersAt(bytes, at, ended))
   at += (ended === ALL ? 0 : ended) * NUMBER_BYTES
-  if (readU32(bytes, start + 28) === 1) queue.missed = readU64(bytes, at)
+  if (readU32(bytes, start + 28) === 0) return
+  queue.missed = readU64(bytes, at)
+  queue.ackedCount = readU64(bytes, at + NUMBER_BYTES)
 }
 
 function readCounts(bytes: Uint8Array, at: number, counters: number): Counts {

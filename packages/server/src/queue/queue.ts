@@ -389,6 +389,7 @@ export class Queue extends GroupContents implements Follower {
   ack(offset: number, count: number, nowMs: number, bytes?: number): void {
     this.leased -= count
     this.line.settled(offset, count, nowMs)
+    if (this.source !== undefined) this.ackedCount += count
     if (this.retains) {
       this.facts.gone('ack', offset, count, RETAINED)
       this.remove(offset, count, nowMs, bytes)
@@ -568,9 +569,17 @@ export class Queue extends GroupContents implements Follower {
     this.enterFact(this.next, end, keys, isSkipped)
   }
 
-  /** Called when the stream is about to release all messages below `end`: they leave the group. */
+  /**
+   * Called when the stream is about to release all messages below `end`: they leave the group. Dead ones are discarded, and the
+   * others are missed.
+   */
   override losing(end: number, nowMs: number): void {
-    const unseen = this.next < end ? this.source!.keptIn(this.next, end) : 0
+    for (const chunk of this.chunks) {
+      const { base } = chunk
+      for (const index of [...(chunk.dead?.indexes() ?? [])])
+        if (base + index < end) this.discard(base + index)
+    }
+    const unseen = this.countUnseen(end)
     const missed = unseen + leaveBelow(this, this.line, end, LOSS.retention, nowMs)
     this.facts.miss(end, missed)
     this.missFact(end, missed)

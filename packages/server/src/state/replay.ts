@@ -571,6 +571,7 @@ const COUNTED: Readonly<Record<number, QueueCounter>> = {
 }
 
 function countFact(queue: Queue, fact: Fact): void {
+  if (fact.kind === FACT.ack && queue.group !== undefined) queue.ackedCount += fact.count
   const counter = COUNTED[fact.kind]
   if (counter === undefined) return
   queue.count(counter, fact.kind === FACT.redrive ? 1 : fact.count)
