@@ -343,3 +343,26 @@ describe('the holder of the oldest segment', () => {
     expect(liveBytes).toBe(0)
   })
 })
+
+describe('a queue that is drained at once', () => {
+  // The files of freed segments are used again only if the segments become free one at a time.
+  it('frees one segment for each segment that it fills', async () => {
+    const bench = await new Bench({ segmentBytes: SEGMENT }).open()
+    bench.ensure()
+    const worker = bench.consume(60_000)
+    const freed: number[] = []
+    let first = 0
+    for (let i = 0; i < 450; i++) {
+      await bench.publish(repeated(50, { bodyBytes: 100 }))
+      worker.ackAll()
+      bench.broker.turn.begin()
+      bench.broker.leases.credit(worker.subscription, 60_000, 1 << 24, undefined, false)
+      await bench.pass(20)
+      const now = Math.floor(bench.log.usage().firstPosition / SEGMENT)
+      if (now !== first) freed.push(now - first)
+      first = now
+    }
+    expect(freed.length).toBeGreaterThan(20)
+    expect(new Set(freed)).toEqual(new Set([1]))
+  })
+})

@@ -117,10 +117,12 @@ export class Space {
     this.#checkpoints.isFilling = isScarce && this.#relocation.isCopying
     // Segments before the oldest live batch are kept only for their pages, so these pages are rewritten. If there are
     // many pages, this happens only while the log uses too much space: otherwise each checkpoint would write all of
-    // them.
+    // them. If there are few, a checkpoint rewrites all pages of earlier segments: each segment that begins then frees
+    // one, whose file is used again. If two became free at once, one would be deleted, and another created soon after.
     const isCheap = this.#state.segments.pages.bytes <= segmentBytes * CHEAP_PAGES
-    const evacuates = isCheap || this.#relocation.excessBytes > 0
-    this.#checkpoints.evacuateBefore = Math.max(this.#relocation.before, evacuates ? needed : 0)
+    const segmentStart = Math.floor(this.#tail.position / segmentBytes) * segmentBytes
+    const evacuated = isCheap ? Math.min(live, segmentStart) : this.#relocation.excessBytes > 0 ? needed : 0
+    this.#checkpoints.evacuateBefore = Math.max(this.#relocation.before, evacuated)
     const before = Math.floor(Math.min(this.#checkpoints.lowWater, live) / segmentBytes) * segmentBytes
     if (this.#done === undefined && before > Math.max(this.#doneBefore, firstStart))
       this.#done = { before, gate: this.#tail.gate }
