@@ -360,6 +360,21 @@ describe('a group', () => {
     expect(await drained(bench, A)).toEqual(upTo(4000, 2000))
   })
 
+  it('delivers in order after a move, even if a key still has a dead message', async () => {
+    const bench = await opened()
+    ensure(bench, A)
+    const keyed = { key: 'a', bodyBytes: 10 }
+    await bench.publish([keyed, keyed, { bodyBytes: 10 }], CLICKS)
+    await bench.pass(10)
+    const worker = bench.consume(1, { name: A })
+    await bench.settle()
+    worker.settle(0, OUTCOME.deadLetter)
+    worker.leave()
+    await bench.settle()
+    move(bench, 1)
+    expect(await drained(bench, A)).toEqual([1, 2])
+  })
+
   it('marks after a crash what may have been delivered, and nothing else', async () => {
     const bench = await opened()
     ensure(bench, A)

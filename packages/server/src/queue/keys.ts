@@ -233,7 +233,10 @@ export class Keys extends HashIndex {
     }
   }
 
-  /** Called when no message waits or is leased any more: empties all lines and withdraws all offers. */
+  /**
+   * Called when no message waits or is leased any more: empties all lines and withdraws all offers. A key with dead messages
+   * keeps its slot. Its messages enter a group again after a move, and are eligible from their own times.
+   */
   clear(): void {
     for (const page of this.#pages) {
       if (page === undefined) continue
@@ -242,6 +245,7 @@ export class Keys extends HashIndex {
       for (let slot = 0; slot < page.end; slot++) {
         numbers[slot * NUMBERS + HEAD] = numbers[slot * NUMBERS + TAIL] = NONE
         numbers[slot * NUMBERS + OFFERED] = NONE
+        numbers[slot * NUMBERS + SINCE] = 0
         words[slot * WORDS + LEASED] = words[slot * WORDS + RETRYING] = 0
       }
     }
