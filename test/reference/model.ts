@@ -773,7 +773,7 @@ export class Model {
     if (isExpired(message, this.nowMs)) throw new Difference(`${what} has expired: ${shownOf(message)}`)
     const next = queue.group?.waiting[0]
     const isInOrder = message.isPlain && message.content.key === undefined
-    if (next !== undefined && !isInOrder && next.publishedMs <= queue.line.eligibleSince(message)!)
+    if (next !== undefined && !isInOrder && next.publishedMs < queue.line.eligibleSince(message)!)
       throw new Difference(`${what} was delivered before ${next.offset} had entered: ${shownOf(message)}`)
     if (!this.#takes(subscription, message))
       throw new Difference(`${what} does not fit the credit: ${shownOf(subscription)} ${shownOf(message)}`)

@@ -265,6 +265,7 @@ export class Line<M extends LineMessage> {
     }
     for (const key of this.#keys.values()) {
       const head = key.line[0]
+      key.sinceMs = 0
       if (head === undefined || !this.#isFree(key)) continue
       key.offered = head
       key.sinceMs = head.lineMs
