@@ -67,7 +67,8 @@ interface Part {
   /** Whether the options of the records must be read for this target. */
   readonly readsRecords: boolean
   readonly lacksTtl: boolean
-  readonly admission: Admission
+  /** Undefined if the queue accepts every batch of messages without options. */
+  readonly admission: Admission | undefined
   readonly admitted: AdmittedBatch
 }
 
@@ -100,6 +101,8 @@ export class SharedIntake {
   readonly #turn: Turn
   readonly #intake: Intake
   readonly #messageBytesMax: number
+  /** The `refer` facts of the batch that is being accepted. */
+  readonly #refers = new FactBuffer()
 
   constructor(state: State, writer: Writer, turn: Turn, intake: Intake, messageBytesMax: number) {
     this.#messageBytesMax = messageBytesMax
@@ -203,29 +206,32 @@ export class SharedIntake {
     if (hasDeliveryOptions(flags)) checkTraits(bytes, at, count, nowMs)
     const header = { length: end - at, count, timeMs: nowMs }
     const records = new SharedRecords(bytes, at, header, this.#state.seed)
-    const refers = new FactBuffer()
+    const refers = this.#refers
+    refers.clear()
+    const whole = [{ index: 0, count }]
     let aheadBytes = 0
     let work = 0
-    const parts = inOrderOfRules(targets).map((target) => {
+    const parts: Part[] = []
+    for (const { queue, ranges } of inOrderOfRules(targets)) {
       // The queue can have been deleted while the caller waited.
-      if (!this.#state.has(target.queue))
-        throw queueNotFound(target.queue.name).with({ queue: target.queue.name })
-      const places = refersOf(target.queue, target.ranges ?? [{ index: 0, count }])
-      work += mustRead(target.queue, flags) ? countOf(places) : places.length
+      if (!this.#state.has(queue)) throw queueNotFound(queue.name).with({ queue: queue.name })
+      const places = refersOf(queue, ranges ?? whole)
+      work += mustRead(queue, flags) ? countOf(places) : places.length
       if (work > WORK_MAX) throw tooMuch(targets.length, count)
-      const part = named(target.queue, () => this.#checkTarget(target.queue, places, records, flags, arrival))
-      for (const refer of part.refers) refers.refer(refer)
+      const part = this.#checkTarget(queue, places, records, flags, arrival)
+      for (const refer of places) refers.refer(refer)
+      parts.push(part)
+      if (part.admission === undefined) continue
       const partBytes = admittedFactsBytes(part.admitted) + (part.lacksTtl ? TTL_FACT_BYTES : 0)
       if (partBytes > 0) aheadBytes += partBytes + FACTS_HEADERS_BYTES
-      return part
-    })
+    }
     checkFacts('which queues have which records', refers.length, limits.factsBytesMax)
     checkFacts('known ids and times to live', aheadBytes, limits.aheadBytesMax)
     const totalBytes = aheadBytes + BATCH_HEADER_BYTES + refers.length + end - at
     return { bytes, at, end, parts, records, refers, totalBytes }
   }
 
-  // @throws SluiceError
+  // A batch can have a thousand targets, so a target without rules costs one object here. @throws SluiceError
   #checkTarget(
     queue: Queue,
     refers: readonly Refer[],
@@ -233,13 +239,34 @@ export class SharedIntake {
     flags: number,
     arrival: Arrival,
   ): Part {
+    if (!isPlain(queue, flags))
+      return named(queue, () => this.#checkRules(queue, refers, records, flags, arrival))
+    return {
+      queue,
+      refers,
+      base: queue.next,
+      count: countOf(refers),
+      recordsBytes: records.bytesOf(refers),
+      readsRecords: false,
+      lacksTtl: false,
+      admission: undefined,
+      admitted: UNCHECKED,
+    }
+  }
+
+  // @throws SluiceError
+  #checkRules(
+    queue: Queue,
+    refers: readonly Refer[],
+    records: SharedRecords,
+    flags: number,
+    arrival: Arrival,
+  ): Part {
+    if (queue.group !== undefined) throw groupRefuses(queue)
     const base = queue.next
     const count = countOf(refers)
     const recordsBytes = records.bytesOf(refers)
     const admission = new Admission(queue, this.#turn.nowMs)
-    const part = { queue, refers, base, count, recordsBytes, admission }
-    if (isPlain(queue, flags)) return { ...part, readsRecords: false, lacksTtl: false, admitted: UNCHECKED }
-    if (queue.group !== undefined) throw groupRefuses(queue)
     const readsRecords = mustRead(queue, flags)
     this.#turn.catchUp(queue)
     this.#writer.note(queue)
@@ -248,7 +275,8 @@ export class SharedIntake {
       checkStreamTraits(queue.name, traits, count)
     const admitted = arrival === 'new' ? admission.look(count, recordsBytes, traits) : UNCHECKED
     this.#intake.admit(admission)
-    return { ...part, readsRecords, lacksTtl: traits?.lacksTtl === true && queue.options.ttlMs > 0, admitted }
+    const lacksTtl = traits?.lacksTtl === true && queue.options.ttlMs > 0
+    return { queue, refers, base, count, recordsBytes, readsRecords, lacksTtl, admission, admitted }
   }
 
   // --- take: nothing is refused any more ---
@@ -263,6 +291,7 @@ export class SharedIntake {
     const ahead: { readonly queue: Queue; readonly facts: FactBuffer }[] = []
     for (const part of parts) {
       const { queue, admission, admitted } = part
+      if (admission === undefined) continue
       if (admitted.replaced !== undefined)
         ahead.push({ queue, facts: this.#intake.replace(queue, admission) })
       this.#intake.makeRoom(queue, admission)
@@ -301,7 +330,8 @@ export class SharedIntake {
 }
 
 // Targets with the same rules follow each other, so that the options of the records are read once for all of them.
-function inOrderOfRules(targets: readonly Target[]): Target[] {
+function inOrderOfRules(targets: readonly Target[]): readonly Target[] {
+  if (targets.every(({ queue: { options } }) => options.ttlMs === 0 && options.maxBytes === 0)) return targets
   return targets.toSorted(
     ({ queue: { options: a } }, { queue: { options: b } }) =>
       a.ttlMs - b.ttlMs || Number(a.maxBytes > 0) - Number(b.maxBytes > 0),
@@ -353,16 +383,18 @@ function checkTargets(targets: readonly Target[], count: number): void {
       `A batch has ${targets.length} target queues; it may have at most ${TARGETS_MAX}.`,
     )
   }
-  if (new Set(targets.map(({ queue }) => queue)).size < targets.length)
-    throw new Error('each target of a shared batch must be another queue')
+  const queues = new Set<Queue>()
   for (const { queue, ranges } of targets) {
+    queues.add(queue)
+    if (ranges === undefined) continue
     let end = 0
-    for (const range of ranges ?? []) {
+    for (const range of ranges) {
       if (range.index < end || range.count < 1) throw new Error(`ranges of ${queue.name} are not in order`)
       end = range.index + range.count
     }
-    if (end > count || ranges?.length === 0) throw new Error(`ranges of ${queue.name} are not in the batch`)
+    if (end > count || ranges.length === 0) throw new Error(`ranges of ${queue.name} are not in the batch`)
   }
+  if (queues.size < targets.length) throw new Error('each target of a shared batch must be another queue')
 }
 
 // @throws SluiceError BATCH_TOO_LARGE
