@@ -204,6 +204,7 @@ export class Broker implements Delivering {
     let messages = 0
     for (const queue of state.queues.values()) {
       queue.open(turn.nowMs)
+      queue.loseReleased(turn.nowMs)
       messages += queue.live
     }
     const status: BrokerStatus = {

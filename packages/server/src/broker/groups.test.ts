@@ -1,7 +1,11 @@
 /** Groups of streams: what enters, what a group keeps across restarts, and what retention and moves change. */
 import {
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
   LOSS,
   OUTCOME,
+  batchLength,
+  batchType,
   queueName,
   type GroupInfo,
   type GroupOptions,
@@ -11,7 +15,8 @@ import {
 import { describe, expect, it } from 'vitest'
 import { runs } from '../../../../test/amount.js'
 import { replaced } from '../../../../test/simulation/defects.js'
-import { CHUNK_MESSAGES, GroupContents, Queue, type KeyWords } from '../queue/index.js'
+import { CHUNK_MESSAGES, FACT, GroupContents, Queue, readFacts, type KeyWords } from '../queue/index.js'
+import { entryBatches } from '../log/entry.js'
 import { Bench, type Message, type Worker } from '../testing/bench.js'
 import { share, upTo } from '../testing/sharing.js'
 import { Feeds } from './feeds.js'
@@ -237,6 +242,24 @@ describe('a group', () => {
     }
     expect(await drained(bench, A)).toEqual(upTo(3 * CHUNK_MESSAGES, 2 * CHUNK_MESSAGES))
     expect(await drained(bench, B)).toEqual(upTo(3 * CHUNK_MESSAGES, 2 * CHUNK_MESSAGES))
+  })
+
+  it('writes that it lost messages only if it did', async () => {
+    const bench = await opened()
+    await publish(bench, 10)
+    ensure(bench, A)
+    await bench.drain(A)
+    await bench.crash()
+    await bench.settle()
+    const kinds: number[] = []
+    for (const { bytes } of bench.log.entries)
+      for (const at of entryBatches(bytes, 0))
+        if (batchType(bytes, at) === BATCH_TYPE.facts)
+          readFacts(bytes, at + BATCH_HEADER_BYTES, at + batchLength(bytes, at), ({ kind }) =>
+            kinds.push(kind),
+          )
+    expect(kinds).toContain(FACT.enter)
+    expect(kinds).not.toContain(FACT.miss)
   })
 
   it('gets what is published after retention has removed all messages', async () => {

@@ -260,6 +260,22 @@ describe('retention of a stream', () => {
     expect(info(bench)).toMatchObject({ messages: 1, first: 3000, next: 3001 })
   })
 
+  it('does not reach messages that arrive in the turn of the release, also after a restart', async () => {
+    const bench = await opened({ retainAgeMs: HOUR })
+    await fill(bench, 20)
+    bench.now += 2 * HOUR
+    bench.broker.turn.tick()
+    expect(info(bench)).toMatchObject({ messages: 0, next: 20 })
+    const { baseOffset } = bench.put([numbered(1), numbered(2)], CLICKS)
+    expect(baseOffset).toBe(20)
+    await bench.settle()
+    for (let restarts = 0; restarts < 2; restarts++) {
+      expect(info(bench)).toMatchObject({ messages: 2, next: 22 })
+      expect(await contents(bench)).toEqual([1, 2])
+      await bench.crash()
+    }
+  })
+
   it('is the same with restarts, copies and changes of options in between', async () => {
     let released = 0
     let restarts = 0

@@ -216,8 +216,6 @@ export class Queue extends GroupContents implements Follower {
       }
     }
     this.line.rebuild(this.options, this.next, this.redeliveredBelow, nowMs)
-    // The stream can have released messages in an entry before the one in which the group lost them.
-    if (this.source !== undefined) this.losing(this.source.firstKept, nowMs)
   }
 
   /**
@@ -256,10 +254,12 @@ export class Queue extends GroupContents implements Follower {
   }
 
   #release(from: number, end: number, nowMs: number): void {
-    // The chunk can get more messages. They enter the groups later, so the groups must not move beyond them.
-    for (const group of this.groups) group.losing(Math.min(end, this.next), nowMs)
-    this.facts.release(from, end)
-    this.releaseFact(from, end)
+    // The chunk can get more messages, which this release must not reach. Their batch can even precede the fact in the log,
+    // because facts are written at the end of the turn.
+    const last = Math.min(end, this.next)
+    for (const group of this.groups) group.losing(last, nowMs)
+    this.facts.release(from, last)
+    this.releaseFact(from, last)
   }
 
   /**
@@ -585,6 +585,14 @@ export class Queue extends GroupContents implements Follower {
     this.missFact(end, missed)
     this.line.passed(this.next)
     this.#moving?.trim(this.deadCount)
+  }
+
+  /** Called after recovery: the stream can have released messages in an entry before the one in which the group lost them. */
+  loseReleased(nowMs: number): void {
+    const first = this.source?.firstKept ?? 0
+    const [chunk] = this.chunks
+    if (this.next < first || (chunk !== undefined && chunk.base + chunk.firstLive(0) < first))
+      this.losing(first, nowMs)
   }
 
   /** Moves the group to `to`; see `moveFact`. Its leases end. */
