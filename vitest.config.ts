@@ -22,7 +22,7 @@ const SIMULATION = [
   'packages/server/src/log/{crash,damage}.test.ts',
   'packages/server/src/broker/{budget,entry-max,groups,readers-model,replays,restart,schedule-year,streams}.test.ts',
   'packages/server/src/queue/{ids,model}.test.ts',
-  'packages/server/src/state/{cold-chunks,definitions,page-tree,shared-batches,space,sparse-copies,traits}.test.ts',
+  'packages/server/src/state/{cold-chunks,cold-shared,definitions,page-tree,shared-batches,space,sparse-copies,traits}.test.ts',
   'test/conformance/fuzz.test.ts',
   'test/{simulation,reference}/**/*.test.ts',
 ]

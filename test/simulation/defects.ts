@@ -603,8 +603,8 @@ export const DEFECTS: readonly Defect[] = [
     name: 'a batch counts as large as before it was copied',
     install: () =>
       replaced(Chunk.prototype, (before) => ({
-        relocate(this: Chunk, batch, position) {
-          before.relocate.call(this, batch, position, this.batches.bytes(batch))
+        relocate(this: Chunk, batch, position, _bytes, scale) {
+          before.relocate.call(this, batch, position, this.batches.bytes(batch), scale)
         },
       })),
   },

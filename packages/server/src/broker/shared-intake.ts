@@ -22,6 +22,8 @@ import {
   FactBuffer,
   REFER_BYTES,
   chunkEndAfter,
+  countedRows,
+  sharesOf,
   type AdmittedBatch,
   type Queue,
   type Refer,
@@ -209,13 +211,14 @@ export class SharedIntake {
     const refers = this.#refers
     refers.clear()
     const whole = [{ index: 0, count }]
+    const isAnyRetaining = targets.some(({ queue }) => queue.retains)
     let aheadBytes = 0
     let work = 0
     const parts: Part[] = []
     for (const { queue, ranges } of inOrderOfRules(targets)) {
       // The queue can have been deleted while the caller waited.
       if (!this.#state.has(queue)) throw queueNotFound(queue.name).with({ queue: queue.name })
-      const places = refersOf(queue, ranges ?? whole)
+      const places = refersOf(queue, ranges ?? whole, queue.retains || !isAnyRetaining)
       work += mustRead(queue, flags) ? countOf(places) : places.length
       if (work > WORK_MAX) throw tooMuch(targets.length, count)
       const part = this.#checkTarget(queue, places, records, flags, arrival)
@@ -301,7 +304,6 @@ export class SharedIntake {
       this.#intake.factsAhead(part, facts)
       if (!facts.isEmpty) ahead.push({ queue, facts })
     }
-    const rows = refers.count
     let together = BATCH_HEADER_BYTES + refers.length + end - at
     for (const { facts } of ahead) together += writer.factsBytes(facts)
     if (before !== undefined) together += writer.factsBytes(before)
@@ -311,15 +313,16 @@ export class SharedIntake {
     const readsRecords = parts.some((part) => part.readsRecords)
     const attributes = batchAttributes(bytes, at) | (readsRecords ? BATCH_ATTRIBUTE.traits : 0)
     const position = writer.writeShared(bytes, at, end, refers, parts.length, producerId, attributes)
-    const length = end - at
-    const neededBytes = parts.reduce((sum, { recordsBytes }) => sum + recordsBytes, 0)
-    this.#state.segments.share(position, length, rows, neededBytes)
+    const rows = parts.reduce((sum, part) => sum + countedRows(part.refers), 0)
+    const shares = sharesOf(end - at, rows)
     for (const part of parts) {
       const { queue, base, count, recordsBytes, admitted } = part
+      const share = part.refers[0]!.isCounted ? shares.counted : shares.uncounted
+      this.#state.segments.share(position, share.bytes * part.refers.length, share.scale)
       const { duplicates } = admitted
       let traits: BatchTraits | undefined
       if (part.readsRecords) traits = records.traitsOf(part.refers, queue.options)
-      const batch = { baseOffset: base, count, timeMs: nowMs, length }
+      const batch = { baseOffset: base, count, timeMs: nowMs, length: share.bytes, scale: share.scale }
       queue.referFact(part.refers, batch, position, recordsBytes, traits, duplicates)
       if (part.readsRecords) this.#turn.accepted(count)
       if (duplicates !== undefined) queue.count('duplicates', duplicates.size)
@@ -360,13 +363,13 @@ function tooMuch(targets: number, count: number): SluiceError {
 }
 
 // The places of the records at the next offsets of the queue. Each place is in one chunk.
-function refersOf(queue: Queue, ranges: NonNullable<Target['ranges']>): Refer[] {
+function refersOf(queue: Queue, ranges: NonNullable<Target['ranges']>, isCounted: boolean): Refer[] {
   const refers: Refer[] = []
   let offset = queue.next
   for (const range of ranges) {
     for (let index = range.index; index < range.index + range.count;) {
       const count = Math.min(range.index + range.count - index, chunkEndAfter(offset) - offset)
-      refers.push({ queueId: queue.id, offset, count, index })
+      refers.push({ queueId: queue.id, offset, count, index, isCounted })
       index += count
       offset += count
     }

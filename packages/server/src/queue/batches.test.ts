@@ -11,7 +11,12 @@ interface Batch {
   bytes: number
   /** Index in the batch, if the batch is shared; otherwise `NOT_SHARED`. */
   shared: number
+  /** Number of needed messages and scale of the share, if the batch is shared; otherwise 0. */
+  needed: number
+  scale: number
 }
+
+const notShared = { shared: NOT_SHARED, needed: 0, scale: 0 }
 
 function contentsOf(table: BatchTable): Batch[] {
   return Array.from({ length: table.count }, (_, batch) => ({
@@ -20,6 +25,8 @@ function contentsOf(table: BatchTable): Batch[] {
     timeMs: table.timeMs(batch),
     bytes: table.bytes(batch),
     shared: table.sharedIndex(batch),
+    needed: table.isShared(batch) ? table.sharedNeeded(batch) : 0,
+    scale: table.scale(batch),
   }))
 }
 
@@ -68,10 +75,12 @@ it('returns the pushed batches, however far apart they are, and also after a pag
             timeMs: before.timeMs + timeAbove,
             bytes,
             shared,
+            needed: shared === NOT_SHARED ? 0 : 1 + (Math.abs(positionAbove) % 1024),
+            scale: shared === NOT_SHARED ? 0 : timeAbove & 31,
           }
           if (isInOrder) Object.assign(before, batch)
           table.push(batch.first, batch.position, batch.timeMs, bytes)
-          if (shared !== NOT_SHARED) table.share(shared)
+          if (shared !== NOT_SHARED) table.share(shared, batch.needed, batch.scale)
           plain.push(batch)
           first += messages
         }
@@ -79,8 +88,11 @@ it('returns the pushed batches, however far apart they are, and also after a pag
           if (batch >= plain.length) continue
           // A copy is as large as the batch, or smaller.
           const bytes = Math.ceil(plain[batch]!.bytes / part)
-          table.move(batch, position + above, bytes)
-          Object.assign(plain[batch]!, { position: position + above, bytes })
+          const isShared = plain[batch]!.shared !== NOT_SHARED
+          const after = isShared ? { needed: 1 + (above % 1024), scale: part & 31 } : { needed: 0, scale: 0 }
+          if (isShared) table.moveShared(batch, position + above, bytes, after.needed, after.scale)
+          else table.move(batch, position + above, bytes)
+          Object.assign(plain[batch]!, { position: position + above, bytes, ...after })
         }
         expect(contentsOf(table)).toEqual(plain)
         if (table.hasShared) tablesWithShared++
@@ -97,7 +109,7 @@ it('returns the pushed batches, however far apart they are, and also after a pag
         expect(again.decode(page, 5, table.count, table.form)).toBe(5 + table.pageBytes)
         // Further batches can be pushed.
         for (const one of [table, again]) one.push(first, position + 7, timeMs + 9, 99)
-        plain.push({ first, position: position + 7, timeMs: timeMs + 9, bytes: 99, shared: NOT_SHARED })
+        plain.push({ first, position: position + 7, timeMs: timeMs + 9, bytes: 99, ...notShared })
         expect(contentsOf(again)).toEqual(plain)
         expect(contentsOf(table)).toEqual(plain)
       },
@@ -145,13 +157,13 @@ it('has the page layout that the document describes', () => {
       '14130000',
     ].join(''),
   )
-  table.share(0x0506)
+  table.share(0x0506, 0x0102, 5)
   const shared = new Uint8Array(table.pageBytes)
   table.encode(shared, 0)
   expect(Buffer.from(shared).toString('hex')).toBe(
     [
-      ...['0000', '0706050403020100', '161514131211', '22210000', '0000'],
-      ...['0403', '0706050400000000', '23211f1d1211', '14130000', '0705'],
+      ...['0000', '0706050403020100', '161514131211', '22210000', '0000', '0000'],
+      ...['0403', '0706050400000000', '23211f1d1211', '14130000', '0705', '0115'],
     ].join(''),
   )
 })
@@ -167,7 +179,7 @@ it('keeps the batches of the remaining messages, and the first and last batch', 
         left.sort((a, b) => a - b)
         const table = new BatchTable()
         for (const first of firsts) table.push(first, first * 1_000, first * 7, 100 + first)
-        if (firsts.length % 2 === 0) table.share(7)
+        if (firsts.length % 2 === 0) table.share(7, 3, 2)
         const live = left.filter((index) => index >= firsts[0]!)
         const before = live.map((index) => [
           table.positionAt(index),

@@ -6,8 +6,9 @@
  * million entries.
  *
  * A row is the part of a batch that is in this chunk. In a shared batch, which several queues use, a row also has the
- * index in the batch at which it begins, because the header of the batch has no offset of this queue. A table with such a
- * row takes 22 bytes for each row.
+ * index in the batch at which it begins, because the header of the batch has no offset of this queue. Instead of the size
+ * of the batch it has its share (see shares.ts), and the number of its messages that were needed when the batch was
+ * written. A table with such a row takes 24 bytes for each row.
  *
  * The whole table is in one array of 16-bit words, as in a page. A client that publishes to 10,000 queues in turn
  * misses the CPU cache for each queue: one array costs one miss, and eight arrays would cost eight.
@@ -15,17 +16,19 @@
  * Words: the first eight are the index, position and time of the first batch, in the wide form. Positions and times in the
  * narrow form are relative to these. The eight words are followed by the words of each batch:
  *   narrow: first index · 2 of position · 2 of time · bytes    wide: first index · 4 of position · 3 of time · 2 of bytes
- *   shared: like wide, and then the index in the batch plus 1, or 0 in the row of a batch that is not shared
+ *   shared: like wide, and then the index in the batch plus 1, or 0 in the row of a batch that is not shared · number of
+ *   needed messages minus 1 in the low 10 bits, the scale of the share above them
  */
 import { readU16, writeU16 } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
+import { REFER_BYTES } from './facts.js'
 
 const BATCHES_FIRST = 2
 /** A page with at most this many batches is copied word by word, because a view of the table would cost more than the copy. */
 const COPIED_BY_WORD = 16
 const NARROW = 6
 const WIDE = 10
-const SHARED = 11
+const SHARED = 12
 /** Number of words before the words of the first batch. */
 const AHEAD = 8
 const FIRST = 0
@@ -35,6 +38,10 @@ const TIME_WIDE = 5
 const BYTES_NARROW = 5
 const BYTES_WIDE = 8
 const INDEX_SHARED = 10
+const NEEDED_SHARED = 11
+/** Number of bits for the number of messages of a row, minus 1. */
+const NEEDED_BITS = 10
+const NEEDED_MASK = 2 ** NEEDED_BITS - 1
 const WORD = 0x1_0000
 /** Shared by all empty tables. Never changed. */
 const NO_WORDS: Uint16Array = new Uint16Array(AHEAD + BATCHES_FIRST * NARROW)
@@ -73,7 +80,7 @@ export class BatchTable {
     return (this.isNarrow ? AHEAD + this.count * NARROW : this.count * this.#width) * 2
   }
 
-  /** Adds a batch of `bytes` bytes, including its header. Its first message has the index `first`, above all indexes in the table. */
+  /** Adds a batch that counts `bytes`: its size, or its share if `share` is called next. Its first message has the index `first`, above all indexes in the table. */
   push(first: number, position: number, timeMs: number, bytes: number): void {
     const batch = this.count++
     if (this.count > this.room) this.#grow()
@@ -93,10 +100,33 @@ export class BatchTable {
     }
   }
 
-  /** Makes the newest row that of a shared batch. Its first message has this index in the batch. */
-  share(index: number): void {
+  /**
+   * Makes the newest row that of a shared batch. Its first message has this index in the batch. `needed` of its messages
+   * are needed, and its share has this scale.
+   */
+  share(index: number, needed: number, scale: number): void {
     if (!this.hasShared) this.#widen(SHARED)
     this.#words[AHEAD + (this.count - 1) * SHARED + INDEX_SHARED] = index + 1
+    this.#setNeeded(this.count - 1, needed, scale)
+  }
+
+  #setNeeded(batch: number, needed: number, scale: number): void {
+    this.#words[AHEAD + batch * SHARED + NEEDED_SHARED] = (needed - 1) | (scale << NEEDED_BITS)
+  }
+
+  /** Number of the row's messages that were needed when its shared batch was written. */
+  sharedNeeded(batch: number): number {
+    return (this.#words[AHEAD + batch * SHARED + NEEDED_SHARED]! & NEEDED_MASK) + 1
+  }
+
+  /** The scale of the row's share; 0 if the batch is not shared. */
+  scale(batch: number): number {
+    return this.isShared(batch) ? this.#words[AHEAD + batch * SHARED + NEEDED_SHARED]! >>> NEEDED_BITS : 0
+  }
+
+  /** The part of the row's share that stands for `messages` of its messages. The batch must be shared. */
+  shareOf(batch: number, messages: number): number {
+    return ((this.bytes(batch) - REFER_BYTES) * messages) / this.sharedNeeded(batch)
   }
 
   /** Index of the row's first message in its shared batch; `NOT_SHARED` if the batch is not shared. */
@@ -149,7 +179,10 @@ export class BatchTable {
     return this.isNarrow ? this.#wideTime(0) + this.#pair(at + TIME_NARROW) : this.#wideTime(at)
   }
 
-  /** Size of the whole batch in the log, even if the batch reaches into the next chunk. */
+  /**
+   * Bytes that the batch counts: its size in the log, even if it reaches into the next chunk. If it is shared, the share of
+   * the row.
+   */
   bytes(batch: number): number {
     const at = AHEAD + batch * this.#width
     return this.isNarrow ? this.#words[at + BYTES_NARROW]! : this.#pair(at + BYTES_WIDE)
@@ -159,12 +192,18 @@ export class BatchTable {
     return this.hasShared && this.#words[AHEAD + batch * SHARED + INDEX_SHARED] !== 0
   }
 
-  /** Sets the position and the size of a batch, which never grows. */
+  /** Sets the position and the size of a batch, which never grows, or the position and the share of a row. */
   move(batch: number, position: number, bytes: number): void {
     this.#set(batch, position, this.timeMs(batch))
     const at = AHEAD + batch * this.#width
     if (this.isNarrow) this.#words[at + BYTES_NARROW] = bytes
     else this.#setPair(at + BYTES_WIDE, bytes)
+  }
+
+  /** Like `move`, for a row of a shared batch. `needed` of its messages are needed. */
+  moveShared(batch: number, position: number, share: number, needed: number, scale: number): void {
+    this.move(batch, position, share)
+    this.#setNeeded(batch, needed, scale)
   }
 
   /** Number of the batch that holds the message at `index`. */

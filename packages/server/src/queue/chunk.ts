@@ -24,7 +24,7 @@ export interface AppendedBatch {
   readonly baseOffset: number
   readonly count: number
   readonly timeMs: number
-  /** Size of the batch, header included. */
+  /** Size of the batch, header included. If the batch is shared: what a row counts. */
   readonly length: number
 }
 
@@ -449,7 +449,7 @@ export class Chunk {
 
   /**
    * Appends a batch for the indexes `[count, end)`. Its messages have priority 0 until options set another priority.
-   * `bytes` is the size of its records, and `batchBytes` the size of the whole batch in the log.
+   * `bytes` is the size of its records, and `batchBytes` what it counts (see `BatchTable.bytes`).
    */
   append(end: number, position: number, timeMs: number, bytes: number, batchBytes: number): void {
     // If there are at least twice as many batches as live messages, the room of batches without live messages is reused.
@@ -547,10 +547,27 @@ export class Chunk {
     this.dirty = true
   }
 
-  /** Sets the new position and size of a batch that was copied forward in the log. */
-  relocate(batch: number, position: number, bytes: number): void {
-    this.batches.move(batch, position, bytes)
+  /**
+   * Sets the new position of a batch that was copied forward in the log, and what it counts now. `scale` is the scale of a
+   * share.
+   */
+  relocate(batch: number, position: number, bytes: number, scale: number): void {
+    const { batches } = this
+    if (batches.isShared(batch)) {
+      // A row without needed messages does not count.
+      const needed = Math.max(1, this.#neededOf(batch))
+      batches.moveShared(batch, position, bytes, needed, scale)
+    } else batches.move(batch, position, bytes)
     this.dirty = true
+  }
+
+  #neededOf(batch: number): number {
+    return this.neededIn(this.batches.first(batch), this.batchEnd(batch))
+  }
+
+  /** Estimate of the part of a row's share that stands for messages that are not needed any more. The batch must be shared. */
+  spareBytes(batch: number): number {
+    return this.batches.shareOf(batch, this.batches.sharedNeeded(batch) - this.#neededOf(batch))
   }
 
   /** Marks `[from, to)` gone and returns how many were not gone before. `bytes` is the size of their records, if it is known. */

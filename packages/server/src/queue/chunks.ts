@@ -7,6 +7,7 @@ import { BATCH_HEADER_BYTES, LIMITS } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
 import { Chunk } from './chunk.js'
 import { NO_BATCH, type ChunkSummary } from './cold.js'
+import { REFER_BYTES } from './facts.js'
 import type { LogUse } from './log-use.js'
 import { NO_PAGES, type Pages } from './pages.js'
 import { MARK } from './marks.js'
@@ -215,22 +216,20 @@ export class Chunks {
 
   /**
    * Visits the batches that have a live or retained message, each batch once, in the order of their offsets, until
-   * `visit` returns true. A shared batch is visited once for each of its rows with such a message, with about
-   * the bytes of these messages. Allocates nothing per batch, because a queue that is deleted can have millions
-   * of batches.
+   * `visit` returns true. `bytes` is what the batch counts. A shared batch is visited once for each of its rows with such a
+   * message. Of a cold chunk, all batches in a segment are visited as one. Allocates nothing per batch, because a queue that
+   * is deleted can have millions of batches.
    */
-  eachNeededBatch(
-    visit: (position: number, bytes: number, isShared: boolean, neededBytes: number) => boolean | void,
-  ): void {
+  eachNeededBatch(visit: (position: number, bytes: number, scale: number) => boolean | void): void {
     let last = -1
     for (const number of this.#neededNumbers()) {
       const chunk = this.held(number)
       if (chunk === undefined) {
         if (!this.isColdNumber(number)) continue
-        const { uses, firstPosition, firstBytes, lastPosition } = this.#summary(number)
+        const { uses, firstPosition, firstBytes, lastPosition, scale } = this.#summary(number)
         for (const [position, bytes] of uses) {
           const isVisited = position === firstPosition && position === last
-          if (visit(position, isVisited ? bytes - firstBytes : bytes, false, 0) === true) return
+          if (visit(position, isVisited ? bytes - firstBytes : bytes, scale) === true) return
         }
         last = lastPosition
         continue
@@ -242,8 +241,7 @@ export class Chunks {
         // A batch that continues from the previous chunk was visited there.
         if ((position === last && !isShared) || chunk.isUnneededHere(batch)) continue
         last = position
-        const neededBytes = isShared ? chunk.neededBytes(batch) : 0
-        if (visit(position, chunk.batches.bytes(batch), isShared, neededBytes) === true) return
+        if (visit(position, chunk.batches.bytes(batch), chunk.batches.scale(batch)) === true) return
       }
     }
   }
@@ -319,8 +317,9 @@ export class Chunks {
     if (!chunk.isUnneededHere(batch)) return
     const { batches } = chunk
     const isShared = batches.isShared(batch)
-    if (isShared || !this.#isNeededElsewhere(chunk, batch))
-      use.remove(batches.position(batch), batches.bytes(batch), isShared)
+    if (!isShared && this.#isNeededElsewhere(chunk, batch)) return
+    use.gone(isShared ? REFER_BYTES : BATCH_HEADER_BYTES)
+    use.remove(batches.position(batch), batches.bytes(batch))
   }
 
   #isNeededElsewhere(chunk: Chunk, batch: number): boolean {
@@ -332,27 +331,18 @@ export class Chunks {
 
   /** Adds every batch that has a live or retained message to `use`. */
   addUses(use: LogUse): void {
-    this.eachNeededBatch((position, bytes, isShared, neededBytes) => {
-      if (isShared) use.share(position, bytes, 1, neededBytes)
-      else use.add(position, bytes)
-    })
+    this.eachNeededBatch((position, bytes, scale) => use.share(position, bytes, scale))
     use.gone(this.#goneBytes)
   }
 
   /** Removes all batches from `use`, because the queue is about to be dropped. */
   removeAllUses(use: LogUse): void {
     use.gone(-this.#goneBytes)
-    this.eachNeededBatch((position, bytes, isShared, neededBytes) => {
-      if (!isShared) removeWhole(position, bytes, use)
-      else {
-        use.goneShared(position, neededBytes)
-        use.remove(position, bytes, true)
-      }
-    })
+    this.eachNeededBatch((position, bytes) => removeWhole(position, bytes, use))
   }
 
-  // Estimate of the record bytes of messages that are neither live nor retained, in batches that are still needed. Cold
-  // chunks and shared batches are not included.
+  // Estimate of the record bytes of messages that are neither live nor retained, in batches that are still needed. Of a
+  // shared batch, their part of the share of the row. Cold chunks are not included.
   get #goneBytes(): number {
     let bytes = 0
     let last = -1
@@ -365,7 +355,9 @@ export class Chunks {
         const isShared = chunk.batches.isShared(batch)
         if ((position === last && !isShared) || chunk.isUnneededHere(batch)) continue
         last = position
-        bytes += isShared ? chunk.neededBytes(batch) : chunk.batches.bytes(batch) - BATCH_HEADER_BYTES
+        bytes += isShared
+          ? chunk.neededBytes(batch) + chunk.spareBytes(batch)
+          : chunk.batches.bytes(batch) - BATCH_HEADER_BYTES
       }
     }
     return bytes
@@ -408,6 +400,6 @@ export class Chunks {
 
 // Removes a batch, or several, whose messages were not reported as gone one by one.
 function removeWhole(position: number, bytes: number, use: LogUse): void {
-  use.gone(bytes - BATCH_HEADER_BYTES)
-  use.remove(position, bytes, false)
+  use.gone(bytes)
+  use.remove(position, bytes)
 }

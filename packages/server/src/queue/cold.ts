@@ -10,7 +10,7 @@ import { RETAINED_EXCESS_BYTES_MAX } from './retained.js'
 /** A chunk stays in memory if its batches are in more segments than this. */
 export const SUMMARY_SEGMENTS_MAX = 4
 
-/** In a summary: the first or last batch has no retained message in the chunk. */
+/** In a summary: the first or last batch is shared, or has no retained message in the chunk. */
 export const NO_BATCH = 0
 
 export interface ChunkSummary {
@@ -29,21 +29,27 @@ export interface ChunkSummary {
   readonly lastBytes: number
   /**
    * For each segment that holds batches with live or retained messages, in order of first occurrence: the position of
-   * the first of these batches, and their total size, headers included.
+   * the first of these batches, and what they count: their size, headers included, or the share of a row.
    */
   readonly uses: readonly (readonly [position: number, bytes: number])[]
+  /** The largest scale of the shares among these bytes; 0 if there is no shared batch. */
+  readonly scale: number
 }
 
 /** The summary of a chunk that may be cold; undefined if the chunk must stay in memory. */
 export function summaryOf(chunk: Chunk, segmentOf: (position: number) => number): ChunkSummary | undefined {
   const { batches, retained } = chunk
   const isRetained = chunk.isOnlyRetained && retained!.bytes <= RETAINED_EXCESS_BYTES_MAX
-  // The use of a shared batch is counted by its rows in memory.
-  if ((!isRetained && !chunk.isUntouched) || batches.hasShared) return undefined
+  if (!isRetained && !chunk.isUntouched) return undefined
   const last = batches.count - 1
+  // A row counts for itself, even if the next chunk has another row of its shared batch.
+  const reachesOut = (batch: number): boolean =>
+    !batches.isShared(batch) && !(isRetained && chunk.isUnneededHere(batch))
+  let scale = 0
   const uses = new Map<number, [number, number]>()
   for (let batch = 0; batch <= last; batch++) {
     if (isRetained && chunk.isUnneededHere(batch)) continue
+    scale = Math.max(scale, batches.scale(batch))
     const position = batches.position(batch)
     const segment = segmentOf(position)
     const use = uses.get(segment)
@@ -56,10 +62,11 @@ export function summaryOf(chunk: Chunk, segmentOf: (position: number) => number)
     bytes: Math.round(isRetained ? retained!.bytes : chunk.bytes),
     firstMs: batches.timeMs(0),
     retainedMs: isRetained ? retained!.newestMs : 0,
-    firstPosition: isRetained && chunk.isUnneededHere(0) ? NO_BATCH : batches.position(0),
+    firstPosition: reachesOut(0) ? batches.position(0) : NO_BATCH,
     firstBytes: batches.bytes(0),
-    lastPosition: isRetained && chunk.isUnneededHere(last) ? NO_BATCH : batches.position(last),
+    lastPosition: reachesOut(last) ? batches.position(last) : NO_BATCH,
     lastBytes: batches.bytes(last),
     uses: [...uses.values()],
+    scale,
   }
 }

@@ -21,7 +21,6 @@ import {
   type QueueOptions,
 } from '@sluice/protocol'
 import { NO_ARRIVAL, type Arrivals, type Arriving } from './arrivals.js'
-import { NOT_SHARED } from './batches.js'
 import { CHUNK_MESSAGES } from './bits.js'
 import { sumOf, type AppendedBatch, type Chunk, type RedriveHistory, type Traits } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
@@ -243,7 +242,7 @@ export class Contents extends Source implements Arriving, KeysOwner {
     const end = base + count
     for (let from = base; from < end;) {
       const to = Math.min(end, chunkEndAfter(from))
-      this.#appendTo(from, to, batch, position, length - BATCH_HEADER_BYTES, NOT_SHARED, traits, duplicates)
+      this.#appendTo(from, to, batch, position, length - BATCH_HEADER_BYTES, traits, duplicates)
       from = to
     }
     this.#appended(batch, length - BATCH_HEADER_BYTES, traits, duplicates)
@@ -251,42 +250,45 @@ export class Contents extends Source implements Arriving, KeysOwner {
 
   /**
    * Like `appendFact`, for messages of a shared batch, which is at `position` in the log. `refers` are the places of all
-   * of these messages in the batch, in the order of their offsets. In `batch`, only the size is that of the whole batch.
+   * of these messages in the batch, in the order of their offsets. `batch` is about these messages alone, and its size is
+   * the share of each of their rows.
    */
   referFact(
     refers: readonly Refer[],
-    batch: AppendedBatch,
+    batch: AppendedBatch & { readonly scale: number },
     position: number,
     recordsBytes: number,
     traits?: Traits,
     duplicates?: Duplicates,
   ): void {
     this.applyArrivals()
-    for (const { offset, count, index } of refers)
-      this.#appendTo(offset, offset + count, batch, position, recordsBytes, index, traits, duplicates)
+    for (const { offset, count, index } of refers) {
+      const end = offset + count
+      const chunk = this.#appendTo(offset, end, batch, position, recordsBytes, traits, duplicates)
+      chunk?.batches.share(index, count, batch.scale)
+    }
     this.#appended(batch, recordsBytes, traits, duplicates)
   }
 
-  // Appends the messages `[from, to)` of the batch to their chunk. All messages of the batch have `recordsBytes`.
+  // Appends the messages `[from, to)` of the batch to their chunk, and returns it; undefined if it already has them. All
+  // messages of the batch have `recordsBytes`.
   #appendTo(
     from: number,
     to: number,
     { baseOffset: base, count, timeMs, length }: AppendedBatch,
     position: number,
     recordsBytes: number,
-    sharedIndex: number,
     traits: Traits | undefined,
     duplicates: Duplicates | undefined,
-  ): void {
+  ): Chunk | undefined {
     // The page of a cold or retained chunk is newer than all batches of the chunk, so the chunk already has these messages.
-    if (this.isCold(from) || this.heldChunk(from)?.isOnlyRetained === true) return
+    if (this.isCold(from) || this.heldChunk(from)?.isOnlyRetained === true) return undefined
     const chunk = this.chunkToFill(from)
     const index = from - chunk.base
-    if (chunk.pagePosition > this.appliedFrom || index < chunk.count) return
+    if (chunk.pagePosition > this.appliedFrom || index < chunk.count) return undefined
     const share = (recordsBytes * (to - from)) / count
     const bytes = traits?.sizes === undefined ? share : sumOf(traits.sizes, from - base, to - base)
     chunk.append(to - chunk.base, position, timeMs, bytes, length)
-    if (sharedIndex !== NOT_SHARED) chunk.batches.share(sharedIndex)
     // A stream has no line, so it does not need the options of its messages.
     if (traits !== undefined && this.stream === undefined)
       this.#setTraits(chunk, index, to - chunk.base, traits, from - base)
@@ -294,6 +296,7 @@ export class Contents extends Source implements Arriving, KeysOwner {
     this.bytes += bytes
     if (duplicates === undefined && this.stream === undefined)
       this.follower.entered(chunk, index, to - chunk.base)
+    return chunk
   }
 
   #appended(
@@ -648,7 +651,7 @@ export class Contents extends Source implements Arriving, KeysOwner {
         removed += count
         const goneBytes = bytesBefore - chunk.bytes
         this.bytes -= goneBytes
-        this.follower.removedFrom(chunk, batch, isRetained ? 0 : goneBytes)
+        this.follower.removedFrom(chunk, batch, isRetained ? 0 : count, isRetained ? 0 : goneBytes)
       }
       index = batchEnd
     }

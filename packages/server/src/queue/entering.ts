@@ -34,7 +34,7 @@ function copyRows({ batches }: Chunk, { batches: rows }: Chunk, from: number, en
     if (first <= last) continue
     last = first
     batches.push(first, rows.position(row), rows.timeMs(row), rows.bytes(row))
-    if (rows.isShared(row)) batches.share(rows.sharedIndex(row))
+    if (rows.isShared(row)) batches.share(rows.sharedIndex(row), rows.sharedNeeded(row), rows.scale(row))
   }
 }
 

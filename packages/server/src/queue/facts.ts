@@ -66,7 +66,7 @@ export const FACT = {
   release: 22,
   /**
    * Precedes a shared batch: `count` messages from `offset` of a queue are records of the batch. The queue and the index
-   * of the first record are in `time`; see `referOf`. All messages are in one chunk.
+   * of the first record are in `time`; see `referOf`. All messages are in one chunk. The death byte is 0 or `UNCOUNTED`.
    */
   refer: 23,
   /**
@@ -130,6 +130,9 @@ export const SKIPPED = 1
 /** Bit in the `death` byte of a `dead` fact: the message will be moved to the dead-letter queue. */
 export const MOVING = 128
 
+/** In the `death` byte of a `refer` fact: the row counts no part of the size of the batch. */
+const UNCOUNTED = 1
+
 /** Size of a `refer` fact. */
 export const REFER_BYTES = HEAD_BYTES + TIME_BYTES
 /** Queue ids are below this number. */
@@ -143,10 +146,13 @@ export interface Refer {
   readonly count: number
   /** Index of the first message in the batch. */
   readonly index: number
+  /** Whether the row of these messages counts a part of the size of the batch (see shares.ts). */
+  readonly isCounted: boolean
 }
 
-export function referOf({ offset, count, timeMs }: Fact): Refer {
-  return { queueId: timeMs % QUEUE_IDS, offset, count, index: Math.floor(timeMs / QUEUE_IDS) }
+export function referOf({ offset, count, timeMs, death }: Fact): Refer {
+  const index = Math.floor(timeMs / QUEUE_IDS)
+  return { queueId: timeMs % QUEUE_IDS, offset, count, index, isCounted: death !== UNCOUNTED }
 }
 
 export type GoneFact = 'ack' | 'expire' | 'drop' | 'cancel' | 'discard'
@@ -303,8 +309,8 @@ export class FactBuffer {
     this.#item(FACT.miss, 0, missed, end, 0)
   }
 
-  refer({ queueId, offset, count, index }: Refer): void {
-    const at = this.#item(FACT.refer, 0, count, offset, TIME_BYTES)
+  refer({ queueId, offset, count, index, isCounted }: Refer): void {
+    const at = this.#item(FACT.refer, isCounted ? 0 : UNCOUNTED, count, offset, TIME_BYTES)
     writeU64(this.#bytes, at + HEAD_BYTES, index * QUEUE_IDS + queueId)
   }
 
@@ -393,8 +399,8 @@ export function factsUntil(
 export interface Fact {
   readonly kind: number
   /**
-   * In a `dead` fact: the cause of death, plus the MOVING bit. In an `ack` fact: `RETAINED` or 0. In a `define` fact:
-   * the kind of the definition.
+   * In a `dead` fact: the cause of death, plus the MOVING bit. In an `ack` fact: `RETAINED` or 0. In a `refer` fact:
+   * `UNCOUNTED` or 0. In a `define` fact: the kind of the definition.
    */
   readonly death: number
   /** Number of attempts in a `retry` or `dead` fact; 0 in other facts. */

@@ -4,6 +4,7 @@
  */
 import type { Chunk } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
+import type { Copy } from './log-use.js'
 
 export interface Follower {
   /** The messages of `chunk` at `[from, to)` are new. */
@@ -16,13 +17,13 @@ export interface Follower {
   idDone(offset: number): void
   /**
    * Some or all messages of the batch with the number `batch` in `chunk` are gone, or are no longer retained. The log need
-   * no longer keep about `bytes` of their records.
+   * no longer keep the records of `messages` of them, which have about `bytes`.
    */
-  removedFrom(chunk: Chunk, batch: number, bytes: number): void
+  removedFrom(chunk: Chunk, batch: number, messages: number, bytes: number): void
   /** All messages of a cold chunk are gone and none is retained. Called after the chunk was dropped. */
   removedCold(number: number, summary: ChunkSummary): void
-  /** A live batch of `bytes`, which no other queue uses, was copied from `from` to `to`, where it takes `copyBytes`. */
-  copied(from: number, to: number, bytes: number, copyBytes: number): void
+  /** A batch that is needed, or a shared batch of which a row is needed, was copied. */
+  copied(copy: Copy): void
   /** The queue is about to be dropped. */
   dropped(): void
 }

@@ -219,11 +219,11 @@ export class GroupContents extends Contents {
     this.dirty = true
   }
 
-  override relocateFact(offset: number, count: number, position: number, copyBytes: number): void {
-    super.relocateFact(offset, count, position, copyBytes)
+  override relocateFact(offset: number, count: number, position: number, bytes: number, scale = 0): void {
+    super.relocateFact(offset, count, position, bytes, scale)
     for (const group of this.groups) {
       group.appliedFrom = this.appliedFrom
-      group.relocateFact(offset, count, position, copyBytes)
+      group.relocateFact(offset, count, position, bytes, scale)
       group.appliedFrom = Infinity
     }
   }
@@ -268,7 +268,6 @@ export function pagesOnly(use: LogUse): LogUse {
     share() {},
     remove() {},
     gone() {},
-    goneShared() {},
     move() {},
   }
 }

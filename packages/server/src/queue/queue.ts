@@ -23,6 +23,7 @@ import { FormerLeases, isClaimable, type Reclaimed } from './former.js'
 import { PendingIds } from './ids.js'
 import { infoAsOf, infoOf } from './info.js'
 import { Line } from './line.js'
+import type { Copy } from './log-use.js'
 import { Moving } from './moving.js'
 import { chunkInLine } from './in-line.js'
 import { bucketOf, type Bucket } from './rate.js'
@@ -179,9 +180,9 @@ export class Queue extends GroupContents implements Follower {
     if (this.#pending !== undefined && this.#pending.count > 0) this.#pending.done(offset)
   }
 
-  removedFrom(chunk: Chunk, batch: number, bytes: number): void {
-    if (chunk.batches.isShared(batch)) this.use.goneShared(chunk.batches.position(batch), bytes)
-    else this.use.gone(bytes)
+  removedFrom(chunk: Chunk, batch: number, messages: number, bytes: number): void {
+    const { batches } = chunk
+    this.use.gone(batches.isShared(batch) ? batches.shareOf(batch, messages) : bytes)
     this.appliedChunks.removeUse(chunk, batch, this.use)
   }
 
@@ -189,8 +190,8 @@ export class Queue extends GroupContents implements Follower {
     this.appliedChunks.removeUses(number, summary, this.use)
   }
 
-  copied(from: number, to: number, bytes: number, copyBytes: number): void {
-    this.use.move(from, to, bytes, copyBytes)
+  copied(copy: Copy): void {
+    this.use.move(copy)
   }
 
   dropped(): void {

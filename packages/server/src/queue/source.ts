@@ -11,7 +11,7 @@ import { chunkEndAfter, Chunks } from './chunks.js'
 import type { ChunkSummary } from './cold.js'
 import { NO_FOLLOWER } from './follower.js'
 import type { Location } from './location.js'
-import type { LogUse } from './log-use.js'
+import type { Copy, LogUse } from './log-use.js'
 import { PAGE } from './pages.js'
 import { Retention } from './retention.js'
 
@@ -169,7 +169,7 @@ export abstract class Source {
       if (messages > 0) {
         const bytes = retained.release(index, batchEnd)
         this.retention.add(-messages, -bytes)
-        this.follower.removedFrom(chunk, batch, bytes)
+        this.follower.removedFrom(chunk, batch, messages, bytes)
       }
       index = batchEnd
     }
@@ -199,24 +199,32 @@ export abstract class Source {
   // --- copies ---
 
   /**
-   * The batch of the messages `[offset, offset + count)`, or a shared batch with these messages, was copied to `position`.
-   * The copy has `copyBytes`. The follower is not notified of a shared batch.
+   * The batch of the messages `[offset, offset + count)` was copied to `position`, where it has `bytes`. Or these are the
+   * messages of a row, and its shared batch was copied: then `bytes` is the share of the row, and `scale` its scale.
    */
-  relocateFact(offset: number, count: number, position: number, copyBytes: number): void {
-    let from = -1
-    let bytes = 0
+  relocateFact(offset: number, count: number, position: number, bytes: number, scale = 0): void {
+    let copy: Copy | undefined
     for (let at = offset; at < offset + count; at = chunkEndAfter(at)) {
       const chunk = this.toApply(this.heldChunk(at), at)
       if (chunk === undefined) continue
+      const { batches } = chunk
       const index = at - chunk.base
-      const batch = chunk.batches.find(index)
-      if (chunk.batches.first(batch) !== index) continue
-      if (!chunk.batches.isShared(batch)) from = chunk.batches.position(batch)
-      bytes = chunk.batches.bytes(batch)
-      chunk.relocate(batch, position, copyBytes)
+      const batch = batches.find(index)
+      if (batches.first(batch) !== index) continue
+      const before = batches.bytes(batch)
+      const leftOutBytes = batches.isShared(batch) ? chunk.spareBytes(batch) : before - bytes
+      copy = {
+        from: batches.position(batch),
+        fromBytes: before,
+        to: position,
+        toBytes: bytes,
+        scale,
+        leftOutBytes,
+      }
+      chunk.relocate(batch, position, bytes, scale)
       this.dirty = true
     }
-    if (from !== -1) this.follower.copied(from, position, bytes, copyBytes)
+    if (copy !== undefined) this.follower.copied(copy)
   }
 
   // Returns the chunk of `offset` if a fact changes it; undefined if the chunk is gone, or if its page already contains

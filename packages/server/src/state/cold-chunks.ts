@@ -5,7 +5,14 @@
  */
 import { BATCH_HEADER_BYTES, BATCH_TYPE, SluiceError, batchType, readBatchHeader } from '@sluice/protocol'
 import type { Blocks } from '../log/blocks.js'
-import { CHUNK_MESSAGES, PAGE, decodeChunkPage, type Chunk, type Queue } from '../queue/index.js'
+import {
+  CHUNK_MESSAGES,
+  PAGE,
+  chunkEndAfter,
+  decodeChunkPage,
+  type Chunk,
+  type Queue,
+} from '../queue/index.js'
 import type { PageTree } from './page-tree.js'
 
 /**
@@ -17,6 +24,27 @@ const WARM_MAX = 4_096
 const WARM_BYTES_MAX = 4 << 20
 /** Number of chunks at the head of a queue that stay in memory: they are delivered next. */
 const HEAD_CHUNKS = 4
+
+/** Consecutive messages of a queue. */
+export interface MessageRange {
+  readonly queue: Queue
+  readonly offset: number
+  readonly count: number
+}
+
+/** Whether a chunk with messages of these ranges is cold. */
+export function isAnyCold(ranges: readonly MessageRange[]): boolean {
+  for (const { queue, offset, count } of ranges)
+    for (let at = offset; at < offset + count; at = chunkEndAfter(at)) if (queue.isCold(at)) return true
+  return false
+}
+
+// The cold chunks of these messages: for each of them, the first of its messages.
+function* coldIn(ranges: Iterable<MessageRange>): Generator<{ queue: Queue; offset: number }, void> {
+  for (const { queue, offset, count } of ranges)
+    for (let at = offset; at < offset + count; at = chunkEndAfter(at))
+      if (queue.isCold(at)) yield { queue, offset: at }
+}
 
 /** Names a chunk without keeping it in memory. */
 export interface ChunkOf {
@@ -80,6 +108,48 @@ export class ColdChunks {
     }
   }
 
+  /**
+   * Runs `use` while all chunks with messages of these ranges are in memory. The pages of cold chunks are read one after
+   * another and decoded, and the chunks are put into memory together before `use`. So they need not all fit among the
+   * chunks that stay in memory.
+   * @throws SluiceError CORRUPT; errors of the log's `readRange`
+   */
+  async whileWarm(ranges: readonly MessageRange[], use: () => void): Promise<void> {
+    const read = new Map<string, { queue: Queue; chunk: Chunk }>()
+    // While a page is read, another one can be written again, so the ranges are searched until nothing is missing.
+    for (let isComplete = false; !isComplete;) {
+      isComplete = true
+      for (const { queue, offset } of coldIn(ranges)) {
+        const key = `${queue.id}:${Math.floor(offset / CHUNK_MESSAGES)}`
+        if (read.get(key)?.chunk.pagePosition === this.positionOf(queue, offset)) continue
+        isComplete = false
+        const chunk = await this.#read(queue, offset)
+        if (chunk !== undefined) read.set(key, { queue, chunk })
+      }
+    }
+    const warmed = [...read.values()].filter(({ queue, chunk }) => queue.isCold(chunk.base))
+    for (const { queue, chunk } of warmed) queue.makeWarm(chunk)
+    use()
+    for (const { queue, chunk } of warmed) this.#keep(queue, chunk)
+  }
+
+  // The cold chunk of `offset`, which is not put into memory; undefined if it is not cold any more.
+  async #read(queue: Queue, offset: number): Promise<Chunk | undefined> {
+    for (let failures = 0; queue.isCold(offset);) {
+      const position = this.positionOf(queue, offset)
+      const block = this.#blocks.findBatch(position)
+      if (block !== undefined)
+        return decodePage(block.bytes, position - block.position, position, queue, offset)
+      try {
+        await this.#blocks.load(position, true)
+      } catch (error) {
+        // After the wait, the messages can be gone, or the page can have been written again and the old segment freed.
+        if (failures++ > 0 && queue.isCold(offset) && this.positionOf(queue, offset) === position) throw error
+      }
+    }
+    return undefined
+  }
+
   /** The page of the chunk is durable, so that the chunk can become cold, at once or later. */
   written({ queue, number }: ChunkOf): void {
     const chunk = queue.heldChunk(number * CHUNK_MESSAGES)
@@ -92,8 +162,11 @@ export class ColdChunks {
     const bytes = batches.pageBytes
     this.#warm.push({ queue, number, bytes })
     this.#warmBytes += bytes
-    while (this.#warmBytes > ColdChunks.warmBytesMax || this.#warm.length - this.#oldest > ColdChunks.warmMax)
+    // The newest stays, so that its caller finds it.
+    for (let count = this.#warm.length - this.#oldest; count > 1; count--) {
+      if (this.#warmBytes <= ColdChunks.warmBytesMax && count <= ColdChunks.warmMax) return
       this.#cool()
+    }
   }
 
   // Makes the oldest warm chunk cold, if it can be cold and is not near the head of its queue.

@@ -8,7 +8,7 @@ import type { ChunkSummary, PageKind } from '../queue/index.js'
 /** Leaf entry: u16 kind · u32 id · u48 number · u64 position · u32 bytes. */
 export const LEAF_ENTRY_BYTES = 24
 /**
- * Summary of a chunk, after its entry in a leaf: u8 segments · u8 0 · u64 record bytes · u48 publish time of the first
+ * Summary of a chunk, after its entry in a leaf: u8 segments · u8 scale of shares · u64 record bytes · u48 publish time of the first
  * message · u48 time of the last acknowledgement, or 0 if the messages are live · u64 position and u32 bytes of the
  * first batch, and of the last · u16 messages · for each segment u64 position, u32 bytes. The kind of an entry with a summary has
  * bit 15.
@@ -27,7 +27,7 @@ export const NUMBER = 1
 export const POSITION = 2
 export const BYTES = 3
 /** Fields of a summary in memory: the number of segments, 0 for an entry without a summary, then as in the log. */
-const SUMMARY_HEAD_FIELDS = 9
+const SUMMARY_HEAD_FIELDS = 10
 const SUMMARY_FIELDS_FIRST = SUMMARY_HEAD_FIELDS + 2
 const ENTRIES_FIRST = 16
 /** Shared by all nodes without entries. */
@@ -166,6 +166,7 @@ export class PageNode {
       lastPosition: summaries[at + 6]!,
       lastBytes: summaries[at + 7]!,
       messages: summaries[at + 8]!,
+      scale: summaries[at + 9]!,
       uses,
     }
   }
@@ -177,8 +178,8 @@ export class PageNode {
     }
     this.#widen(summary.uses.length)
     this.summaries ??= new Float64Array((this.fields.length / FIELDS) * this.summaryFields)
-    const { messages, bytes, firstMs, retainedMs, firstPosition, firstBytes, lastPosition, lastBytes, uses } =
-      summary
+    const { messages, bytes, firstMs, retainedMs, uses, scale } = summary
+    const { firstPosition, firstBytes, lastPosition, lastBytes } = summary
     this.summaries.set(
       [
         uses.length,
@@ -190,6 +191,7 @@ export class PageNode {
         lastPosition,
         lastBytes,
         messages,
+        scale,
         ...uses.flat(),
       ],
       index * this.summaryFields,
@@ -318,6 +320,7 @@ export function encodeNode(node: PageNode): Uint8Array {
 
 function encodeSummary(bytes: Uint8Array, at: number, summary: ChunkSummary): number {
   bytes[at] = summary.uses.length
+  bytes[at + 1] = summary.scale
   writeU64(bytes, at + 2, Math.round(summary.bytes))
   writeU48(bytes, at + 10, summary.firstMs)
   writeU48(bytes, at + 16, summary.retainedMs)
@@ -348,6 +351,7 @@ function decodeSummary(bytes: Uint8Array, at: number): ChunkSummary {
     lastPosition: readU64(bytes, at + 34),
     lastBytes: readU32(bytes, at + 42),
     messages: readU16(bytes, at + 46),
+    scale: bytes[at + 1]!,
     uses,
   }
 }

@@ -7,9 +7,10 @@
  * Invariant: every fact that was applied precedes a copy in the log. So after a crash, no message whose record was left
  * out is live again.
  *
- * Invariant: while the broker is idle, copying ends after some time. Copying writes at most the live bytes, and page bytes
- * are exactly the bytes that rewriting the pages would write. So copying can free the whole excess. The bytes that copies
- * leave out are known only after a pass; before that, they are estimated. Copying runs in passes. Each pass goes from
+ * Invariant: while the broker is idle, copying ends after some time. Copying writes at most the bytes that are live
+ * afterwards, and page bytes are exactly the bytes that rewriting the pages would write. So copying can free the whole excess.
+ * Shared batches can count less than their size, but not after they are copied (queue/shares.ts). The bytes that copies leave
+ * out are known only after a pass; before that, they are estimated. Copying runs in passes. Each pass goes from
  * the oldest segment to the point at which the log ended when the pass started. The next pass starts only after
  * enough bytes have changed.
  */
@@ -19,8 +20,10 @@ import {
   BATCH_TYPE,
   SluiceError,
   batchAttributes,
+  batchBaseOffset,
   batchCount,
   batchLength,
+  batchQueueId,
   batchType,
   presentCount,
   readBatchHeader,
@@ -32,8 +35,8 @@ import { entryBatches } from '../log/entry.js'
 import type { Log, LogEntry } from '../log/log.js'
 import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
 import type { Tail } from '../log/tail.js'
-import { FactBuffer, chunkEndAfter, type Queue, type Refer } from '../queue/index.js'
-import type { ColdChunks } from './cold-chunks.js'
+import { FactBuffer, countedRows, sharesOf, type Queue, type Refer } from '../queue/index.js'
+import { isAnyCold, type ColdChunks, type MessageRange } from './cold-chunks.js'
 import { isSharedBatch, refersIn, writeReferFacts } from './shared-batches.js'
 import type { State } from './state.js'
 
@@ -134,12 +137,15 @@ export class Relocation {
     const { bytes } = this.#log.usage()
     const { segments } = this.#state
     const { segmentBytes } = this.#log
-    const needed = segments.liveBytes * (1 - this.#sparableShare) + segments.upkeepBytes
+    const left = 1 - this.#sparableShare
+    const needed = segments.liveBytes * left + segments.upkeepBytes
     const excess = bytes - 2 * needed - SLACK_SEGMENTS * segmentBytes
     if (!this.isScarce) return excess
+    // Copies of shared batches can be larger than their shares. Only bytes that are certainly dead are worth the room.
+    const most = segments.copyBytes * left + segments.upkeepBytes
     // The more room is left, the more dead bytes are tolerated before live bytes are copied.
     const slack = Math.max(segmentBytes, (this.#log.room() - this.copyBytes) / 2)
-    return Math.max(excess, bytes - needed - slack)
+    return Math.max(excess, bytes - most - slack)
   }
 
   /** Estimated share of the live bytes that copies would leave out. */
@@ -253,7 +259,7 @@ export class Relocation {
     const { segments } = this.#state
     const whole = segmentBytes - SEGMENT_HEADER_BYTES
     const left = segmentBytes - (this.#tail.position % segmentBytes)
-    const copies = segments.liveBytesAt(start) * PADDED + segments.upkeepBytes + this.#tail.pendingBytes
+    const copies = segments.copyBytesAt(start) * PADDED + segments.upkeepBytes + this.#tail.pendingBytes
     const needed = left + (copies <= left ? 1 : COPY_SEGMENTS) * whole
     return this.#log.room() + (this.markFrees ? whole : 0) >= needed
   }
@@ -280,8 +286,8 @@ export class Relocation {
     if (segments.oldestLive(this.before) >= this.#passEnd) this.#unfreeableBytes = segments.sparableBytes
   }
 
-  // Copies the live batches of the entry. Waits only for cold chunks: a chunk must be in memory when one of its batches
-  // is copied.
+  // Copies the live batches of the entry. Waits only for cold chunks: all chunks of a batch must be in memory when it is
+  // copied.
   async #copy(entry: LogEntry, nowMs: number): Promise<void> {
     let refers: readonly Refer[] = []
     for (const at of entryBatches(entry.bytes, 0)) {
@@ -289,28 +295,39 @@ export class Relocation {
         refers = refersIn(entry.bytes, at)
         continue
       }
-      if (isSharedBatch(entry.bytes, at)) {
-        // A chunk with messages of a shared batch is never cold.
-        this.#copyShared(refers, entry, at, nowMs)
-        continue
-      }
-      const { queueId, baseOffset, count } = readBatchHeader(entry.bytes, at)
-      const queue = this.#state.queuesById.get(queueId)
-      if (queue === undefined) continue
-      for (
-        let cold = coldIn(queue, baseOffset, count);
-        cold !== -1;
-        cold = coldIn(queue, baseOffset, count)
-      ) {
-        await this.#cold.load(queue, cold)
+      const of = isSharedBatch(entry.bytes, at) ? refers : undefined
+      const ranges = of === undefined ? this.#rangeOf(entry.bytes, at) : this.#rangesOf(of)
+      if (isAnyCold(ranges)) {
+        await this.#cold.whileWarm(ranges, () => this.#copyBatch(entry, at, of, nowMs))
         if (this.#stopped) return
-      }
-      if (this.#state.has(queue)) this.#copyBatch(queue, entry, at, nowMs)
+      } else this.#copyBatch(entry, at, of, nowMs)
     }
   }
 
-  #copyBatch(queue: Queue, { bytes, position }: LogEntry, at: number, nowMs: number): void {
-    const { baseOffset, count, length } = readBatchHeader(bytes, at)
+  // Copies the batch at `entry.bytes[at]`, or the shared batch with these facts.
+  #copyBatch(entry: LogEntry, at: number, refers: readonly Refer[] | undefined, nowMs: number): void {
+    if (this.#stopped) return
+    if (refers !== undefined) this.#copyShared(refers, entry, at, nowMs)
+    else this.#copyPlain(entry, at, nowMs)
+  }
+
+  #rangesOf(refers: readonly Refer[]): MessageRange[] {
+    return refers.flatMap(({ queueId, offset, count }) => {
+      const queue = this.#state.queuesById.get(queueId)
+      return queue === undefined ? [] : [{ queue, offset, count }]
+    })
+  }
+
+  #rangeOf(bytes: Uint8Array, at: number): MessageRange[] {
+    const queue = this.#state.queuesById.get(batchQueueId(bytes, at))
+    if (queue === undefined) return []
+    return [{ queue, offset: batchBaseOffset(bytes, at), count: batchCount(bytes, at) }]
+  }
+
+  #copyPlain({ bytes, position }: LogEntry, at: number, nowMs: number): void {
+    const { queueId, baseOffset, count, length } = readBatchHeader(bytes, at)
+    const queue = this.#state.queuesById.get(queueId)
+    if (queue === undefined) return
     const { chunks } = queue
     const needed = chunks.neededAt(baseOffset, count, position + at)
     if (needed === 0) return
@@ -324,12 +341,9 @@ export class Relocation {
 
   #copyShared(refers: readonly Refer[], entry: LogEntry, at: number, nowMs: number): void {
     const from = entry.position + at
-    const { queuesById, segments } = this.#state
-    const needed = refers.filter(({ queueId, offset, count }) => {
-      const queue = queuesById.get(queueId)
-      return queue !== undefined && queue.chunks.neededAt(offset, count, from) > 0
-    })
+    const needed = this.#neededOf(refers, from)
     if (needed.length === 0) return
+    const { queuesById } = this.#state
     const kept = neededIndexes(needed, queuesById, from, batchCount(entry.bytes, at))
     const copyBytes = copyLength(entry.bytes, at, kept, from)
     this.#writeFacts()
@@ -342,9 +356,25 @@ export class Relocation {
     this.#tail.add(factsBytes)
     this.#count(factsBytes)
     const position = this.#append(entry.bytes, at, kept, copyBytes, nowMs)
-    for (const { queueId, offset, count } of needed)
-      queuesById.get(queueId)!.relocateFact(offset, count, position, copyBytes)
-    segments.moveShared(from, position, copyBytes)
+    const shares = sharesOf(copyBytes, countedRows(needed))
+    for (const { queueId, offset, count, isCounted } of needed) {
+      const { bytes, scale } = isCounted ? shares.counted : shares.uncounted
+      queuesById.get(queueId)!.relocateFact(offset, count, position, bytes, scale)
+    }
+  }
+
+  // The facts about the rows of the shared batch at `from` that are needed.
+  #neededOf(refers: readonly Refer[], from: number): Refer[] {
+    const { queuesById } = this.#state
+    const needed = refers.filter(({ queueId, offset, count }) => {
+      const queue = queuesById.get(queueId)
+      return queue !== undefined && queue.chunks.neededAt(offset, count, from) > 0
+    })
+    const isAnyRetaining = needed.some(({ queueId }) => queuesById.get(queueId)!.retains)
+    return needed.map((refer) => {
+      const isCounted = !isAnyRetaining || queuesById.get(refer.queueId)!.retains
+      return { ...refer, isCounted }
+    })
   }
 
   // Appends a copy of the batch at `bytes[at]`, and returns its position. If `length` is less than that of the batch, the
@@ -417,11 +447,4 @@ function neededIndexes(
   const indexes: number[] = []
   for (let index = 0; index < count; index++) if (isNeeded[index] === 1) indexes.push(index)
   return indexes
-}
-
-// Offset of the first message of the batch that is in a cold chunk; -1 if there is none.
-function coldIn(queue: Queue, baseOffset: number, count: number): number {
-  for (let offset = baseOffset; offset < baseOffset + count; offset = chunkEndAfter(offset))
-    if (queue.isCold(offset)) return offset
-  return -1
 }

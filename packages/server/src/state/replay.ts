@@ -23,6 +23,7 @@ import {
 } from '@sluice/protocol'
 import {
   FACT,
+  countedRows,
   MOVING,
   RETAINED,
   SKIPPED,
@@ -37,10 +38,12 @@ import {
   readFacts,
   readSeed,
   restoreCounters,
+  sharesOf,
   type Death,
   type Fact,
   type Queue,
   type Refer,
+  type Share,
   type PageKind,
 } from '../queue/index.js'
 import { NO_OWNER, type DefinitionKind } from './definitions.js'
@@ -205,37 +208,39 @@ export class Replay {
    */
   coldIn(bytes: Uint8Array, at: number, position: number): PageEntry[] {
     const header = readBatchHeader(bytes, at)
-    const queue = this.#state.queuesById.get(header.queueId)
+    const { queuesById, tree } = this.#state
     const found = new Map<number, PageEntry>()
-    const look = (from: number, count: number): void => {
+    const look = (queue: Queue | undefined, from: number, count: number): void => {
       for (let offset = from; offset < from + count; offset = chunkEndAfter(offset)) {
-        if (!queue!.isCold(offset)) continue
-        const number = Math.floor(offset / CHUNK_MESSAGES)
-        const page = this.#state.tree.find(PAGE.chunk, queue!.id, number)!
-        if (page.position < position) found.set(number, page)
+        if (queue?.isCold(offset) !== true) continue
+        const page = tree.find(PAGE.chunk, queue.id, Math.floor(offset / CHUNK_MESSAGES))!
+        if (page.position < position) found.set(page.position, page)
       }
     }
-    if (queue === undefined) return []
+    const queue = queuesById.get(header.queueId)
     const type = batchType(bytes, at)
     if (type === BATCH_TYPE.messages) {
-      if ((header.attributes & BATCH_ATTRIBUTE.relocated) !== 0) look(header.baseOffset, header.count)
-    } else if (type === BATCH_TYPE.facts) {
+      if ((header.attributes & BATCH_ATTRIBUTE.relocated) === 0) return []
+      look(queue, header.baseOffset, header.count)
+      if (isSharedBatch(bytes, at))
+        for (const { queueId, offset, count } of this.#refers) look(queuesById.get(queueId), offset, count)
+    } else if (type === BATCH_TYPE.facts && queue !== undefined) {
       readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, ({ kind, offset, count, timeMs }) => {
-        if (RANGES.has(kind)) look(offset, count)
+        if (RANGES.has(kind)) look(queue, offset, count)
         else if (kind === FACT.enter) this.#lookInStream(queue, offset, found)
         // The chunks in between are released as a whole.
-        else if (kind === FACT.release) for (const edge of [offset, timeMs - 1]) look(edge, 1)
-        else if (SINGLES.has(kind)) look(offset, 1)
+        else if (kind === FACT.release) for (const edge of [offset, timeMs - 1]) look(queue, edge, 1)
+        else if (SINGLES.has(kind)) look(queue, offset, 1)
       })
     }
     return [...found.values()]
   }
 
-  // The rows of messages that enter a group are copied from the chunk of the stream.
+  // The rows of messages that enter a group are copied from the chunk of the stream, however new its page is.
   #lookInStream({ source }: Queue, offset: number, found: Map<number, PageEntry>): void {
     if (source?.isCold(offset) !== true) return
-    const number = Math.floor(offset / CHUNK_MESSAGES)
-    found.set(-1 - number, this.#state.tree.find(PAGE.chunk, source.id, number)!)
+    const page = this.#state.tree.find(PAGE.chunk, source.id, Math.floor(offset / CHUNK_MESSAGES))!
+    found.set(page.position, page)
   }
 
   /** Applies the batch at `bytes[at]`, whose position in the log is `position`. */
@@ -297,28 +302,21 @@ export class Replay {
     const header = readBatchHeader(bytes, at)
     const isRelocated = (header.attributes & BATCH_ATTRIBUTE.relocated) !== 0
     const records = new SharedRecords(bytes, at, header, this.#state.seed)
+    const shares = sharesOf(header.length, countedRows(this.#refers))
     for (const refers of byQueue(this.#refers)) {
       const queue = this.#state.queuesById.get(refers[0]!.queueId)
       if (queue === undefined) continue
       queue.appliedFrom = position
-      if (isRelocated) this.#applyCopied(queue, refers, bytes, at, position)
-      else this.#applyRefers(queue, refers, header, position, records)
+      const share = refers[0]!.isCounted ? shares.counted : shares.uncounted
+      if (!isRelocated) this.#applyRefers(queue, refers, share, header, position, records)
+      else
+        for (const { offset, count } of refers)
+          queue.relocateFact(offset, count, position, share.bytes, share.scale)
       queue.appliedFrom = Infinity
     }
     if (!isRelocated) this.#applyNumber(header, position, undefined)
     this.#forgetPreceding()
     this.#refers = []
-  }
-
-  #applyCopied(
-    queue: Queue,
-    refers: readonly Refer[],
-    bytes: Uint8Array,
-    at: number,
-    position: number,
-  ): void {
-    for (const { offset, count } of refers)
-      queue.relocateFact(offset, count, position, batchLength(bytes, at))
   }
 
   // Clearing an empty map would allocate, and most batches have no such facts.
@@ -329,7 +327,8 @@ export class Replay {
   #applyRefers(
     queue: Queue,
     refers: readonly Refer[],
-    { attributes, timeMs, length }: BatchHeader,
+    share: Share,
+    { attributes, timeMs }: BatchHeader,
     position: number,
     records: SharedRecords,
   ): void {
@@ -338,7 +337,7 @@ export class Replay {
     const duplicates = byIndex(preceding?.duplicates, baseOffset)
     const rules = { ttlMs: preceding?.ttlMs ?? 0, maxBytes: queue.options.maxBytes }
     const traits = attributes & BATCH_ATTRIBUTE.traits ? records.traitsOf(refers, rules) : undefined
-    const batch = { baseOffset, count: countOf(refers), timeMs, length }
+    const batch = { baseOffset, count: countOf(refers), timeMs, length: share.bytes, scale: share.scale }
     queue.referFact(refers, batch, position, records.bytesOf(refers), traits, duplicates)
     if (duplicates !== undefined && queue.pagePosition < position) queue.count('duplicates', duplicates.size)
   }

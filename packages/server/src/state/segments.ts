@@ -3,36 +3,18 @@
  * queues retain. These batches are called live here. They are counted as the queues report changes.
  *
  * Invariant 6: the live bytes of a segment are the bytes of those batches in it that have a live or retained message,
- * headers included. Copying the segment would copy these bytes, without the records that sparse copies leave out. For a
- * shared batch they include its `refer` facts: one for each row of a chunk that has such a message of the batch.
+ * headers included. Copying the segment would copy these bytes, without the records that sparse copies leave out. Of a
+ * shared batch, each row that has such a message counts its share (queue/shares.ts), so that copying can append more bytes
+ * until the batch has been copied once.
  */
-import { BATCH_HEADER_BYTES } from '@sluice/protocol'
 import { DIRECTORY_BYTES } from './directory.js'
-import { REFER_BYTES, type LogUse, type Queue } from '../queue/index.js'
+import type { Chunk, Copy, LogUse, Queue } from '../queue/index.js'
 import type { PageTree } from './page-tree.js'
 
 interface Use {
   liveBytes: number
-}
-
-/** A shared batch with live or retained messages. */
-interface Shared {
-  /** Size of the batch, its header included. */
-  bytes: number
-  /** Number of rows, in the chunks of all queues, that have such a message of the batch. */
-  rows: number
-  /** Estimate of the record bytes of these messages. A record that several queues need counts for each of them. */
-  neededBytes: number
-}
-
-/** Estimate of the bytes that a sparse copy of the batch would leave out, which is too low if queues need the same records. */
-function sparableIn({ bytes, neededBytes }: Shared): number {
-  return Math.max(0, bytes - BATCH_HEADER_BYTES - neededBytes)
-}
-
-/** Bytes that a copy of the batch appends: the batch and a batch with its `refer` facts. */
-function sharedBytes({ bytes, rows }: Pick<Shared, 'bytes' | 'rows'>): number {
-  return bytes + BATCH_HEADER_BYTES + rows * REFER_BYTES
+  /** The largest scale of the shares that were counted here. It stays when these shares are removed. */
+  scale: number
 }
 
 export class Segments implements LogUse {
@@ -45,11 +27,6 @@ export class Segments implements LogUse {
   #freedBytes = 0
   readonly #segmentBytes: number
   readonly #uses = new Map<number, Use>()
-  /**
-   * Shared batches that are needed, by position. Each of them has a row in a chunk that is in memory, so the memory budget
-   * bounds this table too.
-   */
-  readonly #shared = new Map<number, Shared>()
   #last: Use | undefined
   #lastNumber = -1
 
@@ -67,55 +44,20 @@ export class Segments implements LogUse {
     this.liveBytes += bytes
   }
 
-  share(position: number, bytes: number, rows: number, neededBytes: number): void {
-    const shared = this.#shared.get(position)
-    if (shared === undefined) {
-      const added = { bytes, rows, neededBytes }
-      this.#shared.set(position, added)
-      this.add(position, sharedBytes(added))
-      this.#freedBytes -= sparableIn(added)
-      return
-    }
-    const before = sparableIn(shared)
-    shared.rows += rows
-    shared.neededBytes += neededBytes
-    this.#freedBytes += before - sparableIn(shared)
-    this.add(position, rows * REFER_BYTES)
+  share(position: number, bytes: number, scale: number): void {
+    this.add(position, bytes)
+    const use = this.#use(position)
+    use.scale = Math.max(use.scale, scale)
   }
 
-  remove(position: number, bytes: number, isShared: boolean): void {
-    if (isShared) this.#unshare(position)
-    else {
-      this.#remove(position, bytes)
-      this.goneBytes += BATCH_HEADER_BYTES
-      this.#freedBytes += bytes
-    }
-  }
-
-  #unshare(position: number): void {
-    const shared = this.#shared.get(position)!
-    if (shared.rows === 1) {
-      this.#shared.delete(position)
-      this.#remove(position, sharedBytes(shared))
-      this.goneBytes += sharedBytes(shared) - sparableIn(shared)
-      this.#freedBytes += sharedBytes(shared)
-      return
-    }
-    shared.rows--
-    this.#remove(position, REFER_BYTES)
-    this.goneBytes += REFER_BYTES
-    this.#freedBytes += REFER_BYTES
+  remove(position: number, bytes: number): void {
+    this.#use(position).liveBytes -= bytes
+    this.liveBytes -= bytes
+    this.#freedBytes += bytes
   }
 
   gone(bytes: number): void {
     this.goneBytes += bytes
-  }
-
-  goneShared(position: number, bytes: number): void {
-    const shared = this.#shared.get(position)!
-    const before = sparableIn(shared)
-    shared.neededBytes -= bytes
-    this.goneBytes += sparableIn(shared) - before
   }
 
   /**
@@ -126,38 +68,29 @@ export class Segments implements LogUse {
     return this.goneBytes - this.#freedBytes
   }
 
-  #remove(position: number, bytes: number): void {
-    this.#use(position).liveBytes -= bytes
-    this.liveBytes -= bytes
+  move({ from, fromBytes, to, toBytes, scale, leftOutBytes }: Copy): void {
+    this.#use(from).liveBytes -= fromBytes
+    this.liveBytes -= fromBytes
+    this.share(to, toBytes, scale)
+    this.#freedBytes += leftOutBytes
   }
 
-  move(from: number, to: number, bytes: number, copyBytes: number): void {
-    this.#use(from).liveBytes -= bytes
-    this.#use(to).liveBytes += copyBytes
-    this.liveBytes += copyBytes - bytes
-    this.#freedBytes += bytes - copyBytes
+  /** Maximum size of the copies of the live batches in the segment that contains `position`. */
+  copyBytesAt(position: number): number {
+    const use = this.#uses.get(Math.floor(position / this.#segmentBytes))
+    return use === undefined ? 0 : this.#copyBytesOf(use)
   }
 
-  /**
-   * The shared batch at `from` was copied to `to`, where it takes `copyBytes`, with the facts about its rows that are
-   * needed.
-   */
-  moveShared(from: number, to: number, copyBytes: number): void {
-    const shared = this.#shared.get(from)!
-    const bytes = sharedBytes(shared)
-    this.#shared.delete(from)
-    this.#shared.set(to, shared)
-    this.#freedBytes += sparableIn(shared)
-    shared.bytes = copyBytes
-    this.#freedBytes -= sparableIn(shared)
-    this.#use(from).liveBytes -= bytes
-    this.add(to, sharedBytes(shared))
-    this.liveBytes -= bytes
+  /** Maximum size of the copies of all live batches. */
+  get copyBytes(): number {
+    let bytes = 0
+    for (const use of this.#uses.values()) bytes += this.#copyBytesOf(use)
+    return bytes
   }
 
-  /** Bytes of live batches in the segment that contains `position`. */
-  liveBytesAt(position: number): number {
-    return this.#uses.get(Math.floor(position / this.#segmentBytes))?.liveBytes ?? 0
+  // A segment has no more to copy than it contains.
+  #copyBytesOf({ liveBytes, scale }: Use): number {
+    return Math.min(liveBytes * 2 ** scale, this.#segmentBytes)
   }
 
   /**
@@ -166,28 +99,15 @@ export class Segments implements LogUse {
    */
   audit(queues: Iterable<Queue>): void {
     const counted = new Map<number, number>()
-    const shared = new Map<number, Pick<Shared, 'bytes' | 'rows'>>()
     let total = 0
-    const count = (position: number, bytes: number): void => {
-      const number = Math.floor(position / this.#segmentBytes)
-      counted.set(number, (counted.get(number) ?? 0) + bytes)
-      total += bytes
-    }
     for (const queue of queues) {
       if (queue.group !== undefined) continue
-      queue.chunks.eachNeededBatch((position, bytes, isShared) => {
-        if (!isShared) count(position, bytes)
-        else shared.set(position, { bytes, rows: (shared.get(position)?.rows ?? 0) + 1 })
+      queue.chunks.eachNeededBatch((position, bytes) => {
+        const number = this.segmentOf(position)
+        counted.set(number, (counted.get(number) ?? 0) + bytes)
+        total += bytes
       })
-    }
-    for (const [position, batch] of shared) count(position, sharedBytes(batch))
-    for (const position of new Set([...shared.keys(), ...this.#shared.keys()])) {
-      const rows = shared.get(position)?.rows ?? 0
-      const known = this.#shared.get(position)?.rows ?? 0
-      if (rows !== known)
-        throw new Error(
-          `The shared batch at ${position} has ${rows} needed rows, but its counter is ${known}.`,
-        )
+      for (const chunk of queue.heldChunks()) this.#auditScales(chunk)
     }
     for (const number of new Set([...counted.keys(), ...this.#uses.keys()])) {
       const bytes = counted.get(number) ?? 0
@@ -197,6 +117,17 @@ export class Segments implements LogUse {
     }
     if (total !== this.liveBytes)
       throw new Error(`All segments have ${total} live bytes, but the counter is ${this.liveBytes}.`)
+  }
+
+  #auditScales(chunk: Chunk): void {
+    const { batches } = chunk
+    for (let batch = 0; batch < batches.count; batch++) {
+      const number = this.segmentOf(batches.position(batch))
+      const scale = batches.scale(batch)
+      const most = this.#uses.get(number)?.scale ?? 0
+      if (scale > most && !chunk.isUnneededHere(batch))
+        throw new Error(`A share in segment ${number} has the scale ${scale}, but the largest is ${most}.`)
+    }
   }
 
   /** Bytes of a checkpoint that writes every page, every node and the directory. */
@@ -230,7 +161,7 @@ export class Segments implements LogUse {
     if (number === this.#lastNumber) return this.#last!
     let use = this.#uses.get(number)
     if (use === undefined) {
-      use = { liveBytes: 0 }
+      use = { liveBytes: 0, scale: 0 }
       this.#uses.set(number, use)
     }
     this.#last = use

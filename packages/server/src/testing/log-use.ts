@@ -1,5 +1,5 @@
 /** Live bytes by position in the log, as a queue reports them. Tests of the queue core use this file. */
-import { NO_PAGES, type LogUse } from '../queue/index.js'
+import { NO_PAGES, type Copy, type LogUse } from '../queue/index.js'
 
 export class CountedUse implements LogUse {
   readonly pages = NO_PAGES
@@ -10,21 +10,19 @@ export class CountedUse implements LogUse {
     this.live.set(position, (this.live.get(position) ?? 0) + bytes)
   }
 
-  remove(position: number, bytes: number): void {
-    this.add(position, -bytes)
-  }
-
   share(position: number, bytes: number): void {
     this.add(position, bytes)
   }
 
+  remove(position: number, bytes: number): void {
+    this.add(position, -bytes)
+  }
+
   gone(): void {}
 
-  goneShared(): void {}
-
-  move(from: number, to: number, bytes: number, copyBytes: number): void {
-    this.remove(from, bytes)
-    this.add(to, copyBytes)
+  move({ from, fromBytes, to, toBytes }: Copy): void {
+    this.remove(from, fromBytes)
+    this.add(to, toBytes)
   }
 
   segmentOf(): number {
