@@ -3,6 +3,7 @@ import { createConnection, createServer, type AddressInfo, type Socket } from 'n
 import {
   connect,
   topic,
+  type PublishAllOptions,
   type Receipt,
   type Routed,
   type Sluice,
@@ -182,11 +183,70 @@ describe('publish to a topic', () => {
   })
 })
 
+describe('publishAll to a topic', () => {
+  it('publishes each message by itself to the queues that it reaches', async () => {
+    await sluice.topics.bind('orders.#', 'audit')
+    await sluice.topics.bind('orders.#', 'vip', { headers: { all: { vip: 'yes' } } })
+    const messages = [1, 2, 3].map((id) => ({
+      body: { id },
+      ...(id === 2 ? { headers: { vip: 'yes' } } : {}),
+    }))
+    expect(await sluice.publishAll(Created, messages)).toEqual({ published: 3, duplicates: 0 })
+    expect(await ready()).toEqual({ invoices: 0, audit: 3, vip: 1 })
+    const nowhere = topic('users')
+    await expect(sluice.publishAll(nowhere, [{ body: 1 }])).rejects.toThrow(refused('UNROUTABLE'))
+    const dropped = await sluice.publishAll(nowhere, [{ body: 1 }], { unroutable: 'drop' })
+    expect(dropped).toEqual({ published: 1, duplicates: 0 })
+    const asQueue = { unroutable: 'drop' } as PublishAllOptions
+    await expect(sluice.publishAll('audit', [], asQueue)).rejects.toThrow(refused('INVALID_ARGUMENT'))
+  })
+})
+
+describe('an atomic step that publishes to a topic', () => {
+  it('acknowledges and publishes in one step, and has receipts of the queues', async () => {
+    await sluice.topics.bind('orders.#', 'audit')
+    await sluice.topics.bind('orders.#', 'vip', { headers: { all: { vip: 'yes' } } })
+    await sluice.queues.ensure('orders')
+    await sluice.publish('orders', 'order 7')
+    const [message] = await sluice.pull('orders')
+    const receipts = await sluice.atomic((tx) => {
+      tx.ack(message!)
+      tx.publish('invoices', 'invoice 7')
+      tx.publish(Created, { id: 7 }, { headers: { vip: 'yes' } })
+      tx.publish(Created, { id: 8 })
+      tx.publish('invoices', 'invoice 8')
+    })
+    expect(receipts).toEqual([0, 1].map((offset) => ({ offset, duplicate: false })))
+    expect(await ready()).toEqual({ invoices: 2, audit: 2, vip: 1, orders: 0 })
+    expect((await sluice.queues.get('orders')).leased).toBe(0)
+    const [vip] = await sluice.pull('vip')
+    expect(vip!.body).toEqual({ id: 7 })
+  })
+
+  it('has no effect if no queue is bound to the topic', async () => {
+    await sluice.queues.ensure('orders')
+    await sluice.publish('orders', 'order 7')
+    const [message] = await sluice.pull('orders')
+    const nowhere = sluice.atomic((tx) => {
+      tx.ack(message!)
+      tx.publish('invoices', 'invoice 7')
+      tx.publish(Created, { id: 7 })
+    })
+    await expect(nowhere).rejects.toThrow(refused('UNROUTABLE'))
+    expect(await ready()).toMatchObject({ invoices: 0, audit: 0 })
+    const dropped = sluice.atomic((tx) => {
+      tx.ack(message!)
+      tx.publish(Created, { id: 7 }, { unroutable: 'drop' })
+    })
+    expect(await dropped).toEqual([])
+    expect((await sluice.queues.get('orders')).acked).toBe(1)
+  })
+})
+
 describe('a topic', () => {
   it('is not a queue, and its address is no name', async () => {
     const asQueue = Created as unknown as QueueRef
     expect(() => sluice.consume(asQueue, () => {})).toThrow(refused('INVALID_ARGUMENT'))
-    await expect(sluice.atomic((tx) => tx.publish(asQueue, 1))).rejects.toThrow(refused('INVALID_ARGUMENT'))
     await expect(sluice.publish('#orders', 1)).rejects.toThrow(refused('INVALID_NAME'))
     expect(() => topic('a..b')).toThrow(refused('INVALID_TOPIC'))
     expect(() => topic('a.*')).toThrow(refused('INVALID_TOPIC'))

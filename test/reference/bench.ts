@@ -774,16 +774,18 @@ export class Bench {
     this.count('bindings compared', bindings.length)
   }
 
-  // The order in which the product checks the targets. Only evictions depend on it, so the model adopts it.
-  #targetOrder(address: string, bytes: Uint8Array): string[] {
+  // The order in which the product checks the targets. Only evictions depend on it, so the model adopts it. A step checks
+  // them in the order of the bindings.
+  #targetOrder(address: string, bytes: Uint8Array, isStep = false): string[] {
     try {
       const targets = this.broker.topics.targetsOf(address, { bytes, at: 0, end: bytes.length }, 0xff)
-      return targets
-        .toSorted(
-          ({ queue: { options: a } }, { queue: { options: b } }) =>
-            a.ttlMs - b.ttlMs || Number(a.maxBytes > 0) - Number(b.maxBytes > 0),
-        )
-        .map(({ queue }) => queue.name)
+      const sorted = isStep
+        ? targets
+        : targets.toSorted(
+            ({ queue: { options: a } }, { queue: { options: b } }) =>
+              a.ttlMs - b.ttlMs || Number(a.maxBytes > 0) - Number(b.maxBytes > 0),
+          )
+      return sorted.map(({ queue }) => queue.name)
     } catch {
       return []
     }
@@ -956,6 +958,9 @@ export class Bench {
       acks: acks.map(({ pair, tag }) => ({ subscription: pair.product, firstTag: tag, count: 1 })),
       batches: encoded,
     }
+    const order = encoded.flatMap(({ queue, bytes }) =>
+      isTopicAddress(queue) ? this.#targetOrder(queue, bytes, true) : [],
+    )
     const placed = this.both(
       'atomic step',
       () => this.broker.intake.atomic(producer.attached, step, RESENDABLE),
@@ -963,6 +968,7 @@ export class Bench {
         this.model.atomic(
           acks.map(({ pair, tag }) => ({ subscription: pair.model, tag })),
           batches,
+          order,
           answer === undefined,
         ),
       (answer, expected) => {
@@ -973,6 +979,7 @@ export class Bench {
     )
     if (placed !== undefined) {
       this.count('atomic steps')
+      if (batches.some(({ queue }) => isTopicAddress(queue))) this.count('atomic steps with topics')
       this.#remember(producer, number, {
         queue: 'several queues',
         contents: [],

@@ -242,6 +242,12 @@ export const DEFECTS: readonly PlantedDefect[] = [
       }
     })
   }),
+  installed('an atomic step drops messages that no target gets', (broker) => {
+    around(broker.intake, 'atomic', (atomic) => (producer, step, unanswered) => {
+      const batches = step.batches.map((batch) => ({ ...batch, queue: batch.queue.replace(/^#\??/, '#?') }))
+      return atomic(producer, { ...step, batches }, unanswered)
+    })
+  }),
   installed('a redrive ignores its filter', (broker) => {
     around(broker.operator, 'redrive', (redrive) => (request, by) => redrive({ ...request, filter: {} }, by))
   }),

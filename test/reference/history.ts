@@ -451,9 +451,17 @@ class History {
       // A step can have several batches for one queue, with batches for other queues between them.
       const again = first.filter(() => this.#chance.hit(0.3))
       const batches = [...first, ...again.map(({ queue }) => ({ queue, contents: this.#contents() }))]
+      const reached = new Set(batches.map(({ queue }) => queue))
+      if (this.#chance.hit(0.4)) {
+        const contents = this.#contents()
+        const name = this.#topicName()
+        for (const queue of this.#bench.model.targetsOf(name, contents).keys()) reached.add(queue)
+        const address = (this.#chance.hit(0.5) ? '#?' : '#') + name
+        batches.splice(this.#chance.int(0, batches.length), 0, { queue: address, contents })
+      }
       // A crowded queue is consumed instead, so that it does not grow without bound.
-      const crowded = batches.some(
-        ({ queue }) => (this.#bench.model.queues.get(queue)?.messages.length ?? 0) > CROWD,
+      const crowded = [...reached].some(
+        (queue) => (this.#bench.model.queues.get(queue)?.messages.length ?? 0) > CROWD,
       )
       if (crowded || (acks.length === 0 && batches.length === 0)) return
       this.#say(

@@ -16,6 +16,8 @@ import {
   type MessageFilter,
   type MessageState,
   type QueueOptions,
+  isTopicAddress,
+  readTopicAddress,
 } from '@sluice/protocol'
 import { isAccepted, isDedupFull, planIds, planRoom } from '../rules/admission.js'
 import { activeOf, fits, hasRoom, type Load } from '../rules/credit.js'
@@ -469,24 +471,48 @@ export class Model {
   }
 
   /**
-   * Performs the whole step or nothing.
+   * Performs the whole step or nothing. A batch can have the address of a topic in place of the name of a queue. Its
+   * targets get their messages in the order `order`, which matters only for evictions, and its place is their number.
    * @throws Refused
    */
   atomic(
     acks: readonly { readonly subscription: ModelSubscription; readonly tag: number }[],
     batches: readonly ModelBatch[],
+    order: readonly string[],
     isRefused: boolean,
   ): ModelPlaced[] {
     const codes: string[] = []
+    const parts = batches.map((batch) => this.#partsOf(batch, order, codes))
     const done: ModelMessage[] = []
     for (const { subscription, tag } of acks) {
       const message = subscription.held.get(tag)
       if (message === undefined) codes.push('LEASE_LOST')
       else done.push(message)
     }
-    return this.#publishAll(batches, done, isRefused, codes, () => {
+    const placed = this.#publishAll(parts.flat(), done, isRefused, codes, () => {
       for (const { subscription, tag } of acks) this.#ack(subscription.queue, subscription.held.get(tag)!)
     })
+    let next = 0
+    return batches.map(({ queue }, index): ModelPlaced => {
+      const first = placed[next]
+      const count = parts[index]!.length
+      next += count
+      return isTopicAddress(queue) ? { base: count, duplicates: new Map() } : first!
+    })
+  }
+
+  // What queues get of a batch of a step. Adds the codes of possible refusals.
+  #partsOf(batch: ModelBatch, order: readonly string[], codes: string[]): ModelBatch[] {
+    if (!isTopicAddress(batch.queue)) return [batch]
+    const { contents } = batch
+    const { name, drops } = readTopicAddress(batch.queue)
+    const targets = this.targetsOf(name, contents)
+    if (!drops && contents.some((content) => this.targetsOf(name, [content]).size === 0))
+      codes.push('UNROUTABLE')
+    // The times of all messages are checked, even of those that have no target.
+    if (targets.size > 0) codes.push(...this.#wrongTimes(contents))
+    const names = [...targets.keys()].toSorted((a, b) => order.indexOf(a) - order.indexOf(b))
+    return names.map((queue) => ({ queue, contents: targets.get(queue)! }))
   }
 
   /** `done` are the messages that the same step acknowledges: they count towards no limit, and their ids are free. */

@@ -33,6 +33,7 @@ const SEEN: Readonly<Record<string, number>> = {
   'messages moved to another queue': 590,
   'messages redriven to another queue': 120,
   'atomic steps': 860,
+  'atomic steps with topics': 100,
   'batches sent again': 440,
   'messages peeked': 3_900,
   'refused QUEUE_FULL': 1_000,

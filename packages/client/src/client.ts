@@ -62,6 +62,7 @@ import {
   type Routed,
   type Topic,
   type TopicBatchOptions,
+  type TopicPublishAllOptions,
   type TopicPublishOptions,
 } from './topics.js'
 import type { Dial } from './transport.js'
@@ -335,25 +336,35 @@ export class Sluice {
    * @example
    * const { published } = await sluice.publishAll('orders', orders.map((body) => ({ body })))
    */
-  async publishAll<Input>(
+  publishAll<Input>(
+    ref: Topic<Input, unknown>,
+    messages: Iterable<BatchMessage<NoInfer<Input>>> | AsyncIterable<BatchMessage<NoInfer<Input>>>,
+    options?: TopicPublishAllOptions,
+  ): Promise<PublishAllResult>
+  publishAll<Input>(
     ref: QueueRef<Input, unknown>,
     messages: Iterable<BatchMessage<NoInfer<Input>>> | AsyncIterable<BatchMessage<NoInfer<Input>>>,
-    options: PublishAllOptions = {},
+    options?: PublishAllOptions,
+  ): Promise<PublishAllResult>
+  async publishAll(
+    ref: QueueRef | Topic,
+    messages: Iterable<BatchMessage> | AsyncIterable<BatchMessage>,
+    options: TopicPublishAllOptions = {},
   ): Promise<PublishAllResult> {
-    return publishEach(this.#producer, queueOf(ref), messages, options, this.#settings)
+    return publishEach(this.#producer, ref, messages, options, this.#settings)
   }
 
   /**
-   * Acknowledges messages and publishes messages to any queues, all or nothing. `fill` adds the acknowledgements and
-   * publishes, which are sent after it has ended. Resolves when all of them are durable, with the receipts of the
-   * publishes in order.
+   * Acknowledges messages and publishes messages to any queues and topics, all or nothing. `fill` adds the
+   * acknowledgements and publishes, which are sent after it has ended. Resolves when all of them are durable, with the
+   * receipts of the publishes to queues in order.
    *
    * The acknowledged messages count as settled when the step is sent. A refused step has no effect: its messages can be
    * settled again if their leases are not lost, and if a handler throws, its message is delivered again as usual.
    *
    * @param fill May be async. If it throws, the step has no effect, and `atomic` rejects with what it threw.
    * @throws SluiceError LEASE_LOST, ALREADY_SETTLED for a message; QUEUE_NOT_FOUND, QUEUE_FULL, DEDUP_FULL, DISK_LOW
-   * for a publish; TRANSACTION_TOO_LARGE; TIMEOUT and ABORTED, with `outcome: 'unknown'` if the step was sent; CLOSED;
+   * for a publish; UNROUTABLE for a topic; TRANSACTION_TOO_LARGE; TIMEOUT and ABORTED, with `outcome: 'unknown'` if the step was sent; CLOSED;
    * otherwise as `publish`
    * @example
    * sluice.consume('orders', async (message) => {

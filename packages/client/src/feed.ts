@@ -7,7 +7,6 @@ import { SluiceError, type ErrorCode } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import { attempt, promiseOf, thenOf } from './endings.js'
 import type { PublishAllResult } from './options.js'
-import type { Receipt } from './sending.js'
 
 /** Refusals for lack of room. They end when consumers drain the queue, or when an operator makes room. */
 const FULL: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
@@ -30,7 +29,7 @@ interface Refused<Message> {
 }
 
 export interface FeedOptions<Message> {
-  readonly publish: (message: Message) => Promise<Receipt>
+  readonly publish: (message: Message) => Promise<{ readonly duplicate: boolean }>
   /** Maximum number of unconfirmed messages. */
   readonly concurrency: number
   readonly signal: AbortSignal | undefined

@@ -79,6 +79,7 @@ export type {
   RoutingOptions,
   Topic,
   TopicBatchOptions,
+  TopicPublishAllOptions,
   TopicPublishOptions,
   Topics,
 } from './topics.js'

@@ -211,7 +211,7 @@ export function queueOf(ref: QueueRef): Queue {
 function notAQueue(name: string): SluiceError {
   return new SluiceError(
     'INVALID_ARGUMENT',
-    `${shown(name)} is a topic; this call takes a queue. Publish to a topic with \`publish\` or \`publishBatch\`.`,
+    `${shown(name)} is a topic; this call takes a queue. Publish to a topic with \`publish\`, \`publishBatch\`, \`publishAll\` or \`atomic\`.`,
   )
 }
 
@@ -374,7 +374,6 @@ export interface PublishAllOptions extends CallOptions {
 
 /** @throws SluiceError INVALID_ARGUMENT */
 export function publishAllConcurrency(options: PublishAllOptions, maxInFlight: number): number {
-  onlyKnown('publishAll', options, ['concurrency', 'onProgress', 'timeout', 'signal'])
   const { concurrency, onProgress } = options
   if (onProgress !== undefined && typeof onProgress !== 'function')
     throw new SluiceError(

@@ -1,4 +1,4 @@
-/** Publishes several messages to a queue: all of them together, or each by itself. Called by the client. */
+/** Publishes several messages: all of them together, or each by itself. Called by the client. */
 import { Feed } from './feed.js'
 import {
   SEND_OPTIONS,
@@ -8,9 +8,9 @@ import {
   publishAllConcurrency,
   timeoutOf,
   type BatchMessage,
-  type PublishAllOptions,
   type PublishAllResult,
   type Queue,
+  type QueueRef,
   type SendOptions,
   type Settings,
 } from './options.js'
@@ -18,6 +18,7 @@ import { aborted } from './outcomes.js'
 import type { Producer } from './producer.js'
 import { checkBodies, checkBody } from './schema.js'
 import type { Dispatch, Receipt } from './sending.js'
+import { destinationOf, isTopic, sendToTopic, type Topic, type TopicPublishAllOptions } from './topics.js'
 
 /** Publishes a batch: all of its messages are accepted, or none is. @throws SluiceError */
 export async function publishBatchToQueue(
@@ -35,22 +36,32 @@ export async function publishBatchToQueue(
   return producer.publishBatch(name, records, timeoutMs, signal, failsOffline)
 }
 
+const PUBLISH_ALL_OPTIONS = ['concurrency', 'onProgress', 'timeout', 'signal']
+
 /** Publishes each message that `messages` yields by itself. @throws SluiceError */
 export async function publishEach(
   producer: Producer,
-  { name, schema }: Queue,
+  ref: QueueRef | Topic,
   messages: Iterable<BatchMessage> | AsyncIterable<BatchMessage>,
-  options: PublishAllOptions,
+  options: TopicPublishAllOptions,
   settings: Settings,
 ): Promise<PublishAllResult> {
+  onlyKnown(
+    'publishAll',
+    options,
+    isTopic(ref) ? [...PUBLISH_ALL_OPTIONS, 'unroutable'] : PUBLISH_ALL_OPTIONS,
+  )
+  const { name, schema } = destinationOf(ref, options)
   const concurrency = publishAllConcurrency(options, settings.maxInFlight)
   const timeoutMs = timeoutOf(options, settings.timeoutMs)
   const { signal, onProgress } = options
-  const publish = async (message: BatchMessage): Promise<Receipt> => {
+  const publish = async (message: BatchMessage): Promise<{ readonly duplicate: boolean }> => {
     const record = batchRecordOptions(message)
     const { body } = message
     if (schema !== undefined) await checkBody(schema, body, 'body')
-    return producer.publish(name, body, record, timeoutMs, undefined)
+    if (!isTopic(ref)) return producer.publish(name, body, record, timeoutMs, undefined)
+    await sendToTopic(producer, name, body, record, { timeoutMs, signal: undefined, failsOffline: false })
+    return { duplicate: false }
   }
   return new Feed({
     publish,

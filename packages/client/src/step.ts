@@ -1,5 +1,5 @@
 /**
- * An atomic step: acknowledgements, and publishes to any queues, in one ATOMIC frame. They take effect together or not
+ * An atomic step: acknowledgements, and publishes to any queues and topics, in one ATOMIC frame. They take effect together or not
  * at all.
  *
  * Invariant: the step has pledged each message that it acknowledges, so that nothing else settles the message. The
@@ -14,6 +14,7 @@ import {
   BATCH_TYPE,
   encodeAtomic,
   FRAME_HEADER_BYTES,
+  isTopicAddress,
   LIMITS,
   OP,
   PUBLISH_NAME_AT,
@@ -30,7 +31,7 @@ import type { Connection } from './connection.js'
 import type { DeliveredMessage } from './message.js'
 import { receipt, Sending, type Receipt } from './sending.js'
 
-/** A message that a step publishes. */
+/** A message that a step publishes to a queue or to the address of a topic. */
 export interface StepRecord {
   readonly queue: string
   readonly record: Uint8Array
@@ -145,6 +146,8 @@ export class Step extends Sending {
     if (resolve === undefined) return
     const receipts: Receipt[] = []
     for (const [batch, index] of this.#places) {
+      // For a topic, the broker answers with the number of targets.
+      if (isTopicAddress(this.#batches[batch]!.queue)) continue
       const { baseOffset, duplicates } = places[batch]!
       receipts.push(receipt(baseOffset, index, duplicates))
     }

@@ -26,6 +26,7 @@ import {
   recordOptions,
   type BatchMessage,
   type CallOptions,
+  type PublishAllOptions,
   type PublishOptions,
   type QueueDeclaration,
   type QueueRef,
@@ -96,6 +97,9 @@ export interface RoutingOptions {
 /** Options of `publish` to a topic. */
 export interface TopicPublishOptions extends PublishOptions, RoutingOptions {}
 
+/** Options of `publishAll` to a topic. */
+export interface TopicPublishAllOptions extends PublishAllOptions, RoutingOptions {}
+
 /** Options of `publishBatch` to a topic. */
 export interface TopicBatchOptions extends SendOptions, RoutingOptions {}
 
@@ -112,10 +116,18 @@ function addressOf({ name }: Topic, { unroutable }: RoutingOptions): string {
   return topicAddress(topicName(name), unroutable === 'drop')
 }
 
-/**
- * Publishes one message. The broker answers a batch with one number of targets, so a message with headers, which can have
- * other targets than its neighbours, is a batch of its own. @throws SluiceError
- */
+/** Where messages go: the name of a queue or the address of a topic. */
+interface Destination {
+  readonly name: string
+  readonly schema?: StandardSchemaV1 | undefined
+}
+
+/** `options` may have `unroutable` only for a topic. @throws SluiceError INVALID_NAME, INVALID_TOPIC, INVALID_ARGUMENT */
+export function destinationOf(ref: QueueRef | Topic, options: RoutingOptions = {}): Destination {
+  return isTopic(ref) ? { name: addressOf(ref, options), schema: ref.schema } : queueOf(ref)
+}
+
+/** Publishes one message. @throws SluiceError */
 export async function publishToTopic(
   producer: Producer,
   to: Topic,
@@ -126,10 +138,14 @@ export async function publishToTopic(
   const record = recordOptions(options, TOPIC_OPTIONS)
   const address = addressOf(to, options)
   if (to.schema !== undefined) await checkBody(to.schema, body, 'body')
-  return send(producer, address, body, record, dispatch)
+  return sendToTopic(producer, address, body, record, dispatch)
 }
 
-async function send(
+/**
+ * Publishes one message to the address of a topic. The broker answers a batch with one number of targets, so a message
+ * with headers, which can have other targets than its neighbours, is a batch of its own. @throws SluiceError
+ */
+export async function sendToTopic(
   producer: Producer,
   address: string,
   body: unknown,

@@ -1,10 +1,11 @@
 /** Collects what an atomic step does, until it is sent. */
 import { SluiceError, type RecordOptions } from '@sluice/protocol'
 import { DeliveredMessage, type Message } from './message.js'
-import { MESSAGE_OPTIONS, queueOf, recordOptions, type MessageOptions, type QueueRef } from './options.js'
+import { MESSAGE_OPTIONS, recordOptions, type MessageOptions, type QueueRef } from './options.js'
 import { checkBody } from './schema.js'
 import { Step, type StepRecord } from './step.js'
 import type { Session } from './session.js'
+import { destinationOf, isTopic, type RoutingOptions, type Topic } from './topics.js'
 
 /**
  * The argument of the function that `atomic` calls. The calls of its methods take effect together, after that function
@@ -17,7 +18,17 @@ export interface Transaction {
    */
   ack(message: Message): void
   /**
-   * Publishes a message. `atomic` resolves with the receipts, in the order of these calls.
+   * Publishes a message to the queues that are bound to the topic. It has no receipt. If no queue is bound, the step is
+   * refused with UNROUTABLE, unless `unroutable` is `'drop'`.
+   * @throws SluiceError The errors of `publish`: INVALID_TOPIC, INVALID_BODY, MESSAGE_TOO_LARGE, …
+   */
+  publish<Input>(
+    topic: Topic<Input, unknown>,
+    body: NoInfer<Input>,
+    options?: MessageOptions & RoutingOptions,
+  ): void
+  /**
+   * Publishes a message to a queue or a stream. `atomic` resolves with the receipts, in the order of these calls.
    * @throws SluiceError The errors of `publish`: INVALID_NAME, INVALID_BODY, MESSAGE_TOO_LARGE, …
    */
   publish<Input>(queue: QueueRef<Input, unknown>, body: NoInfer<Input>, options?: MessageOptions): void
@@ -49,10 +60,11 @@ export class StepDraft implements Transaction {
     })
   }
 
-  publish(queue: QueueRef, body: unknown, options?: MessageOptions): void {
+  publish(ref: QueueRef | Topic, body: unknown, options?: MessageOptions & RoutingOptions): void {
     this.#do(() => {
-      const { name, schema } = queueOf(queue)
-      const record = options === undefined ? undefined : recordOptions(options, MESSAGE_OPTIONS)
+      const { name, schema } = destinationOf(ref, options)
+      const known = isTopic(ref) ? TOPIC_MESSAGE_OPTIONS : MESSAGE_OPTIONS
+      const record = options === undefined ? undefined : recordOptions(options, known)
       this.#records.push({ queue: name, record: this.#encode(body, record) })
       if (schema === undefined) return
       const check = checkBody(schema, body, 'body')
@@ -92,3 +104,5 @@ export class StepDraft implements Transaction {
     for (const message of this.#messages) message.reopen()
   }
 }
+
+const TOPIC_MESSAGE_OPTIONS = [...MESSAGE_OPTIONS, 'unroutable']

@@ -6,6 +6,14 @@ import { textBytes } from './bytes.js'
 import { SluiceError, shown } from './errors.js'
 import { LIMITS } from './limits.js'
 
+/** The first character of the address of a topic. No queue name begins with it. */
+export const TOPIC_MARK = '#'
+
+/** Whether the address is that of a topic. */
+export function isTopicAddress(address: string): boolean {
+  return address.startsWith(TOPIC_MARK)
+}
+
 /** A queue's name that has passed `queueName`. */
 export type QueueName = string & { readonly __brand: 'QueueName' }
 

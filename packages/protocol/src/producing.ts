@@ -7,7 +7,7 @@
  * PUBLISH_ERR: u64 number · fault (see handshake.ts). It also refuses an ATOMIC.
  * ATOMIC: u64 number · u32 CRC-32 of everything after it · u16 ranges · u16 batches · acknowledged ranges of
  *   u16 channel · u16 0 · u32 subscription id · u32 first tag · u32 count · batches, each after its queue name as in
- *   PUBLISH, and with the number of the ATOMIC. The length in the header of a batch shows where the next batch begins.
+ *   PUBLISH, or the address of a topic, and with the number of the ATOMIC. The length in the header of a batch shows where the next batch begins.
  * ATOMIC_OK: u64 number · u32 batches · for each u64 base offset · u32 duplicates · duplicates as in PUBLISH_OK.
  */
 import { BATCH_HEADER_BYTES, batchCount, batchLength, batchNumber } from './batch.js'
@@ -17,7 +17,7 @@ import { SluiceError } from './errors.js'
 import { FRAME_HEADER_BYTES } from './frame.js'
 import { decodeFault, encodeFault, exactNumber, need, u64, type Fault } from './handshake.js'
 import { LIMITS } from './limits.js'
-import { queueName } from './names.js'
+import { isTopicAddress, queueName } from './names.js'
 import { RECORD_HEADER_BYTES } from './record.js'
 
 /** Position of the queue's name in the payload of PUBLISH. The batch follows the name. */
@@ -173,7 +173,7 @@ export interface AtomicAck {
   readonly count: number
 }
 
-/** One batch of an atomic step: `bytes[at, end)`. */
+/** One batch of an atomic step: `bytes[at, end)`, for a queue or for the address of a topic. */
 export interface AtomicBatch {
   readonly queue: string
   readonly bytes: Uint8Array
@@ -208,7 +208,7 @@ export function encodeAtomic(
   let size = ATOMIC_HEAD_BYTES + acks.length * ATOMIC_ACK_BYTES
   let messages = 0
   for (const { queue, bytes, at, end } of batches) {
-    size += PUBLISH_NAME_AT + textBytes(queueName(queue)) + end - at
+    size += PUBLISH_NAME_AT + textBytes(isTopicAddress(queue) ? queue : queueName(queue)) + end - at
     messages += batchCount(bytes, at)
   }
   checkAtMost('messages', messages, LIMITS.atomicMessagesMax)

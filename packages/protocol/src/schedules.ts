@@ -11,7 +11,7 @@
 import { textBytes } from './bytes.js'
 import { SluiceError, shown } from './errors.js'
 import { LIMITS } from './limits.js'
-import { queueName, scheduleName } from './names.js'
+import { isTopicAddress, queueName, scheduleName } from './names.js'
 import { onlyFields, whole, type Body } from './queues.js'
 import {
   RECORD_FLAG,
@@ -20,7 +20,7 @@ import {
   checkRecords,
   readRecordOptions,
 } from './record.js'
-import { isTopicAddress, readTopicAddress, topicName } from './topics.js'
+import { readTopicAddress, topicName } from './topics.js'
 import { durationText } from './units.js'
 
 /** Headers that the broker adds to the message of a schedule. Both values are text. */

@@ -12,11 +12,9 @@ import { textBytes } from './bytes.js'
 import { SluiceError, shown, type ErrorCode } from './errors.js'
 import { LIMITS } from './limits.js'
 import { headersOf } from './managing.js'
-import { queueName, type QueueName } from './names.js'
+import { TOPIC_MARK, queueName, type QueueName } from './names.js'
 import { onlyFields, whole, type Body } from './queues.js'
 
-/** The first character of the address of a topic. No queue name begins with it. */
-const TOPIC_MARK = '#'
 /** The second character of an address that accepts messages which match no binding. No level has it. */
 const DROP_MARK = '?'
 
@@ -82,11 +80,6 @@ export interface TopicAddress {
 
 export function topicAddress(name: TopicName, drops: boolean): string {
   return TOPIC_MARK + (drops ? DROP_MARK : '') + name
-}
-
-/** Whether the address is that of a topic. */
-export function isTopicAddress(address: string): boolean {
-  return address.startsWith(TOPIC_MARK)
 }
 
 /** Splits an address for which `isTopicAddress` is true. */

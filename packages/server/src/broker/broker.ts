@@ -36,6 +36,7 @@ import { recover, type Recovered } from '../state/recovery.js'
 import { ColdChunks } from '../state/cold-chunks.js'
 import { PAGES_MAX } from '../state/directory.js'
 import { SharedIntake } from './shared-intake.js'
+import type { TargetsOfTopic } from './step-batches.js'
 import { Streams } from './streams.js'
 import { Space, type Holder } from '../state/space.js'
 import { BOOT_AFTER_CLOSE, type State } from '../state/state.js'
@@ -177,6 +178,8 @@ export class Broker implements Delivering {
   #stopped = false
   #closing: Promise<void> | undefined
   #idleWaiters: (() => void)[] = []
+  // `intake` is made before `topics`.
+  readonly #targetsOf: TargetsOfTopic = (...batch) => this.topics.targetsOf(...batch)
 
   /**
    * Recovers from the log and begins a new boot; resolves when the boot mark is on disk.
@@ -268,7 +271,7 @@ export class Broker implements Delivering {
     const records = new Records(this.#blocks, cold)
     const writer = new Writer(log, this.#tail, turn)
     this.unused = new UnusedQueues(state, turn, (queue) => this.#deleteUnused(queue))
-    this.intake = new Intake(state, cold, writer, turn, this.unused, options)
+    this.intake = new Intake(state, cold, writer, turn, this.unused, this.#targetsOf, options)
     this.sharedIntake = new SharedIntake(state, writer, turn, this.intake, options.messageBytesMax)
     const moves = new Moves(state, this.intake, records, turn, observer)
     const requests = new DiskRequests(turn)

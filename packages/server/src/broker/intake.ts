@@ -17,6 +17,8 @@ import {
   batchRecordsCrc,
   checkBatch,
   checkRecords,
+  isTopicAddress,
+  type AtomicBatch,
   type Duplicates,
   type Fault,
   type Placed,
@@ -34,6 +36,7 @@ import {
 } from '../state/traits.js'
 import type { AckRange, AtomicStep, BatchBytes } from './commands.js'
 import { observed, type Observer } from './observer.js'
+import { StepBatches, type TargetsOfTopic } from './step-batches.js'
 import type { Turn } from './turn.js'
 import type { UnusedQueues } from './unused-queues.js'
 import { NO_QUEUE, type Writer } from './writer.js'
@@ -70,6 +73,13 @@ export const UNCHECKED: AdmittedBatch = {
   messages: 0,
   bytes: 0,
 }
+/** An atomic step that its queues can accept. */
+interface CheckedStep {
+  readonly batches: readonly CheckedBatch[]
+  /** For each batch of the step, the batch for its queue or, if it was published to a topic, the number of its targets. */
+  readonly answers: readonly (CheckedBatch | number)[]
+}
+
 /** Maximum size of the facts about one acknowledged message, in bytes. */
 const ACK_FACT_BYTES = 16
 /** Size of the fact about one duplicate, in bytes. */
@@ -123,6 +133,8 @@ export class Intake {
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
   readonly #excessMax: number
+  /** Finds the targets of the batches of atomic steps that are published to topics. */
+  readonly #targetsOf: TargetsOfTopic
   /** Number of excess messages that this turn may still evict, from all queues together. */
   #excessLeft: number
 
@@ -132,6 +144,7 @@ export class Intake {
     writer: Writer,
     turn: Turn,
     unused: UnusedQueues,
+    targetsOf: TargetsOfTopic,
     options: IntakeOptions,
   ) {
     this.#state = state
@@ -141,6 +154,7 @@ export class Intake {
     this.#unused = unused
     this.#messageBytesMax = options.messageBytesMax
     this.#observer = options.observer
+    this.#targetsOf = targetsOf
     this.#excessMax = options.excessMax ?? EXCESS_MAX
     this.#excessLeft = this.#excessMax
   }
@@ -327,7 +341,8 @@ export class Intake {
     if (known !== undefined) return known
     try {
       const admissions = this.#checkLeases(step.acks)
-      const batches = this.#checkBatches(producer, step, admissions)
+      const checked = this.#checkBatches(producer, step, admissions)
+      const { batches } = checked
       let bytes = BATCH_HEADER_BYTES
       for (const { at, end } of batches) bytes += end - at
       for (const { admitted } of batches) bytes += admittedFactsBytes(admitted)
@@ -344,7 +359,7 @@ export class Intake {
       this.#writer.checkRoom(bytes)
       this.#writer.checkMemory()
       if (producer.id === 0) this.declare(producer)
-      return this.#apply(producer, step, batches, admissions)
+      return this.#apply(producer, step, checked, admissions)
     } catch (error) {
       throw refused(producer, number, error)
     }
@@ -353,7 +368,7 @@ export class Intake {
   #apply(
     producer: Producer,
     step: AtomicStep,
-    batches: readonly CheckedBatch[],
+    { batches, answers }: CheckedStep,
     admissions: ReadonlyMap<Queue, Admission>,
   ): readonly Placed[] {
     const writer = this.#writer
@@ -376,11 +391,15 @@ export class Intake {
       return facts
     })
     const result = new FactBuffer()
-    const places = batches.map(({ base, admitted }) => ({
-      baseOffset: base,
-      duplicates: duplicatesIn(admitted, base),
-    }))
-    const where = batches.map(({ queue, base }) => [queue.id, base])
+    const places = answers.map((answer) =>
+      typeof answer === 'number'
+        ? { baseOffset: answer, duplicates: undefined }
+        : { baseOffset: answer.base, duplicates: duplicatesIn(answer.admitted, answer.base) },
+    )
+    // No queue has the id 0.
+    const where = answers.map((answer) =>
+      typeof answer === 'number' ? [0, answer] : [answer.queue.id, answer.base],
+    )
     result.atomic(producer.id, step.number, step.crc, JSON.stringify(where))
     let bytes = writer.factsBytes(result)
     for (const facts of ahead) bytes += writer.factsBytes(facts)
@@ -421,31 +440,49 @@ export class Intake {
   }
 
   // Checks the batches of each queue together, after the acknowledgements that make room for them.
-  #checkBatches(producer: Producer, step: AtomicStep, admissions: Map<Queue, Admission>): CheckedBatch[] {
-    const batches = step.batches.map((batch) => {
-      const { bytes, at, end } = batch
-      checkBatch(bytes, at, end)
-      const number = batchNumber(bytes, at)
-      if (number !== step.number) {
-        throw new SluiceError(
-          'BATCH_MALFORMED',
-          `A batch of the atomic step ${step.number} has the number ${number}; it must have the number of its step.`,
-        )
-      }
-      checkFollows(producer, number, bytes, at)
-      const queue = this.#state.queue(batch.queue)
-      return this.#admitBatch(
-        queue,
-        bytes,
-        at,
-        end,
-        this.checkedFlags(bytes, at, end, this.#messageBytesMax),
-        admissionTo(admissions, queue, this.#turn.nowMs),
-        'new',
-      )
+  #checkBatches(producer: Producer, step: AtomicStep, admissions: Map<Queue, Admission>): CheckedStep {
+    const parts = new StepBatches(this.#writer.limits.stepBytesMax)
+    const answers = step.batches.map((batch) => this.#addBatch(producer, step.number, batch, parts))
+    const batches = parts.batches.map(({ queue, bytes, at, end, flags }) => {
+      const admission = admissionTo(admissions, queue, this.#turn.nowMs)
+      return named(queue, () => this.#admitBatch(queue, bytes, at, end, flags, admission, 'new'))
     })
-    for (const admission of admissions.values()) this.admit(admission)
-    return batches
+    for (const [queue, admission] of admissions) named(queue, () => this.admit(admission))
+    return { batches, answers: answers.map(({ index, targets }) => targets ?? batches[index]!) }
+  }
+
+  // Adds what queues get of one batch of a step. Returns the index of the part that is added first and, if the batch was
+  // published to a topic, the number of its targets.
+  // @throws SluiceError
+  #addBatch(
+    producer: Producer,
+    step: number,
+    batch: AtomicBatch,
+    parts: StepBatches,
+  ): { readonly index: number; readonly targets: number | undefined } {
+    const { queue: name, bytes, at, end } = batch
+    checkBatch(bytes, at, end)
+    const number = batchNumber(bytes, at)
+    if (number !== step) {
+      throw new SluiceError(
+        'BATCH_MALFORMED',
+        `A batch of the atomic step ${step} has the number ${number}; it must have the number of its step.`,
+      )
+    }
+    checkFollows(producer, number, bytes, at)
+    const queue = isTopicAddress(name) ? undefined : this.#state.queue(name)
+    const flags = this.checkedFlags(bytes, at, end, this.#messageBytesMax)
+    const index = parts.batches.length
+    if (queue !== undefined) {
+      parts.add(queue, batch, flags)
+      return { index, targets: undefined }
+    }
+    const targets = this.#targetsOf(name, batch, flags)
+    // A message that no target gets must have correct times too.
+    if (targets.length > 0 && hasDeliveryOptions(flags))
+      checkTraits(bytes, at, batchCount(bytes, at), this.#turn.nowMs)
+    parts.addForTargets(targets, batch, flags)
+    return { index, targets: targets.length }
   }
 
   /** @throws SluiceError */
@@ -567,6 +604,15 @@ export class Intake {
     this.#state.declareProducer(producer)
     this.#facts.producer(producer.id, producer.identity)
     this.#writer.writeFacts(NO_QUEUE, this.#facts)
+  }
+}
+
+/** Adds the name of the queue to its refusal. */
+export function named<Result>({ name }: Queue, check: () => Result): Result {
+  try {
+    return check()
+  } catch (error) {
+    throw error instanceof SluiceError ? error.with({ queue: name }) : error
   }
 }
 

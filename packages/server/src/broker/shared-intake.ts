@@ -38,6 +38,7 @@ import {
   admittedFactsBytes,
   checkFollows,
   isPlain,
+  named,
   refused,
   type Arrival,
   type Intake,
@@ -339,15 +340,6 @@ function inOrderOfRules(targets: readonly Target[]): readonly Target[] {
     ({ queue: { options: a } }, { queue: { options: b } }) =>
       a.ttlMs - b.ttlMs || Number(a.maxBytes > 0) - Number(b.maxBytes > 0),
   )
-}
-
-// Adds the name of the target to its refusal.
-function named<Result>({ name }: Queue, check: () => Result): Result {
-  try {
-    return check()
-  } catch (error) {
-    throw error instanceof SluiceError ? error.with({ queue: name }) : error
-  }
 }
 
 // Whether a target needs the options of each record.

@@ -8,13 +8,15 @@ import {
   topicName,
   topicPattern,
   type BindingInfo,
+  type Placed,
   type QueueName,
   type QueueOptions,
 } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { entryBatches } from '../log/entry.js'
+import { entryLimits } from '../log/entry-limits.js'
 import { SHARED_QUEUE_ID } from '../queue/index.js'
-import { Bench, batchOf, type BenchOptions, type Message } from '../testing/bench.js'
+import { Bench, batchOf, type BenchOptions, type Message, type Worker } from '../testing/bench.js'
 import { drained, numbered, peeked, queueOf, upTo } from '../testing/sharing.js'
 import { TARGETS_MAX } from './shared-intake.js'
 import { HEADER_CHECKS_MAX, PATTERN_BINDINGS_MAX } from './topics.js'
@@ -399,5 +401,106 @@ describe('limits', () => {
     await bench.settle()
     expect(ready(bench)).toEqual([1_500, 3_000, 0])
     expect(await drained(bench, A)).toHaveLength(1_500)
+  })
+})
+
+describe('an atomic step that publishes to topics', () => {
+  interface Part {
+    readonly to: string
+    readonly messages: readonly Message[]
+  }
+
+  /** Sends the step with this number, which acknowledges the messages that the worker holds. */
+  function step(bench: Bench, number: number, parts: readonly Part[], worker?: Worker): readonly Placed[] {
+    const batches = parts.map(({ to, messages }) => {
+      const bytes = batchOf(messages, number)
+      return { queue: to, bytes, at: 0, end: bytes.length }
+    })
+    const acks = (worker?.got ?? []).map(({ tag }) => ({
+      subscription: worker!.subscription,
+      firstTag: tag,
+      count: 1,
+    }))
+    return bench.atomic({ number, crc: number, acks, batches })
+  }
+
+  it('gives each target its messages, and answers with the number of targets', async () => {
+    const bench = await opened()
+    bind(bench, 'orders.#', A)
+    bind(bench, 'orders.created', A)
+    bind(bench, 'orders.created', B, { all: { number: '1' } })
+    const messages = [numbered(0), numbered(1), numbered(2)]
+    const parts = [
+      { to: A, messages: [numbered(7)] },
+      { to: '#orders.created', messages },
+      { to: '#?users', messages: [numbered(8)] },
+      { to: A, messages: [numbered(9)] },
+    ]
+    const answer = step(bench, ++bench.number, parts)
+    expect(answer.map(({ baseOffset }) => baseOffset)).toEqual([0, 2, 0, 4])
+    await bench.settle()
+    const contents = async (): Promise<unknown> => [await peeked(bench, A), await peeked(bench, B)]
+    const expected = [
+      [
+        [0, 7],
+        [1, 0],
+        [2, 1],
+        [3, 2],
+        [4, 9],
+      ],
+      [[0, 1]],
+    ]
+    expect(await contents()).toEqual(expected)
+    bench.broker.audit()
+    // Sent again after other bindings and a crash, it has the same answer and no further effect.
+    bind(bench, 'users', C)
+    await bench.settle()
+    for (const isCrash of [false, true]) {
+      if (isCrash) await bench.crash()
+      expect(step(bench, bench.number, parts)).toEqual(answer)
+      await bench.settle()
+      expect(await contents()).toEqual(expected)
+      expect(bench.info(C).ready).toBe(0)
+      bench.broker.audit()
+    }
+  })
+
+  it('has no effect if one of the queues refuses it, or no queue is bound', async () => {
+    const bench = await opened()
+    bench.ensure({ maxMessages: 1 }, B)
+    for (const name of [A, B]) bind(bench, 'full', name)
+    await bench.publish([{}], B)
+    const worker = bench.consume(1_000, { name: A })
+    const full = [
+      { to: C, messages: [{}] },
+      { to: '#full', messages: [{}] },
+    ]
+    expect(() => step(bench, ++bench.number, full, worker)).toThrow(
+      expect.objectContaining({ code: 'QUEUE_FULL', queue: B }),
+    )
+    const nowhere = [
+      { to: C, messages: [{}] },
+      { to: '#nowhere', messages: [{}] },
+    ]
+    expect(() => step(bench, ++bench.number, nowhere)).toThrow(refused('UNROUTABLE'))
+    await bench.settle()
+    expect(ready(bench)).toEqual([0, 1, 0])
+    bench.broker.audit()
+  })
+
+  it('is bounded in the messages and bytes of all targets together', async () => {
+    const bench = await opened({ segmentBytes: 16 << 20, checkpointBytes: 1 << 20, messageBytesMax: 2 << 20 })
+    for (const name of [A, B, C]) bind(bench, 'a', name)
+    const third = LIMITS.atomicMessagesMax / 3
+    const parts = (count: number): Part[] => [
+      { to: '#a', messages: upTo(count).map(() => ({ bodyBytes: 1 })) },
+    ]
+    expect(() => step(bench, ++bench.number, parts(third + 1))).toThrow(refused('TRANSACTION_TOO_LARGE'))
+    expect(step(bench, ++bench.number, parts(third))[0]!.baseOffset).toBe(3)
+    const { stepBytesMax } = entryLimits(bench.log.entryBytesMax)
+    const large = [{ to: '#a', messages: [{ bodyBytes: Math.ceil(stepBytesMax / 3) }] }]
+    expect(() => step(bench, ++bench.number, large)).toThrow(refused('TRANSACTION_TOO_LARGE'))
+    await bench.settle()
+    expect(ready(bench)).toEqual([third, third, third])
   })
 })
