@@ -187,6 +187,31 @@ describe('cold chunks', () => {
     expect(await drained(bench)).toEqual(upTo(COUNT))
   })
 
+  it('of one batch are copied together, although fewer chunks may stay in memory', async () => {
+    ColdChunks.warmMax = 1
+    const bench = await filled(7 * CHUNK_MESSAGES, { segmentBytes: 2 << 20, checkpointBytes: 16 * 1024 })
+    const oldest = (): number => bench.broker.catalog.queue(Q).chunks.oldestPosition
+    const first = oldest()
+    let read = 0
+    const remove = replaced(ColdChunks.prototype, (before) => ({
+      whileWarm(this: ColdChunks, ranges, use) {
+        read++
+        return before.whileWarm.call(this, ranges, use)
+      },
+    }))
+    try {
+      await bench.fill(12 << 20)
+    } finally {
+      remove()
+      ColdChunks.warmMax = WARM
+    }
+    expect(read).toBeGreaterThan(0)
+    expect(oldest()).toBeGreaterThan(first + (2 << 20))
+    bench.broker.audit()
+    await bench.crash()
+    expect(await drained(bench)).toEqual(upTo(COUNT))
+  })
+
   it('do not occur in a queue that drops its oldest messages', async () => {
     const bench = await new Bench(OPTIONS).open()
     bench.ensure({ maxMessages: 5_000, overflow: 'drop-oldest' })

@@ -83,21 +83,32 @@ export class ColdChunks {
    * @throws SluiceError CORRUPT
    */
   takeBack(queue: Queue, offset: number): boolean {
-    const position = this.positionOf(queue, offset)
-    const block = this.#blocks.findBatch(position)
-    if (block === undefined) return false
-    const chunk = decodePage(block.bytes, position - block.position, position, queue, offset)
+    const chunk = this.#find(queue, offset)
+    if (chunk === undefined) return false
     queue.makeWarm(chunk)
     this.#keep(queue, chunk)
     return true
+  }
+
+  // The cold chunk of `offset`, which is not put into memory; undefined if the block with its page must be loaded first.
+  #find(queue: Queue, offset: number): Chunk | undefined {
+    const position = this.positionOf(queue, offset)
+    const block = this.#blocks.findBatch(position)
+    if (block === undefined) return undefined
+    return decodePage(block.bytes, position - block.position, position, queue, offset)
   }
 
   /**
    * Takes back the chunk of `offset` if it is cold. Reads its page from disk if necessary.
    * @throws SluiceError CORRUPT; errors of the log's `readRange`
    */
-  async load(queue: Queue, offset: number): Promise<void> {
-    for (let failures = 0; queue.isCold(offset) && !this.takeBack(queue, offset);) {
+  load(queue: Queue, offset: number): Promise<void> {
+    return this.#loadUntil(queue, offset, () => this.takeBack(queue, offset))
+  }
+
+  // Loads the block with the page of the chunk of `offset` until `isFound`, or until the chunk is not cold any more.
+  async #loadUntil(queue: Queue, offset: number, isFound: () => boolean): Promise<void> {
+    for (let failures = 0; queue.isCold(offset) && !isFound();) {
       const position = this.positionOf(queue, offset)
       try {
         await this.#blocks.load(position, true)
@@ -123,31 +134,17 @@ export class ColdChunks {
         const key = `${queue.id}:${Math.floor(offset / CHUNK_MESSAGES)}`
         if (read.get(key)?.chunk.pagePosition === this.positionOf(queue, offset)) continue
         isComplete = false
-        const chunk = await this.#read(queue, offset)
-        if (chunk !== undefined) read.set(key, { queue, chunk })
+        await this.#loadUntil(queue, offset, () => {
+          const chunk = this.#find(queue, offset)
+          if (chunk !== undefined) read.set(key, { queue, chunk })
+          return chunk !== undefined
+        })
       }
     }
     const warmed = [...read.values()].filter(({ queue, chunk }) => queue.isCold(chunk.base))
     for (const { queue, chunk } of warmed) queue.makeWarm(chunk)
     use()
     for (const { queue, chunk } of warmed) this.#keep(queue, chunk)
-  }
-
-  // The cold chunk of `offset`, which is not put into memory; undefined if it is not cold any more.
-  async #read(queue: Queue, offset: number): Promise<Chunk | undefined> {
-    for (let failures = 0; queue.isCold(offset);) {
-      const position = this.positionOf(queue, offset)
-      const block = this.#blocks.findBatch(position)
-      if (block !== undefined)
-        return decodePage(block.bytes, position - block.position, position, queue, offset)
-      try {
-        await this.#blocks.load(position, true)
-      } catch (error) {
-        // After the wait, the messages can be gone, or the page can have been written again and the old segment freed.
-        if (failures++ > 0 && queue.isCold(offset) && this.positionOf(queue, offset) === position) throw error
-      }
-    }
-    return undefined
   }
 
   /** The page of the chunk is durable, so that the chunk can become cold, at once or later. */

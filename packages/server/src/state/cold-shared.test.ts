@@ -327,6 +327,35 @@ describe('cold chunks with shared batches', () => {
     TIMEOUT_MS,
   )
 
+  it('are not copied for a stream when the queues of its topic are done', async () => {
+    const bench = await opened()
+    let copies = 0
+    const remove = replaced(Segments.prototype, (before) => ({
+      move(copy) {
+        copies++
+        before.move.call(this, copy)
+      },
+    }))
+    try {
+      for (let batch = 0; batch < 100; batch++) {
+        const messages = upTo(100).map((at) => numbered(batch * 100 + at, { bodyBytes: 300 }))
+        share(bench, messages, [{ name: PLAIN }, { name: OTHER }, { name: STREAM }])
+        await drained(bench, PLAIN)
+        await drained(bench, OTHER)
+        await bench.pass(100)
+      }
+      for (let second = 0; second < 60; second++) await bench.pass(1_000)
+      const { liveBytes, logBytes } = bench.broker.usage()
+      expect(logBytes).toBeGreaterThan(10 * OPTIONS.segmentBytes!)
+      expect(liveBytes).toBeGreaterThan(0.9 * 100 * 100 * 300)
+      expect(copies).toBe(0)
+    } finally {
+      remove()
+    }
+    bench.broker.audit()
+    expect(await readStream(bench)).toEqual(upTo(10_000).map((at) => [at, at]))
+  })
+
   it(
     'are recovered, whichever entry of the log was the last before a kill',
     async () => {

@@ -137,15 +137,12 @@ export class Relocation {
     const { bytes } = this.#log.usage()
     const { segments } = this.#state
     const { segmentBytes } = this.#log
-    const left = 1 - this.#sparableShare
-    const needed = segments.liveBytes * left + segments.upkeepBytes
+    const needed = segments.liveBytes * (1 - this.#sparableShare) + segments.upkeepBytes
     const excess = bytes - 2 * needed - SLACK_SEGMENTS * segmentBytes
     if (!this.isScarce) return excess
-    // Copies of shared batches can be larger than their shares. Only bytes that are certainly dead are worth the room.
-    const most = segments.copyBytes * left + segments.upkeepBytes
     // The more room is left, the more dead bytes are tolerated before live bytes are copied.
     const slack = Math.max(segmentBytes, (this.#log.room() - this.copyBytes) / 2)
-    return Math.max(excess, bytes - most - slack)
+    return Math.max(excess, bytes - needed - slack)
   }
 
   /** Estimated share of the live bytes that copies would leave out. */

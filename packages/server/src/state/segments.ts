@@ -75,22 +75,13 @@ export class Segments implements LogUse {
     this.#freedBytes += leftOutBytes
   }
 
-  /** Maximum size of the copies of the live batches in the segment that contains `position`. */
+  /**
+   * Maximum size of the copies of the live batches in the segment that contains `position`. A segment has no more to copy than
+   * it contains.
+   */
   copyBytesAt(position: number): number {
     const use = this.#uses.get(Math.floor(position / this.#segmentBytes))
-    return use === undefined ? 0 : this.#copyBytesOf(use)
-  }
-
-  /** Maximum size of the copies of all live batches. */
-  get copyBytes(): number {
-    let bytes = 0
-    for (const use of this.#uses.values()) bytes += this.#copyBytesOf(use)
-    return bytes
-  }
-
-  // A segment has no more to copy than it contains.
-  #copyBytesOf({ liveBytes, scale }: Use): number {
-    return Math.min(liveBytes * 2 ** scale, this.#segmentBytes)
+    return use === undefined ? 0 : Math.min(use.liveBytes * 2 ** use.scale, this.#segmentBytes)
   }
 
   /**

@@ -2,6 +2,7 @@
 import { OUTCOME, SluiceError, queueName, type QueueName, type QueueOptions } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, Q, type Message } from '../testing/bench.js'
+import { named, share } from '../testing/sharing.js'
 
 const SEGMENT = 128 * 1024
 const SMALL = { segmentBytes: SEGMENT, checkpointBytes: 16 * 1024 }
@@ -223,6 +224,46 @@ describe('a full disk', () => {
     }
     expect(acked).toBe(published)
     expect(bench.info().ready).toBe(20)
+    bench.broker.audit()
+  })
+
+  it('of shared batches is drained message by message, although one of their queues consumes nothing', async () => {
+    const names = named(5)
+    const bench = await full({})
+    for (const name of names) bench.ensure({}, name)
+    const targets = names.map((name) => ({ name }))
+    let published = 0
+    const fill = async (): Promise<void> => {
+      for (;;) {
+        share(bench, repeated(10, { bodyBytes: 900 }), targets)
+        published += 10
+        await bench.pass(25)
+      }
+    }
+    await expect(fill()).rejects.toMatchObject({ code: 'DISK_LOW' })
+    const [slow, ...others] = names as [QueueName, ...QueueName[]]
+    const drain = async (name: QueueName, together: number): Promise<void> => {
+      const worker = bench.consume(together, { name })
+      await bench.settle()
+      let acked = 0
+      for (let waits = 0; acked < published && waits < 200;) {
+        if (bench.broker.isBehind) {
+          waits++
+          await bench.pass(1_000)
+          continue
+        }
+        acked += worker.got.length
+        worker.ackAll()
+        await bench.pass(25)
+      }
+      worker.leave()
+      expect(acked).toBe(published)
+    }
+    for (const name of others) await drain(name, 10)
+    bench.broker.audit()
+    expect(bench.info(slow).ready).toBe(published)
+    await drain(slow, 1)
+    expect(await fillUp(bench, slow)).toBeGreaterThan(published / 2)
     bench.broker.audit()
   })
 
