@@ -21,7 +21,7 @@ import { leaseLost, type LeaseLossReason } from './losses.js'
 import type { DeliveredMessage } from './message.js'
 import type { Responder } from './responder.js'
 import type { Session } from './session.js'
-import { SettleGroup, type SettleDetail } from './settlement.js'
+import { SettleRequest, type SettleDetail } from './settle-request.js'
 import { Watchers, type Watcher } from './watchers.js'
 
 interface Pending {
@@ -29,8 +29,8 @@ interface Pending {
   readonly delayMs: number | undefined
   readonly reason: string | undefined
   readonly detail: SettleDetail | undefined
-  /** The broker's answer settles this group; the group fails when `timer` fires. */
-  readonly group: SettleGroup
+  /** The broker's answer settles this request; the request fails when `timer` fires. */
+  readonly request: SettleRequest
   timer: Timer | undefined
 }
 
@@ -110,14 +110,14 @@ export class Claims implements LeaseKeeper {
       if (extension !== undefined)
         subscription.extend(tag, extension.durationMs).then(extension.resolve, extension.reject)
       if (pending === undefined) continue
-      const { outcome, delayMs, reason, detail, group } = pending
+      const { outcome, delayMs, reason, detail, request } = pending
       pending.timer?.cancel()
       subscription
         .settle(tag, outcome, delayMs, reason, detail)
         .answer(message)
         .then(
-          () => group.finish(undefined),
-          (error) => group.finish(error),
+          () => request.finish(undefined),
+          (error) => request.finish(error),
         )
     }
     for (const index of refused) this.#lose(this.#entries[index]!, 'disconnected')
@@ -138,7 +138,7 @@ export class Claims implements LeaseKeeper {
   #lose({ message, pending, extension }: Entry, reason: LeaseLossReason | undefined): void {
     this.#session.isolation.leave(1)
     pending?.timer?.cancel()
-    pending?.group.finish(leaseLost())
+    pending?.request.finish(leaseLost())
     extension?.reject(leaseLost())
     if (reason !== undefined) this.#session.leaseLost({ queue: this.queue, offset: message.offset, reason })
   }
@@ -161,15 +161,15 @@ export class Claims implements LeaseKeeper {
     delayMs: number | undefined,
     reason: string | undefined,
     detail?: SettleDetail,
-  ): SettleGroup {
+  ): SettleRequest {
     // A caller that waits for the answer has the usual deadline. The settle itself has no deadline: it is sent once
     // SUBSCRIBE is answered.
-    const group = new SettleGroup(() => {
-      pending.timer ??= new Timer(() => group.finish(notAnswered()), this.#session.timeoutMs).unref()
+    const request = new SettleRequest(() => {
+      pending.timer ??= new Timer(() => request.finish(notAnswered()), this.#session.timeoutMs).unref()
     })
-    const pending: Pending = { outcome, delayMs, reason, detail, group, timer: undefined }
+    const pending: Pending = { outcome, delayMs, reason, detail, request, timer: undefined }
     this.#entries[tag - TAG_BASE]!.pending = pending
-    return group
+    return request
   }
 
   extend(tag: number, durationMs: number): Promise<void> {

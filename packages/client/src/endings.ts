@@ -7,7 +7,7 @@
  */
 import { clipText, LIMITS, OUTCOME, wellFormedText, type Outcome } from '@sluice/protocol'
 import { DeadLetter, Retry } from './message.js'
-import type { SettleDetail } from './settlement.js'
+import type { SettleDetail } from './settle-request.js'
 
 /** The outcome for the messages of a handler that threw. */
 export interface Ending {

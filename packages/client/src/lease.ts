@@ -6,7 +6,7 @@ import type { AtomicAck, Outcome } from '@sluice/protocol'
 import type { Connection } from './connection.js'
 import type { LeaseLossReason } from './losses.js'
 import type { Responder } from './responder.js'
-import type { SettleDetail, SettleGroup } from './settlement.js'
+import type { SettleDetail, SettleRequest } from './settle-request.js'
 import type { Watcher } from './watchers.js'
 
 export interface LeaseKeeper {
@@ -27,7 +27,7 @@ export interface LeaseKeeper {
     delayMs: number | undefined,
     reason: string | undefined,
     detail?: SettleDetail,
-  ): SettleGroup
+  ): SettleRequest
   extend(tag: number, durationMs: number): Promise<void>
   /** Whether the lease was granted on this connection. */
   isOn(connection: Connection): boolean

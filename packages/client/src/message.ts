@@ -30,7 +30,8 @@ import { onlyKnown } from './options.js'
 import { replyToOf, type ReplyOptions, type ReplyReceipt } from './responder.js'
 import { INSPECT, NO_HEADERS, recordBody } from './records.js'
 import type { Run } from './run.js'
-import { Settlement, type SettleDetail } from './settlement.js'
+import { SettleAnswer } from './settle-answer.js'
+import type { SettleDetail } from './settle-request.js'
 import type { Watcher } from './watchers.js'
 
 /** Options of `message.retry` and `Retry`. */
@@ -252,12 +253,12 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     const { tag } = this
     if (this.#state !== OPEN || !keeper.isLeased(tag)) {
       if (this.#state === OPEN) this.#lose()
-      return new Settlement(this.#refusal(), this)
+      return new SettleAnswer(this.#refusal(), this)
     }
     this.#state = SETTLED
     if (this.#abort !== undefined) keeper.unwatch(this)
     if (outcome === OUTCOME.deadLetter) this.#failRequest(reason)
-    return new Settlement(keeper.settle(tag, outcome, delayMs, reason, detail), this)
+    return new SettleAnswer(keeper.settle(tag, outcome, delayMs, reason, detail), this)
   }
 
   #isOpen(): boolean {

@@ -35,8 +35,8 @@ import { recordsCopy } from './records.js'
 import { decodeRun, malformedDelivery, partOf, recordsBytes, type Run } from './run.js'
 import type { Responder } from './responder.js'
 import type { Session } from './session.js'
-import type { SettleDetail, SettleGroup } from './settlement.js'
-import { Settles } from './settles.js'
+import type { SettleDetail, SettleRequest } from './settle-request.js'
+import { SettleOutbox } from './settle-outbox.js'
 import { Waiters } from './waiters.js'
 import { Watchers, type Watcher } from './watchers.js'
 
@@ -91,7 +91,7 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
   readonly #buffer: RunBuffer
   readonly #aside: Aside
   readonly #credit: CreditBounds
-  readonly #settles: Settles
+  readonly #settles: SettleOutbox
   readonly #emptied = new Waiters()
   readonly #drained = new Waiters()
   readonly #watchers = new Watchers()
@@ -122,7 +122,7 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
     )
     this.#channel = connection.openChannel(this)
     this.#credit = new CreditBounds(terms)
-    this.#settles = new Settles(session, connection, this.#channel, this.#credit)
+    this.#settles = new SettleOutbox(session, connection, this.#channel, this.#credit)
     this.announcements = new Announcements(
       session,
       connection,
@@ -491,12 +491,12 @@ export class Subscription implements ChannelSink, LeaseKeeper, Announced {
     delayMs: number | undefined,
     reason: string | undefined,
     detail?: SettleDetail,
-  ): SettleGroup {
-    const group = this.#settles.add(tag, outcome, delayMs, reason, detail)
+  ): SettleRequest {
+    const request = this.#settles.add(tag, outcome, delayMs, reason, detail)
     this.unsettled--
     this.#session.isolation.leave(1)
     this.#notifyEmptied()
-    return group
+    return request
   }
 
   /** Resolves when every delivered message is settled. */

@@ -1,18 +1,19 @@
 /**
- * The settles of one subscription. They are gathered for a turn or a little longer, sent as SETTLE frames, and answered.
+ * Sends the settles of one subscription: gathers them into a request for a turn or a little longer, and sends it as SETTLE
+ * frames.
  *
- * Invariant: a group is either still gathered or already sent. After `end` no group is gathered.
+ * Invariant: each request is either still gathered or already sent. After `end`, no request is gathered.
  */
 import { decodeRanges, OP, OUTCOME, type Outcome, type SluiceError } from '@sluice/protocol'
 import type { Connection } from './connection.js'
 import type { CreditBounds } from './credit.js'
 import { leaseLost } from './losses.js'
 import type { Session } from './session.js'
-import { SettleGroup, type SettleDetail } from './settlement.js'
+import { SettleRequest, type SettleDetail } from './settle-request.js'
 import type { Settling } from './turn.js'
 import { Waiters } from './waiters.js'
 
-export class Settles implements Settling {
+export class SettleOutbox implements Settling {
   /** Bytes of records that were delivered since the last SETTLE was sent. */
   deliveredBytes = 0
   readonly #session: Session
@@ -20,14 +21,14 @@ export class Settles implements Settling {
   readonly #channel: number
   readonly #credit: CreditBounds
   #subscriptionId = 0
-  #group: SettleGroup | undefined
-  /** Whether `#group` is sent at the end of this turn; otherwise it may be gathered for longer. */
+  #request: SettleRequest | undefined
+  /** Whether `#request` is sent at the end of this turn; otherwise it may be gathered for longer. */
   #isUrgent = false
-  /** Number of settles in `#group`. */
+  /** Number of settles in `#request`. */
   #gathered = 0
   #isOver = false
-  /** Groups that are sent and not answered. */
-  readonly #unanswered = new Set<SettleGroup>()
+  /** Requests that are sent and not answered. */
+  readonly #unanswered = new Set<SettleRequest>()
   readonly #settled = new Waiters()
 
   constructor(session: Session, connection: Connection, channel: number, credit: CreditBounds) {
@@ -42,35 +43,35 @@ export class Settles implements Settling {
     this.#subscriptionId = subscriptionId
   }
 
-  /** Adds the settle of one message that was handled. Returns the group that will get the answer. */
+  /** Adds the settle of one message that was handled. Returns the request that will get the answer. */
   add(
     tag: number,
     outcome: Outcome,
     delayMs: number | undefined,
     reason: string | undefined,
     detail: SettleDetail | undefined,
-  ): SettleGroup {
-    const group = this.#group ?? this.#gather()
-    group.add(tag, 1, outcome, delayMs, reason, detail)
+  ): SettleRequest {
+    const request = this.#request ?? this.#gather()
+    request.add(tag, 1, outcome, delayMs, reason, detail)
     this.#gathered++
     if (!this.#isUrgent && !this.#mayWait(outcome)) this.#hurry()
-    return group
+    return request
   }
 
   /** Adds the release of messages that no handler got. */
   release(firstTag: number, count: number): void {
-    const group = this.#group ?? this.#gather()
-    group.add(firstTag, count, OUTCOME.release, undefined, undefined)
+    const request = this.#request ?? this.#gather()
+    request.add(firstTag, count, OUTCOME.release, undefined, undefined)
     this.#hurry()
   }
 
-  #gather(): SettleGroup {
-    const group = new SettleGroup(() => {
-      if (this.#group === group) this.#hurry()
+  #gather(): SettleRequest {
+    const request = new SettleRequest(() => {
+      if (this.#request === request) this.#hurry()
     })
-    this.#group = group
+    this.#request = request
     this.#session.turn.gather(this)
-    return group
+    return request
   }
 
   // Whether this settle may be gathered for longer than a turn. This is allowed only for an acknowledgement that is made
@@ -91,25 +92,25 @@ export class Settles implements Settling {
   }
 
   flushSettles(): void {
-    const group = this.#group
-    this.#group = undefined
+    const request = this.#request
+    this.#request = undefined
     this.#isUrgent = false
-    if (group === undefined) return
+    if (request === undefined) return
     if (this.#isOver) {
-      group.finish(leaseLost())
+      request.finish(leaseLost())
       return
     }
     this.#gathered = 0
     this.deliveredBytes = 0
-    const payloads = group.encode(this.#subscriptionId, this.#connection.ok.frameBytesMax)
+    const payloads = request.encode(this.#subscriptionId, this.#connection.ok.frameBytesMax)
     let left = payloads.length
     let failure: SluiceError | undefined
-    this.#unanswered.add(group)
+    this.#unanswered.add(request)
     const done = (error: SluiceError | undefined): void => {
       failure ??= error
       if (--left > 0) return
-      group.finish(failure)
-      this.#unanswered.delete(group)
+      request.finish(failure)
+      this.#unanswered.delete(request)
       this.#notifySettled()
     }
     const { deadlines, timeoutMs } = this.#session
@@ -119,7 +120,7 @@ export class Settles implements Settling {
         expects: OP.SETTLE_OK,
         deadlineMs,
         answered: (bytes, start, end) => {
-          group.stale(decodeRanges('SETTLE_OK', bytes, start, end).ranges)
+          request.stale(decodeRanges('SETTLE_OK', bytes, start, end).ranges)
           done(undefined)
         },
         failed: (error) => done(error.code === 'SUBSCRIPTION_NOT_FOUND' ? leaseLost(error) : error),
@@ -129,18 +130,18 @@ export class Settles implements Settling {
 
   /** Removes from `tags` the tags whose settle is gathered or unanswered. */
   exclude(tags: Set<number>): void {
-    this.#group?.exclude(tags)
-    for (const group of this.#unanswered) group.exclude(tags)
+    this.#request?.exclude(tags)
+    for (const request of this.#unanswered) request.exclude(tags)
   }
 
   get #isSettled(): boolean {
-    return this.#unanswered.size === 0 && this.#group === undefined
+    return this.#unanswered.size === 0 && this.#request === undefined
   }
 
   /** Resolves when every settle so far has its answer. */
   settled(): Promise<void> {
     if (this.#isSettled) return Promise.resolve()
-    if (this.#group !== undefined) this.#hurry()
+    if (this.#request !== undefined) this.#hurry()
     return this.#settled.wait()
   }
 
@@ -151,17 +152,17 @@ export class Settles implements Settling {
   /** Called when the subscription has ended: gathered settles fail with `reason`. */
   end(reason: SluiceError): void {
     this.#isOver = true
-    const group = this.#group
-    this.#group = undefined
-    group?.finish(reason)
+    const request = this.#request
+    this.#request = undefined
+    request?.finish(reason)
     this.#notifySettled()
   }
 
   /** @throws Error naming what differs */
   invariants(): void {
-    if (this.#isOver && this.#group !== undefined)
-      throw new Error('settles: the subscription has ended, but a group is still being gathered')
+    if (this.#isOver && this.#request !== undefined)
+      throw new Error('settle outbox: the subscription has ended, but a request is still being gathered')
     if (this.#settled.any && this.#isSettled)
-      throw new Error('settles: everything is settled, but a waiter was not notified')
+      throw new Error('settle outbox: everything is settled, but a waiter was not notified')
   }
 }

@@ -1,8 +1,8 @@
 /**
- * Settles of delivered messages, and the answers to the settles. Settles are gathered and sent in as few ranges as
- * possible.
+ * A request to the broker to settle messages of one subscription, and its answer. The request is gathered, and sent in as
+ * few ranges as possible.
  *
- * A settle without a waiting caller costs no promise: a `Settlement` creates a promise only when it is used.
+ * Invariant: a caller that waits for the answer about one message gets it once.
  */
 import {
   encodeSettle,
@@ -33,22 +33,22 @@ export interface Item {
 }
 
 /** The message that is settled. */
-export interface Settled {
+export interface SettledMessage {
   readonly tag: number
   readonly queue: string
   readonly offset: number
 }
 
 interface Waiter {
-  readonly message: Settled
+  readonly message: SettledMessage
   readonly resolve: () => void
 }
 
 /**
- * Settles of one subscription that are sent together. The group exists from its first settle until all of its settles
+ * Settles of one subscription that are sent together. The request exists from its first settle until all of its settles
  * are answered.
  */
-export class SettleGroup {
+export class SettleRequest {
   readonly #hurry: () => void
   items: Item[] = []
   /** Items that are sent and not answered. */
@@ -117,7 +117,7 @@ export class SettleGroup {
     return payloads
   }
 
-  /** Removes from `tags` the tags that the group settles. */
+  /** Removes from `tags` the tags that the request settles. */
   exclude(tags: Set<number>): void {
     for (const items of [this.items, this.#sent]) {
       for (const { firstTag, count } of items)
@@ -130,7 +130,7 @@ export class SettleGroup {
     for (const range of ranges) this.#stale.push(range)
   }
 
-  /** Called when all frames of the group are answered, or cannot be answered any more. */
+  /** Called when all frames of the request are answered, or cannot be answered any more. */
   finish(failure: SluiceError | undefined): void {
     if (this.#done) return
     this.#done = true
@@ -142,7 +142,7 @@ export class SettleGroup {
   }
 
   /** Returns a promise for the answer about one message. */
-  answer(message: Settled): Promise<void> {
+  answer(message: SettledMessage): Promise<void> {
     return new Promise((resolve) => {
       const waiter = { message, resolve }
       if (this.#done) this.#settle(waiter)
@@ -179,7 +179,7 @@ function joins(last: Item, outcome: Outcome, count: number): boolean {
 
 // Concurrent handlers settle out of order. Sorting makes ranges of their tags.
 function merged(items: Item[]): Item[] {
-  // Tags wrap at 2^32. The tags of one group are less than 2^31 apart, so their signed difference gives their order.
+  // Tags wrap at 2^32. The tags of one request are less than 2^31 apart, so their signed difference gives their order.
   const origin = items[0]!.firstTag
   items.sort((a, b) => ((a.firstTag - origin) | 0) - ((b.firstTag - origin) | 0))
   const result: Item[] = []
@@ -198,47 +198,4 @@ function merged(items: Item[]): Item[] {
     else result.push(item)
   }
   return result
-}
-
-/**
- * A promise for the answer to one settle. It costs nothing until it is used: without a call of `then`, no native
- * promise is made and there is no unhandled rejection.
- */
-export class Settlement implements Promise<void> {
-  readonly [Symbol.toStringTag] = 'Promise'
-  readonly #source: SettleGroup | SluiceError
-  readonly #message: Settled
-  #promise: Promise<void> | undefined
-
-  constructor(source: SettleGroup | SluiceError, message: Settled) {
-    this.#source = source
-    this.#message = message
-  }
-
-  #real(): Promise<void> {
-    if (this.#promise === undefined) {
-      const source = this.#source
-      this.#promise =
-        source instanceof SettleGroup ? source.answer(this.#message) : Promise.reject<void>(source)
-    }
-    return this.#promise
-  }
-
-  // oxlint-disable-next-line unicorn/no-thenable -- a settlement is meant to be a thenable
-  then<Result = void, Failure = never>(
-    onfulfilled?: ((value: void) => Result | PromiseLike<Result>) | null,
-    onrejected?: ((reason: unknown) => Failure | PromiseLike<Failure>) | null,
-  ): Promise<Result | Failure> {
-    return this.#real().then(onfulfilled, onrejected)
-  }
-
-  catch<Failure = never>(
-    onrejected?: ((reason: unknown) => Failure | PromiseLike<Failure>) | null,
-  ): Promise<void | Failure> {
-    return this.#real().catch(onrejected)
-  }
-
-  finally(onfinally?: (() => void) | null): Promise<void> {
-    return this.#real().finally(onfinally)
-  }
 }
