@@ -8,7 +8,7 @@ import { cpuMs } from './proc.js'
 import { fixed, type Finding, type Scenario } from './scenario.js'
 
 const ROUNDS = 5
-const IN_FLIGHT = [1, 64]
+const IN_FLIGHT = [1, 16, 64]
 /** Maximum of the median time of a request, relative to that of a publish and its delivery. */
 const RATIO_MAX = 1.5
 
@@ -57,13 +57,14 @@ async function replies(sender: Sluice, consumer: Sluice, count: number, inFlight
 export const requests: Scenario = async (messages) => {
   const bench = await Bench.start()
   try {
+    await bench.warm()
     const sender = await bench.client('sender')
     const consumer = await bench.client('consumer')
     for (const queue of ['plain', 'asked']) await sender.queues.ensure(queue)
     const findings: Finding[] = []
     const kinds = { 'publish and delivery': deliveries, 'request and reply': replies }
     for (const inFlight of IN_FLIGHT) {
-      const count = Math.ceil((messages * inFlight) / 64)
+      const count = Math.ceil((messages * inFlight) / IN_FLIGHT.at(-1)!)
       const p50s = new Map<string, number>()
       const cpu = new Map<string, number[]>()
       const times = new Map<string, number[]>()
