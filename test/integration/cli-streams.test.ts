@@ -16,6 +16,8 @@ describe.concurrent('wrong values', () => {
     ['stream ensure s --retain-age 30', /--retain-age is "30"; it must be a duration/, /with a unit/],
     ['stream ensure s --retain-bytes 10x', /--retain-bytes is "10x".* size/, /'10mb'/],
     ['stream ensure s --retain-messages -1', /--retain-messages/, /\S/],
+    ['stream ensure s --wait-for-groups-bytes', /--wait-for-groups-bytes/, /\S/],
+    ['stream ensure s --wait-for-groups-bytes yes', /--wait-for-groups-bytes is "yes".* size/, /'10mb'/],
     ['stream read s --from middle', /--from is "middle"/, /offset/],
     ['stream read s --limit 0', /--limit is "0"/, /\S/],
     ['stream publish s b --delay 1s', /Unknown option --delay/, /\S/],

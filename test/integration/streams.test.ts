@@ -60,6 +60,21 @@ describe('streams', () => {
     const other = { retention: { age: '8d' } } as const
     await expect(sluice.streams.ensure(Clicks, other)).rejects.toMatchObject({ code: 'QUEUE_CONFLICT' })
     await sluice.streams.ensure(Clicks, { ...other, update: true })
+    for (const waitForGroups of [true, {}, { bytes: 0 }, { bytes: '1gb' }] as never[])
+      await expect(sluice.streams.ensure(Clicks, { waitForGroups })).rejects.toMatchObject({
+        code: 'INVALID_OPTION',
+        message: expect.stringMatching(/`waitForGroups.* set `waitForGroups: \{ bytes \}`/) as unknown,
+      })
+    const waits = await sluice.streams.ensure(Clicks, { waitForGroups: { bytes: 1e9 }, update: true })
+    expect(waits.stream).toMatchObject({
+      options: { waitForGroups: { bytes: 1e9 } },
+      heldBy: null,
+      heldBytes: 0,
+    })
+    const conflict = sluice.streams.ensure(Clicks, { retention: { bytes: 2e9 }, update: true })
+    await expect(conflict).rejects.toMatchObject({ code: 'OPTION_CONFLICT' })
+    const unset = await sluice.streams.ensure(Clicks, { waitForGroups: null, update: true })
+    expect(unset.stream.options.waitForGroups).toBeNull()
     const wrong = { retention: { count: 1 } } as never
     await expect(sluice.streams.ensure(Clicks, wrong)).rejects.toMatchObject({ code: 'INVALID_OPTION' })
     await sluice.queues.ensure('orders')

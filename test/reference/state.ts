@@ -77,6 +77,7 @@ export interface RetentionLimits {
   readonly retainAgeMs: number
   readonly retainBytes: number
   readonly retainMessages: number
+  readonly waitForGroupsBytes: number
 }
 
 /** A group of a stream: a queue that the messages of the stream enter in order, when it needs them. */

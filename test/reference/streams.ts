@@ -26,7 +26,7 @@ export const CHUNK_MESSAGES = 1024
 /** The product knows the bytes of a batch that reaches into two chunks, and estimates how they are divided. */
 const BYTES_SLACK = 4_000
 
-const NO_LIMITS = { retainAgeMs: 0, retainBytes: 0, retainMessages: 0 }
+const NO_LIMITS = { retainAgeMs: 0, retainBytes: 0, retainMessages: 0, waitForGroupsBytes: 0 }
 
 export class Streams {
   readonly #bench: Bench
@@ -68,7 +68,8 @@ export class Streams {
           throw new Refused(['QUEUE_CONFLICT'])
         const created = model.ensure(name, queueOptions, update)
         const { retainAgeMs, retainBytes } = model.queue(name).options
-        model.queue(name).limits = { retainAgeMs, retainBytes, retainMessages: limits.retainMessages }
+        const { retainMessages, waitForGroupsBytes } = limits
+        model.queue(name).limits = { retainAgeMs, retainBytes, retainMessages, waitForGroupsBytes }
         return created
       },
       ({ created }, expected) => same(`created the stream ${name}`, created, expected),

@@ -26,6 +26,7 @@ export function wireOptions(
     let value = (named as Record<string, unknown>)[name]
     if (value === undefined) continue
     if (isRate(name)) value = wireRate(kind, name, value)
+    else if (name === 'waitForGroups') value = wireWait(value)
     if (part !== undefined) {
       const parts = paths.flatMap(([, [of, part]]) => (of === name && part !== undefined ? [part] : []))
       onlyOptions(kind, value, `${name}.`, parts)
@@ -58,6 +59,18 @@ function wireRate(kind: string, name: string, value: unknown): unknown {
   )
 }
 
+// The limit of `waitForGroups` as on the wire, where 0 bytes mean that retention does not wait. @throws SluiceError INVALID_OPTION
+function wireWait(value: unknown): unknown {
+  if (value === null) return { bytes: 0 }
+  const bytes = typeof value === 'object' ? (value as { readonly bytes?: unknown }).bytes : undefined
+  if (typeof bytes === 'number' && Number.isSafeInteger(bytes) && bytes >= 1) return value
+  const path = bytes === undefined ? 'waitForGroups' : 'waitForGroups.bytes'
+  throw new SluiceError(
+    'INVALID_OPTION',
+    `The stream option \`${path}\` is ${shown(bytes ?? value)}; set \`waitForGroups: { bytes }\`, the size up to which the stream may grow while retention waits, 1 or more. \`waitForGroups: null\` means that retention does not wait.`,
+  )
+}
+
 function onlyOptions(kind: string, named: unknown, prefix: string, known: readonly string[]): void {
   if (typeof named !== 'object' || named === null || Array.isArray(named)) {
     const what = prefix === '' ? `The options of a ${kind}` : `The ${kind} option \`${prefix.slice(0, -1)}\``
@@ -72,6 +85,12 @@ function onlyOptions(kind: string, named: unknown, prefix: string, known: readon
   }
 }
 
+// Whether the value, which has a `messages` or `bytes` of 0, means that the option is not set.
+function isUnset(name: string, value: unknown): boolean {
+  if (isRate(name)) return (value as { readonly messages?: number }).messages === 0
+  return name === 'waitForGroups' && (value as { readonly bytes?: number }).bytes === 0
+}
+
 /** The options of an answer in the form that a program reads. */
 export function settingsOf(optionPaths: OptionPaths, options: object): unknown {
   const settings: Record<string, unknown> = {}
@@ -82,7 +101,6 @@ export function settingsOf(optionPaths: OptionPaths, options: object): unknown {
     if (part === undefined) settings[name] = value
     else ((settings[name] ??= {}) as Record<string, unknown>)[part] = value
   }
-  for (const [name, value] of Object.entries(settings))
-    if (isRate(name) && (value as { readonly messages?: number }).messages === 0) settings[name] = null
+  for (const [name, value] of Object.entries(settings)) if (isUnset(name, value)) settings[name] = null
   return settings
 }

@@ -75,6 +75,11 @@ export interface StreamOptions {
    * oldest messages are removed in chunks of 1,024. Default: all messages are kept.
    */
   readonly retention?: { readonly age?: Duration; readonly bytes?: number; readonly messages?: number }
+  /**
+   * Makes retention keep messages that a group has neither acknowledged nor given up, until all messages of the stream take more
+   * than this number of bytes. Default `null`: retention does not wait for groups.
+   */
+  readonly waitForGroups?: { readonly bytes: number } | null
   /** How long an `id` is remembered after its message was accepted; 0 means not at all. Default 10 min. */
   readonly dedupWindow?: Duration
   /**
@@ -93,6 +98,7 @@ export interface EnsureStreamOptions extends StreamOptions {
 /** All options of a stream. Durations are in milliseconds, sizes in bytes; 0 means not set. */
 export interface StreamSettings {
   readonly retention: { readonly age: number; readonly bytes: number; readonly messages: number }
+  readonly waitForGroups: { readonly bytes: number } | null
   readonly dedupWindow: number
   readonly dedupMaxIds: number
 }
@@ -107,6 +113,7 @@ const OPTION_PATHS = {
   retainAgeMs: ['retention', 'age'],
   retainBytes: ['retention', 'bytes'],
   retainMessages: ['retention', 'messages'],
+  waitForGroupsBytes: ['waitForGroups', 'bytes'],
   dedupWindowMs: ['dedupWindow'],
   dedupMaxIds: ['dedupMaxIds'],
 } as const satisfies Record<StreamOptionName, readonly [keyof StreamOptions, string?]>

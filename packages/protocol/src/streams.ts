@@ -38,6 +38,14 @@ export const STREAM_OPTIONS = {
     meaning:
       'Maximum number of messages that are kept, within one chunk of 1,024 messages; 0: not limited by number.',
   },
+  waitForGroupsBytes: {
+    kind: 'number',
+    default: 0,
+    min: 0,
+    max: Number.MAX_SAFE_INTEGER,
+    meaning:
+      'Retention keeps messages that a group has neither acknowledged nor given up, until the stream has more bytes than this; 0: retention does not wait for groups.',
+  },
   dedupWindowMs: QUEUE_OPTIONS.dedupWindowMs,
   dedupMaxIds: QUEUE_OPTIONS.dedupMaxIds,
 } as const
@@ -66,6 +74,10 @@ export interface StreamInfo {
   readonly published: number
   /** Messages not kept, because another message had the same id. */
   readonly duplicates: number
+  /** The group that is furthest behind, if retention waits for it or has gone on without it; otherwise null. */
+  readonly heldBy: string | null
+  /** Bytes of the messages that are beyond the limits of retention and are kept for groups. */
+  readonly heldBytes: number
   /** Number of open readers. */
   readonly readers: number
   readonly createdAtMs: number
@@ -75,6 +87,15 @@ export interface EnsureStreamRequest {
   readonly name: QueueName
   readonly options: Partial<StreamOptions>
   readonly update: boolean
+}
+
+/** Checks the options that are in force together. @throws SluiceError OPTION_CONFLICT */
+export function checkStreamOptionsTogether({ retainBytes, waitForGroupsBytes }: StreamOptions): void {
+  if (waitForGroupsBytes === 0 || waitForGroupsBytes > retainBytes) return
+  throw new SluiceError(
+    'OPTION_CONFLICT',
+    `\`waitForGroupsBytes\` is ${waitForGroupsBytes} and \`retainBytes\` is ${retainBytes}: it must be greater, because it limits all that the stream keeps while retention waits.`,
+  )
 }
 
 /** The kind that ENSURE, GET, LIST or DELETE is about. @throws SluiceError INVALID_ARGUMENT */

@@ -37,6 +37,7 @@ import { ColdChunks } from '../state/cold-chunks.js'
 import { PAGES_MAX } from '../state/directory.js'
 import { SharedIntake } from './shared-intake.js'
 import type { TargetsOfTopic } from './step-batches.js'
+import { StreamHolds } from './stream-holds.js'
 import { Streams } from './streams.js'
 import { Space, type Holder } from '../state/space.js'
 import { BOOT_AFTER_CLOSE, type State } from '../state/state.js'
@@ -297,6 +298,7 @@ export class Broker implements Delivering {
     turn.connect({
       writer,
       moves,
+      holds: new StreamHolds(options),
       due: (queue) => this.leases.due(queue),
       end: () => this.#endTurn(),
     })

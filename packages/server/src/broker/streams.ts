@@ -8,6 +8,7 @@ import {
   QUEUE_OPTION_DEFAULTS,
   STREAM_OPTIONS,
   STREAM_OPTION_DEFAULTS,
+  checkStreamOptionsTogether,
   type EnsureStreamRequest,
   type QueueName,
   type QueueOptions,
@@ -31,7 +32,7 @@ export class Streams {
     this.#turn = turn
   }
 
-  /** @throws SluiceError WRONG_KIND, QUEUE_CONFLICT, TOO_MANY_QUEUES */
+  /** @throws SluiceError WRONG_KIND, QUEUE_CONFLICT, OPTION_CONFLICT, TOO_MANY_QUEUES */
   ensure({ name, options, update }: EnsureStreamRequest): {
     readonly created: boolean
     readonly stream: StreamInfo
@@ -40,22 +41,23 @@ export class Streams {
     if (existing !== undefined && existing.stream === undefined) throw wrongKind(existing, 'stream')
     const known = existing === undefined ? STREAM_OPTION_DEFAULTS : optionsOf(existing)
     const wanted = { ...known, ...options }
+    checkStreamOptionsTogether(wanted)
     const differing = NAMES.filter((option) => known[option] !== wanted[option])
     if (existing === undefined) {
       const stream = this.#catalog.make(name, queueOptionsOf(wanted), { stream: rulesOf(wanted) })
-      return { created: true, stream: infoOf(stream) }
+      return { created: true, stream: infoOf(stream, this.#turn.nowMs) }
     }
     if (differing.length > 0) {
       if (!update) throw optionConflict('stream', name, known, wanted, differing)
       existing.stream = rulesOf(wanted)
       this.#catalog.change(existing, queueOptionsOf(wanted))
     }
-    return { created: false, stream: infoOf(existing) }
+    return { created: false, stream: infoOf(existing, this.#turn.nowMs) }
   }
 
   /** @throws SluiceError QUEUE_NOT_FOUND, WRONG_KIND */
   info(name: QueueName): StreamInfo {
-    return infoOf(this.#stream(name))
+    return infoOf(this.#stream(name), this.#turn.nowMs)
   }
 
   /** Returns at most `limit` streams in order of name, after the name `after`. `more` says whether other streams follow. */
@@ -86,7 +88,7 @@ export class Streams {
 const NAMES = Object.keys(STREAM_OPTIONS) as StreamOptionName[]
 
 function optionsOf({ options, stream }: Queue): StreamOptions {
-  const all = { ...options, ...stream }
+  const all = { ...STREAM_OPTION_DEFAULTS, ...options, ...stream }
   return Object.fromEntries(NAMES.map((name) => [name, all[name]])) as StreamOptions
 }
 
@@ -95,11 +97,11 @@ function queueOptionsOf(options: StreamOptions): QueueOptions {
   return { ...QUEUE_OPTION_DEFAULTS, retainAgeMs, retainBytes, dedupWindowMs, dedupMaxIds }
 }
 
-function rulesOf({ retainMessages }: StreamOptions): StreamRules {
-  return { retainMessages }
+function rulesOf({ retainMessages, waitForGroupsBytes }: StreamOptions): StreamRules {
+  return { retainMessages, waitForGroupsBytes }
 }
 
-function infoOf(stream: Queue): StreamInfo {
+function infoOf(stream: Queue, nowMs: number): StreamInfo {
   const first = stream.nextRetained(0)
   const { duplicates } = stream.counts
   return {
@@ -111,6 +113,8 @@ function infoOf(stream: Queue): StreamInfo {
     next: stream.next,
     published: stream.next - duplicates,
     duplicates,
+    heldBy: stream.hold?.group ?? null,
+    heldBytes: Math.round(stream.heldBytesAt(nowMs)),
     // A stream has no subscriptions of its own.
     readers: stream.listeners,
     createdAtMs: stream.createdAtMs,

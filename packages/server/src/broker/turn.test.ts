@@ -9,7 +9,7 @@ class Rig {
 
   constructor() {
     const sink = { note: () => {} }
-    this.turn.connect({ writer: sink, moves: sink, due: () => {}, end: () => this.#end() })
+    this.turn.connect({ writer: sink, moves: sink, holds: sink, due: () => {}, end: () => this.#end() })
   }
 
   #end(): void {

@@ -7,7 +7,7 @@
  * Invariant: `nextDeadline` is never later than the deadline of any queue or timer.
  */
 import { SluiceError } from '@sluice/protocol'
-import { Timer, type Budget, type Queue } from '../queue/index.js'
+import { Timer, type Budget, type Hold, type Queue } from '../queue/index.js'
 import type { Observer } from './observer.js'
 import { Timers } from './timers.js'
 
@@ -36,6 +36,8 @@ export interface TurnParts {
   readonly writer: QueueSink
   /** Routes dead messages to other queues. */
   readonly moves: QueueSink
+  /** Reports that retention waits for groups. */
+  readonly holds: { note(stream: Queue, hold: Hold, nowMs: number): void }
   /** Called when the deadline of the queue has passed. */
   due(queue: Queue): void
   /** Called at the end of the turn. */
@@ -185,6 +187,7 @@ export class Turn {
     queue.advance(this.nowMs, this.budget)
     // Their facts are written before those of the stream: groups lose messages before the stream releases them.
     for (const group of queue.groups) this.changed(group as Queue)
+    if (queue.hold !== undefined) this.#parts.holds.note(queue, queue.hold, this.nowMs)
     this.follow(queue)
   }
 

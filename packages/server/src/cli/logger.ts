@@ -22,6 +22,8 @@ const LEVELS: Readonly<Record<string, Level>> = {
   'log no-segment': 'warn',
   'log read-failed': 'error',
   'connections are limited by open files': 'warn',
+  'retention waits for a group': 'warn',
+  'retention removed messages that a group missed': 'warn',
   'truncation failed': 'error',
   'connections cannot be accepted': 'error',
   'stored messages could not be read': 'error',

@@ -22,6 +22,7 @@ const FLAGS = {
   retainAgeMs: 'retain-age',
   retainBytes: 'retain-bytes',
   retainMessages: 'retain-messages',
+  waitForGroupsBytes: 'wait-for-groups-bytes',
   dedupWindowMs: 'dedup-window',
   dedupMaxIds: 'dedup-max-ids',
 } as const satisfies Record<StreamOptionName, string>
@@ -53,7 +54,9 @@ function optionsOf(flags: Flags): StreamOptions {
     bytes: valueOf(flags['retain-bytes'], (text) => sizeFlag(text, '--retain-bytes')),
     messages: count('retain-messages', 'retainMessages'),
   })
+  const waits = valueOf(flags['wait-for-groups-bytes'], (text) => sizeFlag(text, '--wait-for-groups-bytes'))
   return given({
+    waitForGroups: waits === undefined ? undefined : waits === 0 ? null : { bytes: waits },
     retention: Object.keys(retention).length === 0 ? undefined : retention,
     dedupWindow: duration('dedup-window'),
     dedupMaxIds: count('dedup-max-ids', 'dedupMaxIds'),
@@ -183,6 +186,7 @@ function description(info: StreamInfo): string {
     ['bytes', info.bytes],
     ['first offset', info.first],
     ['next offset', info.next],
+    ...(info.heldBy === null ? [] : held(info.heldBy, info.heldBytes)),
     ['readers', info.readers],
     ['published', info.published],
     ['duplicates', info.duplicates],
@@ -190,12 +194,25 @@ function description(info: StreamInfo): string {
   ])
 }
 
-function settings({ retention, dedupWindow, dedupMaxIds }: StreamSettings): [string, string][] {
+function held(group: string, bytes: number): [string, string | number][] {
+  return [
+    ['kept for the group', group],
+    ['bytes kept for groups', bytes],
+  ]
+}
+
+function settings({
+  retention,
+  waitForGroups,
+  dedupWindow,
+  dedupMaxIds,
+}: StreamSettings): [string, string][] {
   const { age, bytes, messages } = retention
   const values: Record<StreamOptionName, number> = {
     retainAgeMs: age,
     retainBytes: bytes,
     retainMessages: messages,
+    waitForGroupsBytes: waitForGroups?.bytes ?? 0,
     dedupWindowMs: dedupWindow,
     dedupMaxIds,
   }

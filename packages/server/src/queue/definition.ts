@@ -27,4 +27,6 @@ export interface GroupRules {
 export interface StreamRules {
   /** Maximum number of messages that are kept; 0: not limited by number. */
   readonly retainMessages: number
+  /** Retention does not release what a group has not done until the stream has more bytes than this; 0: it never waits. */
+  readonly waitForGroupsBytes: number
 }

@@ -17,7 +17,7 @@ import { chunkEndAfter } from './chunks.js'
 import { cutChunk, enterChunk } from './entering.js'
 import type { LogUse } from './log-use.js'
 import { PAGE } from './pages.js'
-import type { RetentionLimits } from './retention.js'
+import type { Hold, RetentionLimits } from './retention.js'
 
 /** Two words of the hash of the key of each message; 0 for a message without a key. */
 export type KeyWords = Uint32Array
@@ -98,7 +98,7 @@ export class GroupContents extends Contents {
   protected get retentionLimits(): RetentionLimits {
     if (this.stream === undefined) return this.options
     const { retainAgeMs, retainBytes } = this.options
-    return { retainAgeMs, retainBytes, retainMessages: this.stream.retainMessages }
+    return { retainAgeMs, retainBytes, ...this.stream }
   }
 
   /** Of a group: every message below this offset is done, dead or missed. */
@@ -118,6 +118,37 @@ export class GroupContents extends Contents {
     const { fromMs } = this.group!
     const from = fromMs > 0 ? Math.max(this.next, stream.keptSince(fromMs)) : this.next
     return from < end ? stream.keptIn(from, end) : 0
+  }
+
+  /** Of a stream: whether, and by which group, retention is held back; see `Hold`. */
+  get hold(): Hold | undefined {
+    return this.appliedChunks.retention?.hold
+  }
+
+  /** Of a stream: bytes of the messages that are kept only because a group has not done them. */
+  heldBytesAt(nowMs: number): number {
+    const { retention } = this.appliedChunks
+    return retention?.hold === undefined ? 0 : retention.dueBytes(this.retentionLimits, nowMs)
+  }
+
+  // Whether the messages below `end`, which retention would release, are kept for a group. Notes the group.
+  protected isHeld(end: number): boolean {
+    const limit = this.stream?.waitForGroupsBytes ?? 0
+    if (limit === 0) return false
+    let slowest: GroupContents | undefined
+    for (const group of this.groups)
+      if (group.needs(end) && (slowest === undefined || group.position < slowest.position)) slowest = group
+    if (slowest === undefined) return false
+    const isExceeded = this.retainedBytes > limit
+    const wasExceeded = this.retention.hold?.isExceeded === true
+    this.retention.hold = { group: slowest.name, isExceeded: isExceeded || wasExceeded }
+    return !isExceeded
+  }
+
+  /** Of a group: whether messages below `end` are neither done nor dead. */
+  protected needs(end: number): boolean {
+    const { position } = this
+    return position < end && (position < this.next || this.countUnseen(end) > 0)
   }
 
   /** Of a stream: offset of the first message that is kept, or an offset before it in the same chunk; `next` if there is none. */

@@ -249,9 +249,11 @@ export class Queue extends GroupContents implements Follower {
   // Releases retained messages that are beyond the limits of retention.
   #endRetention(nowMs: number, budget: Budget): void {
     const retention = this.appliedChunks.retention!
-    retention.releaseUntil(this.retentionLimits, nowMs, budget, ({ from, end }) =>
-      this.#release(from, end, nowMs),
-    )
+    retention.releaseUntil(this.retentionLimits, nowMs, budget, ({ from, end }) => {
+      if (this.isHeld(Math.min(end, this.next))) return false
+      this.#release(from, end, nowMs)
+      return true
+    })
   }
 
   #release(from: number, end: number, nowMs: number): void {

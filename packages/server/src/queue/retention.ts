@@ -22,6 +22,9 @@ const RELEASE_COST = 128
 /** Minimum time between two rounds of releases in one queue, so that other input is served in between. */
 const PAUSE_MS = 1
 
+/** Time between two rounds while retention waits for a group: groups do not report their progress. */
+const WAIT_MS = 1_000
+
 /** Entries of released chunks are removed when there are more than twice as many entries as chunks, plus this number. */
 const STALE_SLACK = 64
 
@@ -31,6 +34,16 @@ export interface RetentionLimits {
   readonly retainBytes: number
   /** Only streams have this limit. */
   readonly retainMessages?: number
+  /** Only streams have this limit; see `Hold`. */
+  readonly waitForGroupsBytes?: number
+}
+
+/** Retention wants to release messages that a group has not done yet. */
+export interface Hold {
+  /** Name of the group that is furthest behind. */
+  readonly group: string
+  /** Whether the round released such messages, because the stream had more bytes than `waitForGroupsBytes`. */
+  readonly isExceeded: boolean
 }
 
 /** Offsets `[from, end)`. */
@@ -48,6 +61,8 @@ export class Retention {
   readonly #inMemory = new Map<number, Chunk>()
   /** For each chunk the time of its last acknowledgement when the entry was added, which can be too early. */
   readonly #times = new TimeHeap()
+  /** Set if the last round of releases met messages that a group has not done. */
+  hold: Hold | undefined
   /** Time of the last round of releases. */
   #releasedMs = -Infinity
   readonly #pages: Pages
@@ -133,33 +148,34 @@ export class Retention {
 
   /**
    * Time at which messages can be released next; Infinity if there is no such time. May be too early, but is never more
-   * than `PAUSE_MS` too late.
+   * than `PAUSE_MS` too late or, while retention waits for a group, `WAIT_MS`.
    */
   nextMs(limits: RetentionLimits): number {
     if (this.isEmpty) return Infinity
     const { retainAgeMs } = limits
     const isOver = this.#isOver(limits) && this.#excess(limits) !== undefined
     const dueMs = isOver ? 0 : retainAgeMs > 0 ? this.#times.firstTime + retainAgeMs : Infinity
-    return Math.max(dueMs, this.#releasedMs + PAUSE_MS)
+    const isWaiting = this.hold !== undefined && this.bytes <= (limits.waitForGroupsBytes ?? 0)
+    return Math.max(dueMs, this.#releasedMs + (isWaiting ? WAIT_MS : PAUSE_MS))
   }
 
   /**
-   * Begins a round: gives the messages that the limits release at `nowMs` to `release`, which must release them, until the
-   * budget is used up.
+   * Begins a round: gives the messages that the limits release at `nowMs` to `release`, until the budget is used up.
+   * `release` must release them, or return false to end the round.
    */
   releaseUntil(
     limits: RetentionLimits,
     nowMs: number,
     budget: Budget,
-    release: (range: OffsetRange) => void,
+    release: (range: OffsetRange) => boolean,
   ): void {
     const { retainAgeMs } = limits
     this.#releasedMs = nowMs
+    this.hold = undefined
     const agedMs = retainAgeMs > 0 ? nowMs - retainAgeMs : -Infinity
     for (; budget.left > 0; budget.left -= RELEASE_COST) {
       const range = this.#aged(agedMs) ?? (this.#isOver(limits) ? this.#excess(limits) : undefined)
-      if (range === undefined) return
-      release(range)
+      if (range === undefined || !release(range)) return
     }
   }
 
@@ -167,13 +183,31 @@ export class Retention {
   #aged(untilMs: number): OffsetRange | undefined {
     while (this.#times.firstTime <= untilMs) {
       const number = this.#times.firstOffset
+      const newestMs = this.has(number) ? this.#newestMs(number) : -1
+      // The entry is removed after the release.
+      if (newestMs !== -1 && newestMs <= untilMs) return wholeChunk(number)
       this.#times.pop()
-      if (!this.has(number)) continue
-      const newestMs = this.#newestMs(number)
-      if (newestMs <= untilMs) return wholeChunk(number)
-      this.#times.push(newestMs, number)
+      if (newestMs !== -1) this.#times.push(newestMs, number)
     }
     return undefined
+  }
+
+  /** Bytes of the chunks that the limits release at `nowMs`. Takes as long as there are such chunks. */
+  dueBytes({ retainAgeMs, retainBytes, retainMessages = 0 }: RetentionLimits, nowMs: number): number {
+    const agedMs = retainAgeMs > 0 ? nowMs - retainAgeMs : -Infinity
+    let { messages, bytes } = this
+    for (const number of this.numbers) {
+      const retained = this.#inMemory.get(number)?.retained
+      messages -= retained?.count ?? this.#summary(number).messages
+      const chunkBytes = retained?.bytes ?? this.#summary(number).bytes
+      const isDue =
+        this.#newestMs(number) <= agedMs ||
+        (retainMessages > 0 && messages >= retainMessages) ||
+        (retainBytes > 0 && bytes - chunkBytes >= retainBytes)
+      if (!isDue) break
+      bytes -= chunkBytes
+    }
+    return this.bytes - bytes
   }
 
   #isOver({ retainBytes, retainMessages = 0 }: RetentionLimits): boolean {

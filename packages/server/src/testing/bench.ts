@@ -171,6 +171,7 @@ export interface BenchOptions {
   readonly checkpointBytes?: number
   /** Returns a number in [0, 1). Default: always 0.5. */
   readonly random?: () => number
+  readonly onNotice?: (event: string, details: object) => void
   readonly queuesMax?: number
   readonly pagesMax?: number
   readonly definitionsMax?: number
