@@ -1,4 +1,4 @@
-/** `sluice request` on the built command line. */
+/** Requests and replies on the built command line. */
 import { DeadLetter } from '@sluice/client'
 import { expect, test } from 'vitest'
 import { expectFailure, run, sluice } from './cli.js'
@@ -34,4 +34,26 @@ test('prints the reply to a request, or why there is none', async () => {
   )
   expectFailure(await run(['request', 'cli-missing', 'hi']), 4, /There is no queue "cli-missing"/, /\S/)
   await worker.close()
+})
+
+test('requests are answered with a text, and other messages only printed', async () => {
+  await sluice.queues.ensure('cli-answers')
+  await sluice.publish('cli-answers', 'no request')
+  const consumed = run(['consume', 'cli-answers', '--reply-with', 'the answer', '--count', '3'])
+  const asked = await Promise.all([
+    sluice.request('cli-answers', 'first'),
+    run(['request', 'cli-answers', 'second']),
+  ])
+  expect(asked[0].body).toBe('the answer')
+  expect(asked[1]).toMatchObject({ code: 0, stdout: 'the answer\n' })
+  const { code, stdout } = await consumed
+  expect(code).toBe(0)
+  expect(stdout.trimEnd().split('\n').toSorted()).toEqual(['first', 'no request', 'second'])
+  expect(await sluice.queues.get('cli-answers')).toMatchObject({ ready: 0, leased: 0, acked: 3 })
+  expectFailure(
+    await run(['consume', 'cli-answers', '--reply-with', 'x', '--no-ack']),
+    2,
+    /--reply-with and --no-ack are mutually exclusive/,
+    /Omit --no-ack/,
+  )
 })

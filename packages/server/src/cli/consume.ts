@@ -11,7 +11,7 @@ import { bodyFields, bodyLine } from './body.js'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
 import { countFlag, durationMs, given } from './flags.js'
-import { AdvisedError, EXIT, failureOf } from './failure.js'
+import { AdvisedError, EXIT, UsageError, failureOf } from './failure.js'
 import { counted, notice, outputError } from './output.js'
 import { onStop, signalExit, type StopSignal } from './signals.js'
 
@@ -26,6 +26,7 @@ interface ConsumeOptions {
   readonly ack: boolean
   readonly wait: string | undefined
   readonly processingTimeout: string | undefined
+  readonly replyWith: string | undefined
 }
 
 export const consume = command<ConsumeOptions>({
@@ -48,6 +49,11 @@ export const consume = command<ConsumeOptions>({
         default: true,
         describe: 'Acknowledge printed messages; --no-ack releases them at the end',
       })
+      .option('reply-with', {
+        type: 'string',
+        requiresArg: true,
+        describe: 'Reply to each printed request with this text',
+      })
       .describe('json', 'Print each message with its metadata, as a line of JSON')
       .epilogue(
         'Text is printed as is, data as JSON, bytes raw; with --json bytes are base64. Ctrl-C releases messages that were ' +
@@ -60,13 +66,19 @@ export const consume = command<ConsumeOptions>({
     const queue = addressName(options.queue)
     const count = options.count === undefined ? Infinity : countFlag(options.count, '--count', 1)
     const waitMs = options.wait === undefined ? undefined : durationMs(options.wait, '--wait')
-    const { processingTimeout: timeout, ack, json } = options
+    const { processingTimeout: timeout, ack, json, replyWith } = options
+    if (replyWith !== undefined && !ack) {
+      throw new UsageError(
+        '--reply-with and --no-ack are mutually exclusive.',
+        'Omit --no-ack: a request that is released is delivered again, and another reply to it is ignored.',
+      )
+    }
     const processingTimeout =
       timeout === undefined
         ? undefined
         : durationMs(timeout, '--processing-timeout', LIMITS.processingTimeoutMsMin)
     await withBroker(options, 'consume', (sluice) =>
-      consumeAll(sluice, { queue, count, waitMs, processingTimeout, ack, json }),
+      consumeAll(sluice, { queue, count, waitMs, processingTimeout, ack, json, replyWith }),
     )
   },
 })
@@ -78,10 +90,11 @@ interface ConsumeTask {
   readonly processingTimeout: number | undefined
   readonly ack: boolean
   readonly json: boolean
+  readonly replyWith: string | undefined
 }
 
 async function consumeAll(sluice: Sluice, task: ConsumeTask): Promise<void> {
-  const { queue, count, waitMs, processingTimeout, ack, json } = task
+  const { queue, count, waitMs, processingTimeout, ack, json, replyWith } = task
   const stream = sluice.messages(queue, {
     prefetch: Math.min(count, ack ? PREFETCH : HELD_MESSAGES_MAX),
     ...(ack ? {} : { prefetchBytes: HELD_BYTES_MAX * 2 }),
@@ -100,7 +113,7 @@ async function consumeAll(sluice: Sluice, task: ConsumeTask): Promise<void> {
   if (process.stdout.isTTY && count === Infinity && waitMs === undefined) {
     notice(`Printing messages of ${queue} as they arrive. Press Ctrl-C to stop.`)
   }
-  const printer = new Printer(end, ack)
+  const printer = new Printer(end, ack, replyWith)
   let idle: Timer | undefined
   let isOverdue = false
   let taken = 0
@@ -183,7 +196,7 @@ async function idleTimer(
   return timer
 }
 
-/** Writes messages to stdout and acknowledges those that were written. */
+/** Writes messages to stdout. Replies to those that were written, with `replyWith`, and acknowledges them. */
 class Printer {
   bytes = 0
   unacknowledged = 0
@@ -191,12 +204,14 @@ class Printer {
   failure: Error | undefined
   readonly #end: () => void
   readonly #ack: boolean
+  readonly #replyWith: string | undefined
   #open = 0
   #waiters: (() => void)[] = []
 
-  constructor(end: () => void, ack: boolean) {
+  constructor(end: () => void, ack: boolean, replyWith: string | undefined) {
     this.#end = end
     this.#ack = ack
+    this.#replyWith = replyWith
   }
 
   get isFull(): boolean {
@@ -222,7 +237,8 @@ class Printer {
   }
 
   #acknowledge(message: Message): void {
-    message.ack().then(
+    const done = this.#replyWith === undefined ? message.ack() : reply(message, this.#replyWith)
+    done.then(
       () => this.#closed(),
       (error: unknown) => {
         this.unacknowledged++
@@ -255,6 +271,12 @@ class Printer {
       this.#waiters.push(resolve)
     })
   }
+}
+
+// A message that is not a request has no reply. A request whose sender has stopped waiting is acknowledged too.
+async function reply(message: Message, text: string): Promise<void> {
+  if (message.isRequest) await message.reply(text)
+  await message.ack()
 }
 
 /**
