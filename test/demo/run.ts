@@ -92,7 +92,9 @@ function recordsWanted(): number | undefined {
       `--records is ${values.records}; it must be a whole number from ${RECORDS_MIN} to ${FLIGHTS_MAX}.`,
     )
   } catch (error) {
-    console.error((error as Error).message)
+    console.error(
+      `${(error as Error).message}. The only option is --records N, from ${RECORDS_MIN} to ${FLIGHTS_MAX}.`,
+    )
   }
   return undefined
 }

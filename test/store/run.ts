@@ -50,7 +50,9 @@ function floodWanted(): number | undefined {
     if (Number.isInteger(count) && count >= FLOOD_MIN && count <= FLOOD_MAX) return count
     console.error(`--flood is ${values.flood}; it must be a whole number from ${FLOOD_MIN} to ${FLOOD_MAX}.`)
   } catch (error) {
-    console.error((error as Error).message)
+    console.error(
+      `${(error as Error).message}. The only option is --flood N, from ${FLOOD_MIN} to ${FLOOD_MAX}.`,
+    )
   }
   return undefined
 }

@@ -86,7 +86,10 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   },
   SHUTTING_DOWN: { exit: EXIT.unreachable, advice: 'Try again when the broker has restarted.' },
   PRODUCER_UNKNOWN: { exit: EXIT.failure, advice: LATER },
-  NOT_SUPPORTED: { exit: EXIT.usage, advice: 'Omit it, or use a version that supports it.' },
+  NOT_SUPPORTED: {
+    exit: EXIT.usage,
+    advice: 'Omit what is not supported, or use a version that supports it.',
+  },
   INVALID_ARGUMENT: BOUNDS,
   INVALID_NAME: {
     exit: EXIT.usage,

@@ -26,11 +26,13 @@ const DEATHS = Object.keys(DEATH) as DeathName[]
 const RECORD_FILTERS = {
   key: 'Has this key',
   id: 'Published with this id',
-  'older-than': 'Published (or died, if dead) at least this long ago, such as 2h',
-  'younger-than': 'Published (or died, if dead) at most this long ago',
+  'older-than': 'Published at least this long ago, such as 2h',
+  'younger-than': 'Published at most this long ago',
 } as const
 
 const FATE_FILTERS = {
+  'older-than': 'Published (or died, if dead) at least this long ago, such as 2h',
+  'younger-than': 'Published (or died, if dead) at most this long ago',
   reason: `Dead for this reason: ${DEATHS.join(', ')}`,
   error: 'Dead with an error that contains this text',
   attempts: 'Has at least this many attempts',
