@@ -115,7 +115,7 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
   test.each([
     ['Queue counters', QUEUE_COUNTERS, 'meaning', 10],
     ['Origin headers', ORIGIN_HEADERS, 'header', 8],
-    ['History events', HISTORY_EVENTS, 'meaning', 14],
+    ['History events', HISTORY_EVENTS, 'meaning', 16],
     ['Reasons of EXPLAIN', EXPLAIN_CODES, 'meaning', 28],
   ] as const)('%s', (title, registry, column, count) => {
     expect(byName(title, (row) => row[column])).toStrictEqual(registry)

@@ -39,9 +39,9 @@ describe.concurrent('wrong values', () => {
     ['group ensure a@b --max-deliveries 0', /--max-deliveries is "0"/, /bounds/],
     ['group ensure a@b --ttl 5s', /Unknown option --ttl/, /\S/],
     ['group move a@b', /--to is not given/, /first, last, an offset or a time/],
-    ['group list a@b', /a@b is a group, not a queue/, /`group` commands/],
-    ['queue get a@b', /a@b is a group, not a queue/, /`group` commands/],
-    ['publish a@b x', /a@b is a group, not a queue/, /\S/],
+    ['group list a@b', /a@b is a group of the stream a, not a queue/, /`group` commands/],
+    ['queue get a@b', /a@b is a group of the stream a, not a queue/, /`group` commands/],
+    ['publish a@b x', /a@b is a group of the stream a, not a queue/, /\S/],
   ]
   test.each(mistakes)('%s is a usage error', async (args, what, hint) => {
     expectFailure(await run(words(args)), 2, what, hint)

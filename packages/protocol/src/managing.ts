@@ -380,7 +380,7 @@ export interface HistoryRequest {
 export function historyRequest(body: Body): HistoryRequest {
   onlyFields('HISTORY', body, ['name', 'offset', 'cursor'])
   return {
-    name: queueName(body['name']),
+    name: addressName(body['name']),
     offset: whole('offset', body['offset'], Number.MAX_SAFE_INTEGER),
     cursor: optionalText('cursor', body['cursor'], 1, CURSOR_BYTES_MAX),
   }
@@ -414,6 +414,9 @@ export const HISTORY_EVENTS = {
   duplicate: 'Not kept, because another message had the same id.',
   discarded: 'Deleted while dead.',
   purged: 'Removed by a purge.',
+  groupMoved:
+    'The group was created at, or moved to, the offset in `text`: it gets the message (again) unless the message is before it.',
+  missed: 'Retention of the stream removed it before the group had done it.',
 } as const
 export type HistoryEventName = keyof typeof HISTORY_EVENTS
 

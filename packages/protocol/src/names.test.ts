@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { SluiceError } from './errors.js'
-import { addressName, groupName, queueName, scheduleName } from './names.js'
+import { addressName, groupName, queueName, scheduleName, streamOfGroup, type QueueName } from './names.js'
 
 describe('queueName', () => {
   const good = ['a', 'A', '0', '_', 'orders', 'eu/orders.v2:high-prio_1', 'a/../b', 'x'.repeat(255)]
@@ -61,8 +61,14 @@ describe('queueName', () => {
 
   test('says that the name of a group is not the name of a queue', () => {
     for (const name of ['clicks@billing', 'a/b@c.d']) {
-      expect(() => queueName(name)).toThrow(wrongKind(`${name} is a group, not a queue or a stream.`))
-      expect(() => scheduleName(name)).toThrow(wrongKind(`${name} is a group, not a schedule.`))
+      expect(() => queueName(name)).toThrow(
+        wrongKind(
+          `${name} is a group of the stream ${streamOfGroup(name as QueueName)}, not a queue or a stream.`,
+        ),
+      )
+      expect(() => scheduleName(name)).toThrow(
+        wrongKind(`${name} is a group of the stream ${streamOfGroup(name as QueueName)}, not a schedule.`),
+      )
       expect(addressName(name)).toBe(name)
     }
     for (const name of ['@', 'a@', '@b', 'a@b c', 'a@-b']) {

@@ -47,7 +47,7 @@ function checkedName(what: string, name: unknown): string {
     if (isGroupName(name) && name.split('@').every((part) => NAME.test(part)))
       throw new SluiceError(
         'WRONG_KIND',
-        `${name} is a group, not a ${what === 'queue' ? 'queue or a stream' : what}.`,
+        `${name} is a group of the stream ${name.slice(0, name.indexOf('@'))}, not a ${what === 'queue' ? 'queue or a stream' : what}.`,
       )
     throw new SluiceError(
       'INVALID_NAME',

@@ -20,6 +20,7 @@ import { entryBatches } from '../log/entry.js'
 import { Bench, type Message, type Worker } from '../testing/bench.js'
 import { share, upTo } from '../testing/sharing.js'
 import { Feeds } from './feeds.js'
+import { GROUPS_MAX } from './groups.js'
 
 const CLICKS = queueName('clicks')
 const A = 'clicks@a' as QueueName
@@ -412,11 +413,59 @@ describe('a group', () => {
     expect(marked.length).toBeLessThanOrEqual(CHUNK_MESSAGES)
   })
 
+  it('has a history of each of its messages', async () => {
+    const bench = await opened()
+    ensure(bench, A, { retryInitialMs: 100, retryMaxMs: 100 })
+    await bench.settle()
+    await publish(bench, 2 * CHUNK_MESSAGES)
+    const history = async (offset: number, name = A): Promise<string[]> => {
+      bench.broker.turn.begin()
+      const request = { name, offset, cursor: undefined }
+      const { events } = await bench.broker.history.page(request, { label: 'test', isOpen: true })
+      return events.map(({ event, text }) => (event === 'groupMoved' ? `${event} ${text}` : event))
+    }
+    const worker = bench.consume(4, { name: A })
+    await bench.settle()
+    worker.settle(0, OUTCOME.ack)
+    worker.settle(1, OUTCOME.retry)
+    worker.settle(2, OUTCOME.deadLetter, { reason: 'bad' })
+    worker.leave()
+    await bench.settle()
+    expect(await history(0)).toEqual(['published', 'acked'])
+    expect(await history(0, CLICKS)).toEqual(['published'])
+    move(bench, 0)
+    await bench.settle()
+    move(bench, 3)
+    await bench.settle()
+    expect(await history(0)).toEqual(['published', 'acked', 'groupMoved 0', 'groupMoved 3'])
+    expect(await history(1)).toEqual(['published', 'retried', 'groupMoved 0', 'groupMoved 3'])
+    ensureStream(bench, { retainMessages: 1 })
+    await bench.pass(10)
+    expect(await history(2)).toEqual(['published', 'dead', 'groupMoved 0', 'groupMoved 3'])
+    expect(await history(3)).toEqual(['published', 'groupMoved 0', 'groupMoved 3', 'missed'])
+    await expect(history(9999)).rejects.toThrow('The stream clicks has no message 9999 yet')
+  })
+
+  it('is refused beyond the number of groups of a stream', async () => {
+    const bench = await opened()
+    for (let at = 0; at < GROUPS_MAX; at++) ensure(bench, `clicks@g${at}` as QueueName)
+    expect(() => ensure(bench, A)).toThrow(
+      refused('TOO_MANY_QUEUES', 'The stream clicks has 256 groups; at most 256 are allowed.'),
+    )
+    expect(() => info(bench)).toThrow(refused('QUEUE_NOT_FOUND', 'There is no group "clicks@a".'))
+    ensure(bench, 'clicks@g0' as QueueName)
+    bench.broker.turn.begin()
+    bench.broker.groups.delete('clicks@g7' as QueueName)
+    ensure(bench, A)
+    await bench.settle()
+    bench.broker.audit()
+  })
+
   it('is refused what it cannot do', async () => {
     const bench = await opened()
     ensure(bench, A)
     expect(() => bench.put([{}], A)).toThrow(
-      refused('WRONG_KIND', 'clicks@a is a group: publish to its stream'),
+      refused('WRONG_KIND', 'clicks@a is a group: publish to its stream clicks.'),
     )
     bench.ensure({}, FAILED)
     expect(() => share(bench, [{}], [{ name: A }, { name: FAILED }])).toThrow(refused('WRONG_KIND', 'group'))

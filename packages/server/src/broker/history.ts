@@ -18,7 +18,7 @@ import { entryBatches } from '../log/entry.js'
 import type { Log } from '../log/log.js'
 import { FACT, readFacts, type Fact, type Queue } from '../queue/index.js'
 import { batchesWith } from '../state/shared-batches.js'
-import type { State } from '../state/state.js'
+import { kindOfQueue, type State } from '../state/state.js'
 import type { Caller, DiskRequests } from './disk-requests.js'
 import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/cursor.js'
 
@@ -72,10 +72,12 @@ async function read(
 ): Promise<HistoryResult> {
   const { offset } = request
   const [position, flags, answered] = numbersOf(request.cursor ?? '0:0:0', 3) as [number, number, number]
-  if (offset >= queue.next) {
+  // The messages of a group are those of its stream.
+  const source = queue.source ?? queue
+  if (offset >= source.next) {
     throw new SluiceError(
       'MESSAGE_NOT_FOUND',
-      `The queue ${queue.name} has no message ${offset} yet; its next offset is ${queue.next}.`,
+      `The ${kindOfQueue(source as Queue)} ${source.name} has no message ${offset} yet; its next offset is ${source.next}.`,
     )
   }
   const events: HistoryEvent[] = []
@@ -98,7 +100,7 @@ async function read(
     const skip = entry.position === position ? answered : 0
     let found = 0
     let taken = skip
-    eventsIn(entry.bytes, queue.id, offset, known, (event) => {
+    eventsIn(entry.bytes, queue.id, source.id, offset, known, (event) => {
       if (found++ < skip || eventsBytes > EVENTS_BYTES_MAX) return
       events.push(event)
       eventsBytes += EVENT_BYTES + textBytes(event.text ?? '')
@@ -109,17 +111,20 @@ async function read(
   return { events, complete: known.complete, cursor: null }
 }
 
+// `sourceId` is the id of the stream if the queue is a group, and otherwise that of the queue.
 function eventsIn(
   bytes: Uint8Array,
   queueId: number,
+  sourceId: number,
   offset: number,
   known: Known,
   each: (event: HistoryEvent) => void,
 ): void {
   let isDuplicate = false
-  const stored = batchesWith(bytes, queueId, offset)
+  const stored = batchesWith(bytes, sourceId, offset)
   for (const at of entryBatches(bytes, 0)) {
-    if (batchQueueId(bytes, at) !== queueId && !stored.has(at)) continue
+    const owner = batchQueueId(bytes, at)
+    if (owner !== queueId && owner !== sourceId && !stored.has(at)) continue
     const header = readBatchHeader(bytes, at)
     if (header.type === BATCH_TYPE.messages) {
       if (!stored.has(at) || header.attributes & BATCH_ATTRIBUTE.relocated) continue
@@ -129,9 +134,16 @@ function eventsIn(
       if (!isDuplicate) each({ event: 'published', atMs: header.timeMs })
     } else if (header.type === BATCH_TYPE.facts) {
       readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
+        // A group has no duplicates of its own.
+        if (owner !== queueId && fact.kind !== FACT.duplicate) return
         const event = eventOf(fact, offset, header.timeMs)
-        if (event === undefined || (fact.kind === FACT.purge && !known.isPending)) return
-        known.isPending = KEEPS_PENDING.has(event.event) && fact.kind !== FACT.carry
+        if (event === undefined || (REMOVES_PENDING.has(fact.kind) && !known.isPending)) return
+        const isMove = fact.kind === FACT.position
+        // The group was there before the message.
+        if (isMove && fact.offset <= offset && !known.complete) return
+        known.isPending = isMove
+          ? fact.offset <= offset
+          : KEEPS_PENDING.has(event.event) && fact.kind !== FACT.carry
         isDuplicate = event.event === 'duplicate'
         each(event)
       })
@@ -145,6 +157,9 @@ const PENDING = 2
 function flagsOf({ complete, isPending }: Known): number {
   return (complete ? COMPLETE : 0) | (isPending ? PENDING : 0)
 }
+
+/** Facts that remove only messages that are neither gone nor dead. */
+const REMOVES_PENDING: ReadonlySet<number> = new Set([FACT.purge, FACT.miss])
 
 /** Events after which a message is neither gone nor dead. */
 const KEEPS_PENDING: ReadonlySet<HistoryEventName> = new Set<HistoryEventName>([
@@ -170,6 +185,8 @@ const EVENTS: Readonly<Record<number, HistoryEventName>> = {
   [FACT.carry]: 'redriven',
   [FACT.reschedule]: 'rescheduled',
   [FACT.hand]: 'delivered',
+  [FACT.position]: 'groupMoved',
+  [FACT.miss]: 'missed',
 }
 
 /** Facts about several consecutive messages. */
@@ -186,8 +203,10 @@ function eventOf(fact: Fact, offset: number, atMs: number): HistoryEvent | undef
   const event = EVENTS[fact.kind]
   if (event === undefined) return undefined
   const isRange = RANGES.has(fact.kind)
-  const from = fact.kind === FACT.purge ? 0 : fact.offset
-  const end = fact.kind === FACT.purge ? fact.offset : fact.offset + (isRange ? fact.count : 1)
+  if (fact.kind === FACT.position) return { event, atMs, text: String(fact.offset) }
+  const isBelow = REMOVES_PENDING.has(fact.kind)
+  const from = isBelow ? 0 : fact.offset
+  const end = isBelow ? fact.offset : fact.offset + (isRange ? fact.count : 1)
   if (offset < from || offset >= end) return undefined
   const comesBack = fact.kind === FACT.retry || fact.kind === FACT.reschedule
   return {

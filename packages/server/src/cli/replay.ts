@@ -3,7 +3,7 @@
  * what happened to a message.
  */
 import type { HistoryEvent, Replayed, Sluice } from '@sluice/client'
-import { queueName, type QueueName } from '@sluice/protocol'
+import { addressName, queueName, type QueueName } from '@sluice/protocol'
 import { publishedTo } from './address.js'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
@@ -121,13 +121,17 @@ async function nothingText(sluice: Sluice, queue: QueueName): Promise<string> {
 export const history = command<{ readonly queue: string; readonly offset: string }>({
   builder: (yargs) =>
     yargs
-      .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue or stream' })
+      .positional('queue', {
+        type: 'string',
+        demandOption: true,
+        describe: 'Name of the queue, stream or group',
+      })
       .positional('offset', { type: 'string', demandOption: true, describe: 'Offset of the message' })
       .epilogue(
         'The history reaches back as far as the log, which keeps its segments only while they are needed.',
       ),
   handler: async (options) => {
-    const queue = queueName(options.queue)
+    const queue = addressName(options.queue)
     const offset = countFlag(options.offset, 'The offset')
     const { events, complete } = await withBroker(options, 'history', (sluice) =>
       sluice.queues.history(queue, offset),

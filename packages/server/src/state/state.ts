@@ -267,8 +267,8 @@ export function wrongKind(queue: Queue, wanted: Kind): SluiceError {
 }
 
 /** The refusal of a publish to a group. */
-export function groupRefuses({ name }: Queue): SluiceError {
-  return new SluiceError('WRONG_KIND', `${name} is a group: publish to its stream.`)
+export function groupRefuses({ name, source }: Queue): SluiceError {
+  return new SluiceError('WRONG_KIND', `${name} is a group: publish to its stream ${source!.name}.`)
 }
 
 export function queueNotFound(name: string): SluiceError {
