@@ -99,6 +99,12 @@ export class Feeds {
         group.enter(Math.min(location.batchEnd, end), undefined, true)
         return ENTERED
       }
+      // The log need not have the batch any more if the stream keeps none of its messages.
+      const kept = stream.nextRetained(at)
+      if (kept === -1 || kept >= location.batchEnd) {
+        for (const last = Math.min(location.batchEnd, end); at < last; at++) words.push(0, 0)
+        continue
+      }
       const block = this.#blocks.findBatch(location.batchPosition)
       if (block === undefined) {
         if (at === from) return location.batchPosition

@@ -399,6 +399,23 @@ describe('a group', () => {
     expect(await drained(bench, A)).toEqual([1, 2])
   })
 
+  it('passes over batches of which the stream keeps nothing, even if the log has freed them', async () => {
+    const bench = await opened()
+    ensureStream(bench, { retainAgeMs: 1000 })
+    await publish(bench, 100, { bodyBytes: 200 })
+    await bench.pass(2000)
+    await bench.pass(10)
+    ensureStream(bench, { retainAgeMs: 0 })
+    await publish(bench, 4 * CHUNK_MESSAGES)
+    await bench.fill(200_000)
+    await bench.crash()
+    await bench.fill(200_000)
+    await bench.crash()
+    expect(bench.broker.catalog.queue(CLICKS).isCold(0)).toBe(true)
+    ensure(bench, A)
+    expect(await drained(bench, A)).toEqual(upTo(4 * CHUNK_MESSAGES + 100, 100))
+  })
+
   it('marks after a crash what may have been delivered, and nothing else', async () => {
     const bench = await opened()
     ensure(bench, A)
