@@ -73,6 +73,8 @@ export interface BenchOptions {
   readonly checkpointBytes?: number
   readonly replayWindowOffsets?: number
   readonly defect?: Defect | undefined
+  /** Called when a broker has opened, before its first turn. */
+  readonly opened?: (broker: Broker) => void
   /** Called after each restart, before anything else happens. */
   readonly reopened?: () => void
   /** Called when all queues are compared, to compare streams and groups. */
@@ -236,8 +238,12 @@ export class Bench {
         ? {}
         : { replayWindowOffsets: this.#options.replayWindowOffsets }),
     })
-    this.broker = await this.wait(opening)
-    this.#options.defect?.install(this.broker)
+    const opened = async (): Promise<void> => {
+      this.broker = await opening
+      this.#options.defect?.install(this.broker)
+      this.#options.opened?.(this.broker)
+    }
+    await this.wait(opened())
     for (const producer of this.producers)
       producer.attached = this.broker.producers.attach(producer.identity, producer.confirmed)
     this.begin()
@@ -286,6 +292,7 @@ export class Bench {
     this.#ended = []
     this.model.restart(isCrash)
     await this.open()
+    this.#follow()
     this.#options.reopened?.()
     for (const { name, counters } of this.model.queues.values()) {
       // Neither counter survives a restart exactly, so the broker's values are adopted.

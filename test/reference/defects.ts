@@ -35,7 +35,7 @@ export function around<Part extends object, Name extends keyof Part>(
   wrap: (method: Part[Name]) => Part[Name],
 ): void {
   const method = part[name] as (...args: never[]) => unknown
-  Object.defineProperty(part, name, { value: wrap(method.bind(part) as Part[Name]) })
+  Object.defineProperty(part, name, { configurable: true, value: wrap(method.bind(part) as Part[Name]) })
 }
 
 /** Passes deliveries through `change` before consumers receive them. */

@@ -55,4 +55,42 @@ export const STREAM_DEFECTS: readonly PlantedDefect[] = [
   installed('a group does not count what retention removes', (broker) => {
     aroundGroups(broker, (group) => around(group, 'missFact', (miss) => (end) => miss(end, 0)))
   }),
+  installed('retention takes one message too many from a group', (broker) => {
+    aroundGroups(broker, (group) =>
+      around(group, 'losing', (losing) => (end, nowMs) => losing(Math.min(end + 1, group.next), nowMs)),
+    )
+  }),
+  installed('a settle under a lease that a move of the group ended is accepted', (broker) => {
+    const moved = new WeakSet<Queue>()
+    aroundGroups(broker, (group) =>
+      around(group, 'moveTo', (moveTo) => (to, nowMs) => {
+        moveTo(to, nowMs)
+        moved.add(group)
+      }),
+    )
+    around(broker.leases, 'settle', (settle) => (subscription, items) => {
+      const stale = settle(subscription, items)
+      return moved.has(subscription.queue) ? [] : stale
+    })
+  }),
+  installed('a retry in a group does not hold back the later messages of its key', (broker) => {
+    aroundGroups(broker, (group) =>
+      around(group, 'retry', (retry) => (offset, dueMs, nowMs, ...rest) => {
+        retry(offset, dueMs, nowMs, ...rest)
+        group.line.changeRules({ ...group.options, onFail: 'skip' }, nowMs)
+      }),
+    )
+  }),
+  installed('the fact that a tick has fired is not written', (broker) => {
+    around(broker.intake, 'take', (take) => (queue, batch, arrival) => take(queue, batch, arrival))
+  }),
+  installed('a refused tick counts as fired', (broker) => {
+    around(broker.intake, 'take', (take) => (queue, batch, arrival, before) => {
+      try {
+        return take(queue, batch, arrival, before)
+      } catch {
+        return { baseOffset: queue.next, duplicates: undefined, gate: 0 }
+      }
+    })
+  }),
 ]

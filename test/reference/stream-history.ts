@@ -8,18 +8,22 @@ import { Chance } from '../simulation/chance.js'
 import { Bench, RESENDABLE, type BenchProducer, type Pair, type Product } from './bench.js'
 import type { HistoryOptions, HistoryResult } from './history.js'
 import { comparePeek } from './pages.js'
+import { CRONS, Schedules, type ScheduleWish } from './schedules.js'
 import type { Content, ModelSettle } from './state.js'
 import { CHUNK_MESSAGES, Streams } from './streams.js'
 
 const STREAMS = ['s', 't']
 const GROUPS = ['s@a', 's@b', 's@c', 't@a']
 const QUEUES = ['dead', 'q']
+/** Gets the messages of schedules, and none from other queues. */
+const TICKED = 'ticked'
+const SCHEDULES = ['x', 'y', 'z']
 const KEYS = ['a', 'b', 'c', 'd', 'e']
 const IDS = ['i1', 'i2', 'i3', 'i4', 'i5', 'i6']
 const DELAYS = [0, 1, 100, 1_000, 60_000]
 const TIMES = [1, 10, 100, 999, 1_001, 5_000, 60_000, 600_000, 3_600_000]
 const TOPICS = ['a', 'a.b', 'b']
-const PATTERNS = ['a', 'a.*', '#', 'b']
+const PATTERNS = ['a', 'a.*', '#', 'b', 'tick']
 /** A stream that keeps more messages than this gets a limit instead of a further chunk. */
 const LONG = 2 * CHUNK_MESSAGES
 /** If a group or queue has more messages than this to do, it gets no more. */
@@ -48,6 +52,8 @@ const WEIGHTS = [
   ['limit', 3],
   ['change', 3],
   ['bind', 1],
+  ['schedule', 4],
+  ['runSchedule', 1],
   ['fill', 2],
   ['crash', 3],
   ['rare', 1],
@@ -76,6 +82,7 @@ export async function runStreamHistory(product: Product, options: HistoryOptions
 class StreamHistory {
   readonly #bench: Bench
   readonly #streams: Streams
+  readonly #schedules: Schedules
   readonly #options: HistoryOptions
   #chance: Chance
   #prefix = 'begin'
@@ -86,10 +93,15 @@ class StreamHistory {
     this.#bench = new Bench(product, {
       checkpointBytes: this.#chance.pick([8, 16, 64]) * 1024,
       defect: options.defect,
+      opened: (broker) => this.#schedules.opened(broker),
       reopened: () => this.#streams.reopened(),
-      compareOthers: () => this.#streams.compare(),
+      compareOthers: () => {
+        this.#streams.compare()
+        this.#schedules.compare()
+      },
     })
     this.#streams = new Streams(this.#bench)
+    this.#schedules = new Schedules(this.#bench)
   }
 
   get counts(): ReadonlyMap<string, number> {
@@ -109,6 +121,7 @@ class StreamHistory {
     await bench.open()
     for (const name of QUEUES) bench.ensure(name, {})
     bench.ensure('filler', {})
+    bench.ensure(TICKED, { maxMessages: 20, unique: 'pending' })
     for (const name of STREAMS) this.#ensureStream(name)
     for (const name of GROUPS.slice(0, this.#chance.int(2, 4))) this.#ensureGroup(name)
     for (let count = this.#chance.int(1, 2); count > 0; count--) bench.addProducer()
@@ -117,6 +130,7 @@ class StreamHistory {
 
   async end(): Promise<void> {
     this.#prefix = 'end'
+    for (const name of this.#schedules.names) this.#schedules.delete(name)
     for (const { name } of this.#streams.groups) if (this.#backlog(name) > CROWD) this.#move(name, 'last')
     await this.#bench.endTurn()
     await this.#bench.drain()
@@ -223,6 +237,30 @@ class StreamHistory {
     return Array.from({ length: count }, () => this.#bench.content(this.#message(), this.#chance.int(4, 60)))
   }
 
+  #scheduleWish(): ScheduleWish {
+    const chance = this.#chance
+    const missed = chance.pick(['skip', 'once', 'all'] as const)
+    const kind = chance.int(0, 4)
+    const everyMs = chance.pick(missed === 'all' ? [60_000, 600_000] : [1_000, 7_000, 60_000, 600_000])
+    const startMs = chance.pick([undefined, 1_699_999_999_999, this.#bench.nowMs + 5_000])
+    const { cron, timeZone } = missed === 'all' ? CRONS[2]! : chance.pick(CRONS)
+    const timings = [
+      { everyMs, startMs },
+      { cron, timeZone },
+      { atMs: this.#bench.nowMs + chance.pick([-60_001, -60_000, 0, 1, 5_000, 600_000]) },
+    ]
+    const content = this.#bench.content(
+      {
+        ...this.#message(),
+        ...(chance.hit(0.1) ? { delayMs: 1_000 } : {}),
+        ...(chance.hit(0.1) ? { priority: 5 } : {}),
+      },
+      chance.int(4, 60),
+    )
+    const to = chance.pick([TICKED, TICKED, 's', 't', '#tick', '#?tick'])
+    return { timing: timings[Math.floor(kind / 2)]!, to, missed, content }
+  }
+
   #stream(): string {
     const streams = this.#streams.all
     return streams.length === 0 || this.#chance.hit(0.005) ? 'missing' : this.#chance.pick(streams).name
@@ -234,7 +272,7 @@ class StreamHistory {
   }
 
   #consumable(): string {
-    return this.#chance.hit(0.1) ? this.#chance.pick(QUEUES) : this.#group()
+    return this.#chance.hit(0.15) ? this.#chance.pick([...QUEUES, TICKED]) : this.#group()
   }
 
   #producer(): BenchProducer {
@@ -509,9 +547,34 @@ class StreamHistory {
         return
       }
       const pattern = this.#chance.pick(PATTERNS)
-      const target = this.#chance.hit(0.7) ? this.#stream() : this.#chance.pick(QUEUES)
+      const queue = pattern === 'tick' ? TICKED : this.#chance.pick(QUEUES)
+      const target = pattern === '#' || this.#chance.hit(0.7) ? this.#stream() : queue
       this.#say(pattern, target)
       this.#bench.bind(pattern, target, undefined)
+    },
+
+    schedule: async (): Promise<void> => {
+      const name = this.#chance.pick(SCHEDULES)
+      const kind = this.#chance.int(0, 9)
+      if (kind < 6) {
+        const wish = this.#scheduleWish()
+        const update = this.#chance.hit(0.8)
+        const paused = this.#chance.hit(0.1) ? this.#chance.hit(0.5) : undefined
+        this.#say(name, wish, update, paused)
+        this.#schedules.ensure(name, wish, update, paused)
+      } else if (kind < 9) {
+        this.#say(kind === 6 ? 'pause' : 'resume', name)
+        this.#schedules.pause(name, kind === 6)
+      } else {
+        this.#say('delete', name)
+        this.#schedules.delete(name)
+      }
+    },
+
+    runSchedule: async (): Promise<void> => {
+      const name = this.#chance.pick(SCHEDULES)
+      this.#say(name)
+      this.#schedules.run(name)
     },
 
     fill: async (): Promise<void> => {
@@ -530,6 +593,13 @@ class StreamHistory {
     },
 
     rare: async (): Promise<void> => {
+      if (this.#chance.hit(0.2)) {
+        const exists = this.#bench.model.queues.has(TICKED)
+        this.#say(exists ? 'delete' : 'ensure', TICKED)
+        if (exists) this.#bench.delete(TICKED)
+        else this.#bench.ensure(TICKED, { maxMessages: 20, unique: 'pending' })
+        return
+      }
       const isGroup = this.#chance.hit(0.8)
       const name = isGroup ? this.#group() : this.#stream()
       this.#say('delete', name)

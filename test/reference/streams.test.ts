@@ -16,7 +16,9 @@ const PRODUCT = { Broker, MemoryLog, Schedule }
 const OPERATIONS = 300
 const SEEDS_MAX = 20
 /** For each defect that the first seed does not find: a seed that finds it. */
-const KNOWN_SEEDS: Readonly<Record<string, number>> = {}
+const KNOWN_SEEDS: Readonly<Record<string, number>> = {
+  'a retry in a group does not hold back the later messages of its key': 3,
+}
 
 /** The minimum counts below are for this many seeds. */
 const SEEN_IN = 20
@@ -53,11 +55,16 @@ const SEEN: Readonly<Record<string, number>> = {
   'event: key held back': 2_400,
   'event: held by pause': 60,
   'event: held by the rate': 450,
-  'event: timeout': 20,
+  'event: timeout': 6,
   'event: redriven': 12,
   'messages moved to another queue': 60,
   'topic publishes': 30,
   'refused MESSAGE_NOT_FOUND': 4,
+  'schedules compared': 9_000,
+  'ticks that fired in time': 150,
+  'ticks that fired late': 200,
+  'ticks refused': 100,
+  'ticks skipped': 4,
 }
 
 test('histories of streams', { timeout: TIMEOUT_MS }, async () => {
@@ -95,6 +102,6 @@ test.each(STREAM_DEFECTS)('found: $name', { timeout: TIMEOUT_MS }, async ({ name
 })
 
 test('every planted defect is found', () => {
-  expect(STREAM_DEFECTS.length).toBeGreaterThanOrEqual(3)
+  expect(STREAM_DEFECTS.length).toBeGreaterThanOrEqual(8)
   expect(new Set(found).size).toBe(STREAM_DEFECTS.length)
 })

@@ -237,10 +237,11 @@ export class Line<M extends LineMessage> {
 
   /** Changes the rules at `nowMs`. A message keeps its place in the line of its key. */
   changeRules(rules: LineRules, nowMs: number): void {
-    const { keyRateMessages, keyRatePerMs } = this.#rules
+    const { keyRateMessages, keyRatePerMs, keyConcurrency, onFail } = this.#rules
     this.#rules = rules
     if (keyRateMessages !== rules.keyRateMessages || keyRatePerMs !== rules.keyRatePerMs)
       this.#newRates(nowMs)
+    if (keyConcurrency === rules.keyConcurrency && onFail === rules.onFail) return
     for (const key of this.#keys.values()) this.#offer(key, nowMs)
   }
 
