@@ -4,6 +4,8 @@ import {
   CONTENT_TYPE,
   DELIVER_HEADER_BYTES,
   LOSS,
+  type GroupInfo,
+  type StreamInfo,
   OP,
   REPLY_FATE,
   REPLY_KIND,
@@ -253,6 +255,59 @@ function subscription(opcode: number, correlation: number): Case {
 function subscribed(correlation: number, granted: readonly Granted[]): Case {
   const value = { subscriptionId: SUBSCRIPTION, queueNumber: 9, granted }
   return { bytes: frame(OP.SUBSCRIBE_OK, 1, correlation, encodeSubscribed(value)), value }
+}
+
+const streamInfo: StreamInfo = {
+  name: 'clicks',
+  options: {
+    retainAgeMs: 604800000,
+    retainBytes: 0,
+    retainMessages: 0,
+    waitForGroupsBytes: 1000000,
+    dedupWindowMs: 600000,
+    dedupMaxIds: 1000000,
+  },
+  messages: 3,
+  bytes: 300,
+  first: 0,
+  next: 3,
+  published: 3,
+  duplicates: 0,
+  heldBy: 'clicks@a',
+  heldBytes: 300,
+  readers: 1,
+  createdAtMs: NEW_YEAR_MS,
+}
+
+const groupInfo: GroupInfo = {
+  name: 'clicks@a',
+  stream: 'clicks',
+  options: {
+    maxDeliveries: 5,
+    retryInitialMs: 1000,
+    retryMaxMs: 300000,
+    processingTimeoutMs: 1800000,
+    keyConcurrency: 1,
+    onFail: 'block',
+    deadLetter: '',
+    single: false,
+    rateMessages: 0,
+    ratePerMs: 1000,
+    keyRateMessages: 0,
+    keyRatePerMs: 1000,
+  },
+  paused: false,
+  position: 1,
+  lag: 2,
+  lagMs: 500,
+  missed: 0,
+  acked: 1,
+  discarded: 0,
+  scheduled: 0,
+  leased: 1,
+  dead: 0,
+  consumers: 1,
+  createdAtMs: NEW_YEAR_MS,
 }
 
 function control(
@@ -1081,6 +1136,64 @@ export const CASES: Readonly<Record<string, Case>> = {
     { pattern: '#', target: 'q', match: { kind: 'any', headers: bare({ vip: 'yes' }) } },
   ),
   MOVE: control(OP.MOVE, 0, 37, { name: 'clicks@a', to: 'first' }, { name: 'clicks@a', to: 'first' }),
+  'ENSURE of a stream': control(
+    OP.ENSURE,
+    0,
+    41,
+    { name: 'clicks', kind: 'stream', options: { retainAgeMs: 604800000, waitForGroupsBytes: 1000000 } },
+    { name: 'clicks', options: { retainAgeMs: 604800000, waitForGroupsBytes: 1000000 }, update: false },
+  ),
+  'ENSURE of a group': control(
+    OP.ENSURE,
+    0,
+    42,
+    { name: 'clicks@a', kind: 'group', options: { maxDeliveries: 5 }, fromMs: NEW_YEAR_MS },
+    { name: 'clicks@a', options: { maxDeliveries: 5 }, update: false, from: { timeMs: NEW_YEAR_MS } },
+  ),
+  'GET of a stream': control(
+    OP.GET,
+    0,
+    43,
+    { name: 'clicks', kind: 'stream' },
+    { name: 'clicks', kind: 'stream' },
+  ),
+  'GET of a group': control(
+    OP.GET,
+    0,
+    44,
+    { name: 'clicks@a', kind: 'group' },
+    { name: 'clicks@a', kind: 'group' },
+  ),
+  'LIST of streams': control(
+    OP.LIST,
+    0,
+    45,
+    { kind: 'stream' },
+    { after: '', kind: 'stream', stream: undefined },
+  ),
+  'LIST of groups': control(
+    OP.LIST,
+    0,
+    46,
+    { kind: 'group', stream: 'clicks' },
+    { after: '', kind: 'group', stream: 'clicks' },
+  ),
+  'DELETE of a group': control(
+    OP.DELETE,
+    0,
+    47,
+    { name: 'clicks@a', kind: 'group' },
+    { name: 'clicks@a', kind: 'group' },
+  ),
+  'MOVE to a time': control(
+    OP.MOVE,
+    0,
+    48,
+    { name: 'clicks@a', toMs: NEW_YEAR_MS },
+    { name: 'clicks@a', to: { timeMs: NEW_YEAR_MS } },
+  ),
+  'RESULT of GET of a stream': result(43, { stream: streamInfo }),
+  'RESULT of LIST of groups': result(46, { groups: [groupInfo], more: false }),
   BINDINGS: control(OP.BINDINGS, 0, 36, {}, { pattern: undefined, target: undefined, after: 0 }),
   'BINDINGS, further': control(
     OP.BINDINGS,

@@ -43,6 +43,7 @@ import {
   decodeSubscribed,
   decodeSubscriptionId,
   discardRequest,
+  ensureGroupRequest,
   ensureRequest,
   ensureStreamRequest,
   exact,
@@ -78,6 +79,8 @@ type Reader = (bytes: Uint8Array, start: number, end: number) => unknown
 
 const MESSAGE_BYTES_MAX = 1024 * 1024
 
+const ENSURES = { queue: ensureRequest, stream: ensureStreamRequest, group: ensureGroupRequest } as const
+
 export const READERS: ReadonlyMap<number, Reader> = new Map<number, Reader>([
   [OP.HELLO, decodeHello],
   [OP.HELLO_OK, decodeHelloOk],
@@ -103,10 +106,7 @@ export const READERS: ReadonlyMap<number, Reader> = new Map<number, Reader>([
   [OP.LEASES_LOST, decodeLeasesLost],
   [OP.UNSUBSCRIBE, (...payload) => decodeSubscriptionId('UNSUBSCRIBE', ...payload)],
   [OP.DRAINED, decodeDrained],
-  [
-    OP.ENSURE,
-    request((body) => (kindOf(body) === 'queue' ? ensureRequest(body) : ensureStreamRequest(body))),
-  ],
+  [OP.ENSURE, request((body) => ENSURES[kindOf(body)](body))],
   [OP.GET, request((body) => kindRequest('GET', body))],
   [OP.LIST, request(listRequest)],
   [OP.DELETE, request((body) => kindRequest('DELETE', body))],
