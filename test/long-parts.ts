@@ -42,6 +42,8 @@ export const PARTS: readonly Part[] = [
   // With the crash points of `log`, these are more than 200,000.
   ...seeds('crash', `${SIMULATION}/crash.test.ts`, 'recovers from', 10_001, 150, 30),
   ...seeds('backlog', `${SIMULATION}/backlog.test.ts`, 'recovers from', 1, 60, 10),
+  once('defects-routed', `${SIMULATION}/routed.test.ts`, 'found'),
+  ...seeds('routed', `${SIMULATION}/routed.test.ts`, 'keeps its promises', 1, 200, 20),
   ...seeds('clock', `${SIMULATION}/clock.test.ts`, 'delivers nothing early', 5_001, 1_000, 200),
   ...seeds('replay', `${SIMULATION}/replay.test.ts`, 'exactly once', 1, 1_000, 200),
   ...seeds('reference', 'test/reference/reference.test.ts', 'histories', 1, 1_000, 100),

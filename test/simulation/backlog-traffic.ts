@@ -41,8 +41,31 @@ const ALLOWED: ReadonlySet<string> = new Set([
   'TOO_MANY_REQUESTS',
 ])
 
+/** The clients of a run. */
+export interface BacklogClients {
+  /** Number of requests that wait for a read. */
+  readonly waiting: number
+  /** Messages whose replay is checked at the end, by queue id. */
+  readonly candidates?: ReadonlyMap<number, ReadonlySet<number>>
+  /** Does one piece of work. */
+  act(): void
+  brokerStarted(boot: number): void
+  brokerEnded(boot: number): void
+  /** Claims the leases of the last broker, and returns how many were granted. */
+  claim?(broker: Broker): number
+  /** Called with the messages of producers that became durable in a queue. */
+  accepted?(queueId: number, records: readonly Uint8Array[]): void
+  noticed?(event: string, details: object): void
+  /** Called when nothing is under way. */
+  calm?(): void
+  /** Called before the broker must come to rest, and when it is at rest. */
+  ending?(): void
+  atRest?(): void
+}
+
 /** The parts of the world that the clients use. */
 export interface BacklogSurroundings {
+  readonly seed: number
   readonly chance: Chance
   readonly ledger: Ledger
   readonly broker: Broker
@@ -117,7 +140,7 @@ class Reader implements Consumer {
   }
 }
 
-export class Traffic {
+export class Traffic implements BacklogClients {
   readonly #around: BacklogSurroundings
   /** Records that were accepted since the broker started, by queue id and offset. */
   readonly #records = new Map<number, Map<number, Uint8Array>>()

@@ -1,7 +1,9 @@
 /**
  * One seeded run with long backlogs: queues of several chunks, many of which are cold, on a log with small segments, a
  * tree of pages with small nodes, and few chunks kept in memory. The broker loses power, is killed or stops, at any use
- * of the disk, and starts again. See world.ts for runs with connections and with every option of a message.
+ * of the disk, and starts again. What happens in the run is decided by its traffic: long backlogs of plain queues
+ * (backlog-traffic.ts), or topics, streams, groups and schedules (routed-traffic.ts). See world.ts for runs with connections
+ * and with every option of a message.
  *
  * After every step the use of the segments and the tree of pages are recounted. After every start the queues are
  * compared with the log. In the end nothing more may be written, whatever is waiting, scheduled, dead, cold or retained;
@@ -17,14 +19,15 @@ import { Source } from '../../packages/server/src/queue/source.js'
 import { ColdChunks } from '../../packages/server/src/state/cold-chunks.js'
 import { PageTree } from '../../packages/server/src/state/page-tree.js'
 import { Replay } from '../../packages/server/src/state/replay.js'
+import { isExpired } from '../rules/message.js'
 import { sameBytes, splitRecords } from './attempts.js'
-import { COPIES, LONG, Traffic, type BacklogSurroundings } from './backlog-traffic.js'
+import { COPIES, LONG, Traffic, type BacklogClients, type BacklogSurroundings } from './backlog-traffic.js'
 import { BoundedLog } from './bounded-log.js'
 import { Chance } from './chance.js'
 import type { Defect } from './defect.js'
 import { otherLog, replaced } from './defects.js'
 import { SimulatedDisk, type SimulatedDiskOptions } from './disk.js'
-import { Ledger, type LedgerState } from './ledger.js'
+import { Ledger, neededBytes, type LedgerMessage, type LedgerQueue, type LedgerState } from './ledger.js'
 import { contentOf } from './record.js'
 import { compareRecovered } from './recovery.js'
 import { SimulationFailure, Trace, Violation } from './trace.js'
@@ -34,6 +37,8 @@ export interface BacklogOptions {
   readonly defect?: Defect
   readonly lives?: number
   readonly steps?: number
+  /** The clients of the run. Default: `Traffic`. */
+  readonly traffic?: (around: BacklogSurroundings) => BacklogClients
   /** Called between steps after the disk was used; it may read images of the disk, and must not change the disk. */
   readonly onDiskUse?: (world: Backlog) => Promise<void>
   readonly file?: string
@@ -54,14 +59,16 @@ const DRAINED_MAX = 60_000
 export class Backlog implements BacklogSurroundings {
   readonly seed: number
   readonly chance: Chance
-  readonly ledger = new Ledger()
+  readonly ledger: Ledger = new Ledger(undefined, (queueId, records) =>
+    this.guard(() => this.traffic.accepted?.(queueId, records)),
+  )
   readonly counts = new Map<string, number>()
   readonly batchSizes: readonly number[]
   readonly segmentBytes: number
   readonly entryBytesMax: number
   nowMs = 1_700_000_000_000
   disk: SimulatedDisk
-  readonly traffic: Traffic
+  readonly traffic: BacklogClients
   readonly trace = new Trace()
   readonly #options: BacklogOptions
   readonly #checkpointBytes: number
@@ -91,7 +98,7 @@ export class Backlog implements BacklogSurroundings {
     this.#checkpointBytes = chance.pick([12, 24, 48]) * 1024
     this.#blockBytes = chance.pick([8, 32, 300]) * 1024
     this.disk = new SimulatedDisk(this.#diskOptions())
-    this.traffic = new Traffic(this)
+    this.traffic = options.traffic?.(this) ?? new Traffic(this)
   }
 
   get broker(): Broker {
@@ -253,6 +260,7 @@ export class Backlog implements BacklogSurroundings {
     disk: Disk,
     turns: (() => void)[],
     tap: (log: BoundedLog) => Log = (log) => log,
+    isCurrent = false,
   ): { readonly broker: Promise<Broker>; readonly log: Log } {
     const options = {
       disk,
@@ -270,6 +278,9 @@ export class Backlog implements BacklogSurroundings {
       defer: (turn) => turns.push(turn),
       onFatal: (error) => {
         this.#violation ??= error as Error
+      },
+      onNotice: (event, details) => {
+        if (isCurrent) this.guard(() => this.traffic.noticed?.(event, details))
       },
       messageBytesMax: 4096,
       blocks: {
@@ -305,8 +316,11 @@ export class Backlog implements BacklogSurroundings {
   async #boot(): Promise<void> {
     this.#turns = []
     const { defect } = this.#options
-    const { broker, log } = this.open(this.disk, this.#turns, (files) =>
-      this.#tapped(defect?.log?.(files) ?? files),
+    const { broker, log } = this.open(
+      this.disk,
+      this.#turns,
+      (files) => this.#tapped(defect?.log?.(files) ?? files),
+      true,
     )
     const opened = await this.#drive(broker)
     this.#check()
@@ -325,7 +339,7 @@ export class Backlog implements BacklogSurroundings {
     this.count('cold after a start', compared.coldChunks)
     this.#broker = opened
     this.traffic.brokerStarted(opened.boot)
-    this.count('leases claimed', this.traffic.claim(opened))
+    this.count('leases claimed', this.traffic.claim?.(opened) ?? 0)
     this.trace.note(`boot ${opened.boot}`)
   }
 
@@ -356,27 +370,32 @@ export class Backlog implements BacklogSurroundings {
     if (this.traffic.waiting > 0)
       throw new Violation(16, `${this.traffic.waiting} requests of operators are not answered`)
     this.count('cold when calm', this.broker.coldChunks())
-    let bytes = 0
-    for (const { name, live, retained, batchBytes, next } of this.ledger.durable.queues.values()) {
+    for (const { name, live, next, stream, group } of this.ledger.durable.queues.values()) {
+      if (stream !== undefined || group !== undefined) continue
       this.broker.turn.begin()
       const { ready, scheduled, leased, dead, published } = this.broker.catalog.info(name as QueueName)
-      if (ready + scheduled + leased + dead !== live.size || published !== next)
+      const counted = ready + scheduled + leased + dead
+      // Messages that have expired are not counted, even if the log still has them.
+      const expired = [...live.values()].filter((message) => isExpired(message, this.nowMs)).length
+      if (counted > live.size || counted < live.size - expired || published !== next)
         throw new Violation(
           6,
           `${name} counts ${ready + scheduled + leased + dead} of ${published} messages; the log has ${live.size} of ${next}`,
         )
-      const bases = new Set<number>()
-      for (const messages of [live, retained])
-        for (const { batchBase } of messages.values()) bases.add(batchBase)
-      for (const base of bases) bytes += batchBytes.get(base)!
     }
+    this.traffic.calm?.()
+    this.#check()
+    const bytes = neededBytes(this.ledger.durable)
     const { liveBytes } = this.broker.usage()
     if (liveBytes !== bytes)
       throw new Violation(6, `the broker counts ${liveBytes} live bytes; a relocation would copy ${bytes}`)
   }
 
   async #judge(): Promise<void> {
+    this.traffic.ending?.()
     await this.#standStill()
+    this.guard(() => this.traffic.atRest?.())
+    this.#check()
     await this.#checkReplays()
     await this.#end('close')
     await this.#boot()
@@ -384,7 +403,9 @@ export class Backlog implements BacklogSurroundings {
     this.count('drained', drained)
     await this.#calm()
     await this.#standStill()
-    const { relocated, directories, pages } = this.ledger.durable
+    const { relocated, directories, pages, sharedBatches, sharedCopies } = this.ledger.durable
+    this.count('shared batches', sharedBatches)
+    this.count('copies of shared batches', sharedCopies)
     this.count('relocated batches', relocated)
     this.count('directories', directories)
     this.count('state pages', pages)
@@ -422,6 +443,7 @@ export class Backlog implements BacklogSurroundings {
    */
   async #checkReplays(): Promise<void> {
     const { candidates } = this.traffic
+    if (candidates === undefined) return
     for (const name of LONG) {
       const queue = this.ledger.durable.queueNamed(name)
       if (queue === undefined) continue
@@ -479,12 +501,23 @@ export class Backlog implements BacklogSurroundings {
  */
 export async function drain(
   broker: Broker,
-  { queues }: LedgerState,
+  { queues, definitions }: LedgerState,
   rest: () => Promise<void>,
 ): Promise<number> {
   let drained = 0
-  for (const { name, live } of queues.values()) {
-    const waiting = new Map([...live].filter(([, { dead }]) => dead === undefined))
+  for (const queue of queues.values()) {
+    if (queue.stream !== undefined) continue
+    const { name } = queue
+    const waiting = waitingIn(queue, queues)
+    // A tick can fire, and messages that died before can move here.
+    const mayArrive =
+      definitions.size > 0 ||
+      [...queues.values()].some(
+        ({ options, live }) =>
+          options['deadLetter'] === name && [...live.values()].some(({ dead }) => dead?.isMoving === true),
+      )
+    const { next } = queue.group === undefined ? queue : queues.get(queue.group.streamId)!
+    const lastOfKey = new Map<string, number>()
     const held: number[] = []
     const wrong: Error[] = []
     const consumer: Consumer = {
@@ -493,10 +526,20 @@ export async function drain(
         for (const [index, record] of splitRecords(bytes, start, end).entries()) {
           const offset = run.offset + index
           const message = waiting.get(offset)
+          held.push((firstTag + index) >>> 0)
+          if (offset >= next && mayArrive) continue
           if (message === undefined || !sameBytes(message.record, record))
             wrong.push(new Violation(2, `offset ${offset} of ${name} is delivered twice or with other bytes`))
           waiting.delete(offset)
-          held.push((firstTag + index) >>> 0)
+          const key = queue.group === undefined ? undefined : message?.content.key
+          if (key !== undefined && message!.earlier === undefined) {
+            const last = lastOfKey.get(key) ?? -1
+            if (offset < last)
+              wrong.push(
+                new Violation(13, `offset ${offset} of ${name} is delivered after offset ${last} of its key`),
+              )
+            lastOfKey.set(key, offset)
+          }
         }
       },
       ended: (_subscription, error) => {
@@ -515,14 +558,33 @@ export async function drain(
       await rest()
     }
     if (wrong[0] !== undefined) throw wrong[0]
-    for (const [offset, { dueMs }] of waiting)
-      if ((dueMs ?? 0) <= broker.turn.nowMs)
+    const { nowMs } = broker.turn
+    const isLater = ({ dueMs = 0 }: LedgerMessage): boolean => dueMs > nowMs
+    // A message that waits for a retry blocks its key.
+    const blocked = new Set([...waiting.values()].filter(isLater).map(({ content }) => content.key))
+    for (const [offset, message] of waiting)
+      if (
+        !isLater(message) &&
+        !isExpired(message, nowMs) &&
+        (message.content.key === undefined || !blocked.has(message.content.key))
+      )
         throw new Violation(1, `offset ${offset} of ${name} is not delivered`)
     broker.leases.unsubscribe(subscription, 'normal')
   }
   await rest()
   broker.audit()
   return drained
+}
+
+/** What a consumer must get: the messages of a queue or, of a group, also those that have not entered it yet. */
+function waitingIn({ live, group, next }: LedgerQueue, queues: LedgerState['queues']): LedgerQueue['live'] {
+  const waiting = new Map([...live].filter(([, { dead }]) => dead === undefined))
+  if (group === undefined) return waiting
+  const { retained } = queues.get(group.streamId)!
+  for (const offset of waiting.keys()) if (!retained.has(offset)) waiting.delete(offset)
+  for (const [offset, message] of retained)
+    if (offset >= next && message.timeMs >= group.fromMs) waiting.set(offset, message)
+  return waiting
 }
 
 /** @throws SimulationFailure */

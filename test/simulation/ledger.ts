@@ -88,8 +88,26 @@ export interface LedgerQueue {
   readonly places: Map<number, number[]>
   /** Size of the newest copy of each batch, by its first offset. */
   readonly batchBytes: Map<number, number>
+  /** Newest position of each batch that is shared, by the first offset of its row. */
+  readonly shared: Map<number, number>
   /** All accepted ids, except those that a change of options has forgotten. */
   readonly remembered: RememberedIds
+  /** Set if this is a stream: its messages are retained when they are accepted. */
+  stream: object | undefined
+  /** Set if this is a group: its messages are those of the stream that have entered it. */
+  group: { readonly streamId: number; readonly fromMs: number } | undefined
+  /** Of a group: number of messages that retention removed before they were done, and number of its moves. */
+  missed: number
+  moves: number
+}
+
+/** A binding or a schedule. */
+interface LedgerDefinition {
+  readonly kind: number
+  readonly owner: number
+  text: string
+  number: number
+  fired: number
 }
 
 /** The place at which one batch was accepted. */
@@ -122,6 +140,8 @@ interface Definition {
   readonly options: LedgerOptions
   readonly createdAtMs: number
   readonly paused: boolean
+  readonly stream?: object
+  readonly group?: LedgerQueue['group']
 }
 
 /** A message that left its queue without a request, so that only the log knows the reason. */
@@ -155,6 +175,13 @@ const FACT = {
   delete: 17,
   hand: 18,
   replace: 19,
+  refer: 23,
+  define: 24,
+  undefine: 25,
+  enter: 26,
+  position: 27,
+  miss: 28,
+  fired: 29,
   producer: 32,
   atomic: 33,
 } as const
@@ -168,12 +195,23 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.ttl,
   FACT.tally,
   FACT.release,
+  FACT.refer,
+  FACT.define,
+  FACT.enter,
+  FACT.fired,
   FACT.atomic,
 ])
 const ENTRY_HEADER = 64
 const BATCH_HEADER = 48
 const RELOCATED = 2
 const SPARSE = 8
+const TOPIC = 16
+/** In the death byte of a fact `enter`: no message enters. */
+const SKIPPED = 1
+const QUEUE_IDS = 2 ** 32
+/** The places of a publish to a topic that reached no queue. */
+const NO_TARGETS = '[[0,0]]'
+const SCHEDULE = 2
 const AFTER_CLOSE = 4
 const MOVING = 128
 
@@ -198,9 +236,21 @@ interface Ahead {
   readonly replaced: Map<number, number>
 }
 
+/** Messages of a queue that are records of a shared batch, from the record `index` on. */
+interface Refer {
+  readonly queueId: number
+  readonly offset: number
+  readonly count: number
+  readonly index: number
+}
+
 /** Parts that must be in the same entry. */
 interface Together {
-  ahead: Ahead | undefined
+  /** Facts about the next batch, by the id of its queue. A shared batch can have several. */
+  readonly ahead: Map<number, Ahead>
+  readonly refers: Refer[]
+  /** Number of ticks whose batch has not followed yet. */
+  fired: number
   /** Ids of the cancelled messages, by "queue id:offset". */
   readonly cancelled: Map<string, string | undefined>
   readonly leaving: { readonly target: string; readonly record: Uint8Array }[]
@@ -246,7 +296,14 @@ export class LedgerState {
    * of the two states.
    */
   onAccepted: ((queueId: number, records: readonly Uint8Array[]) => void) | undefined
-  #together: Together = { ahead: undefined, cancelled: new Map(), leaving: [], steps: [] }
+  /** Bindings and schedules, by id. */
+  readonly definitions = new Map<number, LedgerDefinition>()
+  /** Number of shared batches, and of their copies. */
+  sharedBatches = 0
+  sharedCopies = 0
+  #together: Together = {
+    ...{ ahead: new Map(), refers: [], fired: 0, cancelled: new Map(), leaving: [], steps: [] },
+  }
 
   queueNamed(name: string): LedgerQueue | undefined {
     for (const queue of this.queues.values()) if (queue.name === name) return queue
@@ -270,6 +327,7 @@ export class LedgerState {
     let batches = 0
     this.summary = { acked: new Set(), atomics: [] }
     this.#together.cancelled.clear()
+    this.#together.fired = 0
     for (let at = ENTRY_HEADER; at < end; at += readU32(entry, at)) {
       this.#applyBatch(entry, at, position + at)
       batches++
@@ -284,8 +342,8 @@ export class LedgerState {
 
   // Invariant 9: parts that belong together are in one entry.
   #checkWhole(lsn: number): void {
-    const { ahead, leaving, steps } = this.#together
-    if (ahead !== undefined)
+    const { ahead, refers, leaving, steps } = this.#together
+    if (ahead.size > 0 || refers.length > 0)
       throw new Violation(9, `entry ${lsn} ends with facts about a batch that is not in it`)
     if (leaving.length > 0)
       throw new Violation(9, `entry ${lsn} ends before a message that left arrives in ${leaving[0]!.target}`)
@@ -324,6 +382,8 @@ export class LedgerState {
     const type = bytes[at + 4]!
     if (type === TYPE.page || type === TYPE.directory) return
     if (type === TYPE.messages && bytes[at + 5]! & RELOCATED) return
+    // These facts also precede the copy of a shared batch, with its time.
+    if (type === TYPE.facts && bytes[at + BATCH_HEADER] === FACT.refer) return
     const timeMs = readU48(bytes, at + 32)
     if (timeMs < this.newestMs)
       throw new Violation(12, `a batch of ${timeMs} follows one of ${this.newestMs}`)
@@ -331,6 +391,12 @@ export class LedgerState {
   }
 
   #applyMessages(bytes: Uint8Array, at: number, position: number): void {
+    if (readU32(bytes, at + 8) === 0) {
+      this.#applyShared(bytes, at, position)
+      return
+    }
+    if (this.#together.refers.length > 0)
+      throw new Violation(9, 'facts about a shared batch precede the batch of a queue')
     const queue = this.queues.get(readU32(bytes, at + 8))
     const count = readU32(bytes, at + 12)
     const base = readU64(bytes, at + 16)
@@ -339,7 +405,7 @@ export class LedgerState {
     if (bytes[at + 5]! & RELOCATED) {
       this.relocated++
       if (bytes[at + 5]! & SPARSE) this.sparse++
-      if (queue !== undefined) checkCopy(queue, bytes, at)
+      if (queue !== undefined) checkCopy(queue, bytes, at, base, count, 0)
       queue?.places.get(base)?.push(position)
       queue?.batchBytes.set(base, readU32(bytes, at))
       return
@@ -357,7 +423,10 @@ export class LedgerState {
       const producer = this.producersById.get(producerId)
       if (producer === undefined)
         throw new Violation(3, `a batch of producer ${producerId}, which does not exist`)
-      this.#accept(producer, number, { places: [place], crc: readU32(bytes, at + 44), isAtomic: false })
+      // The result of a publish to a topic is the number of its targets.
+      const isTopic = (bytes[at + 5]! & TOPIC) !== 0
+      const places = [isTopic ? { queueId: queue.id, base: 1, duplicates: NO_DUPLICATES } : place]
+      this.#accept(producer, number, { places, crc: readU32(bytes, at + 44), isAtomic: false })
     }
     if (number > 0)
       this.onAccepted?.(
@@ -366,7 +435,85 @@ export class LedgerState {
       )
     queue.places.set(base, [position])
     queue.batchBytes.set(base, readU32(bytes, at))
-    this.#add(queue, base, records, readU48(bytes, at + 32), ttlMs, duplicates)
+    this.#add(queue, base, records, readU48(bytes, at + 32), ttlMs, duplicates, () => base)
+  }
+
+  // Invariant 9: the batch and the facts about all of its queues are in one entry. Each queue gets consecutive offsets.
+  #applyShared(bytes: Uint8Array, at: number, position: number): void {
+    const refers = this.#together.refers.splice(0)
+    if (refers.length === 0) throw new Violation(9, `a shared batch at ${position} that no queue refers to`)
+    if (bytes[at + 5]! & RELOCATED) {
+      this.#copyShared(refers, bytes, at, position)
+      return
+    }
+    this.sharedBatches++
+    const records = recordsOf(bytes, at, readU32(bytes, at + 12))
+    const timeMs = readU48(bytes, at + 32)
+    const number = readU64(bytes, at + 24)
+    const producerId = readU32(bytes, at + 40)
+    const targets = new Set(refers.map(({ queueId }) => queueId))
+    if (targets.size !== readU64(bytes, at + 16))
+      throw new Violation(
+        9,
+        `a shared batch names ${readU64(bytes, at + 16)} queues; ${targets.size} refer to it`,
+      )
+    for (const queueId of targets) {
+      const queue = this.queues.get(queueId)
+      if (queue === undefined)
+        throw new Violation(5, `a shared batch for queue ${queueId}, which does not exist`)
+      const rows = refers.filter((refer) => refer.queueId === queueId)
+      const own = rows.flatMap(({ index, count }) => records.slice(index, index + count))
+      let next = queue.next
+      for (const { offset, count } of rows) {
+        if (offset !== next)
+          throw new Violation(
+            5,
+            `a shared batch at offset ${offset} of ${queue.name}, whose next one is ${next}`,
+          )
+        next += count
+        queue.places.set(offset, [position])
+        queue.batchBytes.set(offset, readU32(bytes, at))
+        queue.shared.set(offset, position)
+      }
+      const base = queue.next
+      const { duplicates, ttlMs } = this.#takeAhead(queue, base, own, targets)
+      if (number > 0)
+        this.onAccepted?.(
+          queue.id,
+          own.filter((_, index) => isAccepted({ duplicates }, base, index)),
+        )
+      const rowOf = (offset: number): number => rows.findLast((row) => row.offset <= offset)!.offset
+      this.#add(queue, base, own, timeMs, ttlMs, duplicates, rowOf)
+    }
+    if (producerId === 0) {
+      this.#hasFired('a shared batch')
+      return
+    }
+    const producer = this.producersById.get(producerId)
+    if (producer === undefined)
+      throw new Violation(3, `a batch of producer ${producerId}, which does not exist`)
+    const places = [{ queueId: 0, base: targets.size, duplicates: NO_DUPLICATES }]
+    this.#accept(producer, number, { places, crc: readU32(bytes, at + 44), isAtomic: false })
+  }
+
+  #copyShared(refers: readonly Refer[], bytes: Uint8Array, at: number, position: number): void {
+    this.relocated++
+    this.sharedCopies++
+    if (bytes[at + 5]! & SPARSE) this.sparse++
+    for (const { queueId, offset, count, index } of refers) {
+      const queue = this.queues.get(queueId)
+      if (queue === undefined) continue
+      checkCopy(queue, bytes, at, offset, count, index)
+      queue.places.get(offset)?.push(position)
+      queue.batchBytes.set(offset, readU32(bytes, at))
+      queue.shared.set(offset, position)
+    }
+  }
+
+  // A batch without a producer that left no queue is the message of a tick.
+  #hasFired(what: string): void {
+    if (this.#together.fired === 0) throw new Violation(9, `${what} has no producer, and no tick has fired`)
+    this.#together.fired--
   }
 
   #accept(producer: LedgerProducer, number: number, acceptance: Acceptance): void {
@@ -380,8 +527,10 @@ export class LedgerState {
   #arrived(queue: LedgerQueue, records: readonly Uint8Array[]): void {
     const leaving = this.#together.leaving.shift()
     if (leaving === undefined && records.every((record) => isReplayed(record))) return
-    if (leaving === undefined)
-      throw new Violation(9, `a message arrived in ${queue.name} but left no other queue`)
+    if (leaving === undefined) {
+      this.#hasFired(`a message that arrived in ${queue.name}`)
+      return
+    }
     if (leaving.target !== queue.name || records.length !== 1)
       throw new Violation(9, `a message left for ${leaving.target} and arrived in ${queue.name}`)
     if (!sameBytes(records[0]!, leaving.record))
@@ -392,12 +541,14 @@ export class LedgerState {
     queue: LedgerQueue,
     base: number,
     records: readonly Uint8Array[],
+    targets: ReadonlySet<number> = new Set([queue.id]),
   ): { readonly duplicates: ReadonlyMap<number, number>; readonly ttlMs: number } {
-    const { ahead } = this.#together
-    this.#together.ahead = undefined
+    const ahead = this.#together.ahead.get(queue.id)
     const what = `the batch at offset ${base} of ${queue.name}`
-    if (ahead !== undefined && ahead.queueId !== queue.id)
-      throw new Violation(9, `${what} follows facts about a batch of queue ${ahead.queueId}`)
+    for (const queueId of this.#together.ahead.keys())
+      if (!targets.has(queueId))
+        throw new Violation(9, `${what} follows facts about a batch of queue ${queueId}`)
+    this.#together.ahead.delete(queue.id)
     const duplicates = new Map<number, number>()
     for (const [offset, first] of ahead?.duplicates ?? []) {
       const record = records[offset - base]
@@ -438,7 +589,9 @@ export class LedgerState {
     timeMs: number,
     ttlMs: number,
     duplicates: ReadonlyMap<number, number>,
+    rowOf: (offset: number) => number,
   ): void {
+    const messages = queue.stream === undefined ? queue.live : queue.retained
     const windowMs = queue.options['unique'] === 'window' ? (queue.options['dedupWindowMs'] as number) : 0
     for (const [index, record] of records.entries()) {
       if (!isAccepted({ duplicates }, base, index)) continue
@@ -446,11 +599,11 @@ export class LedgerState {
       const content = contentOf(record)
       const lineMs = dueMsOf(content, timeMs)
       const isDelayed = lineMs > timeMs
-      queue.live.set(offset, {
+      messages.set(offset, {
         record: new Uint8Array(record),
         content,
         timeMs,
-        batchBase: base,
+        batchBase: rowOf(offset),
         attempts: 0,
         dueMs: isDelayed ? lineMs : undefined,
         expiresMs: expiryOf(content, ttlMs, lineMs),
@@ -491,6 +644,14 @@ export class LedgerState {
       if (kind === FACT.producer) this.#declare(fact)
       else if (kind === FACT.atomic) this.#step(fact)
       else if (kind === FACT.ensure) this.#ensure(queueId, definitionOf(fact.text), fact.atMs)
+      else if (kind === FACT.refer)
+        this.#together.refers.push({
+          ...{ queueId: fact.timeMs % QUEUE_IDS, index: Math.floor(fact.timeMs / QUEUE_IDS) },
+          ...{ offset: fact.offset, count },
+        })
+      else if (kind === FACT.define) this.#define(fact)
+      else if (kind === FACT.undefine) this.#undefine(fact.offset)
+      else if (kind === FACT.fired) this.#fire(fact)
       else if (queue === undefined) {
         throw new Violation(5, `a fact of kind ${kind} about queue ${queueId}, which does not exist`)
       } else this.#applyFact(queue, fact)
@@ -504,6 +665,40 @@ export class LedgerState {
     this.producersById.set(id, producer)
   }
 
+  #define({ offset: id, death: kind, count: owner, timeMs: number, text }: Fact): void {
+    const known = this.definitions.get(id)
+    if (known === undefined) this.definitions.set(id, { kind, owner, text, number, fired: 0 })
+    else Object.assign(known, { text, number })
+  }
+
+  #undefine(id: number): void {
+    if (!this.definitions.delete(id)) throw new Violation(5, `definition ${id} is removed and does not exist`)
+  }
+
+  /** Each tick fires once. With an interval, and if all missed ticks fire, no tick is left out. */
+  #fire({ offset: id, timeMs: tickMs, count }: Fact): void {
+    const schedule = this.definitions.get(id)
+    if (schedule?.kind !== SCHEDULE)
+      throw new Violation('schedule', `tick ${tickMs} of schedule ${id}, which does not exist`)
+    const { name, everyMs, missed, fromMs } = JSON.parse(schedule.text) as {
+      readonly name: string
+      readonly everyMs?: number
+      readonly missed: string
+      readonly fromMs: number
+    }
+    const { number, fired } = schedule
+    const isNext =
+      everyMs === undefined || missed !== 'all' || number <= fromMs || tickMs === number + everyMs
+    if (tickMs <= number || tickMs <= fromMs || count !== fired + 1 || !isNext)
+      throw new Violation(
+        'schedule',
+        `schedule ${name} fires for ${tickMs} as number ${count}; its last tick was ${number}, number ${fired}`,
+      )
+    schedule.number = tickMs
+    schedule.fired = count
+    this.#together.fired++
+  }
+
   // Invariant 9: a step names exactly its own batches.
   #step({ offset: producerId, timeMs: number, count: crc, text }: Fact): void {
     const producer = this.producersById.get(producerId)
@@ -512,6 +707,12 @@ export class LedgerState {
     const steps = this.#together.steps.splice(0)
     const places = steps.map(({ place }) => place)
     const has = JSON.stringify(places.map(({ queueId, base }) => [queueId, base]))
+    if (text === NO_TARGETS && steps.length === 0) {
+      // A publish to a topic that reached no queue.
+      const nowhere = [{ queueId: 0, base: 0, duplicates: NO_DUPLICATES }]
+      this.#accept(producer, number, { places: nowhere, crc, isAtomic: false })
+      return
+    }
     if (steps.some((step) => step.number !== number) || has !== text)
       throw new Violation(
         9,
@@ -530,22 +731,31 @@ export class LedgerState {
       if (forgetsAfterMs !== undefined) queue.remembered.forgetUntil(atMs - forgetsAfterMs)
       queue.options = definition.options
       queue.paused = definition.paused
+      queue.stream = definition.stream
+      queue.group = definition.group
       return
     }
     if (id <= this.lastQueueId)
       throw new Violation(5, `queue ${definition.name} has id ${id}, which is not above ${this.lastQueueId}`)
     this.lastQueueId = id
+    const { stream, group } = definition
+    const source = group === undefined ? undefined : this.queues.get(group.streamId)
+    if (group !== undefined && source?.stream === undefined)
+      throw new Violation(5, `the group ${definition.name} of queue ${group.streamId}, which is not a stream`)
     this.queues.set(id, {
       id,
       ...definition,
+      ...{ stream, group, missed: 0, moves: 0 },
       next: 0,
       redeliveredBelow: 0,
       counts: noCounts(),
       carried: 0,
       live: new Map(),
       retained: new Map(),
-      places: new Map(),
-      batchBytes: new Map(),
+      // The batches of a group are those of its stream.
+      places: source?.places ?? new Map<number, number[]>(),
+      batchBytes: source?.batchBytes ?? new Map<number, number>(),
+      shared: source?.shared ?? new Map<number, number>(),
       remembered: new RememberedIds(),
     })
   }
@@ -672,23 +882,51 @@ export class LedgerState {
         return
       case FACT.delete:
         this.queues.delete(queue.id)
+        for (const [id, { owner }] of this.definitions) if (owner === queue.id) this.definitions.delete(id)
+        return
+      case FACT.enter:
+        this.#enter(queue, fact)
+        return
+      case FACT.position:
+        for (const [at, { dead }] of [...queue.live])
+          if (dead === undefined || at >= offset) this.#remove(queue, at)
+        queue.next = offset
+        queue.redeliveredBelow = Math.min(queue.redeliveredBelow, offset)
+        queue.moves++
+        return
+      case FACT.miss:
+        for (const at of [...queue.live.keys()]) if (at < offset) this.#remove(queue, at)
+        queue.next = Math.max(queue.next, offset)
+        queue.missed += count
         return
       default:
         throw new Violation(5, `a fact of unknown kind ${kind}`)
     }
   }
 
+  /** Each message of the stream enters the group once, unless the group moves. */
+  #enter(group: LedgerQueue, { offset: from, timeMs: end, death }: Fact): void {
+    const stream = this.queues.get(group.group?.streamId ?? 0)
+    if (stream === undefined || from < group.next || end > stream.next || end <= from)
+      throw new Violation(
+        6,
+        `messages ${from} to ${end} enter ${group.name}, whose next one is ${group.next}; its stream ends at ${stream?.next}`,
+      )
+    group.next = end
+    if (death === SKIPPED) return
+    for (let offset = from; offset < end; offset++) {
+      const message = stream.retained.get(offset)
+      if (message !== undefined) group.live.set(offset, { ...message, isListed: false })
+    }
+  }
+
   #about(queue: LedgerQueue): Ahead {
-    const { ahead } = this.#together
-    if (ahead?.queueId === queue.id) return ahead
-    if (ahead !== undefined)
-      throw new Violation(9, `facts about a batch of ${queue.name} follow those about another batch`)
-    return (this.#together.ahead = {
-      queueId: queue.id,
-      ttl: undefined,
-      duplicates: new Map(),
-      replaced: new Map(),
-    })
+    let ahead = this.#together.ahead.get(queue.id)
+    if (ahead === undefined) {
+      ahead = { queueId: queue.id, ttl: undefined, duplicates: new Map(), replaced: new Map() }
+      this.#together.ahead.set(queue.id, ahead)
+    }
+    return ahead
   }
 
   #die(queue: LedgerQueue, { offset, attempts, death: how, timeMs, text }: Fact): void {
@@ -767,6 +1005,21 @@ export class LedgerState {
     queue.live.delete(offset)
   }
 
+  // Groups use the places of their streams, which are copied first, because a stream is older than its groups.
+  #copiedPlaces(
+    { group, places, batchBytes, shared }: LedgerQueue,
+    copy: LedgerState,
+  ): Pick<LedgerQueue, 'places' | 'batchBytes' | 'shared'> {
+    const stream = group === undefined ? undefined : copy.queues.get(group.streamId)
+    if (stream !== undefined)
+      return { places: stream.places, batchBytes: stream.batchBytes, shared: stream.shared }
+    return {
+      places: new Map([...places].map(([base, positions]) => [base, [...positions]])),
+      batchBytes: new Map(batchBytes),
+      shared: new Map(shared),
+    }
+  }
+
   /** A deep copy of everything that changes. */
   clone(): LedgerState {
     const copy = new LedgerState()
@@ -789,11 +1042,13 @@ export class LedgerState {
         counts: { ...queue.counts },
         live: new Map([...queue.live].map(([offset, message]) => [offset, { ...message }])),
         retained: new Map(queue.retained),
-        batchBytes: new Map(queue.batchBytes),
-        places: new Map([...queue.places].map(([base, positions]) => [base, [...positions]])),
+        ...this.#copiedPlaces(queue, copy),
         remembered: queue.remembered.clone(),
       })
     }
+    for (const [id, definition] of this.definitions) copy.definitions.set(id, { ...definition })
+    copy.sharedBatches = this.sharedBatches
+    copy.sharedCopies = this.sharedCopies
     for (const producer of this.producers.values()) {
       const copied = { ...producer, accepted: new Map(producer.accepted) }
       copy.producers.set(producer.identity, copied)
@@ -801,6 +1056,34 @@ export class LedgerState {
     }
     return copy
   }
+}
+
+const NO_DUPLICATES: ReadonlyMap<number, number> = new Map()
+/** Bytes that the log needs for the facts about a shared batch: the header of the facts, and a fact for each row. */
+const REFERS_HEAD_BYTES = BATCH_HEADER
+const REFER_BYTES = 24
+
+/** Size of everything that a relocation of the whole log would copy. */
+export function neededBytes({ queues }: LedgerState): number {
+  let bytes = 0
+  const shared = new Map<number, number>()
+  for (const queue of queues.values()) {
+    if (queue.group !== undefined) continue
+    const bases = new Set<number>()
+    for (const messages of [queue.live, queue.retained])
+      for (const { batchBase } of messages.values()) bases.add(batchBase)
+    for (const base of bases) {
+      const position = queue.shared.get(base)
+      if (position === undefined) {
+        bytes += queue.batchBytes.get(base)!
+        continue
+      }
+      if (!shared.has(position)) bytes += queue.batchBytes.get(base)! + REFERS_HEAD_BYTES
+      shared.set(position, base)
+      bytes += REFER_BYTES
+    }
+  }
+  return bytes
 }
 
 /** Whether the record can be the copy that a replay made. */
@@ -818,24 +1101,30 @@ function retains({ options }: LedgerQueue): boolean {
   return (options['retainAgeMs'] as number) > 0 || (options['retainBytes'] as number) > 0
 }
 
-// A copy has the record of every message of the batch that is not gone or is kept for replay, unchanged.
-function checkCopy(queue: LedgerQueue, bytes: Uint8Array, at: number): void {
-  const count = readU32(bytes, at + 12)
-  const base = readU64(bytes, at + 16)
+// A copy has the record of every message of the batch that is not gone or is kept for replay, unchanged. The messages
+// `[from, from + count)` of the queue are its records from `firstIndex` on.
+function checkCopy(
+  queue: LedgerQueue,
+  bytes: Uint8Array,
+  at: number,
+  from: number,
+  count: number,
+  firstIndex: number,
+): void {
+  const all = readU32(bytes, at + 12)
   const found = new Map<number, Uint8Array>()
   if (bytes[at + 5]! & SPARSE) {
     const present = readU16(bytes, at + BATCH_HEADER)
     const indexesAt = at + BATCH_HEADER + 2
     const records = recordsOf(bytes, at, present, indexesAt + 2 * present)
-    for (const [slot, record] of records.entries())
-      found.set(base + readU16(bytes, indexesAt + 2 * slot), record)
-    if (found.size !== present || found.size >= count || [...found.keys()].some((o) => o >= base + count))
-      throw new Violation(1, `a copy of ${count} messages names the wrong ${present} of them`)
-  } else for (const [index, record] of recordsOf(bytes, at, count).entries()) found.set(base + index, record)
-  for (let offset = base; offset < base + count; offset++) {
+    for (const [slot, record] of records.entries()) found.set(readU16(bytes, indexesAt + 2 * slot), record)
+    if (found.size !== present || found.size >= all || [...found.keys()].some((index) => index >= all))
+      throw new Violation(1, `a copy of ${all} messages names the wrong ${present} of them`)
+  } else for (const [index, record] of recordsOf(bytes, at, all).entries()) found.set(index, record)
+  for (let offset = from; offset < from + count; offset++) {
     const message = queue.live.get(offset) ?? queue.retained.get(offset)
     if (message === undefined) continue
-    const record = found.get(offset)
+    const record = found.get(firstIndex + offset - from)
     if (record === undefined || !sameBytes(record, message.record))
       throw new Violation(1, `message ${offset} of ${queue.name} is not in the copy of its batch`)
   }

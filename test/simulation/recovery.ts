@@ -36,10 +36,11 @@ export interface Compared {
   dead: number
   coldChunks: number
   retained: number
+  definitions: number
 }
 
 export function nothingCompared(): Compared {
-  return { messages: 0, batches: 0, keys: 0, ids: 0, dead: 0, coldChunks: 0, retained: 0 }
+  return { messages: 0, batches: 0, keys: 0, ids: 0, dead: 0, coldChunks: 0, retained: 0, definitions: 0 }
 }
 
 /**
@@ -62,15 +63,17 @@ export function compareRecovered(
     throw new Violation(17, `there are ${queues} queues after recovery; the log has ${state.queues.size}`)
   for (const saved of state.queues.values()) {
     const queue = broker.catalog.queue(saved.name)
+    if (isOvertaken(saved, state)) continue
     compareQueue(queue, saved, afterCrash)
     compareMessages(queue, saved, firstPosition, state.seed, compared)
-    compareRetained(queue, saved, compared)
+    compareRetained(queue, saved, firstPosition, compared)
     for (const number of queue.chunks.coldNumbers) {
       compared.coldChunks++
       compareCold(queue, saved, number * CHUNK_MESSAGES, log.segmentBytes, firstPosition)
     }
     compareIds(queue, saved, latestMs, state.seed, compared)
   }
+  compareDefinitions(broker, state, compared)
   for (const saved of state.producers.values()) {
     const unsure = lowest(saved.identity)
     // `attach` throws if the broker does not know the number that it confirmed.
@@ -95,6 +98,17 @@ export function compareRecovered(
     broker.producers.detach(producer)
   }
   return compared
+}
+
+/**
+ * Whether the log ends after the stream released messages of the group, and before the group lost them. The broker has
+ * then removed them from the group at its start, and the next entry says so.
+ */
+function isOvertaken({ group, live, next }: LedgerQueue, { queues }: LedgerState): boolean {
+  if (group === undefined) return false
+  const stream = queues.get(group.streamId)!
+  const [first = stream.next] = stream.retained.keys()
+  return next < first || [...live.keys()].some((offset) => offset < first)
 }
 
 function compareQueue(queue: Queue, saved: LedgerQueue, afterCrash: boolean): void {
@@ -185,12 +199,56 @@ function comparePlace(
 }
 
 // Recovery may also keep messages that were acknowledged before the queue was set to retain.
-function compareRetained(queue: Queue, saved: LedgerQueue, compared: Compared): void {
-  for (const offset of saved.retained.keys()) {
+function compareRetained(queue: Queue, saved: LedgerQueue, firstPosition: number, compared: Compared): void {
+  let batchBase = -1
+  for (const [offset, message] of saved.retained) {
     compared.retained++
-    if (!queue.isCold(offset) && !queue.isRetained(offset))
+    if (queue.isCold(offset)) continue
+    if (!queue.isRetained(offset))
       throw new Violation(1, `offset ${offset} of ${saved.name} is not retained after recovery`)
+    if (message.batchBase === batchBase) continue
+    batchBase = message.batchBase
+    const chunk = queue.heldChunk(offset)!
+    comparePlace(chunk, offset - chunk.base, saved, batchBase, firstPosition)
   }
+  if (saved.stream !== undefined && queue.retainedMessages !== saved.retained.size)
+    throw new Violation(
+      17,
+      `${saved.name} retains ${queue.retainedMessages} messages after recovery; the log has ${saved.retained.size}`,
+    )
+  if (saved.group !== undefined && queue.missed !== saved.missed)
+    throw new Violation(
+      17,
+      `${saved.name} has missed ${queue.missed} messages after recovery; the log has ${saved.missed}`,
+    )
+}
+
+/** The broker has the bindings and schedules of the log, with the last tick of each schedule. */
+function compareDefinitions(broker: Broker, { definitions, queues }: LedgerState, compared: Compared): void {
+  const bindings: unknown[] = []
+  for (let after = 0, more = true; more;) {
+    const page = broker.topics.list({ pattern: undefined, target: undefined, after })
+    for (const { id, target } of page.bindings) {
+      bindings.push([id, target])
+      after = id
+    }
+    more = page.more
+  }
+  const { schedules } = broker.schedules.list('', 1_000)
+  const saved = [...definitions]
+  compared.definitions += saved.length
+  compare(
+    17,
+    'the definitions',
+    [bindings, schedules.map(({ name, fired, lastTickMs }) => [name, fired, lastTickMs ?? 0])],
+    [
+      saved.filter(([, { kind }]) => kind === 1).map(([id, { owner }]) => [id, queues.get(owner)?.name]),
+      saved
+        .filter(([, { kind }]) => kind === 2)
+        .map(([, { text, fired, number }]) => [(JSON.parse(text) as { name: string }).name, fired, number])
+        .toSorted(([a], [b]) => (a! < b! ? -1 : 1)),
+    ],
+  )
 }
 
 const LOCATION = emptyLocation()
