@@ -372,7 +372,8 @@ export const ERRORS = {
     number: 61,
     scope: 'request',
     retryable: false,
-    meaning: 'More queues are bound to the topic than one publish can reach.',
+    meaning:
+      'More queues are bound to the topic than one publish can reach, or too many patterns branch on it.',
   },
   WRONG_KIND: {
     number: 62,

@@ -1,6 +1,6 @@
 /** The trie against a matcher that follows the definition of the wildcards word by word. */
 import { describe, expect, it } from 'vitest'
-import { PatternTrie } from './pattern-trie.js'
+import { PatternTrie, VISITS_MAX } from './pattern-trie.js'
 import { matchesTopic } from '../../../../test/rules/topic.js'
 import { Chance } from '../../../../test/simulation/chance.js'
 import { seedsFrom } from '../../../../test/amount.js'
@@ -77,4 +77,28 @@ it('visits each node once for each level, whatever the number of # in a pattern'
   const name = Array.from({ length: 32 }, () => 'a').join('.')
   // A matcher that tries every split would not end.
   expect(trie.match(name)).toEqual([1])
+})
+
+describe('a match', () => {
+  // The patterns count from 0 in binary digits `*` and `#`, and end with a level that no name has.
+  const hostile = (patterns: number): PatternTrie<number> => {
+    const trie = new PatternTrie<number>()
+    for (let at = 0; at < patterns; at++) {
+      const digits = at.toString(2).padStart(16, '0')
+      trie.add(`${digits.replaceAll('0', '*.').replaceAll('1', '#.')}end`, at)
+    }
+    trie.add('a.#', -1)
+    return trie
+  }
+  const name = Array.from({ length: 32 }, () => 'a').join('.')
+
+  it('is refused beyond the limit of visits, and leaves the trie as it was', () => {
+    const trie = hostile(16_384)
+    expect(() => trie.match(name)).toThrow(`more than ${VISITS_MAX} branches`)
+    expect(trie.match('a')).toEqual([-1])
+  })
+
+  it('is answered below the limit', () => {
+    expect(hostile(64).match(name)).toEqual([-1])
+  })
 })

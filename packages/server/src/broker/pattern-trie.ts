@@ -4,7 +4,12 @@
  *
  * A match follows all nodes that the levels of the name so far can lead to. A node is visited once for each level, so a
  * match takes time in proportion to the levels of the name and the branches with wildcards, and not to the patterns.
+ * Thousands of patterns that are made of wildcards have as many branches, so the visits of one match are limited.
  */
+import { SluiceError } from '@sluice/protocol'
+
+/** Maximum number of nodes that one match visits, each once for each level. They take about 10 ms. */
+export const VISITS_MAX = 16_384
 
 const ANY_LEVEL = '*'
 const ANY_LEVELS = '#'
@@ -60,21 +65,24 @@ export class PatternTrie<Value> {
     return node?.values ?? NO_VALUES
   }
 
-  /** The values of all patterns that match the name. */
+  /** The values of all patterns that match the name. @throws SluiceError TOO_MANY_TARGETS */
   match(name: string): Value[] {
     let active: Node<Value>[] = []
+    let visits = 0
     this.#step++
     this.#visit(this.#root, active)
     for (const level of name.split('.')) {
       const next: Node<Value>[] = []
       this.#step++
       for (const node of active) {
+        if (visits + next.length > VISITS_MAX) throw tooManyBranches(name)
         if (node.isAnyLevels) this.#visit(node, next)
         const exact = node.children.get(level)
         if (exact !== undefined) this.#visit(exact, next)
         const any = node.children.get(ANY_LEVEL)
         if (any !== undefined) this.#visit(any, next)
       }
+      visits += next.length
       active = next
     }
     return active.flatMap(({ values }) => [...values])
@@ -91,3 +99,10 @@ export class PatternTrie<Value> {
 }
 
 const NO_VALUES: ReadonlySet<never> = new Set<never>()
+
+function tooManyBranches(name: string): SluiceError {
+  return new SluiceError(
+    'TOO_MANY_TARGETS',
+    `The bindings with wildcards lead the topic ${name} along more than ${VISITS_MAX} branches. Remove bindings that have several wildcards.`,
+  )
+}
