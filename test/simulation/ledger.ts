@@ -88,7 +88,7 @@ export interface LedgerQueue {
   readonly places: Map<number, number[]>
   /** Size of the newest copy of each batch, by its first offset. */
   readonly batchBytes: Map<number, number>
-  /** Newest position of each batch that is shared, by the first offset of its row. */
+  /** Bytes that each row of a shared batch counts of its newest copy, by the first offset of the row. */
   readonly shared: Map<number, number>
   /** All accepted ids, except those that a change of options has forgotten. */
   readonly remembered: RememberedIds
@@ -242,6 +242,8 @@ interface Refer {
   readonly offset: number
   readonly count: number
   readonly index: number
+  /** Whether the row counts a part of the size of the batch. */
+  readonly isCounted: boolean
 }
 
 /** Parts that must be in the same entry. */
@@ -464,7 +466,8 @@ export class LedgerState {
       const rows = refers.filter((refer) => refer.queueId === queueId)
       const own = rows.flatMap(({ index, count }) => records.slice(index, index + count))
       let next = queue.next
-      for (const { offset, count } of rows) {
+      for (const row of rows) {
+        const { offset, count } = row
         if (offset !== next)
           throw new Violation(
             5,
@@ -473,7 +476,7 @@ export class LedgerState {
         next += count
         queue.places.set(offset, [position])
         queue.batchBytes.set(offset, readU32(bytes, at))
-        queue.shared.set(offset, position)
+        queue.shared.set(offset, shareOf(row, refers, readU32(bytes, at)))
       }
       const base = queue.next
       const { duplicates, ttlMs } = this.#takeAhead(queue, base, own, targets)
@@ -500,13 +503,14 @@ export class LedgerState {
     this.relocated++
     this.sharedCopies++
     if (bytes[at + 5]! & SPARSE) this.sparse++
-    for (const { queueId, offset, count, index } of refers) {
+    for (const row of refers) {
+      const { queueId, offset, count, index } = row
       const queue = this.queues.get(queueId)
       if (queue === undefined) continue
       checkCopy(queue, bytes, at, offset, count, index)
       queue.places.get(offset)?.push(position)
       queue.batchBytes.set(offset, readU32(bytes, at))
-      queue.shared.set(offset, position)
+      queue.shared.set(offset, shareOf(row, refers, readU32(bytes, at)))
     }
   }
 
@@ -647,7 +651,7 @@ export class LedgerState {
       else if (kind === FACT.refer)
         this.#together.refers.push({
           ...{ queueId: fact.timeMs % QUEUE_IDS, index: Math.floor(fact.timeMs / QUEUE_IDS) },
-          ...{ offset: fact.offset, count },
+          ...{ offset: fact.offset, count, isCounted: fact.death === 0 },
         })
       else if (kind === FACT.define) this.#define(fact)
       else if (kind === FACT.undefine) this.#undefine(fact.offset)
@@ -1063,25 +1067,21 @@ const NO_DUPLICATES: ReadonlyMap<number, number> = new Map()
 const REFERS_HEAD_BYTES = BATCH_HEADER
 const REFER_BYTES = 24
 
-/** Size of everything that a relocation of the whole log would copy. */
+/** The share of a row: its fact, and an equal part of the batch and of the header of its facts if it counts one. */
+function shareOf({ isCounted }: Refer, rows: readonly Refer[], batchBytes: number): number {
+  const parts = rows.filter((row) => row.isCounted).length
+  return REFER_BYTES + (isCounted ? Math.ceil((batchBytes + REFERS_HEAD_BYTES) / parts) : 0)
+}
+
+/** Size of the batches that are needed, and of the shares of the needed rows of shared batches. */
 export function neededBytes({ queues }: LedgerState): number {
   let bytes = 0
-  const shared = new Map<number, number>()
   for (const queue of queues.values()) {
     if (queue.group !== undefined) continue
     const bases = new Set<number>()
     for (const messages of [queue.live, queue.retained])
       for (const { batchBase } of messages.values()) bases.add(batchBase)
-    for (const base of bases) {
-      const position = queue.shared.get(base)
-      if (position === undefined) {
-        bytes += queue.batchBytes.get(base)!
-        continue
-      }
-      if (!shared.has(position)) bytes += queue.batchBytes.get(base)! + REFERS_HEAD_BYTES
-      shared.set(position, base)
-      bytes += REFER_BYTES
-    }
+    for (const base of bases) bytes += queue.shared.get(base) ?? queue.batchBytes.get(base)!
   }
   return bytes
 }

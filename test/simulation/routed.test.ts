@@ -32,7 +32,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   unbound: 250,
   'unused queues deleted': 6,
   read: 60_000,
-  'missed by readers': 10_000,
+  'missed by readers': 3_000,
   'readers opened': 150,
   'delivered to groups': 50_000,
   'joined groups': 300,
