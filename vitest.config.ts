@@ -20,7 +20,7 @@ const INTEGRATION = [
 ]
 const SIMULATION = [
   'packages/server/src/log/{crash,damage}.test.ts',
-  'packages/server/src/broker/{budget,entry-max,groups,readers-model,replays,restart,schedule-year,streams}.test.ts',
+  'packages/server/src/broker/{budget,compaction,entry-max,groups,readers-model,replays,restart,schedule-year,streams}.test.ts',
   'packages/server/src/queue/{ids,model}.test.ts',
   'packages/server/src/state/{cold-chunks,cold-shared,definitions,page-tree,shared-batches,space,sparse-copies,traits}.test.ts',
   'test/conformance/fuzz.test.ts',

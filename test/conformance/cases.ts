@@ -264,6 +264,8 @@ const streamInfo: StreamInfo = {
     retainBytes: 0,
     retainMessages: 0,
     waitForGroupsBytes: 1000000,
+    compact: 'key',
+    tombstoneAgeMs: 86400000,
     dedupWindowMs: 600000,
     dedupMaxIds: 1000000,
   },
@@ -275,6 +277,7 @@ const streamInfo: StreamInfo = {
   duplicates: 0,
   heldBy: 'clicks@a',
   heldBytes: 300,
+  compacted: 2,
   readers: 1,
   createdAtMs: NEW_YEAR_MS,
 }

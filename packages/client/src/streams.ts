@@ -80,6 +80,14 @@ export interface StreamOptions {
    * than this number of bytes. Default `null`: retention does not wait for groups.
    */
   readonly waitForGroups?: { readonly bytes: number } | null
+  /**
+   * `'key'`: keeps only the newest message of each key; older ones are removed some time after it was accepted, and messages
+   * without a key are refused with KEY_REQUIRED. A message with an empty body (`new Uint8Array(0)`) deletes its key: it removes
+   * the older messages, and is itself removed when it is older than `tombstoneAge`. Default `'none'`.
+   */
+  readonly compact?: 'none' | 'key'
+  /** How long a message with an empty body is kept, so that readers see it. Default 24 h. */
+  readonly tombstoneAge?: Duration
   /** How long an `id` is remembered after its message was accepted; 0 means not at all. Default 10 min. */
   readonly dedupWindow?: Duration
   /**
@@ -99,6 +107,8 @@ export interface EnsureStreamOptions extends StreamOptions {
 export interface StreamSettings {
   readonly retention: { readonly age: number; readonly bytes: number; readonly messages: number }
   readonly waitForGroups: { readonly bytes: number } | null
+  readonly compact: 'none' | 'key'
+  readonly tombstoneAge: number
   readonly dedupWindow: number
   readonly dedupMaxIds: number
 }
@@ -114,6 +124,8 @@ const OPTION_PATHS = {
   retainBytes: ['retention', 'bytes'],
   retainMessages: ['retention', 'messages'],
   waitForGroupsBytes: ['waitForGroups', 'bytes'],
+  compact: ['compact'],
+  tombstoneAgeMs: ['tombstoneAge'],
   dedupWindowMs: ['dedupWindow'],
   dedupMaxIds: ['dedupMaxIds'],
 } as const satisfies Record<StreamOptionName, readonly [keyof StreamOptions, string?]>

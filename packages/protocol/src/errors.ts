@@ -387,6 +387,12 @@ export const ERRORS = {
     retryable: false,
     meaning: 'The target of a message does not support an option of the message.',
   },
+  KEY_REQUIRED: {
+    number: 64,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A message for a stream with `compact` has no key.',
+  },
   SCHEDULE_NOT_FOUND: {
     number: 80,
     scope: 'request',

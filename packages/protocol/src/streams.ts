@@ -46,6 +46,20 @@ export const STREAM_OPTIONS = {
     meaning:
       'Retention keeps messages that a group has neither acknowledged nor given up, until the stream has more bytes than this; 0: retention does not wait for groups.',
   },
+  compact: {
+    kind: 'choice',
+    choices: ['none', 'key'],
+    default: 'none',
+    meaning:
+      'key: keeps only the newest message of each key, and refuses messages without a key; none: keeps older ones too.',
+  },
+  tombstoneAgeMs: {
+    kind: 'number',
+    default: 86_400_000,
+    min: 0,
+    max: LIMITS.delayMsMax,
+    meaning: 'With `compact`: how long the newest message of a key is kept if it has no body.',
+  },
   dedupWindowMs: QUEUE_OPTIONS.dedupWindowMs,
   dedupMaxIds: QUEUE_OPTIONS.dedupMaxIds,
 } as const
@@ -78,6 +92,8 @@ export interface StreamInfo {
   readonly heldBy: string | null
   /** Bytes of the messages that are beyond the limits of retention and are kept for groups. */
   readonly heldBytes: number
+  /** Number of messages that compaction has removed. */
+  readonly compacted: number
   /** Number of open readers. */
   readonly readers: number
   readonly createdAtMs: number

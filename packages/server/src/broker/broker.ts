@@ -14,6 +14,7 @@ import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
 import { Tail } from '../log/tail.js'
 import { SEED_BYTES, drawSeed, writeSeed, type Queue, type Timer } from '../queue/index.js'
 import { Catalog } from './catalog.js'
+import { Compaction } from './compaction.js'
 import { Dispatcher } from './dispatch.js'
 import { Feeds } from './feeds.js'
 import { Groups } from './groups.js'
@@ -165,6 +166,7 @@ export class Broker implements Delivering {
   readonly #writer: Writer
   readonly #moves: Moves
   readonly #dispatcher: Dispatcher
+  readonly #compaction: Compaction
   readonly #spaceTimer: Timer
   readonly #idleTimer: Timer
   readonly #pagesMax: number
@@ -258,13 +260,12 @@ export class Broker implements Delivering {
     this.#tail.epoch = state.boot
     this.#tail.report({ durable: (lsn) => this.#durable(lsn), failed: (error) => this.fail(error) })
     const cold = new ColdChunks(this.#blocks, state.tree)
-    const checkpointBytes = options.checkpointBytes ?? log.segmentBytes / 2
     this.#space = new Space(
       log,
       this.#tail,
       state,
       cold,
-      checkpointBytes,
+      options.checkpointBytes ?? log.segmentBytes / 2,
       directory?.lowWater ?? bounds.firstPosition,
       () => this.#writer.writeNoted(),
       () => turn.wake(),
@@ -284,6 +285,7 @@ export class Broker implements Delivering {
     this.leases = new Leases(state, writer, turn, this.unused, options)
     this.#dispatcher = new Dispatcher(this.#blocks, cold, feeds, writer, this.leases, turn, options)
     this.readers = new Readers(state, this.#blocks, cold, turn, this.unused, options)
+    this.#compaction = new Compaction(state, this.#blocks, cold, this.#space, turn, writer, options)
     this.registry = new Registry(state, writer, options)
     this.topics = new Topics(state, this.registry, this.sharedIntake, turn, options)
     const { intake, sharedIntake, leases, readers, registry, topics, unused } = this
@@ -299,7 +301,7 @@ export class Broker implements Delivering {
       writer,
       moves,
       holds: new StreamHolds(options),
-      due: (queue) => this.leases.due(queue),
+      due: (queue) => this.#due(queue),
       end: () => this.#endTurn(),
     })
     for (const queue of state.queues.values()) {
@@ -414,6 +416,11 @@ export class Broker implements Delivering {
     return this.#space.holder()
   }
 
+  /** Whether streams are being compacted. */
+  get isCompacting(): boolean {
+    return this.#compaction.isWanted
+  }
+
   /** Number of chunks that are not in memory. Visits every queue. */
   coldChunks(): number {
     let count = 0
@@ -452,6 +459,11 @@ export class Broker implements Delivering {
     this.#options.onFatal(error)
   }
 
+  #due(queue: Queue): void {
+    this.leases.due(queue)
+    this.#compaction.note(queue)
+  }
+
   #deleteUnused({ name, live: messages }: Queue): void {
     this.catalog.delete(name)
     this.#options.onNotice?.('unused queue deleted', { queue: name, messages })
@@ -466,6 +478,7 @@ export class Broker implements Delivering {
       // While the disk is behind, nothing is published by schedules, and nothing is delivered: deliveries lead to facts,
       // which would queue behind the entries that already wait for the disk.
       if (!this.isBehind) {
+        this.#compaction.step()
         if (this.schedules.isWanted) this.schedules.step()
         turn.eachActive((queue) => this.#deliver(queue))
       }
@@ -507,7 +520,7 @@ export class Broker implements Delivering {
   #resume(): void {
     if (this.isBehind) return
     for (const resume of this.#waitingForDisk.splice(0)) resume()
-    if (this.turn.hasActive || this.schedules.isWanted) this.turn.wake()
+    if (this.turn.hasActive || this.schedules.isWanted || this.#compaction.isWanted) this.turn.wake()
   }
 
   #sendDurable(durableLsn: number): void {

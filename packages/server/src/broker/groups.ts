@@ -203,6 +203,7 @@ function publishedMs(group: Queue, stream: Queue, position: number, nowMs: numbe
 // The offset of a place. @throws SluiceError MESSAGE_NOT_FOUND
 function startAt(stream: Queue, place: StreamPlace): number {
   const { firstKept, next, name } = stream
+  const { releasedBelow } = stream.numbers!
   if (place === 'first') return firstKept
   if (place === 'last') return next
   if (typeof place === 'object') return stream.keptSince(place.timeMs)
@@ -212,10 +213,10 @@ function startAt(stream: Queue, place: StreamPlace): number {
       `The stream ${name} has no message ${place} yet; its next offset is ${next}.`,
     )
   }
-  if (place < firstKept) {
+  if (place < releasedBelow) {
     throw new SluiceError(
       'MESSAGE_NOT_FOUND',
-      `The stream ${name} does not keep message ${place} any more; its first offset is ${firstKept}.`,
+      `The stream ${name} does not keep message ${place} any more; its first offset is ${releasedBelow}.`,
     )
   }
   return place

@@ -551,8 +551,7 @@ export class Intake {
     this.#turn.catchUp(queue)
     this.#writer.note(queue)
     const traits = readsRecords ? this.#traitsOf({ queue, bytes, at, count }) : undefined
-    if (queue.stream !== undefined && traits !== undefined && arrival === 'new')
-      checkStreamTraits(queue.name, traits, count)
+    if (queue.stream !== undefined && arrival === 'new') checkStreamTraits(queue, traits, count)
     let admitted = UNCHECKED
     if (arrival === 'new') admitted = admission.look(count, end - at - BATCH_HEADER_BYTES, traits)
     else admission.pass(count)

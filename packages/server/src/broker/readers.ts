@@ -316,9 +316,17 @@ function checkReadable(queue: Queue, { follow }: ReadRequest): void {
 
 // Moves the reader to `offset`, past messages that are not kept. Returns how many of these retention has removed.
 function moveTo(reader: Reader, offset: number): number {
-  const missed = Math.min(offset, firstOf(reader.queue)) - reader.next
+  const missed = Math.min(offset, releasedBelow(reader.queue)) - reader.next
   reader.next = offset
   return Math.max(0, missed)
+}
+
+/**
+ * Retention has removed all messages of a stream below this offset. 0 for a queue, whose messages are not retained in the
+ * order of their offsets. Messages that compaction has removed are not missed: a newer one has the same key.
+ */
+function releasedBelow({ numbers }: Queue): number {
+  return numbers === undefined ? 0 : numbers.releasedBelow
 }
 
 /**
@@ -343,5 +351,5 @@ function startOf(queue: Queue, { from, fromMs }: ReadRequest): { next: number; m
       `The queue ${queue.name} has no message ${from} yet; its next offset is ${queue.next}.`,
     )
   }
-  return { next: Math.max(from, since), missed: Math.max(0, first - from) }
+  return { next: Math.max(from, since), missed: Math.max(0, releasedBelow(queue) - from) }
 }

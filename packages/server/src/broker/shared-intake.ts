@@ -275,8 +275,7 @@ export class SharedIntake {
     this.#turn.catchUp(queue)
     this.#writer.note(queue)
     const traits = readsRecords ? records.traitsOf(refers, queue.options) : undefined
-    if (queue.stream !== undefined && traits !== undefined && arrival === 'new')
-      checkStreamTraits(queue.name, traits, count)
+    if (queue.stream !== undefined && arrival === 'new') checkStreamTraits(queue, traits, count)
     const admitted = arrival === 'new' ? admission.look(count, recordsBytes, traits) : UNCHECKED
     this.#intake.admit(admission)
     const lacksTtl = traits?.lacksTtl === true && queue.options.ttlMs > 0

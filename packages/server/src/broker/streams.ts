@@ -97,8 +97,9 @@ function queueOptionsOf(options: StreamOptions): QueueOptions {
   return { ...QUEUE_OPTION_DEFAULTS, retainAgeMs, retainBytes, dedupWindowMs, dedupMaxIds }
 }
 
-function rulesOf({ retainMessages, waitForGroupsBytes }: StreamOptions): StreamRules {
-  return { retainMessages, waitForGroupsBytes }
+function rulesOf(options: StreamOptions): StreamRules {
+  const { retainMessages, waitForGroupsBytes, compact, tombstoneAgeMs } = options
+  return { retainMessages, waitForGroupsBytes, compact, tombstoneAgeMs }
 }
 
 function infoOf(stream: Queue, nowMs: number): StreamInfo {
@@ -115,6 +116,7 @@ function infoOf(stream: Queue, nowMs: number): StreamInfo {
     duplicates,
     heldBy: stream.hold?.group ?? null,
     heldBytes: Math.round(stream.heldBytesAt(nowMs)),
+    compacted: stream.numbers!.compacted,
     // A stream has no subscriptions of its own.
     readers: stream.listeners,
     createdAtMs: stream.createdAtMs,

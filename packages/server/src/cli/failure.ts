@@ -220,6 +220,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
     exit: EXIT.usage,
     advice: 'Publish without this option, or publish to a queue.',
   },
+  KEY_REQUIRED: { exit: EXIT.usage, advice: 'Publish with --key.' },
   UNKNOWN_OUTCOME: {
     exit: EXIT.failure,
     advice: 'Check with `sluice queue get NAME` whether the message has arrived before you send it again.',

@@ -5,6 +5,7 @@ import type { Argv } from 'yargs'
 import { addCommands, command, type CommandEntry } from './command.js'
 import { isConfirmed, yesFlag, type YesOption } from './confirmation.js'
 import { withBroker } from './connection.js'
+import { UsageError } from './failure.js'
 import { durationMs, given, numberFlag, sizeFlag } from './flags.js'
 import { counted, grouped, notice, print, printJson } from './output.js'
 import { list, table, type Column } from './table.js'
@@ -23,6 +24,8 @@ const FLAGS = {
   retainBytes: 'retain-bytes',
   retainMessages: 'retain-messages',
   waitForGroupsBytes: 'wait-for-groups-bytes',
+  compact: 'compact',
+  tombstoneAgeMs: 'tombstone-age',
   dedupWindowMs: 'dedup-window',
   dedupMaxIds: 'dedup-max-ids',
 } as const satisfies Record<StreamOptionName, string>
@@ -45,7 +48,7 @@ function optionFlags(yargs: Argv): Argv {
 function optionsOf(flags: Flags): StreamOptions {
   const duration = (flag: keyof Flags): number | undefined =>
     valueOf(flags[flag], (text) => durationMs(text, `--${flag}`))
-  const count = (flag: keyof Flags, name: StreamOptionName): number | undefined => {
+  const count = (flag: keyof Flags, name: 'retainMessages' | 'dedupMaxIds'): number | undefined => {
     const { min, max } = STREAM_OPTIONS[name]
     return valueOf(flags[flag], (text) => numberFlag(text, `--${flag}`, min, max))
   }
@@ -58,6 +61,8 @@ function optionsOf(flags: Flags): StreamOptions {
   return given({
     waitForGroups: waits === undefined ? undefined : waits === 0 ? null : { bytes: waits },
     retention: Object.keys(retention).length === 0 ? undefined : retention,
+    compact: compactOf(flags.compact),
+    tombstoneAge: duration('tombstone-age'),
     dedupWindow: duration('dedup-window'),
     dedupMaxIds: count('dedup-max-ids', 'dedupMaxIds'),
   })
@@ -67,7 +72,17 @@ function valueOf(text: string | undefined, read: (text: string) => number): numb
   return text === undefined ? undefined : text === 'none' ? 0 : read(text)
 }
 
-function valueText(name: StreamOptionName, value: number): string {
+/** @throws UsageError */
+function compactOf(text: string | undefined): 'none' | 'key' | undefined {
+  if (text === undefined || text === 'none' || text === 'key') return text
+  throw new UsageError(
+    `--compact is ${JSON.stringify(text)}; it must be one of none, key.`,
+    'Give one of them.',
+  )
+}
+
+function valueText(name: StreamOptionName, value: number | string): string {
+  if (typeof value === 'string') return value
   if (value === 0) return 'none'
   if (name.endsWith('Ms')) return durationText(value)
   return name.endsWith('Bytes') ? sizeText(value) : grouped(value)
@@ -190,6 +205,7 @@ function description(info: StreamInfo): string {
     ['readers', info.readers],
     ['published', info.published],
     ['duplicates', info.duplicates],
+    ['compacted', info.compacted],
     ...settings(info.options),
   ])
 }
@@ -201,18 +217,16 @@ function held(group: string, bytes: number): [string, string | number][] {
   ]
 }
 
-function settings({
-  retention,
-  waitForGroups,
-  dedupWindow,
-  dedupMaxIds,
-}: StreamSettings): [string, string][] {
+function settings(options: StreamSettings): [string, string][] {
+  const { retention, waitForGroups, compact, tombstoneAge, dedupWindow, dedupMaxIds } = options
   const { age, bytes, messages } = retention
-  const values: Record<StreamOptionName, number> = {
+  const values: Record<StreamOptionName, number | string> = {
     retainAgeMs: age,
     retainBytes: bytes,
     retainMessages: messages,
     waitForGroupsBytes: waitForGroups?.bytes ?? 0,
+    compact,
+    tombstoneAgeMs: tombstoneAge,
     dedupWindowMs: dedupWindow,
     dedupMaxIds,
   }

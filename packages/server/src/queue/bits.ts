@@ -43,6 +43,24 @@ export function countRange(words: Uint32Array, from: number, to: number): number
   return count
 }
 
+/** The first member at or after `index`; `CHUNK_MESSAGES` if there is none. */
+export function nextBit(words: Uint32Array, index: number): number {
+  for (let at = index; at < CHUNK_MESSAGES; at = (at | 31) + 1) {
+    const word = words[at >>> 5]! & (-1 << (at & 31))
+    if (word !== 0) return (at & ~31) + trailingZeros(word)
+  }
+  return CHUNK_MESSAGES
+}
+
+/** The first index at or after `index` that is not a member; `CHUNK_MESSAGES` if there is none. */
+export function nextGap(words: Uint32Array, index: number): number {
+  for (let at = index; at < CHUNK_MESSAGES; at = (at | 31) + 1) {
+    const word = ~words[at >>> 5]! & (-1 << (at & 31))
+    if (word !== 0) return (at & ~31) + trailingZeros(word)
+  }
+  return CHUNK_MESSAGES
+}
+
 /** Mask of the bits of `[from, to)` in the word that holds `from`. */
 export function wordMask(from: number, to: number): number {
   const low = from & 31

@@ -547,6 +547,14 @@ export class Chunk {
     this.dirty = true
   }
 
+  /** Called when retained messages were released: if few are left, removes the rows of batches that are not needed. */
+  packRetained(): void {
+    const { batches, retained } = this
+    if (!this.isOnlyRetained || retained!.count * 2 > batches.count) return
+    batches.keep([...retained!.indexes()])
+    batches.trim()
+  }
+
   /**
    * Sets the new position of a batch that was copied forward in the log, and what it counts now. `scale` is the scale of a
    * share.

@@ -29,4 +29,8 @@ export interface StreamRules {
   readonly retainMessages: number
   /** Retention does not release what a group has not done until the stream has more bytes than this; 0: it never waits. */
   readonly waitForGroupsBytes: number
+  /** `key`: only the newest message of each key is kept. */
+  readonly compact: 'none' | 'key'
+  /** How long a compacted stream keeps a message without a body. */
+  readonly tombstoneAgeMs: number
 }

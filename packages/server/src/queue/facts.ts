@@ -90,6 +90,11 @@ export const FACT = {
    * the tick at `time`. `count` is the number of its ticks that have fired.
    */
   fired: 29,
+  /**
+   * Compaction removes `count` messages from the stream, all in the chunk that begins at `offset`. The text has the set of
+   * their indexes in hex: 32 words of 32 bits.
+   */
+  compact: 30,
   /** `offset` is the id of the producer with the identity `text`, in hex. */
   producer: 32,
   /** An atomic step: `time` is its number, `offset` the id of its producer, `count` its checksum, and `text` its batches as JSON. */
@@ -295,7 +300,7 @@ export class FactBuffer {
   }
 
   enter(from: number, end: number, keys: Uint32Array | undefined, isSkipped: boolean): void {
-    const text = keys === undefined ? '' : keysText(keys)
+    const text = keys === undefined ? '' : wordsText(keys)
     const at = this.#item(FACT.enter, isSkipped ? SKIPPED : 0, end - from, from, TIME_BYTES + text.length)
     writeU64(this.#bytes, at + HEAD_BYTES, end)
     if (text !== '') this.#text(at, at + HEAD_BYTES + TIME_BYTES, text)
@@ -307,6 +312,12 @@ export class FactBuffer {
 
   miss(end: number, missed: number): void {
     this.#item(FACT.miss, 0, missed, end, 0)
+  }
+
+  compact(base: number, count: number, indexes: Uint32Array): void {
+    const text = wordsText(indexes)
+    const at = this.#item(FACT.compact, 0, count, base, text.length)
+    this.#text(at, at + HEAD_BYTES, text)
   }
 
   refer({ queueId, offset, count, index, isCounted }: Refer): void {
@@ -437,16 +448,20 @@ export function readFacts(bytes: Uint8Array, start: number, end: number, each: (
   }
 }
 
-function keysText(keys: Uint32Array): string {
+function wordsText(words: Uint32Array): string {
   let text = ''
-  for (const word of keys) text += word.toString(16).padStart(8, '0')
+  for (const word of words) text += word.toString(16).padStart(8, '0')
   return text
 }
 
 /** The hashes of keys in the text of an `enter` fact; undefined if no message has a key. */
 export function keysIn(text: string): Uint32Array | undefined {
-  if (text === '') return undefined
-  const keys = new Uint32Array(text.length / 8)
-  for (let at = 0; at < keys.length; at++) keys[at] = Number.parseInt(text.slice(at * 8, at * 8 + 8), 16)
-  return keys
+  return text === '' ? undefined : wordsIn(text)
+}
+
+/** The words in the text of a fact. */
+export function wordsIn(text: string): Uint32Array {
+  const words = new Uint32Array(text.length / 8)
+  for (let at = 0; at < words.length; at++) words[at] = Number.parseInt(text.slice(at * 8, at * 8 + 8), 16)
+  return words
 }

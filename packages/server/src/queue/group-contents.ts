@@ -11,6 +11,7 @@
  * with a fact.
  */
 import { BATCH_HEADER_BYTES, type Duplicates } from '@sluice/protocol'
+import { removeBits } from './bits.js'
 import { Contents } from './contents.js'
 import type { Chunk, Traits } from './chunk.js'
 import { chunkEndAfter } from './chunks.js'
@@ -18,6 +19,7 @@ import { cutChunk, enterChunk } from './entering.js'
 import type { LogUse } from './log-use.js'
 import { PAGE } from './pages.js'
 import type { Hold, RetentionLimits } from './retention.js'
+import { StreamNumbers } from './stream-numbers.js'
 
 /** Two words of the hash of the key of each message; 0 for a message without a key. */
 export type KeyWords = Uint32Array
@@ -32,6 +34,8 @@ export class GroupContents extends Contents {
   groups: readonly GroupContents[] = NO_GROUPS
   /** Of a group: its stream. */
   source: GroupContents | undefined
+  /** Of a stream. */
+  readonly numbers: StreamNumbers | undefined = this.stream === undefined ? undefined : new StreamNumbers()
   /** Of a group: number of messages that retention removed before they were acknowledged or dead. */
   missed = 0
   /** Of a group: number of acknowledged messages. A message that was moved back to and acknowledged again counts again. */
@@ -99,6 +103,44 @@ export class GroupContents extends Contents {
     if (this.stream === undefined) return this.options
     const { retainAgeMs, retainBytes } = this.options
     return { retainAgeMs, retainBytes, ...this.stream }
+  }
+
+  /** Of a stream: time at which compaction has to look at it; see `StreamNumbers.nextPassMs`. */
+  get nextPassMs(): number {
+    if (this.stream?.compact !== 'key') return Infinity
+    return this.numbers!.nextPassMs(this.next, this.retainedMessages, this.stream.tombstoneAgeMs)
+  }
+
+  /** Of a stream: a pass of compaction is over. It has looked at all messages below `below`. */
+  passDone(below: number, tombstoneMs: number): void {
+    const numbers = this.numbers!
+    numbers.compactedBelow = below
+    numbers.tombstoneMs = tombstoneMs
+    this.dirty = true
+  }
+
+  /** Compaction removes the `count` messages with these indexes from the chunk at `base`. */
+  compactFact(base: number, count: number, indexes: Uint32Array): void {
+    this.releaseIndexes(base, indexes)
+    if (this.pagePosition >= this.appliedFrom) return
+    this.numbers!.compacted += count
+    this.dirty = true
+  }
+
+  override releaseFact(from: number, end: number): void {
+    super.releaseFact(from, end)
+    const { numbers } = this
+    if (numbers === undefined || this.pagePosition >= this.appliedFrom) return
+    numbers.releasedBelow = Math.max(numbers.releasedBelow, Math.min(end, this.next))
+    this.dirty = true
+  }
+
+  /** Of a stream: removes from the set those messages of the chunk at `base` that a group has and has not done. */
+  withoutHeld(base: number, indexes: Uint32Array): void {
+    for (const group of this.groups) {
+      const chunk = group.chunkAt(base)
+      if (chunk !== undefined) for (const index of chunk.liveIndexes()) removeBits(indexes, index, index + 1)
+    }
   }
 
   /** Of a group: every message below this offset is done, dead or missed. */

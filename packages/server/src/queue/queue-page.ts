@@ -75,23 +75,24 @@ const NUMBER_BYTES = 8
 const ALL = 0xffff
 
 /**
- * Layout: u64 next · u64 redelivered below · u64 carried · u16 counters · u16 ended subscriptions · u32 2 if it is a group, 0 otherwise ·
- * u64 each counter · u64 id of each ended subscription · of a group: u64 missed · u64 acknowledged.
+ * Layout: u64 next · u64 redelivered below · u64 carried · u16 counters · u16 ended subscriptions · u32 numbers of the kind ·
+ * u64 each counter · u64 id of each ended subscription · of a group: u64 missed · u64 acknowledged · of a stream: u64 released
+ * below · u64 compacted · u64 compacted below · u64 time of the oldest tombstone.
  */
 export function encodeCountersPage(queue: Queue): Uint8Array {
   const ended = queue.endedSubscriptions
   const isAll = ended[0] === ALL_ENDED
   // Tallied counters have the values of the last tally fact before the page, so that page and facts agree.
   const counts = { ...queue.counts, ...queue.tallied }
-  const numbers = [...COUNTERS.map((name) => counts[name]), ...(isAll ? [] : ended)]
-  if (queue.group !== undefined) numbers.push(queue.missed, queue.ackedCount)
+  const ofKind = numbersOf(queue)
+  const numbers = [...COUNTERS.map((name) => counts[name]), ...(isAll ? [] : ended), ...ofKind]
   const bytes = new Uint8Array(HEAD_BYTES + numbers.length * NUMBER_BYTES)
   writeU64(bytes, 0, queue.next)
   writeU64(bytes, 8, queue.redeliveredBelow)
   writeU64(bytes, 16, queue.carried)
   writeU16(bytes, 24, COUNTERS.length)
   writeU16(bytes, 26, isAll ? ALL : ended.length)
-  writeU32(bytes, 28, queue.group === undefined ? 0 : 2)
+  writeU32(bytes, 28, ofKind.length)
   for (const [index, number] of numbers.entries()) writeU64(bytes, HEAD_BYTES + index * NUMBER_BYTES, number)
   return bytes
 }
@@ -109,9 +110,27 @@ export function restoreCounters(queue: Queue, bytes: Uint8Array, start: number):
   if (ended === ALL) queue.former.restoreEnded([ALL_ENDED])
   else if (ended > 0) queue.former.restoreEnded(numbersAt(bytes, at, ended))
   at += (ended === ALL ? 0 : ended) * NUMBER_BYTES
-  if (readU32(bytes, start + 28) === 0) return
-  queue.missed = readU64(bytes, at)
-  queue.ackedCount = readU64(bytes, at + NUMBER_BYTES)
+  if (readU32(bytes, start + 28) > 0) restoreNumbers(queue, bytes, at)
+}
+
+// The numbers that only a group, or only a stream, has.
+function numbersOf({ group, missed, ackedCount, numbers }: Queue): number[] {
+  if (group !== undefined) return [missed, ackedCount]
+  if (numbers === undefined) return []
+  return [numbers.releasedBelow, numbers.compacted, numbers.compactedBelow, numbers.tombstoneMs]
+}
+
+function restoreNumbers(queue: Queue, bytes: Uint8Array, at: number): void {
+  const { numbers } = queue
+  if (numbers === undefined) {
+    queue.missed = readU64(bytes, at)
+    queue.ackedCount = readU64(bytes, at + NUMBER_BYTES)
+    return
+  }
+  numbers.releasedBelow = readU64(bytes, at)
+  numbers.compacted = readU64(bytes, at + NUMBER_BYTES)
+  numbers.compactedBelow = readU64(bytes, at + 2 * NUMBER_BYTES)
+  numbers.tombstoneMs = readU64(bytes, at + 3 * NUMBER_BYTES)
 }
 
 function readCounts(bytes: Uint8Array, at: number, counters: number): Counts {

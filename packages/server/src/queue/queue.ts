@@ -207,6 +207,7 @@ export class Queue extends GroupContents implements Follower {
   open(nowMs: number): void {
     this.follow(this)
     this.bucket = bucketOf(this.options, nowMs)
+    if (this.numbers !== undefined) this.numbers.passedMs = nowMs
     this.chunks.addUses(this.use)
     this.#former?.open()
     if (this.deadCount > 0) this.moving.list()
@@ -284,14 +285,14 @@ export class Queue extends GroupContents implements Follower {
   }
 
   /**
-   * Time at which the queue has work next: a message is due, expired, past its deadline, or no longer retained. Infinity if
-   * there is no such time. Due or expired messages do not count while some are left, because then each turn calls `advance`
-   * anyway.
+   * Time at which the queue has work next: a message is due, expired, past its deadline, or no longer retained, or compaction
+   * is due. Infinity if there is no such time. Due or expired messages do not count while some are left, because then each turn
+   * calls `advance` anyway.
    */
   get nextDeadline(): number {
     const sweepMs = this.hasMoreExpired ? Infinity : this.#nextSweepMs
     const wakeMs = this.bucket?.wakeMs ?? Infinity
-    const otherMs = Math.min(sweepMs, this.earliestDeadlineMs, this.nextReleaseMs, wakeMs)
+    const otherMs = Math.min(sweepMs, this.earliestDeadlineMs, this.nextReleaseMs, this.nextPassMs, wakeMs)
     return this.hasMoreDue ? otherMs : Math.min(otherMs, this.line.nextWorkMs)
   }
 

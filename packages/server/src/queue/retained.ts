@@ -5,8 +5,9 @@ import {
   addBits,
   countRange,
   hasBit,
+  nextBit,
+  nextGap,
   removeBits,
-  trailingZeros,
 } from './bits.js'
 
 /**
@@ -41,20 +42,12 @@ export class Retained {
 
   /** Index of the first retained message at or after `index`; CHUNK_MESSAGES if there is none. */
   next(index: number): number {
-    for (let at = index; at < CHUNK_MESSAGES; at = (at | 31) + 1) {
-      const word = this.words[at >>> 5]! & (-1 << (at & 31))
-      if (word !== 0) return (at & ~31) + trailingZeros(word)
-    }
-    return CHUNK_MESSAGES
+    return nextBit(this.words, index)
   }
 
   /** Index of the first message at or after `index` that is not retained; at most `end`. */
   endFrom(index: number, end: number): number {
-    for (let at = index; at < end; at = (at | 31) + 1) {
-      const word = ~this.words[at >>> 5]! & (-1 << (at & 31))
-      if (word !== 0) return Math.min(end, (at & ~31) + trailingZeros(word))
-    }
-    return end
+    return Math.min(end, nextGap(this.words, index))
   }
 
   /** The indexes of the retained messages, in order. */

@@ -265,6 +265,11 @@ export class Retention {
     return low === 0 ? 0 : this.numbers[low - 1]! * CHUNK_MESSAGES
   }
 
+  /** The highest number below `number` of a chunk with retained messages; -1 if there is none. */
+  numberBefore(number: number): number {
+    return this.numbers[this.#search(number) - 1] ?? -1
+  }
+
   /** Numbers of the chunks with retained messages that `[from, end)` reaches. */
   numbersIn(from: number, end: number): number[] {
     const first = this.#search(Math.floor(from / CHUNK_MESSAGES))

@@ -5,7 +5,7 @@
  * Invariant: `locate` is the only way from an offset to a place in the log. The log keeps a batch while a message in it is
  * live or retained.
  */
-import { CHUNK_MESSAGES } from './bits.js'
+import { CHUNK_MESSAGES, nextBit, nextGap } from './bits.js'
 import type { Chunk } from './chunk.js'
 import { chunkEndAfter, Chunks } from './chunks.js'
 import type { ChunkSummary } from './cold.js'
@@ -158,11 +158,32 @@ export abstract class Source {
     this.forgetCold(number, summary)
   }
 
+  /**
+   * The messages of the chunk at `base` with these indexes, a set of bits, are no longer kept. The chunk is in memory. In
+   * recovery, the page of a chunk that is still cold contains this fact.
+   */
+  protected releaseIndexes(base: number, indexes: Uint32Array): void {
+    const chunk = this.chunks.retention?.at(base / CHUNK_MESSAGES)
+    if (chunk === undefined || chunk.pagePosition > this.appliedFrom) return
+    for (let from = nextBit(indexes, 0); from < CHUNK_MESSAGES;) {
+      const end = nextGap(indexes, from)
+      this.#releaseRun(chunk, from, end)
+      from = nextBit(indexes, end)
+    }
+    this.#released(chunk)
+  }
+
   #releaseIn(chunk: Chunk, from: number, end: number): void {
     if (chunk.pagePosition > this.appliedFrom) return
+    this.#releaseRun(chunk, Math.max(0, from - chunk.base), end - chunk.base)
+    this.#released(chunk)
+  }
+
+  // Releases the messages in `[from, end)`, which are indexes in the chunk.
+  #releaseRun(chunk: Chunk, from: number, end: number): void {
     const retained = chunk.retained!
-    const last = Math.min(end - chunk.base, chunk.count)
-    for (let index = Math.max(0, from - chunk.base); index < last;) {
+    const last = Math.min(end, chunk.count)
+    for (let index = from; index < last;) {
       const batch = chunk.batches.find(index)
       const batchEnd = Math.min(chunk.batchEnd(batch), last)
       const messages = retained.countIn(index, batchEnd)
@@ -173,8 +194,15 @@ export abstract class Source {
       }
       index = batchEnd
     }
+  }
+
+  #released(chunk: Chunk): void {
+    const retained = chunk.retained!
     this.changed(chunk)
-    if (retained.count > 0) return
+    if (retained.count > 0) {
+      chunk.packRetained()
+      return
+    }
     const isGone = chunk.isOnlyRetained
     chunk.retained = undefined
     this.retention.remove(chunk.number)

@@ -79,6 +79,10 @@ export class Checkpoints {
   #marked: Marked | undefined
   /** Low-water mark: recovery needs nothing before this position. */
   lowWater: number
+  /** Number of checkpoints that have begun since the broker started. */
+  begun = 0
+  /** Whether a checkpoint is to begin because many changed chunks are in memory. */
+  isWanted = false
   /** Unchanged pages before this position are appended again. */
   evacuateBefore = 0
   /** The low-water mark that another checkpoint would reach, while the log uses too much space; otherwise 0. */
@@ -117,9 +121,12 @@ export class Checkpoints {
     if (this.#running === undefined) {
       if (this.#finished !== undefined) return false
       const isDue =
-        this.#tail.appendedBytes - this.#startedAtBytes >= this.#dueBytes &&
-        this.#newBytes - this.#startedAtNewBytes >= this.#dueBytes * NEW_SHARE
+        this.isWanted ||
+        (this.#tail.appendedBytes - this.#startedAtBytes >= this.#dueBytes &&
+          this.#newBytes - this.#startedAtNewBytes >= this.#dueBytes * NEW_SHARE)
       if (!isDue && (!this.#freesEnough(this.wantedLowWater) || this.markFrees)) return false
+      this.begun++
+      this.isWanted = false
       this.#startedAtBytes = this.#tail.appendedBytes
       this.#startedAtWritten = this.#writtenBytes
       this.#startedAtNewBytes = this.#newBytes

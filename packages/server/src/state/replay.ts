@@ -35,6 +35,7 @@ import {
   decodeDefinition,
   decodeDefinitionPage,
   keysIn,
+  wordsIn,
   readFacts,
   readSeed,
   restoreCounters,
@@ -471,11 +472,6 @@ export class Replay {
       case FACT.release:
         this.#applyRelease(queue, offset, fact.timeMs, position)
         break
-      case FACT.enter:
-      case FACT.position:
-      case FACT.miss:
-        applyToGroup(queue, fact)
-        break
       case FACT.ended:
         if (queue.pagePosition < position && queue.former.end(offset)) queue.dirty = true
         break
@@ -483,7 +479,7 @@ export class Replay {
         this.#state.removeQueue(queue)
         break
       default:
-        if (fact.kind === FACT.hand) break
+        if (fact.kind === FACT.hand || applyOfStream(queue, fact)) break
         throw new Error(`The fact at position ${position} has the unknown kind ${fact.kind}.`)
     }
     queue.appliedFrom = Infinity
@@ -525,16 +521,26 @@ const RANGES: ReadonlySet<number> = new Set([
   FACT.move,
   FACT.carry,
 ])
-const SINGLES: ReadonlySet<number> = new Set([FACT.retry, FACT.dead, FACT.redrive, FACT.reschedule])
+const SINGLES: ReadonlySet<number> = new Set([
+  FACT.retry,
+  FACT.dead,
+  FACT.redrive,
+  FACT.reschedule,
+  FACT.compact,
+])
 
 function isRetained({ kind, death }: Fact): boolean {
   return kind === FACT.ack && death === RETAINED
 }
 
-function applyToGroup(group: Queue, { kind, death, offset, count, timeMs, text }: Fact): void {
-  if (kind === FACT.enter) group.enterFact(offset, timeMs, keysIn(text), death === SKIPPED)
-  else if (kind === FACT.position) group.moveFact(offset)
-  else group.missFact(offset, count)
+// Applies a fact that only streams and their groups have. Returns false if it is another fact.
+function applyOfStream(queue: Queue, { kind, death, offset, count, timeMs, text }: Fact): boolean {
+  if (kind === FACT.compact) queue.compactFact(offset, count, wordsIn(text))
+  else if (kind === FACT.enter) queue.enterFact(offset, timeMs, keysIn(text), death === SKIPPED)
+  else if (kind === FACT.position) queue.moveFact(offset)
+  else if (kind === FACT.miss) queue.missFact(offset, count)
+  else return false
+  return true
 }
 
 interface PrecedingFacts {

@@ -93,6 +93,16 @@ export class Space {
     this.#wake = wake
   }
 
+  /** Number of checkpoints that have begun since the broker started. */
+  get checkpoints(): number {
+    return this.#checkpoints.begun
+  }
+
+  /** Lets a checkpoint begin as soon as no other one is under way. */
+  set isCheckpointWanted(isWanted: boolean) {
+    this.#checkpoints.isWanted = isWanted
+  }
+
   /** Must be called only while every applied fact is in the open entry. */
   step(nowMs: number): void {
     if (this.#checkpoints.step(nowMs)) this.#wake()

@@ -18,7 +18,7 @@ import {
   type ErrorCode,
   durationText,
 } from '@sluice/protocol'
-import { ID_WORDS, hashId, hashKey, type Seed, type Traits } from '../queue/index.js'
+import { ID_WORDS, hashId, hashKey, type Seed, type StreamRules, type Traits } from '../queue/index.js'
 
 /** Record flags of these options. */
 const ANY_TRAIT =
@@ -211,14 +211,17 @@ export function checkTraits(bytes: Uint8Array, at: number, count: number, nowMs:
 }
 
 /**
- * Checks that the messages, with these options, can be in a stream.
- * @throws SluiceError OPTION_UNSUPPORTED with the message and the option
+ * Checks that the messages can be in a stream. Without `traits`, no message has an option.
+ * @throws SluiceError OPTION_UNSUPPORTED with the message and the option; KEY_REQUIRED with the message
  */
 export function checkStreamTraits(
-  stream: string,
-  { priorities, dues, expiries }: Traits,
+  { name: stream, stream: rules }: { readonly name: string; readonly stream: StreamRules | undefined },
+  traits: Traits | undefined,
   count: number,
 ): void {
+  if (rules?.compact === 'key') checkKeys(stream, traits, count)
+  if (traits === undefined) return
+  const { priorities, dues, expiries } = traits
   for (let index = 0; index < count; index++) {
     const option =
       dues[index] !== 0 ? 'delay' : priorities[index] !== 0 ? 'priority' : expiries[index] !== 0 ? 'ttl' : ''
@@ -229,6 +232,20 @@ export function checkStreamTraits(
     )
   }
 }
+
+// @throws SluiceError KEY_REQUIRED
+function checkKeys(stream: string, traits: Traits | undefined, count: number): void {
+  const keys = traits?.isKeyed === true ? traits.keys : NO_KEYS
+  for (let index = 0; index < count; index++) {
+    if (((keys[index * 2] ?? 0) | (keys[index * 2 + 1] ?? 0)) !== 0) continue
+    throw new SluiceError(
+      'KEY_REQUIRED',
+      `Message ${index} has no \`key\`; the stream ${stream} keeps the newest message of each key.`,
+    )
+  }
+}
+
+const NO_KEYS = new Uint32Array(0)
 
 function timeText(ms: number): string {
   return new Date(ms).toISOString()
