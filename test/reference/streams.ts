@@ -7,6 +7,7 @@
 import {
   GROUP_OPTIONS,
   QUEUE_COUNTERS,
+  STREAM_OPTION_DEFAULTS,
   groupName,
   queueName,
   streamOfGroup,
@@ -242,13 +243,15 @@ export class Streams {
     this.#bench.count('messages released by retention', gone.length)
     stream.messages = stream.messages.slice(gone.length)
     const { retainAgeMs, retainBytes } = product.options
+    const { compact, tombstoneAgeMs, ...others } = product.stream!
     same(
       `the stream ${name}`,
       {
         next: product.next,
         kept: product.retainedMessages,
         duplicates: product.counts.duplicates,
-        limits: { retainAgeMs, retainBytes, ...product.stream },
+        limits: { retainAgeMs, retainBytes, ...others },
+        compaction: [compact, tombstoneAgeMs],
         window: [product.options.dedupWindowMs, product.options.dedupMaxIds],
       },
       {
@@ -256,6 +259,8 @@ export class Streams {
         kept: stream.messages.length,
         duplicates: counters.duplicates,
         limits,
+        // This world has no compaction.
+        compaction: ['none', STREAM_OPTION_DEFAULTS.tombstoneAgeMs],
         window: [options.dedupWindowMs, options.dedupMaxIds],
       },
     )
