@@ -84,6 +84,8 @@ export interface BrokerOptions {
   readonly excessMax?: number
   /** Maximum number of due and expired messages that one turn handles, for all queues together. Default: 8,192. */
   readonly dueMax?: number
+  /** See `TurnOptions`. */
+  readonly enteredMax?: number
   /** Receives each command and its answer; only tests set this option. */
   readonly observer?: Observer | undefined
 }

@@ -2,7 +2,7 @@
  * The work of one turn for messages whose time has come does not grow with the number of these messages. The tests count
  * messages, not milliseconds.
  */
-import { queueName, type QueueOptions } from '@sluice/protocol'
+import { queueName, type QueueName, type QueueOptions } from '@sluice/protocol'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Queue } from '../queue/index.js'
 import { Schedule } from '../queue/schedule.js'
@@ -10,6 +10,7 @@ import { Bench, Q, type BenchOptions, type Message } from '../testing/bench.js'
 
 const DUE_MAX = 8_192
 const COUNT = 20_000
+const STREAM = queueName('clicks')
 /** Numbers of messages that are handled in the turns after all of `COUNT` messages have come to their time. */
 const SLICES = [DUE_MAX, DUE_MAX, COUNT - 2 * DUE_MAX]
 
@@ -49,6 +50,7 @@ async function turns(bench: Bench, count: () => number): Promise<number[]> {
   throw new Error('the turns do not end')
 }
 
+const sum = (numbers: readonly number[]): number => numbers.reduce((total, each) => total + each, 0)
 const positive = (count: number): boolean => count > 0
 
 it('makes a limited number of due messages with keys ready in a turn, and keeps the order', async () => {
@@ -288,4 +290,38 @@ describe('in each turn more messages arrive than it may handle', () => {
     // Expired messages are searched once a second, which is after ten turns.
     expect(most).toBeLessThan(30 * arriving)
   })
+})
+
+it('lets a limited number of messages enter groups in a turn, and groups take turns', async () => {
+  const enteredMax = 256
+  const stepMax = 128
+  const bench = await new Bench({ segmentBytes: 8 << 20, enteredMax }).open()
+  bench.broker.turn.begin()
+  bench.broker.streams.ensure({ name: STREAM, options: {}, update: true })
+  const groups = ['a', 'b', 'c'].map((name) => {
+    const address = `${STREAM}@${name}` as QueueName
+    bench.broker.groups.ensure({ name: address, options: {}, update: true, from: 'first' })
+    return bench.broker.catalog.queue(address)
+  })
+  await bench.publish(
+    many(2_000, () => ({ key: 'k' })),
+    STREAM,
+  )
+  await bench.fill(100_000)
+  const workers = groups.map(({ name }) => bench.consume(1_000, { name: name as QueueName }))
+  const entered = (): number[] => groups.map(({ next }) => next)
+  let last = entered()
+  const behind: number[] = []
+  const counted = await turns(bench, () => {
+    const now = entered()
+    const count = sum(now) - sum(last)
+    last = now
+    if (count > 0) behind.push(Math.max(...now) - Math.min(...now))
+    return count
+  })
+  expect(Math.max(...counted)).toBeLessThan(enteredMax + stepMax)
+  expect(last).toEqual([2_000, 2_000, 2_000])
+  expect(Math.max(...behind)).toBeLessThan(enteredMax + stepMax)
+  expect(workers.map(({ offsets }) => offsets)).toEqual([[0], [0], [0]])
+  bench.broker.audit()
 })

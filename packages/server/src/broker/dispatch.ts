@@ -179,7 +179,7 @@ export class Dispatcher {
   // Delivers until credit, messages or loaded blocks run out. Returns the position in the log that must be loaded before
   // the delivery can continue; -1 if nothing must be loaded. @throws SluiceError CORRUPT
   #serve(queue: Queue, progress: Progress): number {
-    const { nowMs, budget } = this.#turn
+    const { nowMs, budget, enterBudget } = this.#turn
     const run = this.#run
     const { bucket } = queue
     if (bucket !== undefined) bucket.wakeMs = Infinity
@@ -189,6 +189,7 @@ export class Dispatcher {
     // Number of consecutive subscriptions that could not take the next message. The loop ends when no subscription
     // could take it.
     let passed = 0
+    let hasEntered = false
     while (passed < served) {
       const subscription = subscriptions[progress.nextSubscription % served]!
       progress.nextSubscription = (progress.nextSubscription + 1) % served
@@ -206,9 +207,14 @@ export class Dispatcher {
       }
       const isFound = queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, nowMs, run, budget)
       if (queue.isBehind && (!isFound || this.#feeds.precedes(queue, run))) {
-        const position = this.#feeds.enter(queue)
+        if (enterBudget.left <= 0) {
+          this.#turn.continueEntering(queue, hasEntered)
+          return -1
+        }
+        const position = this.#feeds.enter(queue, enterBudget)
         if (position >= 0) return position
         if (position === ENTERED) {
+          hasEntered = true
           passed = 0
           continue
         }

@@ -18,6 +18,7 @@ import {
   chunkEndAfter,
   emptyLocation,
   hashKey,
+  type Budget,
   type Queue,
   type Run,
 } from '../queue/index.js'
@@ -66,10 +67,11 @@ export class Feeds {
   }
 
   /**
-   * Lets the next messages enter. Returns `ENTERED`, `NOTHING_ENTERS`, or the position in the log that must be loaded before.
+   * Lets the next messages enter, and takes their number from `budget`. Messages that are skipped at once count as one. Returns
+   * `ENTERED`, `NOTHING_ENTERS`, or the position in the log that must be loaded before.
    * @throws SluiceError CORRUPT
    */
-  enter(group: Queue): number {
+  enter(group: Queue, budget: Budget): number {
     if (!group.isBehind || group.live - group.deadCount >= Feeds.heldMax) return NOTHING_ENTERS
     const stream = group.source as Queue
     const { next } = group
@@ -77,14 +79,15 @@ export class Feeds {
     const chunk = stream.heldChunk(next)
     const end = Math.min(chunkEndAfter(next), stream.next)
     if (chunk === undefined) {
+      budget.left--
       group.enter(end, undefined, true)
       return ENTERED
     }
-    return this.#enterFrom(group, stream, end)
+    return this.#enterFrom(group, stream, end, budget)
   }
 
   // Adds batch by batch, as long as their blocks are in memory, up to `end`, which is in the same chunk as the next message.
-  #enterFrom(group: Queue, stream: Queue, end: number): number {
+  #enterFrom(group: Queue, stream: Queue, end: number, budget: Budget): number {
     const location = this.#location
     const fromMs = group.group!.fromMs
     const from = group.next
@@ -96,6 +99,7 @@ export class Feeds {
       stream.locate(at, location)
       if (location.publishedAtMs < fromMs) {
         if (at > from) break
+        budget.left--
         group.enter(Math.min(location.batchEnd, end), undefined, true)
         return ENTERED
       }
@@ -129,6 +133,7 @@ export class Feeds {
       if (at >= from + KEYED_MAX) break
     }
     if (isKeyed && at > from + KEYED_MAX) at = from + KEYED_MAX
+    budget.left -= at - from
     group.enter(at, isKeyed ? Uint32Array.from(words.slice(0, 2 * (at - from))) : undefined, false)
     return ENTERED
   }

@@ -16,12 +16,19 @@ import { Timers } from './timers.js'
  * ready, and expired messages that are removed. Handling 8,192 messages takes about 10 ms.
  */
 const DUE_MAX = 8_192
+/**
+ * Maximum number of messages that enter groups in one turn, for all groups together, apart from those of one more step. A
+ * message with a key takes about 2 µs.
+ */
+const ENTERED_MAX = 8_192
 
 export interface TurnOptions {
   readonly now: () => number
   readonly defer: (endTurn: () => void) => void
   /** Tests use a smaller value than DUE_MAX. */
   readonly dueMax?: number
+  /** Tests use a smaller value than ENTERED_MAX. */
+  readonly enteredMax?: number
   readonly observer?: Observer | undefined
 }
 
@@ -50,10 +57,14 @@ export class Turn {
   readonly #options: TurnOptions
   readonly #timers = new Timers()
   readonly #active: Queue[] = []
+  /** The group that used up `enterBudget` and has more to deliver. */
+  #unfinished: Queue | undefined
   /** Queues with messages whose time has come and that earlier turns have not handled. */
   readonly #behind = new Set<Queue>()
   readonly #dueMax: number
   readonly budget: Budget
+  readonly #enteredMax: number
+  readonly enterBudget: Budget
   /** Number of messages that were accepted since `continueDue` was last called and can have a due or expiry time. */
   #accepted = 0
   #parts!: TurnParts
@@ -65,6 +76,8 @@ export class Turn {
     this.nowMs = nowMs
     this.#dueMax = options.dueMax ?? DUE_MAX
     this.budget = { left: this.#dueMax }
+    this.#enteredMax = options.enteredMax ?? ENTERED_MAX
+    this.enterBudget = { left: this.#enteredMax }
   }
 
   /** Called once, before any queue changes. */
@@ -111,6 +124,7 @@ export class Turn {
     if (this.#isStopped) return false
     this.begin()
     this.budget.left = this.#dueMax
+    this.enterBudget.left = this.#enteredMax
     return true
   }
 
@@ -164,6 +178,18 @@ export class Turn {
       queue.active = false
       each(queue)
     }
+    const unfinished = this.#unfinished
+    this.#unfinished = undefined
+    if (unfinished !== undefined) this.activate(unfinished)
+  }
+
+  /**
+   * Called while `eachActive` runs, when `enterBudget` is used up and the group may have more to deliver. A later turn
+   * continues. The group that used up the budget follows those that got none of it, so that groups take turns.
+   */
+  continueEntering(group: Queue, hasEntered: boolean): void {
+    if (hasEntered) this.#unfinished = group
+    else this.activate(group)
   }
 
   /**

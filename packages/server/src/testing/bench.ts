@@ -180,6 +180,7 @@ export interface BenchOptions {
   readonly producersMax?: number
   /** Number of messages whose time has come that one turn handles. */
   readonly dueMax?: number
+  readonly enteredMax?: number
   /** Whether the bench keeps a copy of the log from before each entry, as the next broker would find it. */
   readonly keepsSnapshots?: boolean
   /**
