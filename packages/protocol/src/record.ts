@@ -315,14 +315,14 @@ export interface RecordLayout {
   readonly payloadAt: number
 }
 
-/** The layout of a record, which must have passed `checkRecords`. */
-export function recordLayout(record: Uint8Array): RecordLayout {
-  const flags = recordFlags(record, 0)
-  let keyAt = RECORD_HEADER_BYTES
+/** The layout of the record at `at`, which must have passed `checkRecords`. */
+export function recordLayout(record: Uint8Array, at = 0): RecordLayout {
+  const flags = recordFlags(record, at)
+  let keyAt = at + RECORD_HEADER_BYTES
   for (const flag of TIME_FLAGS) if (flags & flag) keyAt += RECORD_TIME_BYTES
   const idAt = flags & RECORD_FLAG.key ? keyAt + 1 + record[keyAt]! : keyAt
   const headersAt = flags & RECORD_FLAG.id ? idAt + 1 + record[idAt]! : idAt
-  return { keyAt, idAt, headersAt, payloadAt: recordPayloadAt(record, 0) }
+  return { keyAt, idAt, headersAt, payloadAt: recordPayloadAt(record, at) }
 }
 
 /** Positions of the parts of a header. The whole header is `[at, valueEnd)` of its record. */

@@ -33,7 +33,8 @@ import {
 import type { Moves } from './moves.js'
 import { observed, type Observer } from './observer.js'
 import { fittedRecord } from './origin.js'
-import { matchesState, matchesRecord, needsRecord, redrivesOf, type Records } from './records.js'
+import { RecordFilter } from './record-filter.js'
+import { matchesState, redrivesOf, type Records } from './records.js'
 import type { ColdChunks } from '../state/cold-chunks.js'
 import type { Turn } from './turn.js'
 
@@ -97,13 +98,14 @@ export class Operator {
   async #peek(request: PeekRequest, caller: Caller, bytesMax: number): Promise<PeekPage> {
     const queue = this.#state.consumable(request.name)
     const pageBytesMax = Math.min(PAGE_BYTES, bytesMax - PAGE_HEAD_BYTES)
+    const filter = new RecordFilter(request.filter)
     const messages: PeekedMessage[] = []
     let bytes = 0
     let examined = 0
     for (const offset of offsetsFrom(queue, request.from)) {
       if (messages.length === request.limit || bytes >= PAGE_BYTES || ++examined > EXAMINED_MAX)
         return { messages: held(queue, messages), next: offset }
-      if (examined % EXAMINED_IN_TURN === 0) await this.#requests.pause(caller)
+      if (examined % EXAMINED_IN_TURN === 0 || filter.endsTurn()) await this.#requests.pause(caller)
       const state = queue.stateAt(offset, this.#turn.nowMs)
       if (state === undefined || (request.state !== undefined && state !== request.state)) continue
       while (queue.chunks.isCold(offset)) {
@@ -114,7 +116,7 @@ export class Operator {
       if (!this.#matchesState(queue, offset, request.filter)) continue
       const record = await this.#records.read(queue, offset)
       this.#requests.resume(caller)
-      if (record === undefined || !matchesRecord(request.filter, record)) continue
+      if (record === undefined || !filter.matches(record, 0)) continue
       const found = this.#peeked(queue, offset, record)
       if (found === undefined || (request.state !== undefined && found.state !== request.state)) continue
       const fitted = fittedRecord(record, bytesMax - PAGE_HEAD_BYTES - PEEKED_HEAD_BYTES)
@@ -221,6 +223,7 @@ export class Operator {
   ): Promise<Counts & { matched: number; next: number | null } & CutShort> {
     return this.#requests.run(caller, async () => {
       const { filter, limit, from, name, to } = request
+      const recordFilter = new RecordFilter(filter)
       const queue = this.#state.consumable(name)
       if (to !== undefined) this.#state.queue(to)
       if (to === name) throw sameQueue('REDRIVE', name)
@@ -232,16 +235,20 @@ export class Operator {
         for (const offset of offsets ?? deadFrom(queue, from)) {
           next = offset
           if (matched === limit || ++examined > EXAMINED_MAX) return { ...counts, matched, next }
-          if (examined % EXAMINED_IN_TURN === 0) await this.#requests.pause(caller)
+          if (examined % EXAMINED_IN_TURN === 0 || recordFilter.endsTurn()) await this.#requests.pause(caller)
           if (queue.deadAt(offset) === undefined || !this.#matchesState(queue, offset, filter)) continue
           const read = async (): Promise<Uint8Array | undefined> => {
             const record = await this.#records.read(queue, offset)
             this.#requests.resume(caller)
             return record
           }
-          if (needsRecord(filter)) {
+          if (recordFilter.needsRecord) {
             const record = await read()
-            if (record === undefined || queue.deadAt(offset) === undefined || !matchesRecord(filter, record))
+            if (
+              record === undefined ||
+              queue.deadAt(offset) === undefined ||
+              !recordFilter.matches(record, 0)
+            )
               continue
           }
           await act(queue, offset, read)

@@ -13,7 +13,7 @@ import {
 } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { fittedRecord, movedBatch, type Origin } from './origin.js'
-import { matchesRecord } from './records.js'
+import { RecordFilter } from './record-filter.js'
 import { runs } from '../../../../test/amount.js'
 
 interface Parts {
@@ -188,17 +188,20 @@ describe('a moved record', () => {
     const key = Buffer.alloc(255, 255)
     const copy = moved(recordOf({ key, id: key }))
     expectKept(copy, { key, id: key })
-    expect(matchesRecord({ key: '\u{fffd}'.repeat(255) }, copy)).toBe(false)
+    expect(new RecordFilter({ key: '\u{fffd}'.repeat(255) }).matches(copy, 0)).toBe(false)
     expect(
-      matchesRecord({ key: 'k', id: 'i' }, recordOf({ key: Buffer.from('k'), id: Buffer.from('i') })),
+      new RecordFilter({ key: 'k', id: 'i' }).matches(
+        recordOf({ key: Buffer.from('k'), id: Buffer.from('i') }),
+        0,
+      ),
     ).toBe(true)
-    expect(matchesRecord({ key: 'k' }, recordOf({ id: Buffer.from('k') }))).toBe(false)
+    expect(new RecordFilter({ key: 'k' }).matches(recordOf({ id: Buffer.from('k') }), 0)).toBe(false)
     const twice = [
       ['h', 'a'],
       ['h', 'b'],
     ].map((pair) => pair.map((text) => Buffer.from(text)) as [Buffer, Buffer])
-    expect(matchesRecord({ headers: { h: 'b' } }, recordOf({ headers: twice }))).toBe(true)
-    expect(matchesRecord({ headers: { h: 'a' } }, recordOf({ headers: twice }))).toBe(false)
+    expect(new RecordFilter({ headers: { h: 'b' } }).matches(recordOf({ headers: twice }), 0)).toBe(true)
+    expect(new RecordFilter({ headers: { h: 'a' } }).matches(recordOf({ headers: twice }), 0)).toBe(false)
   })
 })
 

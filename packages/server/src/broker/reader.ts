@@ -5,9 +5,10 @@
  * Invariant: every matching message before `next` was delivered or counted as missed. What the client was
  * sent and has not given back is within its credit, except for a single over-large message.
  */
-import type { ReadFilter, ReadRequest, SluiceError } from '@sluice/protocol'
+import type { ReadRequest, SluiceError } from '@sluice/protocol'
 import type { Delivery, Queue } from '../queue/index.js'
 import { RecordCursor } from './record-cursor.js'
+import { RecordFilter } from './record-filter.js'
 
 /** Receives the deliveries and events of a reader. Everything is sent to the client in this order. */
 export interface ReaderSink {
@@ -28,7 +29,7 @@ export class Reader {
   readonly channel: number
   readonly queue: Queue
   readonly sink: ReaderSink
-  readonly filter: ReadFilter | undefined
+  readonly filter: RecordFilter | undefined
   /** The reader ends before this offset; Infinity if it follows the stream. */
   readonly end: number
   /** Offset of the next message to look at. */
@@ -63,7 +64,7 @@ export class Reader {
     this.channel = channel
     this.queue = queue
     this.sink = sink
-    this.filter = filter
+    this.filter = filter === undefined ? undefined : new RecordFilter(filter)
     this.end = Math.min(until ?? Infinity, follow ? Infinity : queue.next)
     this.next = next
     this.fromMs = fromMs

@@ -198,6 +198,23 @@ describe('a reader', () => {
     expect(turns).toBeGreaterThan(2)
   })
 
+  it('examines fewer messages in one turn if its filter takes longer', async () => {
+    const bench = await new Bench({ ...SMALL, segmentBytes: 8 << 20 }).open()
+    ensureStream(bench)
+    const headers = Object.fromEntries(upTo(64).map((at) => [`h${at}`, 'v']))
+    await write(
+      bench,
+      many(1_000, () => ({ bodyBytes: 20, headers })),
+    )
+    const client = new Client(bench, { filter: { headers: { ...headers, h63: 'other' } } })
+    for (let before = 0; !client.isEnd; before = client.reader.next) {
+      bench.endTurns()
+      await new Promise(setImmediate)
+      expect(client.reader.next - before).toBeLessThan(200)
+    }
+    expect(client.offsets).toEqual([])
+  })
+
   it('reads cold chunks, also after a restart and when several readers are at different positions', async () => {
     const bench = await filled(12 * CHUNK_MESSAGES)
     await bench.fill(40_000)

@@ -7,17 +7,19 @@
  * Invariant: one step examines a limited number of messages for all readers together. A message is delivered before its
  * batch is on disk only through the gate of its turn.
  */
-import { SluiceError, recordSize, viewBytes, type ReadRequest } from '@sluice/protocol'
+import { SluiceError, recordSize, type ReadRequest } from '@sluice/protocol'
 import { holdsBatch, type Block, type Blocks } from '../log/blocks.js'
 import { CHUNK_MESSAGES, emptyRun, type Delivery, type Queue } from '../queue/index.js'
 import type { ColdChunks } from '../state/cold-chunks.js'
 import type { State } from '../state/state.js'
 import { Reader, type ReaderSink } from './reader.js'
-import { matchesRecord } from './records.js'
 import type { Turn } from './turn.js'
 import type { UnusedQueues } from './unused-queues.js'
 
-/** Cost of the messages that all readers together may examine in one turn. A filtered message costs `FILTER_COST`. */
+/**
+ * Cost of the messages that all readers together may examine in one turn. A filtered message costs `FILTER_COST` and the
+ * steps of its comparison.
+ */
 const STEP_COST_MAX = 64 * 1024
 const FILTER_COST = 16
 const NOTHING_TO_LOAD = -1
@@ -272,9 +274,11 @@ export class Readers {
     return hasRoom
   }
 
-  #matches(reader: Reader, bytes: Uint8Array, at: number): boolean {
-    this.#costLeft -= FILTER_COST
-    return matchesRecord(reader.filter!, viewBytes(bytes, at, at + recordSize(bytes, at)))
+  #matches({ filter }: Reader, bytes: Uint8Array, at: number): boolean {
+    const before = filter!.steps
+    const isMatch = filter!.matches(bytes, at)
+    this.#costLeft -= FILTER_COST + filter!.steps - before
+    return isMatch
   }
 
   // Starts to load the block that the reader needs after `block`, while `block` is being delivered.

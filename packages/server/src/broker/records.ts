@@ -1,5 +1,5 @@
 /**
- * Finds single records by offset, in memory or on disk, and matches records with a filter. Called for dead-letter
+ * Finds single records by offset, in memory or on disk, and matches the state of messages with a filter. Called for dead-letter
  * routing and for requests about single messages.
  */
 import {
@@ -88,11 +88,6 @@ export interface FilteredState {
   readonly timeMs: number
 }
 
-/** Whether the filter checks parts of the record. */
-export function needsRecord({ key, id, headers }: MessageFilter): boolean {
-  return key !== undefined || id !== undefined || headers !== undefined
-}
-
 /** Whether the state of a message matches the filter. */
 export function matchesState(
   filter: MessageFilter,
@@ -107,40 +102,13 @@ export function matchesState(
   return youngerThanMs === undefined || nowMs - timeMs <= youngerThanMs
 }
 
-/**
- * Whether a record matches the filter. Keys, ids and headers are compared as bytes, because different byte strings that
- * are not valid UTF-8 can decode to the same text.
- */
-export function matchesRecord({ key, id, headers }: MessageFilter, record: Uint8Array): boolean {
-  const layout = recordLayout(record)
-  const { keyAt, idAt, headersAt } = layout
-  if (key !== undefined && !isText(record, keyAt + 1, idAt, key)) return false
-  if (id !== undefined && !isText(record, idAt + 1, headersAt, id)) return false
-  return Object.entries(headers ?? {}).every(([name, value]) => {
-    let has = false
-    for (const { nameAt, nameEnd, valueAt, valueEnd } of recordHeaders(record, layout))
-      if (isText(record, nameAt, nameEnd, name)) has = isText(record, valueAt, valueEnd, value)
-    return has
-  })
-}
-
-// Whether `record[start, end)` is equal to `text`. For an option that the record does not have, `end` is less than
-// `start`.
-function isText(record: Uint8Array, start: number, end: number, text: string): boolean {
-  return start <= end && viewBuffer(record, start, end).equals(Buffer.from(text))
-}
-
-function viewBuffer(bytes: Uint8Array, start: number, end: number): Buffer {
-  return Buffer.from(bytes.buffer, bytes.byteOffset + start, end - start)
-}
-
 /** Returns how often a message was redriven, in all queues that it has been in. */
 export function redrivesOf(queue: Queue, offset: number, record: Uint8Array): number {
   const here = queue.redriveHistory(offset).redrives
   if ((recordFlags(record, 0) & RECORD_FLAG.headers) === 0) return here
   let before = 0
   for (const { nameAt, nameEnd, valueAt, valueEnd } of recordHeaders(record, recordLayout(record))) {
-    if (isText(record, nameAt, nameEnd, ORIGIN_HEADERS.redrives))
+    if (readText(record, nameAt, nameEnd) === ORIGIN_HEADERS.redrives)
       before = Number(readText(record, valueAt, valueEnd))
   }
   return here + (Number.isSafeInteger(before) && before > 0 ? before : 0)

@@ -21,7 +21,8 @@ import {
 } from './disk-requests.js'
 import type { Intake } from './intake.js'
 import { movedBatch, type Origin } from './origin.js'
-import { matchesRecord, matchesState, needsRecord, type Records } from './records.js'
+import { RecordFilter } from './record-filter.js'
+import { matchesState, type Records } from './records.js'
 import type { Turn } from './turn.js'
 
 /** Maximum size of the records that one page reads, in bytes. The page ends after the record that reaches it. */
@@ -78,10 +79,11 @@ export class Replays {
   }
 
   async #run(page: Page, queue: Queue, request: ReplayRequest, caller: Caller): Promise<void> {
-    const { limit, dryRun, filter } = request
+    const { limit, dryRun } = request
+    const filter = new RecordFilter(request.filter)
     for (let examined = 1; page.next < page.end; examined++) {
       if (examined > EXAMINED_MAX || page.readBytes >= REPLAY_BYTES_MAX) return
-      if (examined % EXAMINED_IN_TURN === 0) await this.#requests.pause(caller)
+      if (examined % EXAMINED_IN_TURN === 0 || filter.endsTurn()) await this.#requests.pause(caller)
       // Without this check, a page of a deleted queue would look like the last page.
       if (!this.#state.has(queue))
         throw new SluiceError('QUEUE_NOT_FOUND', `The queue ${queue.name} was deleted.`)
@@ -95,10 +97,10 @@ export class Replays {
       else if (page.matched === limit) {
         page.next = offset
         return
-      } else if (dryRun && !needsRecord(filter)) {
+      } else if (dryRun && !filter.needsRecord) {
         page.matched++
         page.next = offset + 1
-      } else await this.#take(page, queue, offset, request, caller)
+      } else await this.#take(page, queue, offset, request, filter, caller)
     }
   }
 
@@ -118,6 +120,7 @@ export class Replays {
     queue: Queue,
     offset: number,
     request: ReplayRequest,
+    filter: RecordFilter,
     caller: Caller,
   ): Promise<void> {
     const publishedMs = queue.publishedAt(offset)
@@ -126,7 +129,7 @@ export class Replays {
     // The message can have been released during the read. The next message is searched from this offset.
     if (record === undefined || !this.#state.has(queue)) return
     page.readBytes += record.length
-    if (matchesRecord(request.filter, record)) {
+    if (filter.matches(record, 0)) {
       if (!request.dryRun) this.#publish(record, { queue: queue.name, offset, publishedMs }, request)
       page.matched++
     }
