@@ -16,7 +16,6 @@ export interface ClientParts {
   readonly turn: Turn
   readonly deadlines: Deadlines
   readonly timeoutMs: number
-  readonly retired: Set<Consumer>
   readonly producer: Producer
   readonly events: Events
   readonly isClosed: () => boolean
@@ -31,7 +30,7 @@ export class ClientSession implements Session {
   readonly timeoutMs: number
   readonly isolation = new Isolation()
   readonly orphans = new Orphans()
-  readonly retired: Set<Consumer>
+  readonly retired = new Set<Consumer>()
   readonly replies: Replies
   readonly #parts: ClientParts
 
@@ -40,7 +39,6 @@ export class ClientSession implements Session {
     this.turn = parts.turn
     this.deadlines = parts.deadlines
     this.timeoutMs = parts.timeoutMs
-    this.retired = parts.retired
     this.replies = new Replies(this, parts.producer)
   }
 

@@ -3,10 +3,10 @@
  * connection, the producer sends its unanswered batches first (see `Link`), and then the consumers subscribe.
  */
 import { durationText, isTopicAddress, SluiceError, Timer } from '@sluice/protocol'
-import { addAbortListener, removeAbortListener } from './aborts.js'
 import { nextTurn } from './awaiting.js'
 import { ClientSession } from './client-session.js'
 import type { Connection } from './connection.js'
+import { Consumers } from './consumers.js'
 import { DeadLetters } from './dead.js'
 import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
@@ -40,18 +40,15 @@ import {
 import { noConnection } from './outcomes.js'
 import { Producer } from './producer.js'
 import { publishBatchToQueue, publishEach } from './publishing.js'
-import { Pullers } from './pull.js'
 import { Queues } from './queues.js'
 import type { RequestCall } from './replies.js'
 import { Requests } from './requests.js'
-import { checkBody, pullThrough, Reader, ReadStream, type Schema } from './schema.js'
+import { checkBody, type Schema } from './schema.js'
 import type { Dispatch, Receipt } from './sending.js'
 import { Schedules } from './schedules.js'
-import { StreamReader } from './reader.js'
-import { MessageStream, type MessageIterator } from './stream.js'
+import type { MessageIterator } from './stream.js'
 import { Groups } from './stream-groups.js'
 import { readSettings, Streams, type MessageReader, type ReadOptions } from './streams.js'
-import type { Consumer } from './session.js'
 import { Subscribers, type SubscribeOptions, type Subscriber } from './subscriber.js'
 import { StepDraft, type Transaction } from './transaction.js'
 import {
@@ -67,8 +64,7 @@ import {
 } from './topics.js'
 import type { Dial } from './transport.js'
 import { Turn } from './turn.js'
-import type { BatchHandler, ConsumingWorker, Handler, Worker } from './worker.js'
-import { workerOf } from './workers.js'
+import type { BatchHandler, Handler, Worker } from './worker.js'
 
 let check: (sluice: Sluice) => void
 
@@ -111,11 +107,7 @@ export class Sluice {
   readonly #turn: Turn
   readonly #producer: Producer
   readonly #session: ClientSession
-  readonly #consumers = new Set<Consumer>()
-  readonly #retired = new Set<Consumer>()
-  readonly #workers = new Set<ConsumingWorker>()
-  readonly #streams = new Set<MessageStream>()
-  readonly #pullers: Pullers
+  readonly #consumers: Consumers
   readonly #subscribers: Subscribers
   readonly #requests: Requests
   readonly #link: Link
@@ -158,7 +150,6 @@ export class Sluice {
       turn: this.#turn,
       deadlines: this.#deadlines,
       timeoutMs: settings.timeoutMs,
-      retired: this.#retired,
       producer: this.#producer,
       events,
       isClosed: () => this.#closed !== undefined,
@@ -167,8 +158,7 @@ export class Sluice {
     })
     const { replies } = this.#session
     this.request = (queue, body, options) => replies.request(queue, body, options)
-    this.#pullers = new Pullers(this.#session)
-    this.#consumers.add(this.#pullers)
+    this.#consumers = new Consumers(this.#session, () => link.serving)
     this.#requests = new Requests(this.#session)
     this.queues = new Queues(this.#requests)
     this.streams = new Streams(this.#requests)
@@ -436,21 +426,7 @@ export class Sluice {
     const to = queueOf(ref)
     const settings = workerSettings(options)
     this.#refuseWhenClosed()
-    const { signal } = options
-    const close = (): void => {
-      worker.close().catch((error: unknown) => this.#events.emit('error', error as SluiceError))
-    }
-    const forget = (worker: ConsumingWorker): void => {
-      this.#workers.delete(worker)
-      this.#consumers.delete(worker)
-      removeAbortListener(signal, close)
-    }
-    const worker = workerOf(this.#session, to, settings, handler, forget)
-    this.#workers.add(worker)
-    this.#add(worker)
-    if (signal?.aborted === true) close()
-    else if (signal !== undefined) addAbortListener(signal, close)
-    return worker
+    return this.#consumers.work(to, settings, handler, options.signal)
   }
 
   /**
@@ -488,19 +464,10 @@ export class Sluice {
    * for await (const message of sluice.messages('orders', { prefetch: 10 })) await message.ack()
    */
   messages<Output>(ref: QueueRef<unknown, Output>, options: MessagesOptions = {}): MessageIterator<Output> {
-    const { name, schema } = queueOf(ref)
+    const to = queueOf(ref)
     const settings = streamSettings(options)
     this.#refuseWhenClosed()
-    const stream = new MessageStream(this.#session, name, settings, options.signal, (stream) => {
-      this.#streams.delete(stream)
-      this.#consumers.delete(stream)
-    })
-    if (options.signal?.aborted !== true) {
-      this.#streams.add(stream)
-      this.#add(stream)
-    }
-    const read = schema === undefined ? stream : new ReadStream(stream, new Reader(schema, this.#session))
-    return read as unknown as MessageIterator<Output>
+    return this.#consumers.iterate(to, settings, options.signal)
   }
 
   /**
@@ -514,14 +481,10 @@ export class Sluice {
    * for (const message of await sluice.pull('orders', { max: 10, wait: '20s' })) await message.ack()
    */
   async pull<Output>(ref: QueueRef<unknown, Output>, options: PullOptions = {}): Promise<Message<Output>[]> {
-    const { name, schema } = queueOf(ref)
+    const to = queueOf(ref)
     const settings = pullSettings(options, this.#settings.timeoutMs)
     this.#refuseWhenClosed()
-    const pulled =
-      schema === undefined
-        ? this.#pullers.pull(name, settings)
-        : pullThrough(new Reader(schema, this.#session), this.#pullers, name, settings)
-    return pulled as Promise<Message<Output>[]>
+    return this.#consumers.pull(to, settings)
   }
 
   /**
@@ -537,15 +500,10 @@ export class Sluice {
    * for await (const { offset, body } of sluice.read('clicks', { from: 'first', follow: true })) console.log(offset, body)
    */
   read<Output>(ref: QueueRef<unknown, Output>, options: ReadOptions = {}): MessageReader<Output> {
-    const { name, schema } = queueOf(ref)
+    const to = queueOf(ref)
     const settings = readSettings(options)
     this.#refuseWhenClosed()
-    const missed = (missed: SluiceEvents['missed']): void => this.#events.emit('missed', missed)
-    const reader = new StreamReader(this.#session, name, schema, settings, options.signal, missed, (reader) =>
-      this.#consumers.delete(reader),
-    )
-    if (options.signal?.aborted !== true) this.#add(reader)
-    return reader as unknown as MessageReader<Output>
+    return this.#consumers.read(to, settings, options.signal, (event) => this.#events.emit('missed', event))
   }
 
   /**
@@ -574,7 +532,7 @@ export class Sluice {
   // This runs in each call of `close`, because only the stack of a call shows which function awaits it.
   async #ending(closing: Promise<void>): Promise<void> {
     await nextTurn()
-    for (const worker of this.#workers) worker.excuse()
+    for (const worker of this.#consumers.workers) worker.excuse()
     try {
       await closing
     } catch (error) {
@@ -584,7 +542,7 @@ export class Sluice {
 
   async #close(timeoutMs: number): Promise<void> {
     if (timeoutMs === 0) {
-      for (const worker of this.#workers) void worker.close({ timeout: 0 })
+      for (const worker of this.#consumers.workers) void worker.close({ timeout: 0 })
       // Sends the settles that are gathered so far.
       this.#turn.flushAll()
       this.#shut(new SluiceError('CLOSED', 'The client was closed.'))
@@ -594,7 +552,7 @@ export class Sluice {
     const overdue = new Promise<boolean>((resolve) => {
       timer = new Timer(() => resolve(false), timeoutMs)
     })
-    const workers = [...this.#workers]
+    const { workers } = this.#consumers
     const inTime = await Promise.race([this.#drain(timeoutMs), overdue])
     timer?.cancel()
     const handlers = workers.reduce((sum, worker) => sum + worker.runningHandlers, 0)
@@ -608,10 +566,10 @@ export class Sluice {
   }
 
   async #drain(timeoutMs: number): Promise<boolean> {
-    this.#pullers.fail(new SluiceError('CLOSED', 'The client was closed.'))
-    const closing: Promise<unknown>[] = this.#subscribers.close(timeoutMs)
-    for (const worker of this.#workers) closing.push(worker.close({ timeout: timeoutMs }))
-    for (const stream of this.#streams) closing.push(stream.return())
+    const closing = [
+      ...this.#subscribers.close(timeoutMs),
+      ...this.#consumers.close(new SluiceError('CLOSED', 'The client was closed.'), timeoutMs),
+    ]
     const outcomes = await Promise.allSettled(closing)
     // This also sends settles outside of workers, such as the settles of pulled messages.
     this.#turn.flushAll()
@@ -621,13 +579,6 @@ export class Sluice {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
-  }
-
-  #add(consumer: Consumer): void {
-    this.#consumers.add(consumer)
-    // A broker that is stopping accepts no subscription. `#opened` attaches the consumer to the next connection.
-    const { serving } = this.#link
-    if (serving !== undefined) consumer.attach(serving)
   }
 
   #refuseWhenClosed(): void {
@@ -675,8 +626,7 @@ export class Sluice {
   // Attaches everything that waited for a connection.
   #opened(connection: Connection): void {
     this.#session.replies.attach(connection)
-    for (const leases of this.#retired) leases.attach(connection)
-    for (const consumer of this.#consumers) consumer.attach(connection)
+    this.#consumers.attach(connection)
     this.#requests.attach(connection)
     this.#turn.schedule()
   }
@@ -686,9 +636,7 @@ export class Sluice {
     if (this.#closed !== undefined) return
     this.#closed = error
     const end = this.#link.stop()
-    for (const consumer of this.#consumers) consumer.fail(error)
-    this.#consumers.clear()
-    for (const leases of this.#retired) leases.fail(error)
+    this.#consumers.fail(error)
     this.#producer.close(error)
     this.#requests.close(error)
     this.#session.replies.close(error)
