@@ -97,6 +97,7 @@ it('returns each message when it is due and never earlier, even if there are man
         expect(rig.schedule.size).toBe(rig.dues.size)
         expect(rig.schedule.offsets()).toEqual(new Set(rig.dues.keys()))
         expect(rig.schedule.nextDeadline).toBeLessThanOrEqual(Math.min(Infinity, ...rig.dues.values()))
+        expect(rig.schedule.nextDeadline).toBeGreaterThan(nowMs)
         if ([...rig.chunks].some(({ laterMs }) => laterMs !== Infinity)) withLater++
       }
       const expected = rig.expected(Infinity)
@@ -152,4 +153,30 @@ it('returns messages in order, even if messages come and go while the horizon mo
   )
   expect(taken).toBeGreaterThan(1_000)
   expect(cut).toBeGreaterThan(50)
+})
+
+it('has no deadline in the past when a message is added after all messages beyond the horizon have left', () => {
+  const rig = new Rig()
+  for (let dueMs = 100; dueMs < 120; dueMs++) rig.add(dueMs)
+  expect([...rig.chunks].map(({ laterMs }) => laterMs < Infinity)).toEqual([true])
+  for (const offset of rig.dues.keys()) rig.leave(offset)
+  expect(rig.due(500)).toEqual([])
+  rig.add(600)
+  expect(rig.schedule.nextDeadline).toBe(600)
+})
+
+it('has no deadline in the past when all messages beyond the horizon leave while it moves', () => {
+  const rig = new Rig()
+  rig.next = CHUNK_MESSAGES - 40
+  for (let dueMs = 100; dueMs < 200; dueMs++) rig.add(dueMs)
+  for (const offset of rig.due(105)) expect(offset).toBeLessThan(CHUNK_MESSAGES)
+  for (let offset = rig.schedule.takeDue(150); offset !== STEP; offset = rig.schedule.takeDue(150))
+    rig.leave(offset)
+  for (const offset of rig.dues.keys()) rig.leave(offset)
+  let steps = 0
+  for (; rig.schedule.nextDeadline < Infinity; steps++) expect(rig.schedule.takeDue(500)).toBe(STEP)
+  expect(steps).toBeGreaterThan(0)
+  rig.add(600)
+  expect(rig.schedule.nextDeadline).toBe(600)
+  expect(rig.due(600)).toHaveLength(1)
 })

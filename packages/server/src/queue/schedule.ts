@@ -73,6 +73,7 @@ export class Schedule {
   /** Adds a scheduled message. Its due time is already in its chunk. */
   add(chunk: Chunk, index: number, dueMs: number): void {
     this.size++
+    if (this.#later === 0) this.#forgetHorizon()
     if (dueMs >= this.#horizonOf(chunk)) {
       this.#later++
       if (dueMs < chunk.laterMs) chunk.laterMs = dueMs
@@ -82,6 +83,13 @@ export class Schedule {
     const { size } = this.#near
     if (size > 2 * this.size + STALE_SLACK) this.#near.keep((timeMs, offset) => this.#holds(timeMs, offset))
     else if (size > Schedule.nearMax && this.#moving === undefined) this.#spill()
+  }
+
+  // Called while no message is beyond the horizon. Time can have passed the horizon. With a message beyond it, `nextDeadline`
+  // would then be in the past although no message is due, and messages with keys would wait that are not delayed.
+  #forgetHorizon(): void {
+    this.#moving = undefined
+    this.#horizonMs = Infinity
   }
 
   /** Removes a message that is no longer scheduled. Its due time is still in its chunk. */
