@@ -66,7 +66,10 @@ it.each(seedsFrom(1, 8, 2_000))('finds the patterns that a naive matcher finds, 
       expect(trie.at(pattern)).toEqual(
         new Set(known.filter((each) => each.pattern === pattern).map(({ value }) => value)),
       )
+    expect(trie.nodes).toBeLessThanOrEqual(2 * new Set(known.map(({ pattern }) => pattern)).size)
   }
+  for (const { pattern, value } of known) trie.remove(pattern, value)
+  expect(trie.nodes).toBe(0)
   expect(found).toBeGreaterThan(200)
 })
 
