@@ -224,7 +224,7 @@ export class Topics {
    * The binding is removed when the queue is deleted.
    *
    * @param pattern A topic in which a level can be `*`, for one level, or `#`, for any number of levels, including none.
-   * @throws SluiceError QUEUE_NOT_FOUND, TOO_MANY_BINDINGS
+   * @throws SluiceError QUEUE_NOT_FOUND, TOO_MANY_BINDINGS, MEMORY_FULL
    * @example
    * await sluice.topics.bind('orders.*.created', 'invoices')
    * await sluice.topics.bind('orders.#', 'audit', { headers: { all: { vip: 'yes' } } })

@@ -48,8 +48,9 @@ export class Registry {
     return this.#definitions[Symbol.iterator]()
   }
 
-  /** @throws SluiceError TOO_MANY_DEFINITIONS, DEFINITION_TOO_LARGE */
+  /** @throws SluiceError TOO_MANY_DEFINITIONS, DEFINITION_TOO_LARGE, MEMORY_FULL */
   define(defined: Defined): Definition {
+    this.#writer.checkMemory()
     this.#checkText(defined.text, 0)
     const { size, nextId } = this.#definitions
     if (size >= this.#definitionsMax || nextId >= DEFINITION_IDS) {

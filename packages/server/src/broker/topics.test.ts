@@ -504,3 +504,20 @@ describe('an atomic step that publishes to topics', () => {
     expect(ready(bench)).toEqual([third, third, third])
   })
 })
+
+it('adds no binding while the memory is full, and still finds and removes those that exist', async () => {
+  const bench = await opened()
+  const { id } = bind(bench, 'a.#', A)
+  bench.broker.memoryFull = { usedBytes: 2 << 20, budgetBytes: 1 << 20 }
+  expect(() => bind(bench, 'b.#', A)).toThrow(refused('MEMORY_FULL'))
+  expect(bind(bench, 'a.#', A)).toEqual({ changed: false, id })
+  expect(listed(bench)).toEqual(['a.# a'])
+  expect(bench.broker.topics.unbind({ pattern: topicPattern('a.#'), target: A, match: undefined })).toEqual({
+    changed: true,
+  })
+  bench.broker.memoryFull = undefined
+  expect(bind(bench, 'b.#', A).changed).toBe(true)
+  await bench.settle()
+  await bench.crash()
+  expect(listed(bench)).toEqual(['b.# a'])
+})

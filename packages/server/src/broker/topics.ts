@@ -110,7 +110,7 @@ export class Topics {
 
   /**
    * Binds the queue to the pattern. Returns `changed: false` if the same binding exists.
-   * @throws SluiceError QUEUE_NOT_FOUND, TOO_MANY_BINDINGS, TOO_MANY_DEFINITIONS, DEFINITION_TOO_LARGE
+   * @throws SluiceError QUEUE_NOT_FOUND, TOO_MANY_BINDINGS, TOO_MANY_DEFINITIONS, DEFINITION_TOO_LARGE, MEMORY_FULL
    */
   bind(request: BindingRequest): { readonly changed: boolean; readonly id: number } {
     const { pattern } = request

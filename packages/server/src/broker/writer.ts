@@ -81,13 +81,13 @@ export class Writer {
     }
   }
 
-  /** Checks that the process has memory for more messages. @throws SluiceError MEMORY_FULL */
+  /** Checks that the process has memory for more messages, bindings or schedules. @throws SluiceError MEMORY_FULL */
   checkMemory(): void {
     if (this.memoryFull === undefined) return
     const { usedBytes, budgetBytes } = this.memoryFull
     throw new SluiceError(
       'MEMORY_FULL',
-      `The broker uses ${Math.round(usedBytes / 2 ** 20)} MiB of its memory budget of ${Math.round(budgetBytes / 2 ** 20)} MiB and has no room for more messages. Consumers can continue.`,
+      `The broker uses ${Math.round(usedBytes / 2 ** 20)} MiB of its memory budget of ${Math.round(budgetBytes / 2 ** 20)} MiB and has no room for more messages, bindings or schedules. Consumers can continue.`,
       { retryAfterMs: 1_000 },
     )
   }
