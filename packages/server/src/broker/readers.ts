@@ -1,8 +1,7 @@
 /**
  * Readers: deliver the messages of a stream, or the retained messages of a queue, in the order of their offsets and without
- * leases. Sessions open and close
- * readers and give back credit. `step` is called at the end of each turn and serves the readers that may have something to
- * deliver; a reader that follows a stream waits at its end until a message is published.
+ * leases, and only those that match the filter of the reader. Sessions open and close readers and give back credit. `step`
+ * is called at the end of each turn and serves the readers that may have something to deliver; a reader that follows a stream waits at its end until a message is published.
  *
  * Invariant: one step examines a limited number of messages for all readers together. A message is delivered before its
  * batch is on disk only through the gate of its turn.

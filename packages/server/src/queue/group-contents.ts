@@ -1,6 +1,8 @@
 /**
- * The durable part of a queue as a group or as a stream with groups, and how batches are appended in service. A group is a queue whose messages are those of its stream, with
- * the same offsets. It has no batches of its own: the log keeps a batch while the stream retains it, and each row in the chunks
+ * The durable part of a queue as a group or as a stream with groups, and how batches are appended in service. It also
+ * decides for which group the retention of a stream waits.
+ *
+ * A group is a queue whose messages are those of its stream, with the same offsets. It has no batches of its own: the log keeps a batch while the stream retains it, and each row in the chunks
  * of the group is a copy of a row of the stream.
  *
  * Messages *enter* the group in the order of their offsets, when its line needs them. `next` is the offset of the next

@@ -1,4 +1,4 @@
-/** The acknowledged messages of one chunk that the queue keeps for replay. Their batches stay in the log. */
+/** The retained messages of one chunk: see `Retention`. Their batches stay in the log. */
 import {
   CHUNK_MESSAGES,
   CHUNK_WORDS,

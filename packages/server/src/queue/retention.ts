@@ -1,12 +1,14 @@
 /**
- * The acknowledged messages that a queue keeps for replay, by chunk. Each chunk with such messages has an entry here,
+ * The retained messages of a queue by chunk, and the limits that decide which of them are released: the acknowledged
+ * messages that a queue keeps for replay, or all messages of a stream. Each chunk with such messages has an entry here,
  * from its first retained message until its last one is released. While the chunk also has live messages, it is in the
  * list of chunks as well. A chunk whose messages are all gone is only here, and can be cold: then only the summary of its
  * page is in memory (see cold.ts).
  *
- * Messages are released chunk by chunk, when the last acknowledgement in the chunk is older than the age limit, or when
- * the newer chunks reach the limit of bytes. The queue records each release as a fact. So the log frees a retained batch
- * only after a durable fact, as with any other batch.
+ * Messages are released chunk by chunk, when the last message in the chunk was retained before the age limit, or when
+ * the newer chunks reach a limit of bytes or messages. `Queue` asks for the next release when its time has come, and
+ * stops at a message that a group still needs if the stream waits for its groups. It records each release as a fact. So
+ * the log frees a retained batch only after a durable fact, as with any other batch.
  */
 import { CHUNK_MESSAGES } from './bits.js'
 import type { Budget } from './budget.js'
@@ -179,7 +181,7 @@ export class Retention {
     }
   }
 
-  // A chunk whose last acknowledgement was at `untilMs` or before.
+  // A chunk whose newest message was retained at `untilMs` or before.
   #aged(untilMs: number): OffsetRange | undefined {
     while (this.#times.firstTime <= untilMs) {
       const number = this.#times.firstOffset

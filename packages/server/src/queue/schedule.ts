@@ -1,5 +1,7 @@
 /**
- * Scheduled messages. The messages that are due first are in a time queue. There can be millions of other scheduled
+ * Delayed messages and retries of a queue, by their due times. Schedules with ticks are in `broker/schedules.ts`.
+ *
+ * The messages that are due first are in a time queue. There can be millions of other scheduled
  * messages, so their due times are stored only in their chunks, and each chunk has a lower bound of these times. The
  * horizon divides the two groups. It moves forward when the time queue is empty, and back when the time queue grows too
  * large. So ten million messages scattered over a year take 8 bytes each instead of 24. The horizon moves forward chunk by
