@@ -299,7 +299,15 @@ export class Schedules {
       const isMissing = !isTopicAddress(to) && !model.queues.has(to)
       if (isMissing && error?.code === ERRORS.QUEUE_NOT_FOUND.number) {
         const { sinceMs, tries } = error
-        schedule.refusal = { code: 'QUEUE_NOT_FOUND', sinceMs, tries, retryAtMs: nowMs + retryMs(tries - 1) }
+        const known = schedule.refusal
+        const isNew = known === undefined || known.tries !== tries || known.sinceMs !== sinceMs
+        if (isNew)
+          schedule.refusal = {
+            code: 'QUEUE_NOT_FOUND',
+            sinceMs,
+            tries,
+            retryAtMs: nowMs + retryMs(tries - 1),
+          }
       }
       this.#checkDue(name, schedule)
     }
