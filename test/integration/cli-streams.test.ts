@@ -108,7 +108,12 @@ describe.concurrent('streams', () => {
       'line 0\n',
     )
     expect((await run(['stream', 'read', 'log', '--from', '2100-01-01T00:00Z'])).stdout).toBe('')
-    expectFailure(await run(['stream', 'read', 'log', '--from', '9999']), 4, /has no message 9999 yet/, /\S/)
+    expectFailure(
+      await run(['stream', 'read', 'log', '--from', '9999']),
+      4,
+      /The stream log has no message 9999 yet/,
+      /stream get/,
+    )
   })
 
   test('are replayed to queues, and queues to streams', async () => {

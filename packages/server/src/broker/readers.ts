@@ -10,7 +10,7 @@ import { SluiceError, recordSize, type ReadRequest } from '@sluice/protocol'
 import { holdsBatch, type Block, type Blocks } from '../log/blocks.js'
 import { CHUNK_MESSAGES, emptyRun, type Delivery, type Queue } from '../queue/index.js'
 import type { ColdChunks } from '../state/cold-chunks.js'
-import type { State } from '../state/state.js'
+import { kindOfQueue, type State } from '../state/state.js'
 import { Reader, type ReaderSink } from './reader.js'
 import type { Turn } from './turn.js'
 import type { UnusedQueues } from './unused-queues.js'
@@ -351,7 +351,7 @@ function startOf(queue: Queue, { from, fromMs }: ReadRequest): { next: number; m
   if (from > queue.next) {
     throw new SluiceError(
       'MESSAGE_NOT_FOUND',
-      `The queue ${queue.name} has no message ${from} yet; its next offset is ${queue.next}.`,
+      `The ${kindOfQueue(queue)} ${queue.name} has no message ${from} yet; its next offset is ${queue.next}.`,
     )
   }
   return { next: Math.max(from, since), missed: Math.max(0, releasedBelow(queue) - from) }

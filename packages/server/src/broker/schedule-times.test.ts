@@ -88,6 +88,7 @@ describe('the ticks of a cron expression', () => {
     ['0.5 * * * * *', 'INVALID_CRON'],
     ['a b c d e', 'INVALID_CRON'],
     ['@sometimes', 'INVALID_CRON'],
+    ['@midnight', 'accepted'],
     ['0 0 30 2 *', 'CRON_NEVER_FIRES'],
     ['0 0 31 4,6,9,11 *', 'CRON_NEVER_FIRES'],
     ['0 0 29 2 *', 'accepted'],

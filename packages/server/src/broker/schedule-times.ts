@@ -20,7 +20,7 @@ export interface Ticks {
 }
 
 /** Five or six fields, or a name such as @daily. Croner accepts more: a year, and a single date. */
-const CRON = /^(@[a-z]+|\S+(\s+\S+){4,5})$/
+const CRON = /^(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|\S+(\s+\S+){4,5})$/
 /** A name of the IANA database. Some versions of Node also accept an offset such as +02:00. */
 const TIME_ZONE = /^[A-Za-z][A-Za-z0-9_+/-]*$/
 /** Number of ticks that `latest` tries one by one, because most often one or two ticks are due. */

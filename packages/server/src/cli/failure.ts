@@ -95,7 +95,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
     exit: EXIT.usage,
     advice:
       'Use up to 255 letters, digits and . _ - : / and begin with a letter, a digit or _, for example orders/new. A group is ' +
-      'STREAM@GROUP.',
+      'STREAM@GROUP. To publish to a topic, use `sluice topic publish`.',
   },
   QUEUE_NOT_FOUND: {
     exit: EXIT.notFound,
@@ -185,7 +185,9 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   OPTION_FIXED: { exit: EXIT.usage, advice: 'Create another queue with this option, and use it instead.' },
   MESSAGE_NOT_FOUND: {
     exit: EXIT.notFound,
-    advice: 'List messages with `sluice peek QUEUE`, or dead ones with `sluice dead list QUEUE`.',
+    advice:
+      'List messages with `sluice peek QUEUE`, or dead ones with `sluice dead list QUEUE`; `sluice stream get NAME` shows ' +
+      'the first and the next offset of a stream.',
   },
   MESSAGE_LEASED: { exit: EXIT.failure, advice: 'Wait until its consumer has settled it, then try again.' },
   CONSUMER_NOT_FOUND: {
@@ -214,7 +216,8 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   WRONG_KIND: {
     exit: EXIT.usage,
     advice:
-      'Use the `queue` commands for a queue, the `stream` commands for a stream, and the `group` commands for a group.',
+      'Use the `queue` commands for a queue, the `stream` commands for a stream, and the `group` commands for a group. Publish to ' +
+      'the stream of a group, not to the group.',
   },
   OPTION_UNSUPPORTED: {
     exit: EXIT.usage,

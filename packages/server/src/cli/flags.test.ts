@@ -99,6 +99,8 @@ describe('options of a queue', () => {
     expect(() => queueOptionsOf({ rate: '0/1s' })).toThrow('The number of --rate is "0"')
     expect(() => queueOptionsOf({ rate: '1000001/1s' })).toThrow('from 1 to 1000000')
     expect(() => queueOptionsOf({ 'key-rate': '1/0' })).toThrow('The period of --key-rate is "0"')
-    expect(() => queueOptionsOf({ 'key-rate': '1/31d' })).toThrow('it must be at most 30d')
+    expect(() => queueOptionsOf({ 'key-rate': '1/31d' })).toThrow(
+      'The period of --key-rate is "31d"; it must be at most 30d',
+    )
   })
 })

@@ -44,10 +44,11 @@ export function rateFlag(text: string, flag: string): { readonly messages: numbe
   if (at === -1)
     return refuse(text, flag, 'a rate', "Write messages and period: '100/1s', '5/1m', '1000/250ms'.")
   const messages = numberFlag(text.slice(0, at), `The number of ${flag}`, 1, LIMITS.rateMessagesMax)
-  const per = durationMs(text.slice(at + 1), `The period of ${flag}`, 1)
+  const period = text.slice(at + 1)
+  const per = durationMs(period, `The period of ${flag}`, 1)
   if (per > LIMITS.ratePerMsMax)
     return refuse(
-      text,
+      period,
       `The period of ${flag}`,
       `at most ${durationText(LIMITS.ratePerMsMax)}`,
       'Give a shorter time.',

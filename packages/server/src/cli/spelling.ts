@@ -3,11 +3,15 @@
 /** Words up to this length match with one edit only, because two edits would change half of the word. */
 const SHORT = 4
 
-/** Returns the known word that needs the fewest edits, or undefined if every known word is too different. */
+/**
+ * Returns the known word that needs the fewest edits. If every known word is too different: the only one that begins with
+ * `word` and a hyphen, such as `data-dir` for `data`; otherwise undefined.
+ */
 export function nearest(word: string, known: Iterable<string>): string | undefined {
   let best: string | undefined
   let bestDistance = Infinity
-  for (const candidate of known) {
+  const words = [...known]
+  for (const candidate of words) {
     const distance = editDistance(word.toLowerCase(), candidate.toLowerCase())
     if (distance < bestDistance) {
       best = candidate
@@ -15,7 +19,9 @@ export function nearest(word: string, known: Iterable<string>): string | undefin
     }
   }
   if (best === undefined) return undefined
-  return bestDistance <= (best.length <= SHORT ? 1 : Math.ceil(best.length / 3)) ? best : undefined
+  if (bestDistance <= (best.length <= SHORT ? 1 : Math.ceil(best.length / 3))) return best
+  const longer = words.filter((candidate) => candidate.startsWith(`${word.toLowerCase()}-`))
+  return longer.length === 1 ? longer[0] : undefined
 }
 
 /** The number of letters that must be inserted, deleted, replaced, or swapped with a neighbour. */

@@ -32,6 +32,8 @@ test('the nearest word is suggested only if it is similar', () => {
   expect(nearest('frobnicate', words)).toBeUndefined()
   expect(nearest('test', ['host'])).toBeUndefined()
   expect(nearest('x', [])).toBeUndefined()
+  expect(nearest('data', ['port', 'data-dir'])).toBe('data-dir')
+  expect(nearest('max', ['max-connections', 'max-message-bytes'])).toBeUndefined()
   expect(editDistance('', 'abc')).toBe(3)
   expect(editDistance('lsit', 'list')).toBe(1)
 })

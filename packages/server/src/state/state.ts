@@ -259,10 +259,7 @@ export function kindOfQueue({ stream, group }: Queue): Kind {
 /** The refusal of a call for another kind than that of `queue`. */
 export function wrongKind(queue: Queue, wanted: Kind): SluiceError {
   const kind = kindOfQueue(queue)
-  const hint =
-    kind === 'stream' && wanted === 'queue'
-      ? ': its messages are not delivered from a line. Read it, or consume it through a group.'
-      : '.'
+  const hint = kind === 'stream' && wanted === 'queue' ? '. Read it, or consume it through a group.' : '.'
   return new SluiceError('WRONG_KIND', `${queue.name} is a ${kind}, not a ${wanted}${hint}`)
 }
 
