@@ -28,6 +28,12 @@ describe('reasons', () => {
     expect(hints).toBeGreaterThanOrEqual(14)
   })
 
+  it('of held keys name no message if the search found none', () => {
+    const [reason] = explanationOf('orders', { reasons: [{ code: 'keys' }] }, NOW_MS).reasons
+    expect(reason!.text).toBe('Every ready message waits for its key.')
+    expect(reason!.hint).toBe('Ask about one with `sluice explain orders OFFSET`.')
+  })
+
   it('of a group name its commands', () => {
     const of = (code: ExplainCode): string => {
       const [reason] = explanationOf('clicks@billing', { reasons: [{ code, ...VALUES }] }, NOW_MS).reasons

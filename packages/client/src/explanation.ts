@@ -138,8 +138,10 @@ const SENTENCES: Readonly<Record<ExplainCode, Sentence>> = {
       : `No message is ready; the next scheduled one waits ${until(reason)}.`,
   ],
   keys: ({ queue, offset }) => [
-    `Every ready message waits for its key. The oldest is message ${offset}; the next lines are about it.`,
-    `Ask about another one with \`sluice explain ${queue} OFFSET\`.`,
+    offset === undefined
+      ? 'Every ready message waits for its key.'
+      : `Every ready message waits for its key. The oldest is message ${offset}; the next lines are about it.`,
+    `Ask about ${offset === undefined ? 'one' : 'another one'} with \`sluice explain ${queue} OFFSET\`.`,
   ],
   paused: ({ queue }) => [
     `The ${kindOf(queue)} is paused.`,

@@ -26,7 +26,7 @@ export const EXPLAIN_CODES = {
   keyLine:
     'It waits behind `count` messages of its key; the first of them is `offset`. At `countMax`, there are more.',
   empty: 'No message is ready. If one is scheduled, the next is due at `untilMs`.',
-  keys: 'Every message that is ready waits for its key. The oldest of them is `offset`; the next reasons are about it.',
+  keys: 'Every message that is ready waits for its key. The oldest of them is `offset`, unless too many other messages precede it; the next reasons are about it.',
   paused: 'The queue is paused.',
   noConsumer: 'The queue has no consumer.',
   queueRate: 'The queue has used up `rate` until `untilMs`.',

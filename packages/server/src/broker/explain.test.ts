@@ -1,6 +1,7 @@
 import { OUTCOME, queueName, type ExplainReason, type QueueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, Q, type Message } from '../testing/bench.js'
+import { VISITED_MAX } from './explain.js'
 
 const HOUR = 3_600_000
 
@@ -95,6 +96,20 @@ describe('a message', () => {
 })
 
 describe('a queue', () => {
+  it('whose keys are held, even if more messages than a search visits precede those that are ready', async () => {
+    const bench = await opened({ keyRateMessages: 1, keyRatePerMs: HOUR })
+    await bench.publish([{ key: 'a' }])
+    for (let left = VISITED_MAX; left > 0; left -= 1_024)
+      await bench.publish(many(1_024, { key: 'b', delayMs: 100 * HOUR }))
+    await bench.publish([{ key: 'a' }])
+    const worker = bench.consume()
+    await bench.settle()
+    worker.ackAll()
+    await bench.settle()
+    expect(bench.info().ready).toBe(1)
+    expect(explain(bench)).toEqual([{ code: 'keys' }])
+  })
+
   it('that has nothing to deliver', async () => {
     const bench = await opened()
     expect(explain(bench)).toEqual([{ code: 'empty' }, { code: 'noConsumer' }])

@@ -11,7 +11,7 @@ import type { Turn } from './turn.js'
 /** Maximum number of consumers that an answer names. */
 const NAMED_MAX = 10
 /** Maximum number of messages that a search visits, and that are counted in front of a message of a key. */
-const VISITED_MAX = 16_384
+export const VISITED_MAX = 16_384
 
 /** What the rest of the broker knows about deliveries. */
 export interface Delivering {
@@ -69,14 +69,14 @@ export class Explainer {
     return [...reasons, ...this.#ofDelivery(queue, ready === 0 ? undefined : head)]
   }
 
-  // Why no message that is ready is eligible: its keys are held.
+  // Why no message that is ready is eligible: its keys are held. This is known even if the search finds none of them.
   #ofKeys(queue: Queue): ExplainReason[] {
     const { nowMs } = this.#turn
     let left = VISITED_MAX
     for (const chunk of queue.chunks) {
       if (!chunk.hasKeys) continue
       for (const index of chunk.liveIndexes()) {
-        if (left-- === 0) return []
+        if (left-- === 0) return [{ code: 'keys' }]
         const offset = chunk.base + index
         if (chunk.keyAt(index) === NONE || chunk.stateAt(index, nowMs) !== 'ready') continue
         const ofKey = this.#ofKey(queue, chunk, index)
