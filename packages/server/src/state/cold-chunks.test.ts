@@ -1,5 +1,13 @@
 /** Chunks that leave memory after a checkpoint, and are read back when their messages are needed. */
-import { BATCH_HEADER_BYTES, BATCH_TYPE, OUTCOME, batchCount, batchType, queueName } from '@sluice/protocol'
+import {
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  OUTCOME,
+  batchCount,
+  batchType,
+  queueName,
+  type QueueName,
+} from '@sluice/protocol'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { entryBatches } from '../log/entry.js'
 import { CHUNK_MESSAGES, PAGE } from '../queue/index.js'
@@ -210,6 +218,36 @@ describe('cold chunks', () => {
     bench.broker.audit()
     await bench.crash()
     expect(await drained(bench)).toEqual(upTo(COUNT))
+  })
+
+  it('of a stream enter a group, even if they were read before and became cold again', async () => {
+    const bench = await new Bench(OPTIONS).open()
+    const name = queueName('clicks')
+    const group = 'clicks@a' as QueueName
+    bench.broker.turn.begin()
+    bench.broker.streams.ensure({ name, options: {}, update: true })
+    for (let at = 0; at < 60; at++) {
+      await bench.publish(repeated(100, { bodyBytes: 20 }), name)
+      await bench.pass(10)
+    }
+    await bench.fill(40_000)
+    const stream = bench.broker.catalog.queue(name)
+    bench.broker.turn.begin()
+    const { groups } = bench.broker
+    groups.ensure({ name: group, options: {}, update: true, from: CHUNK_MESSAGES })
+    for (const offset of [CHUNK_MESSAGES, 2 * CHUNK_MESSAGES]) {
+      const place = { timeMs: stream.chunks.summaryAt(offset).firstMs + 1 }
+      expect(groups.mustRead({ name: group, ...place })).toBe(true)
+      await bench.answer(Promise.resolve(groups.whenRead(group, place, CALLER, () => {})))
+      expect(stream.isCold(offset)).toBe(false)
+    }
+    // As after its page was written again.
+    stream.makeCold(stream.heldChunk(CHUNK_MESSAGES)!)
+    expect(stream.isCold(CHUNK_MESSAGES)).toBe(true)
+    const offsets: number[] = []
+    for (let got = await bench.drain(group); got.length > 0; got = await bench.drain(group))
+      offsets.push(...got)
+    expect(offsets).toEqual(upTo(6000, CHUNK_MESSAGES))
   })
 
   it('do not occur in a queue that drops its oldest messages', async () => {

@@ -155,19 +155,21 @@ export class ColdChunks {
     else if (chunk.isUntouched) this.#keep(queue, chunk)
   }
 
-  #keep(queue: Queue, { number, batches }: Chunk): void {
+  #keep(queue: Queue, newest: Chunk): void {
+    const { number, batches } = newest
     const bytes = batches.pageBytes
     this.#warm.push({ queue, number, bytes })
     this.#warmBytes += bytes
     // The newest stays, so that its caller finds it.
     for (let count = this.#warm.length - this.#oldest; count > 1; count--) {
       if (this.#warmBytes <= ColdChunks.warmBytesMax && count <= ColdChunks.warmMax) return
-      this.#cool()
+      this.#cool(newest)
     }
   }
 
-  // Makes the oldest warm chunk cold, if it can be cold and is not near the head of its queue.
-  #cool(): void {
+  // Makes the oldest warm chunk cold, if it can be cold and is not near the head of its queue. The oldest entry can be an
+  // earlier one of `newest`, which became cold in between.
+  #cool(newest: Chunk): void {
     const { queue, number, bytes } = this.#warm[this.#oldest++]!
     this.#warmBytes -= bytes
     if (this.#oldest > this.#warm.length / 2) {
@@ -175,7 +177,7 @@ export class ColdChunks {
       this.#oldest = 0
     }
     const chunk = queue.heldChunk(number * CHUNK_MESSAGES)
-    if (chunk === undefined) return
+    if (chunk === undefined || chunk === newest) return
     if (chunk.isOnlyRetained || number >= queue.chunks.firstNumber + ColdChunks.headChunks)
       queue.makeCold(chunk)
   }
