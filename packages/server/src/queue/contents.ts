@@ -393,11 +393,12 @@ export class Contents extends Source implements Arriving, KeysOwner {
 
   /**
    * Removes messages `[offset, offset + count)`. If `ackedMs` is given, they were acknowledged at that time, and the queue
-   * keeps them for replay. Returns how many were not gone before.
+   * keeps them for replay. Returns how many were not gone before. In recovery, a group that will move back can have messages
+   * from `next` on.
    */
   remove(offset: number, count: number, ackedMs = NOT_RETAINED, bytes?: number): number {
     let removed = 0
-    const end = Math.min(offset + count, this.next)
+    const end = offset + count
     for (let from = offset; from < end;) {
       const chunk = this.toApply(this.chunks.at(from), from)
       const to = Math.min(end, chunkEndAfter(from))
