@@ -100,6 +100,24 @@ describe('a group', () => {
     bench.broker.audit()
   })
 
+  it('that is created while its stream is beyond its limits writes the release that it causes', async () => {
+    const bench = await opened()
+    ensureStream(bench, { retainMessages: 1 })
+    await publish(bench, CHUNK_MESSAGES - 24)
+    await bench.publish(
+      upTo(50).map(() => ({ bodyBytes: 20 })),
+      CLICKS,
+    )
+    const stream = (): Queue => bench.broker.catalog.queue(CLICKS)
+    expect(stream().firstKept).toBe(0)
+    ensure(bench, A)
+    await bench.settle()
+    expect([stream().firstKept, info(bench).position]).toEqual([CHUNK_MESSAGES, CHUNK_MESSAGES])
+    await bench.crash()
+    expect([stream().firstKept, info(bench).position]).toEqual([CHUNK_MESSAGES, CHUNK_MESSAGES])
+    bench.broker.audit()
+  })
+
   it('far behind takes no memory for the messages that it has not reached', async () => {
     const bench = await opened()
     ensure(bench, A)

@@ -158,6 +158,8 @@ export class Groups {
     const stream = this.#state.queue(streamOfGroup(name))
     if (kindOfQueue(stream) !== 'stream') throw wrongKind(stream, 'stream')
     this.#turn.advance(stream)
+    // `advance` can have released messages.
+    this.#turn.changed(stream)
     return stream
   }
 

@@ -81,6 +81,8 @@ export class Streams {
     const stream = this.#state.queue(name)
     if (stream.stream === undefined) throw wrongKind(stream, 'stream')
     this.#turn.advance(stream)
+    // `advance` can have released messages.
+    this.#turn.changed(stream)
     return stream
   }
 }
