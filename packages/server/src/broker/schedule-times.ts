@@ -13,6 +13,8 @@ import { Cron } from 'croner'
 import { SluiceError, shown, type ScheduleTiming } from '@sluice/protocol'
 
 export interface Ticks {
+  /** Number of searches in the calendar so far, each of which takes about 0.1 ms. */
+  readonly searches: number
   /** The first tick after `timeMs`; Infinity if there is none. */
   after(timeMs: number): number
   /** The last tick that is not after `timeMs`. `fromMs` must be a tick that is not after `timeMs`. */
@@ -60,6 +62,7 @@ function checkTimeZone(timeZone: string): void {
 }
 
 class CronTicks implements Ticks {
+  searches = 0
   readonly #cron: Cron
 
   /** @throws SluiceError INVALID_CRON */
@@ -79,6 +82,7 @@ class CronTicks implements Ticks {
   }
 
   after(timeMs: number): number {
+    this.searches++
     return this.#cron.nextRun(new Date(timeMs))?.getTime() ?? Infinity
   }
 
@@ -113,6 +117,7 @@ class CronTicks implements Ticks {
 }
 
 class IntervalTicks implements Ticks {
+  readonly searches = 0
   readonly #everyMs: number
   readonly #startMs: number
 
@@ -136,6 +141,7 @@ class IntervalTicks implements Ticks {
 }
 
 class SingleTick implements Ticks {
+  readonly searches = 0
   readonly #atMs: number
 
   constructor(atMs: number) {

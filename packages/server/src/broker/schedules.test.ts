@@ -3,7 +3,7 @@ import { LIMITS, SluiceError, bindingRequest, queueName } from '@sluice/protocol
 import { describe, expect, it } from 'vitest'
 import { Bench, Q, type BenchOptions } from '../testing/bench.js'
 import { published, recordFor, schedule, ticks } from '../testing/schedules.js'
-import { FIRED_MAX, LATE_MS } from './schedules.js'
+import { FIRED_MAX, LATE_MS, SEARCHES_MAX } from './schedules.js'
 
 const START = Date.parse('2026-01-01T00:00:00Z')
 const HOUR = 3_600_000
@@ -463,6 +463,19 @@ describe('turns', () => {
     while (bench.endTurns() > 0) published.push(bench.info().published)
     expect(published.slice(0, 4)).toEqual([1, 2, 3, 3].map((n, at) => (at === 3 ? count : n * FIRED_MAX)))
     expect(published.at(-1)).toBe(count)
+  })
+
+  it('end earlier if the schedules have missed many ticks, because the last one is searched', async () => {
+    const bench = await opened()
+    for (let at = 0; at < FIRED_MAX; at++) schedule(bench, `s${at}`, { cron: '0 9 * * 1-5', missed: 'once' })
+    await bench.settle()
+    bench.now += 30 * 24 * HOUR
+    bench.broker.turn.tick()
+    bench.endTurns()
+    expect(bench.info().published).toBeGreaterThan(0)
+    expect(bench.info().published).toBeLessThan(SEARCHES_MAX / 8)
+    await bench.settle()
+    expect(bench.info().published).toBe(FIRED_MAX)
   })
 
   it('serve other schedules while one has many missed ticks', async () => {

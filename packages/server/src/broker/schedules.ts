@@ -44,11 +44,13 @@ import type { Turn } from './turn.js'
 
 /** Maximum number of schedules. Each takes a few KiB of memory for its cron expression. */
 export const SCHEDULES_MAX = 10_000
-/**
- * Maximum number of messages that the schedules publish in one turn. Computing the next tick of a cron expression takes
- * up to 0.1 ms.
- */
+/** Maximum number of messages that the schedules publish in one turn. */
 export const FIRED_MAX = 64
+/**
+ * Number of searches in the calendar after which a turn ends. A schedule that is on time needs two; one that has missed
+ * many ticks needs about 40.
+ */
+export const SEARCHES_MAX = 256
 /** A tick is missed if it is late by more than this time, or if a later tick of its schedule is due as well. */
 export const LATE_MS = 60_000
 /** Pause after a refusal; it doubles with each further refusal of the same tick. */
@@ -298,19 +300,22 @@ export class Schedules {
     return this.#due.size > 0
   }
 
-  /** Publishes the messages of ticks that are due, at most `FIRED_MAX`; later turns continue. */
+  /** Publishes the messages of ticks that are due, within `FIRED_MAX` and `SEARCHES_MAX`; later turns continue. */
   step(): void {
     let left = FIRED_MAX
+    let searchesLeft = SEARCHES_MAX
     for (const schedule of this.#due) {
-      if (left <= 0) {
+      if (left <= 0 || searchesLeft <= 0) {
         this.#turn.wake()
         return
       }
       left--
       this.#due.delete(schedule)
+      const before = schedule.ticks?.searches ?? 0
       // A schedule with another tick that is due is added again, and follows the others.
       if (!schedule.isRead) this.#read(schedule)
       else if (schedule.nextMs <= this.#turn.nowMs) left -= this.#fire(schedule)
+      searchesLeft -= (schedule.ticks?.searches ?? 0) - before
     }
   }
 
