@@ -1,6 +1,7 @@
 /**
  * Runs with topics, streams, readers, groups, an expiring queue, schedules and requests, and crash points of these runs. By
- * default a small share of the crash points is checked; in the long mode, all of them. Every planted bug must be found.
+ * default a small share of the crash points is checked; in the long mode, all of them. Every planted bug must be found; by
+ * default only those are planted that the first seed finds at once.
  * `SLUICE_SEED=n` runs one seed.
  */
 import { describe, expect, test } from 'vitest'
@@ -14,7 +15,7 @@ import { RoutedTraffic } from './routed-traffic.js'
 import { SimulationFailure } from './trace.js'
 
 const FILE = 'test/simulation/routed.test.ts'
-const SEEDS = seedsFrom(1, 3, 200)
+const SEEDS = seedsFrom(1, 2, 200)
 const SHARE = IS_LONG || ONE_SEED !== undefined ? 1 : 0.04
 const DEFECT_SEEDS_MAX = 40
 const DEFECT_SHARE = 0.03
@@ -52,6 +53,16 @@ const KNOWN_SEEDS: Readonly<Record<string, number>> = {
   'a release reaches messages that arrive in the same turn': 17,
 }
 
+/** Planted bugs that take seconds to find. They are planted only in the long mode. */
+const SLOW: ReadonlySet<string> = new Set([
+  'a message that arrives in a queue is no use of the queue',
+  'the time of an unused queue is not set after a call',
+  'a release reaches messages that arrive in the same turn',
+  'a reader skips the first message of a chunk',
+  'a copied batch of a stream keeps its old place in the groups',
+])
+const PLANTED = ROUTED_DEFECTS.filter(({ name }) => IS_LONG || !SLOW.has(name))
+
 function run(seed: number, counts: BacklogCounts, share: number): Promise<BacklogReport> {
   const points = new BacklogPoints(seed, counts, share)
   return runBacklog({
@@ -84,7 +95,7 @@ describe('a broker with topics, streams, groups and schedules', () => {
 })
 
 describe('planted mistakes', () => {
-  test.each(ROUTED_DEFECTS)('found: $name', { timeout: TIMEOUT_MS }, async (defect) => {
+  test.each(PLANTED)('found: $name', { timeout: TIMEOUT_MS }, async (defect) => {
     const restore = defect.install!()
     const search = { seedsMax: DEFECT_SEEDS_MAX, knownSeeds: KNOWN_SEEDS }
     try {
