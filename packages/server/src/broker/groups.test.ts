@@ -12,12 +12,13 @@ import {
   type QueueName,
   type StreamPlace,
 } from '@sluice/protocol'
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import { runs } from '../../../../test/amount.js'
 import { replaced } from '../../../../test/simulation/defects.js'
 import { CHUNK_MESSAGES, FACT, GroupContents, Queue, readFacts, type KeyWords } from '../queue/index.js'
 import { entryBatches } from '../log/entry.js'
 import type { MemoryLog } from '../log/memory-log.js'
+import { Line } from '../queue/line.js'
 import { Bench, type Message, type Worker } from '../testing/bench.js'
 import { share, upTo } from '../testing/sharing.js'
 import { Feeds } from './feeds.js'
@@ -230,6 +231,36 @@ describe('a group', () => {
     } finally {
       Feeds.heldMax = before
     }
+  })
+
+  it('moves without taking each message out of its line', async () => {
+    const bench = await opened()
+    ensure(bench, A)
+    for (const key of ['a', 'b']) await publish(bench, 500, { key, bodyBytes: 10 })
+    const worker = bench.consume(1000, { name: A })
+    await bench.settle()
+    expect(worker.offsets).toEqual([0, 500])
+    worker.settle(500, OUTCOME.retry, { delayMs: 5_000 })
+    await bench.settle()
+    expect(bench.broker.catalog.queue(A).live).toBe(1000)
+    const { leased } = info(bench)
+    expect(leased).toBeGreaterThan(0)
+    const leave = vi.spyOn(Line.prototype, 'leave')
+    try {
+      expect(move(bench, 'last')).toMatchObject({ lag: 0, leased: 0 })
+      expect(leave).not.toHaveBeenCalled()
+    } finally {
+      leave.mockRestore()
+    }
+    expect(worker.tagsLost.reduce((sum, { count }) => sum + count, 0)).toBe(leased)
+    bench.broker.audit()
+    move(bench, 'first')
+    await bench.settle()
+    bench.broker.audit()
+    worker.leave()
+    await bench.settle()
+    expect(await drainedKeyed(bench, 1000)).toHaveLength(1000)
+    bench.broker.audit()
   })
 
   it('loses what retention removes: leases end, and what was not done counts as missed', async () => {

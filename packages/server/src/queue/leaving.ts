@@ -16,19 +16,31 @@ interface Leaving {
   readonly subscriptions: readonly Holding[]
 }
 
+/** Ends the leases of the messages below `end` for this reason. Calls `ended` with each of them. */
+export function endLeasesBelow(
+  group: Leaving,
+  end: number,
+  reason: Loss,
+  ended: (lease: Lease) => void = () => {},
+): void {
+  for (const subscription of group.subscriptions) {
+    const lost = subscription.loseBelow(end, (lease) => {
+      group.leased--
+      ended(lease)
+    })
+    if (lost.length > 0) subscription.consumer.lost(subscription, reason, lost)
+  }
+}
+
 /**
  * Ends the leases of the messages below `end` for this reason, and takes the messages out of the line. Returns the number of those
  * that are not dead.
  */
 export function leaveBelow(group: Leaving, line: Line, end: number, reason: Loss, nowMs: number): number {
-  const { chunks, subscriptions } = group
-  for (const subscription of subscriptions) {
-    const lost = subscription.loseBelow(end, ({ offset, sinceMs }) => {
-      group.leased--
-      line.release(chunks.at(offset)!, offset, sinceMs, nowMs)
-    })
-    if (lost.length > 0) subscription.consumer.lost(subscription, reason, lost)
-  }
+  const { chunks } = group
+  endLeasesBelow(group, end, reason, ({ offset, sinceMs }) =>
+    line.release(chunks.at(offset)!, offset, sinceMs, nowMs),
+  )
   line.suspects.clearBelow(end)
   let count = 0
   for (const chunk of chunks) {

@@ -15,7 +15,7 @@ import { DEATH, type Chunk, type Death } from './chunk.js'
 import type { ChunkSummary } from './cold.js'
 import { NOT_RETAINED } from './contents.js'
 import { GroupContents, type KeyWords } from './group-contents.js'
-import { leaveBelow } from './leaving.js'
+import { endLeasesBelow, leaveBelow } from './leaving.js'
 import { Expired } from './expiries.js'
 import { FactBuffer, RETAINED, type GoneFact } from './facts.js'
 import type { Follower } from './follower.js'
@@ -601,7 +601,7 @@ export class Queue extends GroupContents implements Follower {
 
   /** Moves the group to `to`; see `moveFact`. Its leases end. */
   moveTo(to: number, nowMs: number): void {
-    leaveBelow(this, this.line, Infinity, LOSS.groupMoved, nowMs)
+    endLeasesBelow(this, Infinity, LOSS.groupMoved)
     this.facts.position(to)
     this.line.clear()
     this.#former?.clear()
