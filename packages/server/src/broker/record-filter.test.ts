@@ -1,7 +1,7 @@
 /** Filters of records: the work for one record. What matches is tested in origin.test.ts and by the model of readers. */
 import { LIMITS, writeRecordHead, recordBytes } from '@sluice/protocol'
 import { expect, it } from 'vitest'
-import { RecordFilter, STEPS_IN_TURN } from './record-filter.js'
+import { RecordFilter, FILTER_STEPS_MAX } from './record-filter.js'
 
 type Headers = Record<string, string>
 
@@ -52,6 +52,6 @@ it('ends the turn of a request after a fixed amount of work, whatever the filter
   const bytes = record(most)
   let records = 0
   for (; !filter.endsTurn(); records++) filter.matches(bytes, 0)
-  expect(records).toBeLessThanOrEqual(STEPS_IN_TURN / 4_000 + 1)
+  expect(records).toBeLessThanOrEqual(FILTER_STEPS_MAX / 4_000 + 1)
   expect(filter.endsTurn()).toBe(false)
 })

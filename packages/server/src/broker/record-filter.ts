@@ -18,7 +18,7 @@ interface WantedHeader {
 const BYTES_IN_STEP = 16
 
 /** Work after which a request about messages lets other input be served; this takes one or two milliseconds. */
-export const STEPS_IN_TURN = 16_384
+export const FILTER_STEPS_MAX = 16_384
 
 export class RecordFilter {
   /** Whether the filter checks a part of the record. Every record matches a filter that does not. */
@@ -65,7 +65,7 @@ export class RecordFilter {
 
   /** Whether the work since this last returned true is enough for one turn. */
   endsTurn(): boolean {
-    if (this.steps < STEPS_IN_TURN) return false
+    if (this.steps < FILTER_STEPS_MAX) return false
     this.steps = 0
     return true
   }
