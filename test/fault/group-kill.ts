@@ -251,7 +251,7 @@ function progress(producers: LoadProcess, groups: readonly Group[], seed: number
   )
 }
 
-/** Waits until the groups have done all messages, or get no further, and reports what is left of each. */
+/** Waits until the groups have finished all messages, or the time is over, and reports what is left of each. */
 async function drained(url: string, groups: readonly Group[]): Promise<EndEvent[]> {
   const admin = await connect(url)
   try {

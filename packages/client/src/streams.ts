@@ -76,8 +76,8 @@ export interface StreamOptions {
    */
   readonly retention?: { readonly age?: Duration; readonly bytes?: number; readonly messages?: number }
   /**
-   * Makes retention keep messages that a group has neither acknowledged nor given up, until all messages of the stream take more
-   * than this number of bytes. Default `null`: retention does not wait for groups.
+   * Makes retention keep messages that are neither acknowledged nor dead in a group, until all messages of the stream
+   * take more than this number of bytes. Default `null`: retention does not wait for groups.
    */
   readonly waitForGroups?: { readonly bytes: number } | null
   /**

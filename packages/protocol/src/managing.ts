@@ -416,7 +416,7 @@ export const HISTORY_EVENTS = {
   purged: 'Removed by a purge.',
   groupMoved:
     'The group was created at, or moved to, the offset in `text`: it gets the message (again) unless the message is before it.',
-  missed: 'Retention of the stream removed it before the group had done it.',
+  missed: 'Retention of the stream removed it before the group had finished it.',
 } as const
 export type HistoryEventName = keyof typeof HISTORY_EVENTS
 

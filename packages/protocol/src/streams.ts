@@ -44,7 +44,7 @@ export const STREAM_OPTIONS = {
     min: 0,
     max: Number.MAX_SAFE_INTEGER,
     meaning:
-      'Retention keeps messages that a group has neither acknowledged nor given up, until the stream has more bytes than this; 0: retention does not wait for groups.',
+      'Retention keeps messages that are neither acknowledged nor dead in a group, until the stream has more bytes than this; 0: retention does not wait for groups.',
   },
   compact: {
     kind: 'choice',
@@ -88,7 +88,10 @@ export interface StreamInfo {
   readonly published: number
   /** Messages not kept, because another message had the same id. */
   readonly duplicates: number
-  /** The group that is furthest behind, if retention waits for it or has gone on without it; otherwise null. */
+  /**
+   * The group that is furthest behind, if retention waits for it or has removed messages that it had not finished;
+   * otherwise null.
+   */
   readonly heldBy: string | null
   /** Bytes of the messages that are beyond the limits of retention and are kept for groups. */
   readonly heldBytes: number

@@ -9,7 +9,7 @@
  * when the older messages of its key are gone; otherwise they would count as the newest.
  *
  * Invariant: facts about groups precede those of a pass in the log, and a message that a group holds is not removed. So a
- * stream keeps the messages that its groups have not done.
+ * stream keeps the messages that its groups have not finished.
  *
  * Invariant: no step needs an earlier one. What was removed is in the log, and everything else is found again.
  */

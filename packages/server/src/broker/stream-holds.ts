@@ -1,5 +1,6 @@
 /**
- * Reports that retention of a stream waits for a group, or has gone on without one. Called by `Turn` after a stream was advanced.
+ * Reports that retention of a stream waits for a group, or has removed messages that a group missed. Called by `Turn`
+ * after a stream was advanced.
  *
  * Invariant: of each stream, each of the two is reported at most once an hour.
  */

@@ -62,7 +62,7 @@ async function drain(bench: Bench, name: QueueName): Promise<void> {
 }
 
 describe('retention that waits for groups', () => {
-  it('keeps what a group has not done, and removes it soon after the group has done it', async () => {
+  it('keeps what a group has not finished, and removes it soon after the group has finished it', async () => {
     const bench = await opened({ retainMessages: 1, waitForGroupsBytes: 1e9 })
     group(bench, A)
     group(bench, B)

@@ -27,7 +27,10 @@ export interface GroupRules {
 export interface StreamRules {
   /** Maximum number of messages that are kept; 0: not limited by number. */
   readonly retainMessages: number
-  /** Retention does not release what a group has not done until the stream has more bytes than this; 0: it never waits. */
+  /**
+   * Retention keeps messages that a group has not finished, until the stream has more bytes than this; 0: it never
+   * waits.
+   */
   readonly waitForGroupsBytes: number
   /** `key`: only the newest message of each key is kept. */
   readonly compact: 'none' | 'key'

@@ -137,7 +137,7 @@ export class GroupContents extends Contents {
     this.dirty = true
   }
 
-  /** Of a stream: removes from the set those messages of the chunk at `base` that a group has and has not done. */
+  /** Of a stream: removes from the set those messages of the chunk at `base` that a group still holds. */
   withoutHeld(base: number, indexes: Uint32Array): void {
     for (const group of this.groups) {
       const chunk = group.chunkAt(base)
@@ -169,7 +169,7 @@ export class GroupContents extends Contents {
     return this.appliedChunks.retention?.hold
   }
 
-  /** Of a stream: bytes of the messages that are kept only because a group has not done them. */
+  /** Of a stream: bytes of the messages that are kept only because a group has not finished them. */
   heldBytesAt(nowMs: number): number {
     const { retention } = this.appliedChunks
     return retention?.hold === undefined ? 0 : retention.dueBytes(this.retentionLimits, nowMs)

@@ -40,7 +40,7 @@ export interface RetentionLimits {
   readonly waitForGroupsBytes?: number
 }
 
-/** Retention wants to release messages that a group has not done yet. */
+/** Retention wants to release messages that a group has not finished. */
 export interface Hold {
   /** Name of the group that is furthest behind. */
   readonly group: string
@@ -63,7 +63,7 @@ export class Retention {
   readonly #inMemory = new Map<number, Chunk>()
   /** For each chunk the time of its last acknowledgement when the entry was added, which can be too early. */
   readonly #times = new TimeHeap()
-  /** Set if the last round of releases met messages that a group has not done. */
+  /** Set if the last round of releases met messages that a group has not finished. */
   hold: Hold | undefined
   /** Time of the last round of releases. */
   #releasedMs = -Infinity
