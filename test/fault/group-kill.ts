@@ -1,6 +1,6 @@
 /**
  * Kills a broker many times while groups with 1, 3 and 7 members consume a stream. The members join, leave and are killed
- * as well: each is a process of its own, and a killed one says no goodbye. At the end the groups are drained, and the
+ * as well: each is a process of its own, and a killed one sends no GOODBYE. At the end the groups are drained, and the
  * histories of all clients are checked for each group.
  *
  * As a script: node test/dist/fault/group-kill.js [--kills 30] [--seed 1]
@@ -294,7 +294,8 @@ function ofStream(events: readonly TimedEvent[]): TimedEvent[] {
 
 /**
  * Finds messages that were delivered before an earlier message of their key was acknowledged. A member records an ack before
- * it sends it, and a delivery after it has arrived, so the times of different processes show a wrong order for certain.
+ * it sends it, and a delivery after it has arrived. So if the recorded times are in the wrong order, the broker
+ * delivered too early.
  */
 function overtakings(events: readonly TimedEvent[]): string[] {
   const lanes = new Map<string, string>()

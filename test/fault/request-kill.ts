@@ -92,7 +92,7 @@ class Responders {
   }
 }
 
-/** Sends the requests, and records what becomes of each. */
+/** Sends the requests, and records the outcome of each. */
 class Requester {
   readonly answerMs: number[] = []
   readonly lateMs: number[] = []

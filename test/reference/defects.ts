@@ -1,6 +1,6 @@
 /**
- * Planted bugs, which are added to a correct broker from outside. A comparison that does not find planted bugs proves
- * nothing when it finds no others.
+ * Planted bugs, which are added to a correct broker from outside. The comparison must find each of them. Otherwise it
+ * would prove nothing when it finds no bug in the broker itself.
  */
 import {
   BATCH_HEADER_BYTES,

@@ -148,7 +148,7 @@ export class Schedules {
     )
   }
 
-  /** Publishes the message now, which is no tick. */
+  /** Publishes the message now. This is not a tick. */
   run(name: string): void {
     this.#bench.both(
       `run the schedule ${name}`,

@@ -1,4 +1,7 @@
-/** Rules of topics, written from their description word by word: which pattern matches which name, and which headers. */
+/**
+ * Rules of topics, written word by word from their description: which names a pattern matches, and which headers a
+ * binding matches.
+ */
 
 /** Whether the pattern matches the name: `*` matches one level, `#` any number of levels, also none. */
 export function matchesTopic(pattern: string, name: string): boolean {

@@ -25,7 +25,10 @@ export const COPIES = queueName('copies')
 export const NAMES = [...LONG, BUSY, COPIES]
 
 const CALLER = { label: 'an operator', isOpen: true }
-/** Maximum number of leases of one reader: the cold chunks at the head that are read after a restart hold as many. */
+/**
+ * Maximum number of leases of one reader. After a restart the broker reads cold chunks at the head into memory until
+ * they hold at least this many ready messages, so that every lease can be claimed.
+ */
 const CREDIT_MAX = 900
 /** Settled messages are kept this long in queues whose replays are checked; no world lasts as long. */
 export const RETAIN_MS = 24 * 3_600_000

@@ -102,7 +102,7 @@ export function compareRecovered(
 
 /**
  * Whether the log ends after the stream released messages of the group, and before the group lost them. The broker has
- * then removed them from the group at its start, and the next entry says so.
+ * then removed them from the group at its start, and the next entry has the fact.
  */
 function isOvertaken({ group, live, next }: LedgerQueue, { queues }: LedgerState): boolean {
   if (group === undefined) return false

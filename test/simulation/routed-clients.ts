@@ -85,7 +85,7 @@ export class Member implements Consumer {
   isOver = false
   readonly #around: Receiving
   readonly #leased: Leased
-  /** Of the queue now: a group that moves starts anew. */
+  /** Returns what was received from the queue; a move of a group starts it again from nothing. */
   readonly #received: () => Received
 
   constructor(around: Receiving, name: QueueName, leased: Leased, received: () => Received) {

@@ -36,7 +36,7 @@ export const ROUTED_DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'a message that arrives in a queue is no use of the queue',
+    name: 'a message that arrives in a queue is not a use of the queue',
     install: () =>
       replaced(UnusedQueues.prototype, () => ({
         used() {},

@@ -55,7 +55,7 @@ const KNOWN_SEEDS: Readonly<Record<string, number>> = {
 
 /** Planted bugs that take seconds to find. They are planted only in the long mode. */
 const SLOW: ReadonlySet<string> = new Set([
-  'a message that arrives in a queue is no use of the queue',
+  'a message that arrives in a queue is not a use of the queue',
   'the time of an unused queue is not set after a call',
   'a release reaches messages that arrive in the same turn',
   'a reader skips the first message of a chunk',

@@ -124,7 +124,7 @@ const LOST = 2
 const PLEDGED = 3
 /** State: the atomic step that acknowledges the message is sent. */
 const SENT = 4
-/** Why the leases of messages ended that are lost. Few messages ever are, so no message has a field for it. */
+/** Why the leases of lost messages ended. Few messages are lost, so messages have no field for it. */
 const REASONS = new WeakMap<object, LeaseLossReason>()
 type LeaseState = typeof OPEN | typeof SETTLED | typeof LOST | typeof PLEDGED | typeof SENT
 

@@ -431,10 +431,10 @@ export class Queues {
   }
 
   /**
-   * Publishes again the acknowledged messages that the queue retains; see `retain`. Of a stream, all messages that it keeps.
-   * The call works page by page.
-   * An error or the signal can end it early. Messages that were published before that stay published: the error has
-   * `outcome: 'partial'`, and `progress` has the counts and the `cursor` at which to continue.
+   * Publishes again the acknowledged messages that the queue retains; see `retain`. From a stream, it
+   * publishes all messages that the stream keeps. The call works page by page. An error or the signal can end it early.
+   * Messages that were published before that stay published: the error has `outcome: 'partial'`, and `progress` has the
+   * counts and the `cursor` at which to continue.
    *
    * @param options `from`, `until` and the filter; `to`; `rate`, in messages per second; `limit`; `dryRun`; `cursor`.
    * @param call `timeout` is the deadline of each page.

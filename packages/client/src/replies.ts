@@ -213,7 +213,7 @@ export class Replies implements Responder {
     if (replyTo === undefined) {
       throw new SluiceError(
         'NOT_A_REQUEST',
-        'The message was not sent with `request`, so nobody waits for a reply.',
+        'The message was not sent with `request`, so no client waits for a reply.',
       )
     }
     if (this.#replied.has(message))

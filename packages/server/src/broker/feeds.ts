@@ -2,7 +2,8 @@
  * Lets messages of streams enter the groups whose lines need them, in the order of offsets. Called by `Dispatcher` when a group
  * has nothing to deliver, or nothing that precedes the next message of the stream.
  *
- * Invariant: a group has at most HELD_MAX messages in memory that are neither done nor dead, apart from those of one more step.
+ * Invariant: a group has at most HELD_MAX messages in memory that are neither done nor dead, plus those that one step
+ * adds.
  */
 import {
   BATCH_ATTRIBUTE,

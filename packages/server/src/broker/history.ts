@@ -139,7 +139,7 @@ function eventsIn(
         const event = eventOf(fact, offset, header.timeMs)
         if (event === undefined || (REMOVES_PENDING.has(fact.kind) && !known.isPending)) return
         const isMove = fact.kind === FACT.position
-        // The group was there before the message.
+        // The group was created or moved before the message was published.
         if (isMove && fact.offset <= offset && !known.complete) return
         known.isPending = isMove
           ? fact.offset <= offset

@@ -21,13 +21,16 @@ const BYTES_IN_STEP = 16
 export const FILTER_STEPS_MAX = 16_384
 
 export class RecordFilter {
-  /** Whether the filter checks a part of the record. Every record matches a filter that does not. */
+  /** Whether the filter checks a part of the record. If false, every record matches. */
   readonly needsRecord: boolean
-  /** Work done for records, since `endsTurn` last returned true: a step for each header, each name or value compared, and each 16 of their bytes. */
+  /**
+   * Work done for records since `endsTurn` last returned true: a step for each header, for each name or value compared,
+   * and for each 16 of their bytes.
+   */
   steps = 0
   readonly #key: Uint8Array | undefined
   readonly #id: Uint8Array | undefined
-  /** In the order of `compare`, so that a name is found by halving. */
+  /** In the order of `#compare`, so that a binary search finds a name. */
   readonly #headers: WantedHeader[]
   /** Size of the wanted headers in a record. */
   readonly #headersBytes: number
@@ -63,7 +66,7 @@ export class RecordFilter {
     return this.#headers.length === 0 || this.#matchesHeaders(bytes, headersAt, payloadAt)
   }
 
-  /** Whether the work since this last returned true is enough for one turn. */
+  /** Whether `steps` has reached the work of one turn; then starts it again from 0. */
   endsTurn(): boolean {
     if (this.steps < FILTER_STEPS_MAX) return false
     this.steps = 0

@@ -212,7 +212,7 @@ export class Schedules {
   }
 
   /**
-   * Publishes the message now. This is no tick: it changes nothing about the schedule.
+   * Publishes the message now. This is not a tick, and does not change the schedule.
    * @throws SluiceError SCHEDULE_NOT_FOUND, or the refusal of the target
    */
   run(name: string): ScheduleRun {

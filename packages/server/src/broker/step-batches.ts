@@ -58,7 +58,7 @@ export class StepBatches {
   }
 }
 
-/** A batch of the records in `ranges`, with the number of `batch`. */
+/** A copy of the batch that begins at `at`, with its batch number and only the records in `ranges`. */
 function partOf({ bytes, at }: BatchBytes, ranges: readonly RecordRange[]): BatchBytes {
   const records: Uint8Array[] = []
   let end = BATCH_HEADER_BYTES

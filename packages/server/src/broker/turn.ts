@@ -17,8 +17,8 @@ import { Timers } from './timers.js'
  */
 const DUE_MAX = 8_192
 /**
- * Maximum number of messages that enter groups in one turn, for all groups together, apart from those of one more step. A
- * message with a key takes about 2 µs.
+ * Maximum number of messages that enter groups in one turn, for all groups together. The last step of the turn can
+ * exceed it. A message with a key takes about 2 µs.
  */
 const ENTERED_MAX = 8_192
 

@@ -2,7 +2,8 @@
  * The queues with `expiresMs`: deletes a queue once it had no consumer, no reader and no call for that time, and got no
  * messages under its name. Sessions report each call that names a queue, `Leases` the end of each consumer, `Readers` the
  * end of each reader, and `Intake` the messages that the broker itself puts into a queue. Messages that reach a queue
- * through a binding are no use: otherwise a queue whose subscriber has left would exist while its topic is published to.
+ * through a binding do not count as a use. Otherwise a queue whose subscriber has left would exist as long as messages
+ * are published to its topic.
  *
  * Invariant: a queue is never deleted early. It is deleted in the first turn after its time, or in one of the next turns
  * if many queues are due at once. The last use is not stored, so that a use writes nothing: after a start of the broker,

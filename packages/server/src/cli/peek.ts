@@ -34,7 +34,7 @@ export const peek = command<PeekOptions>({
     )
       .describe('json', 'Print each message in full, as a line of JSON')
       .epilogue(
-        'Shows messages in offset order, with bodies shortened. Peeking changes nothing. Of a group, it shows the messages that ' +
+        'Shows messages in offset order, with bodies shortened. Peeking changes nothing. For a group, it shows the messages that ' +
           'the group has reached and that are not done.',
       ),
   handler: async (options) => {

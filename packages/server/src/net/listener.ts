@@ -11,7 +11,7 @@ import { SocketTransport } from './socket-transport.js'
 export interface Turns {
   /** The next time at which `tick` is due, in milliseconds since the epoch. */
   readonly nextDeadline: number
-  /** Starts a turn. The commands of the turn get the current time. */
+  /** Starts a turn. All commands of the turn get the time at which it started. */
   begin(): void
   tick(): void
 }

@@ -124,7 +124,7 @@ export class BatchTable {
     return this.isShared(batch) ? this.#words[AHEAD + batch * SHARED + NEEDED_SHARED]! >>> NEEDED_BITS : 0
   }
 
-  /** The part of the row's share that stands for `messages` of its messages. The batch must be shared. */
+  /** The part of the row's share that belongs to `messages` of its messages. The batch must be shared. */
   shareOf(batch: number, messages: number): number {
     return ((this.bytes(batch) - REFER_BYTES) * messages) / this.sharedNeeded(batch)
   }

@@ -573,7 +573,9 @@ export class Chunk {
     return this.neededIn(this.batches.first(batch), this.batchEnd(batch))
   }
 
-  /** Estimate of the part of a row's share that stands for messages that are not needed any more. The batch must be shared. */
+  /**
+   * Estimate of the part of a row's share that belongs to messages that are no longer needed. The batch must be shared.
+   */
   spareBytes(batch: number): number {
     return this.batches.shareOf(batch, this.batches.sharedNeeded(batch) - this.#neededOf(batch))
   }

@@ -217,8 +217,8 @@ export class Chunks {
   /**
    * Visits the batches that have a live or retained message, each batch once, in the order of their offsets, until
    * `visit` returns true. `bytes` is what the batch counts. A shared batch is visited once for each of its rows with such a
-   * message. Of a cold chunk, all batches in a segment are visited as one. Allocates nothing per batch, because a queue that
-   * is deleted can have millions of batches.
+   * message. In a cold chunk, all batches in a segment are visited as one. Allocates nothing per batch, because a queue
+   * that is deleted can have millions of batches.
    */
   eachNeededBatch(visit: (position: number, bytes: number, scale: number) => boolean | void): void {
     let last = -1
@@ -311,7 +311,7 @@ export class Chunks {
 
   /**
    * Removes the batch from `use` if none of its messages is live or retained, neither in this chunk nor in any other chunk
-   * that the batch reaches. Of a shared batch, only this row is considered.
+   * that the batch reaches. In a shared batch, only this row is considered.
    */
   removeUse(chunk: Chunk, batch: number, use: LogUse): void {
     if (!chunk.isUnneededHere(batch)) return
@@ -341,8 +341,8 @@ export class Chunks {
     this.eachNeededBatch((position, bytes) => removeWhole(position, bytes, use))
   }
 
-  // Estimate of the record bytes of messages that are neither live nor retained, in batches that are still needed. Of a
-  // shared batch, their part of the share of the row. Cold chunks are not included.
+  // Estimate of the record bytes of messages that are neither live nor retained, in batches that are still needed. In a
+  // shared batch, it is their part of the share of the row. Cold chunks are not included.
   get #goneBytes(): number {
     let bytes = 0
     let last = -1

@@ -1,7 +1,7 @@
 /**
  * The keys of which compaction has seen a message: their hashes of 128 bits, in the order in which they were added. With a
- * billion keys, the probability that any two of them have the same hash is below 10^-20, and without the seed nobody can
- * choose such keys. So hashes are compared instead of keys.
+ * billion keys, the probability that any two of them have the same hash is below 10^-20, and a client that does
+ * not know the seed cannot choose such keys. So hashes are compared instead of keys.
  */
 import { HashIndex } from './hash-index.js'
 import { ID_WORDS } from './hash.js'

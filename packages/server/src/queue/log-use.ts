@@ -17,7 +17,8 @@ export interface Copy {
 /**
  * Counts the bytes of batches that have live or retained messages, by segment of the log. The counts show which segments
  * are still needed, and the cost of copying their batches. A batch counts in full until its last such message is gone.
- * Of a shared batch, which several queues use, each row counts its share (see shares.ts) until its last such message is gone.
+ * In a shared batch, which several queues use, each row counts its share (see shares.ts) until its last such message is
+ * gone.
  */
 export interface LogUse {
   /** Gets notified of the pages of chunks and ids. */

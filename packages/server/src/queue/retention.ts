@@ -194,7 +194,7 @@ export class Retention {
     return undefined
   }
 
-  /** Bytes of the chunks that the limits release at `nowMs`. Takes as long as there are such chunks. */
+  /** Bytes of the chunks that the limits release at `nowMs`. The time it takes grows with their number. */
   dueBytes({ retainAgeMs, retainBytes, retainMessages = 0 }: RetentionLimits, nowMs: number): number {
     const agedMs = retainAgeMs > 0 ? nowMs - retainAgeMs : -Infinity
     let { messages, bytes } = this

@@ -88,7 +88,7 @@ export class Schedule {
   }
 
   // Called while no message is beyond the horizon. Time can have passed the horizon. With a message beyond it, `nextDeadline`
-  // would then be in the past although no message is due, and messages with keys would wait that are not delayed.
+  // would then be in the past although no message is due, and messages with keys that are not delayed would wait.
   #forgetHorizon(): void {
     this.#moving = undefined
     this.#horizonMs = Infinity

@@ -1,6 +1,6 @@
 /**
  * Where the messages of a queue are stored: the batches of its chunks, for the messages that are live and, in a queue with
- * retention, for those that were acknowledged and are kept for replay. `Contents` adds what has become of each message.
+ * retention, for those that were acknowledged and are kept for replay. `Contents` adds the state of each message.
  *
  * Invariant: `locate` is the only way from an offset to a place in the log. The log keeps a batch while a message in it is
  * live or retained.

@@ -1,6 +1,6 @@
 /**
- * The durable numbers of a stream that its messages do not tell. They are in the page with the counters. Compaction also
- * keeps here when it has to look at the stream next.
+ * The numbers of a stream that do not follow from its messages, and the time at which compaction has to look at the
+ * stream next. The durable numbers are in the page with the counters.
  */
 
 /** A pass starts at once if at least this many messages are new, and at least half of all. */

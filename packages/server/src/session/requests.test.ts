@@ -218,7 +218,7 @@ describe('a call', () => {
     expect(() => bench.broker.catalog.queue(Q)).toThrow('no queue')
   })
 
-  it('of LIST is no use of a queue', async () => {
+  it('of LIST does not count as a use of a queue', async () => {
     const bench = await new Bench().open()
     bench.ensure({ expiresMs: 10_000 })
     await bench.pass(9_999)

@@ -3,9 +3,9 @@
  * queues retain. These batches are called live here. They are counted as the queues report changes.
  *
  * Invariant 6: the live bytes of a segment are the bytes of those batches in it that have a live or retained message,
- * headers included. Copying the segment would copy these bytes, without the records that sparse copies leave out. Of a
- * shared batch, each row that has such a message counts its share (queue/shares.ts), so that copying can append more bytes
- * until the batch has been copied once.
+ * headers included. Copying the segment would copy these bytes, without the records that sparse copies leave out. In a
+ * shared batch, each row that has such a message counts its share instead (queue/shares.ts). When rows have left the
+ * batch, the shares add up to less than its copy.
  */
 import { DIRECTORY_BYTES } from './directory.js'
 import type { Chunk, Copy, LogUse, Queue } from '../queue/index.js'
