@@ -9,6 +9,7 @@ import { connect } from '@sluice/client'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { checkHistory, findingLines, violations, type EndEvent, type Report } from '../checker/history.js'
+import { numberOption, printComplaints } from './arguments.js'
 import { KilledBroker, readyLine, unexpectedFailures, READY_MS_MAX, type Moment } from './killed-broker.js'
 import { LoadProcess, added, readHistories } from './load.js'
 import type { LoadArguments, TimedEvent } from './load-process.js'
@@ -363,19 +364,11 @@ export function summary(result: GroupKillResult): string {
 }
 
 async function main(args: readonly string[]): Promise<void> {
-  const option = (name: string, fallback: number): number => {
-    const at = args.indexOf(`--${name}`)
-    return at === -1 ? fallback : Number(args[at + 1])
-  }
   const result = await killGroups({
-    kills: option('kills', 30),
-    seed: option('seed', Date.now() % 1_000_000),
+    kills: numberOption(args, 'kills', 30),
+    seed: numberOption(args, 'seed', Date.now() % 1_000_000),
   })
-  const wrong = complaints(result)
-  if (wrong !== '') {
-    console.log(wrong)
-    process.exitCode = 1
-  }
+  printComplaints(complaints(result))
   console.log(summary(result))
 }
 

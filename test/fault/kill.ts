@@ -10,6 +10,7 @@ import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { checkHistory, findingLines, violations, type HistoryEvent, type Report } from '../checker/history.js'
+import { numberOption, printComplaints } from './arguments.js'
 import { KilledBroker, readyLine, unexpectedFailures, READY_MS_MAX, type Moment } from './killed-broker.js'
 import { LoadProcess, added, readHistories } from './load.js'
 import type { TimedEvent } from './load-process.js'
@@ -267,10 +268,7 @@ export function summary(results: readonly KillResult[]): string {
 const KILLS_A_HISTORY = 200
 
 async function main(args: readonly string[]): Promise<void> {
-  const option = (name: string, fallback: number): number => {
-    const at = args.indexOf(`--${name}`)
-    return at === -1 ? fallback : Number(args[at + 1])
-  }
+  const option = (name: string, fallback: number): number => numberOption(args, name, fallback)
   const kills = option('kills', 200)
   const seed = option('seed', Date.now() % 1_000_000)
   const mebibytes = (name: string): number | undefined => {
@@ -290,11 +288,7 @@ async function main(args: readonly string[]): Promise<void> {
     })
     results.push(result)
     done += result.kills
-    const wrong = complaints(result)
-    if (wrong !== '') {
-      console.log(wrong)
-      process.exitCode = 1
-    }
+    printComplaints(complaints(result))
   }
   console.log(summary(results))
 }

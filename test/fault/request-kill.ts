@@ -7,6 +7,7 @@
 import { connect, SluiceError, type Sluice } from '@sluice/client'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { numberOption, printComplaints } from './arguments.js'
 import { LoadProcess } from './load.js'
 import { Random } from './random.js'
 import { BrokerProcess } from '../rig/broker.js'
@@ -217,20 +218,12 @@ function summary(result: RequestKillResult): string {
 }
 
 async function main(args: readonly string[]): Promise<void> {
-  const option = (name: string, fallback: number): number => {
-    const at = args.indexOf(`--${name}`)
-    return at === -1 ? fallback : Number(args[at + 1])
-  }
   const result = await killResponders({
-    requests: option('requests', 20_000),
-    inFlight: option('in-flight', 64),
-    seed: option('seed', Date.now() % 1_000_000),
+    requests: numberOption(args, 'requests', 20_000),
+    inFlight: numberOption(args, 'in-flight', 64),
+    seed: numberOption(args, 'seed', Date.now() % 1_000_000),
   })
-  const wrong = complaints(result)
-  if (wrong !== '') {
-    console.log(wrong)
-    process.exitCode = 1
-  }
+  printComplaints(complaints(result))
   console.log(summary(result))
 }
 

@@ -106,17 +106,31 @@ const WEIGHTS = [
 type OperationName = (typeof WEIGHTS)[number][0]
 const WEIGHTS_TOTAL = WEIGHTS.reduce((sum, [, weight]) => sum + weight, 0)
 
-export async function runHistory(product: Product, options: HistoryOptions): Promise<HistoryResult> {
-  const history = new History(product, options)
+export function runHistory(product: Product, options: HistoryOptions): Promise<HistoryResult> {
+  return runOperations(new History(product, options), options)
+}
+
+/** A history, whose operations are run in order. */
+interface Operations {
+  readonly counts: HistoryResult['counts']
+  begin(): Promise<void>
+  operation(number: number): Promise<void>
+  end(): Promise<void>
+}
+
+/** Runs the operations that the options name, until one fails. */
+export async function runOperations(
+  history: Operations,
+  { operations, only }: HistoryOptions,
+): Promise<HistoryResult> {
   let at = -1
   try {
     await history.begin()
-    const numbers = options.only ?? Array.from({ length: options.operations }, (_, number) => number)
-    for (const number of numbers) {
+    for (const number of only ?? Array.from({ length: operations }, (_, number) => number)) {
       at = number
       await history.operation(number)
     }
-    at = options.operations
+    at = operations
     await history.end()
   } catch (error) {
     return { counts: history.counts, failure: { at, error } }

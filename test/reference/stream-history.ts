@@ -6,7 +6,7 @@
 import type { GroupOptions, RecordOptions, StreamOptions, StreamPlace } from '@sluice/protocol'
 import { Chance } from '../simulation/chance.js'
 import { Bench, RESENDABLE, type BenchProducer, type Pair, type Product } from './bench.js'
-import type { HistoryOptions, HistoryResult } from './history.js'
+import { runOperations, type HistoryOptions, type HistoryResult } from './history.js'
 import { comparePeek } from './pages.js'
 import { CRONS, Schedules, type ScheduleWish } from './schedules.js'
 import type { Content, ModelSettle } from './state.js'
@@ -61,22 +61,8 @@ const WEIGHTS = [
 type OperationName = (typeof WEIGHTS)[number][0]
 const WEIGHTS_TOTAL = WEIGHTS.reduce((sum, [, weight]) => sum + weight, 0)
 
-export async function runStreamHistory(product: Product, options: HistoryOptions): Promise<HistoryResult> {
-  const history = new StreamHistory(product, options)
-  let at = -1
-  try {
-    await history.begin()
-    const numbers = options.only ?? Array.from({ length: options.operations }, (_, number) => number)
-    for (const number of numbers) {
-      at = number
-      await history.operation(number)
-    }
-    at = options.operations
-    await history.end()
-  } catch (error) {
-    return { counts: history.counts, failure: { at, error } }
-  }
-  return { counts: history.counts, failure: undefined }
+export function runStreamHistory(product: Product, options: HistoryOptions): Promise<HistoryResult> {
+  return runOperations(new StreamHistory(product, options), options)
 }
 
 class StreamHistory {
